@@ -1,0 +1,1 @@
+"""Speed, side by side: `make bench`. Never part of the tests: a ratio on a busy machine is a reading, not a promise."""

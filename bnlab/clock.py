@@ -1,0 +1,118 @@
+"""The only reader of time: training seconds that stop for everything else, and the length of each step.
+
+On CPU a step is read from `time.perf_counter_ns`. On CUDA it lies between two recorded events, which are read only when
+an interval is over, so that no step waits for the device.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def utc_now() -> str:
+    """Return the wall-clock time as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Stopwatch:
+    """Seconds between `start` and `stop`, added up; the device is waited for on both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._total_ns = 0
+        self._since: int | None = None
+
+    def start(self) -> None:
+        synchronize(self._device)
+        self._since = time.perf_counter_ns()
+
+    def stop(self) -> None:
+        synchronize(self._device)
+        if self._since is not None:
+            self._total_ns += time.perf_counter_ns() - self._since
+            self._since = None
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds added up, the running stretch included."""
+        running = time.perf_counter_ns() - self._since if self._since is not None else 0
+        return (self._total_ns + running) / 1e9
+
+
+class StepClock(Protocol):
+    """Marks three moments a step: before its batch is fetched, batch ready, step done."""
+
+    def begin(self) -> None: ...
+    def ready(self) -> None: ...
+    def end(self) -> None: ...
+
+    def cancel(self) -> None:
+        """Take back the last `begin`: there was no batch."""
+        ...
+
+    def flush(self) -> list[tuple[float, float]]:
+        """Return (data, step) in milliseconds for every step since the last flush; may wait for the device."""
+        ...
+
+
+class HostClock:
+    """Step clock of the CPU."""
+
+    def __init__(self) -> None:
+        self._marks: list[int] = []
+
+    def begin(self) -> None:
+        self._marks.append(time.perf_counter_ns())
+
+    ready = end = begin
+
+    def cancel(self) -> None:
+        self._marks.pop()
+
+    def flush(self) -> list[tuple[float, float]]:
+        marks, self._marks = self._marks, []
+        starts, readies, ends = marks[0::3], marks[1::3], marks[2::3]
+        return [((r - s) / 1e6, (e - r) / 1e6) for s, r, e in zip(starts, readies, ends, strict=False)]
+
+
+class CudaClock:
+    """Step clock of a CUDA device: events in its stream, reused from interval to interval."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device)
+        self._events: list[torch.cuda.Event] = []
+        self._used = 0
+
+    def begin(self) -> None:
+        if self._used == len(self._events):
+            self._events.append(torch.cuda.Event(enable_timing=True))
+        self._events[self._used].record(self._stream)
+        self._used += 1
+
+    ready = end = begin
+
+    def cancel(self) -> None:
+        self._used -= 1
+
+    def flush(self) -> list[tuple[float, float]]:
+        count, self._used = self._used // 3, 0
+        if not count:
+            return []
+        self._events[3 * count - 1].synchronize()
+        triples = [self._events[3 * i : 3 * i + 3] for i in range(count)]
+        return [(begin.elapsed_time(ready), ready.elapsed_time(end)) for begin, ready, end in triples]
+
+
+def step_clock(device: torch.device) -> StepClock:
+    """Return the step clock that fits the device."""
+    return CudaClock(device) if device.type == "cuda" else HostClock()

@@ -1,0 +1,242 @@
+"""From runs to arms: what tells them apart, which runs belong together, and how an arm is called.
+
+An arm is all runs that differ in the seed only. Of the keys that differ between arms only those are shown that the keys
+before them do not already settle: with `norm.name` shown, `norm.size` says nothing more where only ghost has a size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bnlab.compare.read import Run
+from bnlab.compare.result import Value
+from bnlab.errors import ConfigError, did_you_mean
+
+# The seed tells the runs of an arm apart; the others change where files lie, what a run is called, or how many samples
+# an evaluation takes at once, and no figure depends on them.
+NOT_COMPARED = frozenset({"seed", "name", "data.root", "eval.batch_size"})
+FIRST_KEYS = ("norm.name", "model.name", "data.name", "optim.name", "schedule.name")
+NORM_ORDER = ("none", "batch", "ghost", "instance", "layer")
+OVER = ("done", "diverged")  # states with a summary
+_MISSING = object()  # a key that a run does not have; null is a value
+
+
+@dataclass
+class Arm:
+    """All runs of one configuration; several runs of a seed only where `--by` pools other keys."""
+
+    values: dict[str, Value]  # of the changed keys that it has
+    label: str = ""
+    runs: list[Run] = field(default_factory=list)
+    pooled: dict[str, list[Value]] = field(default_factory=dict)  # keys that differ within the arm
+
+    def done(self) -> list[Run]:
+        """Return the finished runs."""
+        return [run for run in self.runs if run.state == "done"]
+
+    def states(self) -> dict[str, int]:
+        """Count the runs by state."""
+        counts: dict[str, int] = {}
+        for run in self.runs:
+            counts[run.state] = counts.get(run.state, 0) + 1
+        return counts
+
+
+def sections_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """Split runs by the data they were made on: name and fingerprint, in the order of their names.
+
+    A run that ended before its fingerprint was known goes with the other runs on data of that name.
+    """
+    known = {_data_of(run): mark for run in runs if (mark := _fingerprint(run)) is not None}
+    sections: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        name = _data_of(run)
+        sections.setdefault((name, _fingerprint(run) or known.get(name, "")), []).append(run)
+    return [sections[key] for key in sorted(sections)]
+
+
+def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], int]:
+    """Keep one run of each configuration and seed, the latest that is over or else the latest; count those left out."""
+    keys = differing_keys(runs)
+    kept: dict[tuple[object, ...], Run] = {}
+    for run in runs:
+        key = (run.seed, *(run.config.get(k, _MISSING) for k in keys))
+        if key not in kept or _precedence(run) > _precedence(kept[key]):
+            kept[key] = run
+    return list(kept.values()), len(runs) - len(kept)
+
+
+def _precedence(run: Run) -> tuple[bool, int]:
+    return run.state in OVER, run.order
+
+
+def arms_of(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[Arm], list[str]]:
+    """Group runs into arms and return them in order, with the keys that tell them apart.
+
+    With `by` (full keys) runs are grouped by these alone, and each arm says in `pooled` what else differs within it.
+    """
+    changed = list(by) or _shown_keys(runs) or [key for key in FIRST_KEYS[:1] if key in runs[0].config]
+    arms: dict[tuple[object, ...], Arm] = {}
+    for run in runs:
+        key = tuple(run.config.get(k, _MISSING) for k in changed)
+        if key not in arms:
+            arms[key] = Arm({k: run.config[k] for k in changed if k in run.config})
+        arms[key].runs.append(run)
+    ordered = sorted(arms.values(), key=lambda arm: [_sort_key(k, arm.values.get(k, _MISSING)) for k in changed])
+    names = short_names(changed)
+    for arm in ordered:
+        arm.label = _label(arm.values, names)
+        if by:
+            arm.pooled = {k: distinct(k, arm.runs) for k in differing_keys(arm.runs) if k not in changed}
+    return ordered, changed
+
+
+def shared_settings(runs: Sequence[Run]) -> dict[str, Value]:
+    """Return the keys and values that all runs have in common."""
+    differing = NOT_COMPARED.union(differing_keys(runs))
+    return {key: value for key, value in runs[0].config.items() if key not in differing}
+
+
+def differing_keys(runs: Sequence[Run]) -> list[str]:
+    """Return the keys whose value (or presence) differs between runs: the names of parts first, then as configured."""
+    configs = [run.config for run in runs]
+    keys: dict[str, None] = {}
+    for config in configs:
+        keys |= dict.fromkeys(config)
+    differing = [
+        key for key in keys if key not in NOT_COMPARED and len({config.get(key, _MISSING) for config in configs}) > 1
+    ]
+    return sorted(differing, key=lambda key: FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS))
+
+
+def _shown_keys(runs: Sequence[Run]) -> list[str]:
+    """Return the keys that settle all that differs, leaving out each that those before it already settle."""
+    differing = differing_keys(runs)
+    rows = {tuple(run.config.get(k, _MISSING) for k in differing) for run in runs}
+    shown: list[int] = []
+    for i in range(len(differing)):
+        without = {tuple(row[j] for j in shown) for row in rows}
+        with_it = {tuple(row[j] for j in (*shown, i)) for row in rows}
+        if len(with_it) > len(without):
+            shown.append(i)
+    return [differing[i] for i in shown]
+
+
+def followers(runs: Sequence[Run], changed: Sequence[str]) -> dict[str, list[Value]]:
+    """Return keys that differ along with the shown ones, with their values: what a table of these arms does not show.
+
+    A key that some runs lack and that is the same in all others (`norm.size` of ghost alone) is none of them.
+    """
+    hidden = {key: distinct(key, runs) for key in differing_keys(runs) if key not in changed}
+    return {key: values for key, values in hidden.items() if len(values) > 1}
+
+
+def distinct(key: str, runs: Iterable[Run]) -> list[Value]:
+    """Return the values of `key` in order."""
+    return sorted({run.config[key] for run in runs if key in run.config}, key=lambda value: _sort_key(key, value))
+
+
+def _data_of(run: Run) -> str:
+    return text_of(run.config.get("data.name"))
+
+
+def _fingerprint(run: Run) -> str | None:
+    mark = run.environment.get("data_fingerprint")
+    return mark if isinstance(mark, str) else None
+
+
+# Names and text
+
+
+def text_of(value: object) -> str:
+    """Return a value as one would type it in an override."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Name keys by their part (`norm.name` -> `norm`) or last part (`optim.lr` -> `lr`), where no two then agree."""
+    short = {key: _short(key) for key in keys}
+    names = list(short.values())
+    return {key: name if names.count(name) == 1 else key for key, name in short.items()}
+
+
+def find_key(word: str, keys: Iterable[str]) -> str:
+    """Return the full key meant by `word`: itself, a part (`norm` for `norm.name`) or a last part (`lr`).
+
+    Errors: ConfigError when no key or more than one is meant.
+    """
+    known = list(keys)
+    if word in known:
+        return word
+    if f"{word}.name" in known:
+        return f"{word}.name"
+    found = [key for key in known if key.endswith(f".{word}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"{word}: more than one key ends so\ngive one of {', '.join(sorted(found))}")
+    raise ConfigError(f"{word}: no run has such a key{did_you_mean(word, [*known, *map(_short, known)])}")
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas that are not inside brackets: `[32,64],[16]` -> two values."""
+    return [part.strip() for part in re.split(r",(?![^\[\]]*\])", text)]
+
+
+def is_value(value: object, text: str) -> bool:
+    """Return whether `text` is how one may type `value`: `0.10` is 0.1, `true` is true."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return text_of(value) == text
+
+
+def where_of(conditions: Iterable[str], runs: Sequence[Run]) -> list[Run]:
+    """Keep the runs that meet every condition `KEY=VALUE[,VALUE]`.
+
+    Errors: ConfigError for a condition without `=`, an unknown key, or one that no run meets.
+    """
+    kept = list(runs)
+    for condition in conditions:
+        word, equals, wanted = condition.partition("=")
+        if not equals or not wanted:
+            raise ConfigError(f"--where {condition}: must be KEY=VALUE or KEY=VALUE,VALUE")
+        key = find_key(word.strip(), {k: None for run in runs for k in run.config})
+        texts = split_list(wanted)
+        met = [run for run in kept if key in run.config and any(is_value(run.config[key], t) for t in texts)]
+        if not met:
+            there = [text_of(value) for value in distinct(key, kept)]
+            raise ConfigError(f"--where {condition}: no run has it\n{key} is {', '.join(there[:12]) or 'not set'}")
+        kept = met
+    return kept
+
+
+def _sort_key(key: str, value: object) -> tuple[int, int | float, str]:
+    """Order values: absent, null, false, true, numbers by size, the norms as the tables list them, then text."""
+    if value is _MISSING or value is None:
+        return (0 if value is _MISSING else 1, 0, "")
+    if isinstance(value, (bool, int, float)):
+        return (2 if isinstance(value, bool) else 3, value, "")
+    text = str(value)
+    if key == "norm.name":
+        return (4, NORM_ORDER.index(text) if text in NORM_ORDER else len(NORM_ORDER), text)
+    return (5, 0, text)
+
+
+def _short(key: str) -> str:
+    part, _, last = key.rpartition(".")
+    return part if part and last == "name" else last
+
+
+def _label(values: Mapping[str, Value], names: Mapping[str, str]) -> str:
+    if len(names) == 1:
+        return " ".join(text_of(value) for value in values.values()) or "-"
+    return " ".join(f"{names[key]}={text_of(value)}" for key, value in values.items()) or "-"

@@ -1,0 +1,203 @@
+"""What a careful reader of a comparison must know, one sentence each: found in the runs, not left to the reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from bnlab.compare.arms import Arm, distinct, followers, short_names, text_of
+from bnlab.compare.read import Run
+from bnlab.compare.result import Row, Value
+from bnlab.compare.statistics import MOST_PAIRS, Paired, coverage_of_range, detectable_difference, pairs_needed
+from bnlab.measure.metrics import Metric
+
+MOST_NAMED = 6  # arms or values listed in a sentence
+TIMED = frozenset({"step_ms", "images_per_second", "train_seconds", "seconds_to_target"})
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One section's figures, and what went into them."""
+
+    runs: Sequence[Run]
+    arms: Sequence[Arm]
+    rows: Sequence[Row]
+    changed: Sequence[str]
+    columns: Sequence[Metric]
+    pairs: Mapping[str, Paired]  # of the main metric, by the arm's label
+    num_duplicates: int
+    unmeasured: Mapping[str, int]  # finished runs without a finite value, by metric
+    without_target: Sequence[str]  # metrics asked for that need a target
+    has_baseline: bool  # False: the baseline that was asked for is not among these arms
+
+
+def notes_on(found: Evidence) -> list[str]:
+    """Return all notes, the most important first."""
+    return [
+        *_seeds(found),
+        *_states(found),
+        *_rates(found),
+        *_hidden(found),
+        *_pooled(found),
+        *_pairing(found),
+        *_power(found),
+        *_times(found),
+        *_missing(found),
+        *_environments(found),
+    ]
+
+
+def environments_of(runs: Sequence[Run]) -> list[dict[str, object]]:
+    """Return the distinct environments."""
+    by_text = {json.dumps(run.environment, sort_keys=True): run.environment for run in runs if run.environment}
+    return list(by_text.values())
+
+
+def _seeds(found: Evidence) -> Iterator[str]:
+    single = [row for row in found.rows if row.n == 1]
+    if single:
+        which = "Each arm has" if len(single) == len(found.rows) else f"{_named([r.label for r in single])}: there is"
+        yield f"{which} one finished run (n=1): no interval and no p can be given, and seeds differ."
+
+
+def _states(found: Evidence) -> Iterator[str]:
+    totals: dict[str, int] = {}
+    for row in found.rows:
+        for state, count in row.states.items():
+            totals[state] = totals.get(state, 0) + count
+    unfinished = [f"{count} {state}" for state, count in totals.items() if state != "done"]
+    if unfinished:
+        count = sum(totals.values())
+        yield (
+            f"Runs not finished: {count - totals.get('done', 0)} of {count} ({', '.join(unfinished)}); "
+            "means are over finished runs only, which flatters an arm that loses some."
+        )
+    if found.num_duplicates:
+        yield f"{_count(found.num_duplicates, 'run')} left out: same configuration and seed as a later or finished one."
+
+
+def _rates(found: Evidence) -> Iterator[str]:
+    if "norm.name" not in found.changed:
+        return
+    rates = distinct("optim.lr", found.runs)
+    if len(rates) == 1:
+        yield (
+            f"All arms ran at optim.lr={text_of(rates[0])}; "
+            "a learning rate of its own for each arm may change the order."
+        )
+
+
+def _hidden(found: Evidence) -> Iterator[str]:
+    if any(arm.pooled for arm in found.arms):
+        return
+    keys = followers(found.runs, found.changed)
+    if keys:
+        yield f"The arms differ in more than the table shows, always together with it: {_keys(keys)}."
+
+
+def _pooled(found: Evidence) -> Iterator[str]:
+    pooled: dict[str, list[Value]] = {}
+    for arm in found.arms:
+        for key in arm.pooled:
+            pooled[key] = distinct(key, found.runs)
+    if not pooled:
+        return
+    yield f"Runs that differ in {_keys(pooled)} are pooled; each seed counts once, with the mean over its runs."
+    if any(arm.pooled != found.arms[0].pooled for arm in found.arms):
+        yield "The arms are pooled over different values, so a difference may come from these."
+
+
+def _pairing(found: Evidence) -> Iterator[str]:
+    if not found.has_baseline:
+        yield "The baseline is none of these arms, so there are no differences."
+        return
+    main = found.columns[0].name
+    alone = [r.label for r in found.rows if not r.is_baseline and r.n and main not in r.vs_baseline]
+    if alone:
+        yield f"{_named(alone)}: no difference, since no baseline shares a seed and the other settings."
+    partly = [r.label for r in found.rows if main in r.vs_baseline and r.vs_baseline[main].n < r.metrics[main].n]
+    if partly:
+        yield f"{_named(partly)}: the difference is over the seeds that the baseline has too."
+
+
+def _power(found: Evidence) -> Iterator[str]:
+    main = found.columns[0]
+    spread = {label: pair for label, pair in found.pairs.items() if pair.sd}
+    shown = sorted(
+        size * main.scale for pair in spread.values() if (size := detectable_difference(pair.sd or 0.0, pair.n))
+    )
+    if not shown:
+        return
+    seeds = sorted({pair.n for pair in spread.values()})
+    few = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    sizes = f"{shown[0]:.2g}" if f"{shown[0]:.2g}" == f"{shown[-1]:.2g}" else f"{shown[0]:.2g} to {shown[-1]:.2g}"
+    unit = "points" if main.unit == "%" else main.unit
+    yield (
+        f"{few} paired seeds can show a true difference in {main.title} of {sizes} {unit}".rstrip()
+        + " (80% power, 5% level, before correction)."
+    )
+    plans = []
+    for row in found.rows:
+        seen = row.vs_baseline.get(main.name)
+        if row.label in spread and seen is not None and (seen.p is None or seen.p > 0.05):
+            needed = pairs_needed(seen.center, spread[row.label].sd or 0.0)
+            text = f"more than {MOST_PAIRS:,}" if needed is None else f"about {max(needed, seen.n + 1):,}"
+            plans.append(f"{row.label} {text}")
+    if plans:
+        yield f"Seeds an arm needs to show the difference now seen, if it is real: {_named(plans)}."
+
+
+def _times(found: Evidence) -> Iterator[str]:
+    waits = [metric for metric in found.columns if metric.kind == "time to target"]
+    counts = {row.metrics[metric.name].n for metric in waits for row in found.rows}
+    few = min((n for n in counts if 2 <= n < 6), default=None)
+    if few is not None:
+        yield (
+            f"Times to the target are medians; below 6 runs their interval is the range, which covers the median "
+            f"in {coverage_of_range(few):.0%} of cases at n={few} instead of 95%."
+        )
+    cut = [m for m in waits if any(m.name in r.vs_baseline for r in found.rows)]
+    if cut and any(row.metrics[m.name].num_reached < row.metrics[m.name].n for m in cut for row in found.rows):
+        yield (
+            "Differences in time to the target are of times cut where the first run ended without arriving "
+            "(restricted mean): what a run would still have needed after that is not seen."
+        )
+    timed = [metric.title for metric in found.columns if metric.name in TIMED]
+    if timed and len(found.rows) > 1:
+        yield (
+            "Step times of separate runs differ by more than strategies may; "
+            "compare them within one machine and run only."
+        )
+
+
+def _missing(found: Evidence) -> Iterator[str]:
+    if found.without_target:
+        yield f"{_named(found.without_target)}: this data has no usual target; give one with --target."
+    for name, count in found.unmeasured.items():
+        yield f"{name}: {_count(count, 'finished run')} without a finite value, left out of its mean."
+
+
+def _environments(found: Evidence) -> Iterator[str]:
+    environments = environments_of(found.runs)
+    mixed: list[str] = []
+    for key in dict.fromkeys(key for environment in environments for key in environment):
+        values = list(dict.fromkeys(str(environment.get(key)) for environment in environments))
+        if len(values) > 1:
+            mixed.append(f"{key} {_named(values)}")
+    if mixed:
+        yield f"The runs come from different environments: {'; '.join(mixed)}."
+
+
+def _keys(keys: Mapping[str, Sequence[Value]]) -> str:
+    names = short_names(list(keys))
+    return ", ".join(f"{names[key]} ({_named([text_of(value) for value in values])})" for key, values in keys.items())
+
+
+def _named(names: Sequence[str]) -> str:
+    rest = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

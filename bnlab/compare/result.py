@@ -1,0 +1,73 @@
+"""What a comparison is: plain values that every output format reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One metric of one arm over its seeds.
+
+    `low` and `high` bound the 95% interval and are None with n = 1. For a time to a target, `n` counts all runs,
+    `num_reached` those that arrived, and `limit` is the largest value at which a run ended without arriving: with
+    fewer than half arrived `center` is None and the metric reads "> limit (2 of 5)".
+    """
+
+    center: float | None
+    low: float | None
+    high: float | None
+    n: int
+    num_reached: int
+    limit: float | None = None
+    kind: Literal["mean", "median"] = "mean"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of one arm minus the baseline's, over the `n` seeds that both have; `p` is Holm-corrected."""
+
+    center: float
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm: all runs that differ in the seed only."""
+
+    arm: dict[str, Value]  # the changed keys and this arm's values
+    label: str
+    n: int  # finished runs
+    states: dict[str, int]  # every run of the arm by state, such as {"done": 4, "diverged": 1}
+    is_baseline: bool
+    metrics: dict[str, Estimate]
+    vs_baseline: dict[str, Difference]
+    curve: list[float]  # median over seeds of the main metric's curve, at common evaluation steps
+
+
+@dataclass(frozen=True)
+class Section:
+    """The arms that can be compared with one another: one data set."""
+
+    settings: dict[str, Any]  # the configuration keys all arms share, flat ("trainer.epochs")
+    environments: list[dict[str, Any]]  # the distinct environments of the runs
+    changed: list[str]  # keys that tell the arms apart
+    main: str  # the metric that is compared
+    rows: list[Row]
+    notes: list[str]  # what a careful reader must know, one sentence each
+    target: float | None = None  # validation accuracy that the times to a target mean; None: this data has none
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All sections, and what was left out with the reason."""
+
+    sections: list[Section]
+    skipped: list[tuple[Path, str]] = field(default_factory=list)

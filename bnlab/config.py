@@ -1,0 +1,109 @@
+"""The configuration of a run as one typed tree: every key known, of its type, in range, consistent with the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from bnlab import __version__
+from bnlab.data import DataSpec, datasets
+from bnlab.errors import ConfigError, did_you_mean
+from bnlab.models import ModelSpec, models
+from bnlab.norms import Strategy, strategies
+from bnlab.registry import Registry
+from bnlab.schema import parse
+from bnlab.training.evaluation import EvalConfig
+from bnlab.training.loop import TrainerConfig
+from bnlab.training.optim import OptimizerSpec, optimizers
+from bnlab.training.schedule import ScheduleSpec, schedules
+
+T = TypeVar("T")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,79}")
+KEYS = ("name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval")
+# Where things lie and what a run is called; they cannot change its result, so they are no part of its identity.
+PLACES = (("name",), ("data", "root"), ("data", "path"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str | None
+    seed: int
+    norm: Strategy
+    model: ModelSpec
+    data: DataSpec
+    optim: OptimizerSpec
+    schedule: ScheduleSpec
+    trainer: TrainerConfig
+    eval: EvalConfig
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Return the configuration that `tree` spells out.
+
+    Errors: ConfigError naming the key, the value and what is allowed.
+    """
+    for key in tree:
+        if key not in KEYS:
+            raise ConfigError(f"{key}: no such key{did_you_mean(str(key), KEYS)}")
+    config = Config(
+        name=_name(tree.get("name")),
+        seed=_seed(tree.get("seed")),
+        norm=_option(strategies, "norm", tree),
+        model=_option(models, "model", tree),
+        data=_option(datasets, "data", tree),
+        optim=_option(optimizers, "optim", tree),
+        schedule=_option(schedules, "schedule", tree),
+        trainer=parse(TrainerConfig, _node("trainer", tree), "trainer"),
+        eval=parse(EvalConfig, _node("eval", tree), "eval"),
+    )
+    config.norm.check_batch(config.data.batch_size)
+    return config
+
+
+def identity(tree: Mapping[str, Any], data_fingerprint: str) -> str:
+    """Return 16 hexadecimal digits that are equal for runs that must give equal results on one machine."""
+    rest = json.loads(json.dumps(tree))
+    for *path, last in PLACES:
+        node = rest
+        for key in path:
+            node = node[key]
+        node.pop(last, None)
+    content = json.dumps([rest, data_fingerprint, __version__], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _node(key: str, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    node = tree.get(key)
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{key}={node}: must be a group of keys such as {key}.…")
+    return node
+
+
+def _option(registry: Registry[T], key: str, tree: Mapping[str, Any]) -> T:
+    node = dict(_node(key, tree))
+    name = node.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{key}.name={name}: must be one of {', '.join(registry)}")
+    return parse(registry[name], node, key)
+
+
+def _name(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not SAFE_NAME.fullmatch(value):
+        raise ConfigError(
+            f"name={value!r}: must be up to 80 letters, digits and ._+=,- beginning with a letter or digit"
+        )
+    return value
+
+
+def _seed(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ConfigError(f"seed={value}: must be a whole number from 0 to 2^63 - 1")
+    return value

@@ -1,0 +1,111 @@
+"""Batches by index from tensors that stay on the device: no workers, no per-image code, one transfer an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bnlab.data.augment import Augment
+from bnlab.data.base import Split
+from bnlab.errors import ConfigError
+from bnlab.seeding import generator
+
+
+class Batches:
+    """One split on one device; an epoch's order and augmentation depend on `seed` and its number alone.
+
+    A batch is (images, labels): float32 of shape (B, C, H, W), int64 of shape (B,). Images are scaled to [0, 1] and,
+    with `mean` and `std` of shape (C,), standardized by them. With `channels_last` the images are laid out as
+    (N, H, W, C), so that a batch is in that memory format without a copy.
+    Errors: ConfigError if the augmentation does not fit the images or `last_batch="drop"` leaves no batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        last_batch: Literal["keep", "drop", "merge"] = "keep",
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        storage: Literal["float32", "uint8"] = "float32",
+        augment: Augment | None = None,
+    ) -> None:
+        self.seed = seed
+        self.device = torch.device(device)
+        self.channels_last = channels_last
+        self.augment = augment or Augment()
+        self._sizes = _batch_sizes(len(split), batch_size, last_batch)
+        self._plain = self.augment == Augment()
+        # x * scale + offset, with black and white at 0 and 255
+        channels = split.images.shape[1]
+        mean = torch.zeros(channels) if mean is None else mean
+        std = torch.ones(channels) if std is None else std
+        layout = (channels,) if channels_last else (channels, 1, 1)
+        self._scale = (1 / (255 * std)).view(layout).to(self.device)
+        self._offset = (-mean / std).view(layout).to(self.device)
+        images = self.augment.pad(split.images.to(self.device))
+        images = (images.permute(0, 2, 3, 1) if channels_last else images).contiguous()
+        self._images = self._normalized(images) if storage == "float32" else images
+        self._labels = split.labels.to(self.device)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._labels)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self._sizes)
+
+    def epoch(self, index: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of epoch `index`, counted from 0, from its batch `start` on; every epoch is shuffled anew.
+
+        The order is drawn on the CPU, so it is the same on every device.
+        """
+        order = torch.randperm(len(self), generator=generator(self.seed, "order", index))
+        plan = torch.cat([order[None], self.augment.draw(len(self), self.seed, index)]).to(self.device)
+        plan = plan[:, : sum(self._sizes)]
+        rows, drawn = plan[0].split_with_sizes(self._sizes), plan[1:].split_with_sizes(self._sizes, dim=1)
+        labels = self._labels.index_select(0, plan[0]).split_with_sizes(self._sizes)
+        for step in range(start, self.steps_per_epoch):
+            if self._plain:
+                images = self._images.index_select(0, rows[step])
+            else:
+                images = self.augment.pick(self._images, rows[step], drawn[step], channels_last=self.channels_last)
+            yield self._ready(images), labels[step]
+
+    def sequential(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every sample once in stored order, not augmented, for evaluation; the last batch may be short."""
+        first = 1 if self.channels_last else 2
+        images, margin = self._images, self.augment.margin
+        for axis in (first, first + 1) if margin else ():
+            images = images.narrow(axis, margin, images.shape[axis] - 2 * margin)
+        for batch, labels in zip(torch.split(images, batch_size), torch.split(self._labels, batch_size), strict=True):
+            yield self._ready(batch.contiguous()), labels
+
+    def _ready(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = self._normalized(images)
+        return images.permute(0, 3, 1, 2) if self.channels_last else images
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return images.float().mul_(self._scale).add_(self._offset)
+
+
+def _batch_sizes(samples: int, batch_size: int, last_batch: str) -> list[int]:
+    full, rest = divmod(samples, batch_size)
+    sizes = [batch_size] * full
+    if last_batch == "drop" and not sizes:
+        raise ConfigError(f"data.batch_size={batch_size}: with data.last_batch=drop, {samples:,} samples are no batch")
+    if rest and last_batch == "merge" and sizes:
+        sizes[-1] += rest
+    elif rest and last_batch != "drop":
+        sizes.append(rest)
+    return sizes

@@ -1,0 +1,269 @@
+"""The only file that imports Hydra: compose, show, complete, launch.
+
+Typer owns the command line. `initialize_config_dir` puts the object that `hydra.main` drives into GlobalHydra, so
+launchers, sweepers and `--cfg` behave as Hydra's users know them, but every call returns or raises: messages and exit
+codes stay ours. Configurations name options, never Python objects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnlab.errors import BnlabError, ConfigError, EnvironmentFault, did_you_mean
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from omegaconf import DictConfig
+
+CONFIG_NAME = "config"
+TRUSTED_TARGETS = ("hydra._internal.", "hydra.core.", "hydra_plugins.", "optuna.samplers.", "optuna.pruners.")
+Task = Callable[["DictConfig"], "float | str"]
+
+
+def conf_dir() -> Path:
+    """Return the folder of configurations: inside the installed package, or at the top of a checkout."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here / "conf", here.parent / "conf"):
+        if (candidate / f"{CONFIG_NAME}.yaml").is_file():
+            return candidate
+    raise EnvironmentFault("bnlab's conf folder is missing\nreinstall bnlab")
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """Return every group's options with the one-line description that opens each file; imports nothing heavy."""
+    found: dict[str, dict[str, str]] = {}
+    for folder in sorted(p for p in conf_dir().iterdir() if p.is_dir()):
+        options = {}
+        for file in sorted(folder.glob("*.yaml")):
+            lines = file.read_text(encoding="utf-8").splitlines()
+            described = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
+            options[file.stem] = described[0] if described else ""
+        found[folder.name] = options
+    return found
+
+
+@contextmanager
+def session(extra_dir: Path | None = None) -> Iterator[Hydra]:
+    """Yield Hydra over bnlab's configurations, and over `extra_dir` before them; its errors become ConfigError."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(conf_dir()), job_name="bnlab", version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            if extra_dir is not None:
+                _put_first(hydra, extra_dir)
+            yield hydra
+    except BnlabError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_readable(error)) from error
+
+
+def _put_first(hydra: Hydra, folder: Path) -> None:
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.plugins import Plugins  # noqa: F401  (registers the sources that a repository reads)
+
+    loader: Any = hydra.config_loader
+    search_path = loader.get_search_path()
+    search_path.prepend(
+        provider="command-line", path=f"file://{folder.resolve()}", anchor=SearchPathQuery(provider="schema")
+    )
+    loader.repository = ConfigRepository(config_search_path=search_path)
+
+
+def compose(overrides: Sequence[str], multirun: bool = False, extra_dir: Path | None = None) -> DictConfig:
+    """Return what `overrides` come to, Hydra's own part included; refuse anything that names a Python object."""
+    with session(extra_dir) as hydra:
+        return _compose(hydra, overrides, multirun)
+
+
+def _compose(hydra: Hydra, overrides: Sequence[str], multirun: bool) -> DictConfig:
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    try:
+        config = hydra.compose_config(
+            config_name=CONFIG_NAME,
+            overrides=list(overrides),
+            run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
+            with_log_configuration=False,
+        )
+    except ValueError as error:  # of overrides such as `optim=null`
+        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+    for where, target in _targets(OmegaConf.to_container(config, resolve=False)):
+        if not (where.startswith("hydra.") and target.startswith(TRUSTED_TARGETS)):
+            raise ConfigError(f"{where}={target}: a configuration may not name Python objects")
+    return config
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key in ("_target_", "class", "()") and isinstance(value, str):
+                yield f"{path}.{key}".lstrip("."), value
+            yield from _targets(value, f"{path}.{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _targets(value, f"{path}[{index}]")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return the job's part of a configuration as plain values, every interpolation resolved."""
+    from omegaconf import OmegaConf
+
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    tree = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """Return plain values as YAML."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+
+
+def jobs(overrides: Sequence[str], multirun: bool, extra_dir: Path | None = None) -> list[dict[str, Any]]:
+    """Return the configurations that a command line stands for, as plain values.
+
+    A sweep is taken apart as Hydra's basic sweeper does it. Another sweeper chooses its jobs while it runs: then only
+    what all of them share can be looked at before.
+    """
+    with session(extra_dir) as hydra:
+        whole = _compose(hydra, [] if multirun else overrides, multirun)
+        if not multirun:
+            return [plain(whole)]
+        parts = _sweep(hydra, overrides)
+        return [plain(_compose(hydra, part, True)) for part in parts]
+
+
+def _sweep(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(list(overrides))
+    for override in parsed:
+        if override.is_sweep_override() and override.is_hydra_override():
+            raise ConfigError(f"{override.get_key_element()}: hydra's own keys cannot be swept")
+    settings = [o.input_line for o in parsed if o.is_hydra_override() or not o.is_sweep_override()]
+    base = _compose(hydra, [line for line in settings if line], True)
+    swept = [o for o in parsed if not o.is_hydra_override()]
+    if base.hydra.sweeper.get("_target_") != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper":
+        return [[line for line in settings if line]]
+    params = [f"{key}={value}" for key, value in (base.hydra.sweeper.get("params") or {}).items()]
+    swept += OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(params)
+    hydra_settings = [o.input_line for o in parsed if o.is_hydra_override() and o.input_line]
+    (batch,) = BasicSweeper.split_arguments(swept, max_batch_size=None)
+    return [[*hydra_settings, *part] for part in batch]
+
+
+def run(task: Task, overrides: Sequence[str], folder: Path, multirun: bool, extra_dir: Path | None = None) -> None:
+    """Launch the job, or all jobs of a sweep, below `folder`; what came of them is read from the disk."""
+    with session(extra_dir) as hydra:
+        key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+        lines = [*overrides, f"hydra.mode={'MULTIRUN' if multirun else 'RUN'}", f"{key}='{folder}'"]
+        launch = hydra.multirun if multirun else hydra.run
+        launch(config_name=CONFIG_NAME, task_function=task, overrides=lines)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra says of the job that runs now."""
+
+    folder: Path
+    number: int | None
+    overrides: list[str]
+
+
+def current_job() -> Job:
+    """Return the job inside of which this is called."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    settings = HydraConfig.get()
+    number = None if OmegaConf.is_missing(settings.job, "num") else settings.job.num
+    return Job(Path(settings.runtime.output_dir), number, list(settings.overrides.task))
+
+
+def show_config(
+    overrides: Sequence[str], part: str, resolve: bool, package: str | None, extra_dir: Path | None = None
+) -> None:
+    """Print the composed configuration as Hydra's `--cfg` does."""
+    with session(extra_dir) as hydra:
+        _compose(hydra, overrides, False)
+        hydra.show_cfg(
+            config_name=CONFIG_NAME, overrides=list(overrides), cfg_type=part, package=package, resolve=resolve
+        )
+
+
+def show_info(overrides: Sequence[str], what: str, extra_dir: Path | None = None) -> None:
+    """Print what Hydra's `--info` prints."""
+    with session(extra_dir) as hydra:
+        hydra.show_info(what, config_name=CONFIG_NAME, overrides=list(overrides))
+
+
+def complete(word: str) -> list[str]:
+    """Return the completions of a partly typed override, from Hydra's own engine."""
+    from hydra.plugins.completion_plugin import DefaultCompletionPlugin
+
+    with session() as hydra:
+        found: list[str] = DefaultCompletionPlugin(hydra.config_loader)._query(CONFIG_NAME, word)
+        return found
+
+
+# ---------------------------------------------------------------- errors in the user's words
+
+
+def _readable(error: Exception) -> str:
+    text = str(error)
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text = f"{text}\n{error.__cause__}"
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = found.groups()
+        known = groups().get(group, {})
+        there = f"\nthere are: {', '.join(known)}" if known else ""
+        return f"{group}={option}: no such option{did_you_mean(option, known)}{there}"
+    if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        key = found.group(1) or found.group(2)
+        return f"{key}: no such key{did_you_mean(key, _known_keys())}\n`bnlab train --cfg job` prints every key"
+    if "Ambiguous value for argument" in text:
+        argument = text.partition("'")[2].partition("'")[0]
+        return f"{argument}: several values\nadd -m to run one job for each, or write a list as [a,b]"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[:3])
+
+
+@cache
+def _known_keys() -> tuple[str, ...]:
+    """Every dotted key of every option, for "did you mean"."""
+    from omegaconf import OmegaConf
+
+    def walk(node: Any, path: str) -> Iterator[str]:
+        for key, value in node.items():
+            yield f"{path}{key}"
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{path}{key}.")
+
+    root = conf_dir()
+    top = OmegaConf.to_container(OmegaConf.load(root / f"{CONFIG_NAME}.yaml"))
+    assert isinstance(top, dict)
+    keys = [key for key in walk(top, "") if not key.startswith(("hydra", "defaults"))]
+    for group, options in groups().items():
+        keys.append(group)
+        for option in options:
+            tree = OmegaConf.to_container(OmegaConf.load(root / group / f"{option}.yaml"))
+            assert isinstance(tree, dict)
+            keys += walk(tree, f"{group}.")
+    return tuple(dict.fromkeys(keys))

@@ -1,0 +1,43 @@
+"""A VGG-like network: stages of 3x3 convolutions, each ended by a 2x2 max-pool, then the classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from bnlab.errors import ConfigError
+from bnlab.models.base import Blocks, Linear, ModelSpec, models
+from bnlab.schema import param
+
+
+@models.register("cnn")
+@dataclass(frozen=True, kw_only=True)
+class Cnn(ModelSpec):
+    """`depth` 3x3 convolutions and a 2x2 max-pool a stage, one width a stage; dropout before the classifier.
+
+    After Simonyan and Zisserman, "Very Deep Convolutional Networks", 2014, with one linear layer at the end.
+    """
+
+    name = "cnn"
+
+    widths: tuple[int, ...] = param((32, 64), "channels of each stage", low=1)
+    depth: int = param(1, "convolutions in a stage", low=1)
+
+    def layers(self, blocks: Blocks, image_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:
+        channels, height, width = image_shape
+        stages = len(self.widths)
+        if min(height, width) < 2**stages:
+            raise ConfigError(
+                f"model.widths={list(self.widths)}: {stages} stages halve the image {stages} times, which needs at "
+                f"least {2**stages} x {2**stages} pixels\nthe images here are {height} x {width}\n"
+                f"use at most {min(height, width).bit_length() - 1} stages"
+            )
+        modules: list[nn.Module] = []
+        for outputs in self.widths:
+            for _ in range(self.depth):
+                modules += blocks.conv(channels, outputs)
+                channels = outputs
+            modules.append(nn.MaxPool2d(2))
+        features = channels * (height >> stages) * (width >> stages)
+        return [*modules, nn.Flatten(), *blocks.dropout(), Linear(features, num_classes)]

@@ -1,0 +1,22 @@
+"""Normalization strategies: importing the package enters all of them in `strategies`."""
+
+from bnlab.norms.base import Facts, InitialShare, NormLayer, RunningLayer, Strategy, strategies
+from bnlab.norms.batch import Batch
+from bnlab.norms.ghost import Ghost
+from bnlab.norms.instance import Instance
+from bnlab.norms.layer import Layer
+from bnlab.norms.none import NoNorm
+
+__all__ = [
+    "Batch",
+    "Facts",
+    "Ghost",
+    "InitialShare",
+    "Instance",
+    "Layer",
+    "NoNorm",
+    "NormLayer",
+    "RunningLayer",
+    "Strategy",
+    "strategies",
+]

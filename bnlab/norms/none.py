@@ -1,0 +1,35 @@
+"""No normalization, the baseline of every comparison: y = x, the layer before it keeps its bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
+
+
+@strategies.register("none")
+@dataclass(frozen=True, kw_only=True)
+class NoNorm(Strategy):
+    """The identity; the common parameters are accepted, so that one override fits every arm, and have no effect."""
+
+    name = "none"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=False, needs_space=False)
+
+    def layer(self, channels: int) -> NormLayer:
+        return Identity(channels, self)
+
+
+class Identity(NormLayer):
+    """Returns its input; it has no parameters, as there is nothing they would follow."""
+
+    def __init__(self, channels: int, strategy: Strategy) -> None:
+        super().__init__(channels, strategy)
+        self.weight = self.bias = None
+
+    def normalized(self, x: Tensor) -> Tensor:
+        return x

@@ -1,0 +1,96 @@
+"""How bnlab prints: results on stdout, progress and errors on stderr.
+
+Data never reaches the terminal as it is: `clean` shows every control character as its escape, markup is switched off,
+and a stream that is not UTF-8 gets ASCII with the same meaning. A closed pipe is left to the caller.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from typing import IO
+
+from rich.console import Console
+
+WIDTH_OF_A_FILE = 120  # columns when no terminal is there to ask
+
+# what a stream without Unicode shows instead; one table, so that a text never changes its meaning half-way
+_ASCII = {
+    "±": "+-", "–": "-", "—": "-", "−": "-", "·": "|", "…": "...", "×": "x", "≥": ">=", "≤": "<=", "→": "->",
+    "✓": "+", "✗": "x", "∞": "!", "■": "#", "µ": "u", "\u00a0": " ", "─": "-", "“": '"', "”": '"', "’": "'",
+    **dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True)),
+}  # fmt: skip
+_SHOWN_AS_ESCAPE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def clean(text: object) -> str:
+    """Return `text` on one line, each control, direction and surrogate character as its escape (`\\x1b`)."""
+    return "".join(
+        char.encode("unicode_escape").decode("ascii") if unicodedata.category(char) in _SHOWN_AS_ESCAPE else char
+        for char in str(text)
+    )
+
+
+class Terminal(Console):
+    """A rich console over one stream, with no markup, the width and the character set settled once."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        colourless = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "") in ("dumb", "unknown")
+        super().__init__(
+            file=stream,
+            width=_width(),
+            color_system=None if colourless else "auto",
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+        self.unicode = self.encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-16", "utf-32", "utf-8-sig")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    @property
+    def coloured(self) -> bool:
+        """Whether this console can tell things apart by colour."""
+        return self.color_system is not None
+
+    def emit(self, text: str) -> None:
+        """Write text of several lines as it is, in ASCII where the stream has no more."""
+        self.file.write(text if self.unicode else to_ascii(text))
+        self.file.flush()
+
+    def say(self, text: object) -> None:
+        """Write one line, cleaned."""
+        self.emit(self.show(text) + "\n")
+
+    def show(self, text: object) -> str:
+        """Return `text` cleaned, and in ASCII where the stream has no more."""
+        return clean(text) if self.unicode else to_ascii(clean(text))
+
+    def on_broken_pipe(self) -> None:
+        """Pass on the BrokenPipeError that rich is handling: the command line knows the exit code."""
+        raise
+
+
+def to_ascii(text: str) -> str:
+    """Return `text` in ASCII: known signs by their meaning, anything else as its escape."""
+    known = "".join(_ASCII.get(char, char) for char in text)
+    return known.encode("ascii", "backslashreplace").decode()
+
+
+def results() -> Terminal:
+    """Return the console of results: stdout."""
+    return Terminal(sys.stdout)
+
+
+def messages() -> Terminal:
+    """Return the console of progress, logs and errors: stderr."""
+    return Terminal(sys.stderr)
+
+
+def _width() -> int | None:
+    """Return the columns to use where rich would not find them: COLUMNS, or those of a file; None on a terminal."""
+    wanted = os.environ.get("COLUMNS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    return None if any(map(os.isatty, (0, 1, 2))) else WIDTH_OF_A_FILE

@@ -1,0 +1,133 @@
+"""Figures as text: as many digits as the interval supports, aligned within a column, and never an invented interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from bnlab.compare.result import Difference, Estimate
+
+MISSING = "–"
+_LARGEST_PLAIN = 1e7  # from here on a figure is written with an exponent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure: the value, aligned to the right, then its interval and a remark, aligned to the left."""
+
+    head: str
+    interval: str = ""
+    remark: str = ""
+
+    @property
+    def tail(self) -> str:
+        return " ".join(part for part in (self.interval, self.remark) if part)
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.head, self.tail) if part)
+
+
+def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
+    """Return `value` with `decimals` places and thousands separators; nothing finite reads `–`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if abs(value) >= _LARGEST_PLAIN:
+        return f"{value:{'+' if signed else ''}.2e}"
+    rounded = round(value, decimals) + 0.0  # no -0.00
+    return f"{rounded:{'+' if signed else ''},.{decimals}f}"
+
+
+def significant(value: float | None) -> str:
+    """Return a single figure, four significant digits of it."""
+    return number(value, decimals_for([value], []))
+
+
+def decimals_for(centers: Iterable[float | None], halves: Sequence[float]) -> int:
+    """Return the decimal places of a column.
+
+    The typical half-width shows two significant digits up to 0.354 and one above, as the Particle Data Group rounds
+    (Review of Particle Physics, Introduction, 5.3). Without any interval the largest value shows four significant
+    digits.
+    """
+    known = sorted(h for h in halves if 0 < h < math.inf)
+    if known:
+        typical = known[len(known) // 2]
+        second_digit = typical < 3.545 * 10.0 ** _exponent(typical)
+        return min(max(second_digit - _exponent(typical), 0), 4)
+    values = [abs(c) for c in centers if c is not None and 0 < abs(c) < math.inf]
+    return min(max(3 - _exponent(max(values)), 0), 3) if values else 0
+
+
+def estimate_cells(estimates: Sequence[Estimate | None], scale: float, *, whole: bool = False) -> list[Cell]:
+    """Return one metric's column, multiplied by `scale`: center and interval of each arm; `whole` bars decimals."""
+    known = [_scaled(e, scale) if e else None for e in estimates]
+    halves = [(e.high - e.low) / 2 for e in known if e and e.low is not None and e.high is not None]
+    decimals = 0 if whole else decimals_for([e.center for e in known if e], halves)
+    cells = [_estimate(e, decimals) if e else Cell(MISSING) for e in known]
+    return _align_halves(cells)
+
+
+def difference_cells(differences: Sequence[Difference | None], scale: float, places: int) -> list[Cell]:
+    """Return the column of differences to the baseline, signed, a star on those with p < 0.05.
+
+    Without any interval they have `places` decimals.
+    """
+    halves = [scale * (d.high - d.low) / 2 for d in differences if d and d.low is not None and d.high is not None]
+    decimals = decimals_for([], halves) if any(halves) else places
+    cells = []
+    for d in differences:
+        if d is None:
+            cells.append(Cell(MISSING))
+            continue
+        interval = _interval(d.center * scale, _times(d.low, scale), _times(d.high, scale), decimals)
+        remark = "*" if is_clear(d) else "" if interval else f"n={d.n}"
+        cells.append(Cell(number(d.center * scale, decimals, signed=True), interval, remark))
+    return _align_halves(cells)
+
+
+def is_clear(difference: Difference) -> bool:
+    """Whether the difference stands at the 5% level after the correction over arms."""
+    return difference.p is not None and difference.p < 0.05
+
+
+def _estimate(e: Estimate, decimals: int) -> Cell:
+    if e.center is None:
+        late = e.limit is not None and e.num_reached < e.n
+        return Cell(f"> {number(e.limit, decimals)}", "", f"({e.num_reached} of {e.n})") if late else Cell(MISSING)
+    reached = f"({e.num_reached} of {e.n})" if e.num_reached < e.n else ""
+    return Cell(
+        number(e.center, decimals), _interval(e.center, e.low, e.high, decimals, even=e.kind == "mean"), reached
+    )
+
+
+def _interval(center: float, low: float | None, high: float | None, decimals: int, *, even: bool = True) -> str:
+    """Return `± half` where the interval is even about the center, else both ends, and nothing where there is none."""
+    if low is None and high is None:
+        return ""
+    if low is None or high is None:
+        return f"(≥ {number(low, decimals)})" if low is not None else f"(≤ {number(high, decimals)})"
+    if low == high or (even and abs((high - center) - (center - low)) <= 0.05 * (high - low)):
+        half = (high - low) / 2
+        return f"± {number(max(half, 10.0**-decimals) if half else half, decimals)}"  # never a false ± 0.00
+    return f"({number(low, decimals)}–{number(high, decimals)})"
+
+
+def _align_halves(cells: list[Cell]) -> list[Cell]:
+    width = max((len(c.interval) for c in cells if c.interval.startswith("±")), default=0)
+    return [
+        replace(c, interval="± " + c.interval[2:].rjust(width - 2)) if c.interval.startswith("±") else c for c in cells
+    ]
+
+
+def _scaled(e: Estimate, scale: float) -> Estimate:
+    low, high, limit = (_times(value, scale) for value in (e.low, e.high, e.limit))
+    return Estimate(_times(e.center, scale), low, high, e.n, e.num_reached, limit, e.kind)
+
+
+def _times(value: float | None, scale: float) -> float | None:
+    return None if value is None or not math.isfinite(value) else value * scale
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(value))

@@ -1,0 +1,108 @@
+"""What a reader must know above a table: the settings all arms share, the machine, the versions, the seeds.
+
+Every value may come from a foreign file, so none is trusted to have its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bnlab.compare.arms import text_of
+from bnlab.compare.result import Row, Section
+
+_SIZES = {"mlp": "model.widths", "cnn": "model.widths", "resnet": "model.depth"}
+
+
+def heading(section: Section) -> list[str]:
+    """Return the header's parts: data, model, training, machine, versions, seeds; a key that differs is not named."""
+    get = section.settings.get
+    parts = [
+        get("data.name"),
+        _model(section.settings),
+        get("norm.name"),
+        _joined(_optimizer(get("optim.name"), get("optim.lr")), *_training(section.settings)),
+        _joined(_device(section), _counted("trainer.threads", "thread", section), *_flags(section.settings)),
+        _named("torch", _distinct(section.environments, "torch")),
+        _seeds(section.rows),
+    ]
+    return [str(part) for part in parts if part]
+
+
+def runs_text(row: Row, usual: int) -> list[str]:
+    """Return how an arm's runs ended where it is not plain: `1/5 diverged`, or `n=3` in a table of `usual` seeds."""
+    total = sum(row.states.values())
+    ended = [f"{count}/{total} {state}" for state, count in row.states.items() if state != "done" and count]
+    return ended or ([f"n={row.n}"] if row.n != usual else [])
+
+
+def usual_seeds(rows: Sequence[Row]) -> int:
+    """Return the number of runs that most arms have, the larger one of a tie."""
+    totals = [sum(row.states.values()) for row in rows]
+    return max(totals, key=lambda total: (totals.count(total), total), default=0)
+
+
+def _model(settings: Mapping[str, Any]) -> str:
+    name = settings.get("model.name")
+    size = settings.get(_SIZES.get(str(name), ""))
+    return _joined(name, None if size is None else str(size).strip("[]").replace(",", "-"), by=" ")
+
+
+def _optimizer(name: Any, rate: Any) -> str:
+    return _joined(name, None if rate is None else f"lr {text_of(rate)}", by=" ")
+
+
+def _training(settings: Mapping[str, Any]) -> Iterable[str]:
+    schedule, epochs, steps = (settings.get(key) for key in ("schedule.name", "trainer.epochs", "trainer.steps"))
+    if schedule is not None:
+        yield str(schedule).replace("_", "-")
+    if epochs is not None:
+        yield f"{_plain(epochs)} epoch{'' if epochs == 1 else 's'}"
+    elif steps is not None:
+        yield f"{_plain(steps)} steps"
+    if settings.get("data.batch_size") is not None:
+        yield f"batch {_plain(settings['data.batch_size'])}"
+
+
+def _plain(value: Any) -> str:
+    """Return a whole number without its `.0`, anything else as it would be typed."""
+    return f"{value:,.0f}" if isinstance(value, (int, float)) and value == value // 1 else text_of(value)
+
+
+def _flags(settings: Mapping[str, Any]) -> Iterable[str]:
+    if settings.get("trainer.channels_last") is True:
+        yield "channels_last"
+    if settings.get("trainer.precision") not in (None, "float32"):
+        yield str(settings["trainer.precision"])
+    if settings.get("trainer.compile") is True:
+        yield "compiled"
+
+
+def _device(section: Section) -> str:
+    chips = [e.get("gpu") or e.get("device") for e in section.environments]
+    return " / ".join(dict.fromkeys(str(chip) for chip in chips if chip))
+
+
+def _counted(key: str, noun: str, section: Section) -> str:
+    counts = _distinct(section.environments, key.rsplit(".", 1)[-1])
+    return f"{' / '.join(counts)} {noun}{'' if counts == ['1'] else 's'}" if counts else ""
+
+
+def _named(name: str, values: Sequence[str]) -> str:
+    return f"{name} {' / '.join(values)}" if values else ""
+
+
+def _distinct(environments: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(str(e[key]) for e in environments if e.get(key) is not None))
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    totals = sorted({sum(row.states.values()) for row in rows})
+    if not totals:
+        return ""
+    count = str(totals[0]) if len(totals) == 1 else f"{totals[0]} to {totals[-1]}"
+    return f"{count} seed{'' if count == '1' else 's'} an arm"
+
+
+def _joined(*parts: Any, by: str = ", ") -> str:
+    return by.join(str(part) for part in parts if part not in (None, ""))

@@ -1,0 +1,293 @@
+"""Progress on stderr: a live display on a terminal, a line now and then elsewhere.
+
+The training loop reports through `Progress` where it flushes its rows, never in between. Nothing here runs in a thread
+of its own: a display is drawn within such a report, at most twice a second, so that no step waits for it.
+
+    with make_progress(sys.stderr) as progress:
+        progress.sweep_started(15)
+        progress.job_started(0, "norm=batch seed=0", total_steps=2820)
+        progress.advanced(64, loss=0.31, images_per_second=6900.0)
+        progress.evaluated(940, {"valid.accuracy": 0.981})
+        progress.job_ended(0, "done", "test 98.71 %")
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import IO, Literal
+
+from rich.cells import cell_len
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bnlab.report.console import Terminal
+from bnlab.report.figures import number
+
+State = Literal["done", "diverged", "failed", "interrupted"]
+REDRAW_SECONDS = 0.5  # a redraw takes 1 to 2 ms
+LINE_SECONDS = 10.0  # between two lines about evaluations where there is no terminal
+LAST_JOBS = 12
+_BAR = 20  # columns
+_MARKS = {"done": ("✓", "green"), "diverged": ("∞", "yellow"), "failed": ("✗", "red"), "interrupted": ("–", "yellow")}
+
+
+class Progress:
+    """What the training reports; this base shows nothing. Leaving its `with` block closes it, whatever happened."""
+
+    def sweep_started(self, num_jobs: int) -> None:
+        """`num_jobs` jobs follow; without this call there is one run."""
+
+    def job_started(self, index: int, label: str, total_steps: int) -> None:
+        """Job `index` (from 0) starts; `label` is what tells it apart."""
+
+    def advanced(self, step: int, loss: float, images_per_second: float) -> None:
+        """The current job has done `step` steps; `loss` is of the last one."""
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The current job was evaluated; `metrics` are curve values such as `valid.accuracy` (0 to 1)."""
+
+    def job_ended(self, index: int, state: State, headline: str) -> None:
+        """Job `index` ended; `headline` says in a few words how."""
+
+    def closed(self) -> None:
+        """Nothing follows; a display is taken away and the cursor shown. A second call does nothing."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed()
+
+
+def make_progress(stream: IO[str]) -> Progress:
+    """Return the live display where `stream` is a terminal that can move its cursor, else the plain lines."""
+    terminal = Terminal(stream)
+    if terminal.is_terminal and not terminal.is_dumb_terminal:
+        return LiveProgress(terminal)
+    return PlainProgress(terminal)
+
+
+@dataclass
+class _Job:
+    """The current job as last reported."""
+
+    index: int
+    label: str
+    total: int
+    step: int = 0
+    first_step: int = 0  # where the measured stretch begins: after the first report, which pays the warm-up
+    first_seen: float = math.nan
+    loss: float = math.nan
+    rate: float = math.nan
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def seconds_left(self, now: float) -> float | None:
+        if self.step <= self.first_step or self.total <= 0:
+            return None
+        return (now - self.first_seen) / (self.step - self.first_step) * max(self.total - self.step, 0)
+
+
+class _Reporter(Progress):
+    """What both displays keep: the current job and the count of those that ended."""
+
+    def __init__(self, terminal: Terminal, now: Callable[[], float] | None = None) -> None:
+        self._terminal = terminal
+        self._now = now or terminal.get_time
+        self._num_jobs = 0
+        self._ended = 0
+        self._sweep_since = self._now()
+        self._job: _Job | None = None
+
+    def sweep_started(self, num_jobs: int) -> None:
+        self._num_jobs, self._sweep_since = num_jobs, self._now()
+
+    def job_started(self, index: int, label: str, total_steps: int) -> None:
+        self._job = _Job(index, self._terminal.show(label), total_steps)
+
+    def advanced(self, step: int, loss: float, images_per_second: float) -> None:
+        if self._job is not None:
+            if math.isnan(self._job.first_seen):
+                self._job.first_step, self._job.first_seen = step, self._now()
+            self._job.step, self._job.loss, self._job.rate = step, loss, images_per_second
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._job is not None:
+            self._job.step = max(step, self._job.step)
+            self._job.metrics = dict(metrics)
+
+    def job_ended(self, index: int, state: State, headline: str) -> None:
+        self._ended += 1
+        self._job = None
+
+    def _sweep_left(self) -> float | None:
+        """Seconds left by the mean of the jobs that ended, the current one counted by its share."""
+        share = self._job.step / self._job.total if self._job and self._job.total else 0.0
+        over = self._ended + share
+        return (self._now() - self._sweep_since) / over * (self._num_jobs - over) if over > 0 else None
+
+    def _facts(self) -> dict[str, str]:
+        """What there is to say about the current job; the accuracy is of the validation split if there is one."""
+        job = self._job
+        if job is None:
+            return {}
+        split = next((s for s in ("valid", "test", "train") if f"{s}.accuracy" in job.metrics), None)
+        left = _duration(job.seconds_left(self._now()))
+        return {
+            "step": f"{job.step:,}/{job.total:,}",
+            "loss": f"loss {number(job.loss, 4)}" if math.isfinite(job.loss) else "",
+            "accuracy": f"{split} {number(100 * job.metrics[f'{split}.accuracy'], 2)} %" if split else "",
+            "rate": f"{job.rate:,.0f} images/s" if math.isfinite(job.rate) else "",
+            "left": f"{left} left" if left else "",
+        }
+
+
+class PlainProgress(_Reporter):
+    """Lines for a log: the start, an evaluation at most every ten seconds, the end of each job; no carriage return."""
+
+    _last_line = -math.inf
+
+    def sweep_started(self, num_jobs: int) -> None:
+        super().sweep_started(num_jobs)
+        self._say(f"{num_jobs} jobs")
+
+    def job_started(self, index: int, label: str, total_steps: int) -> None:
+        super().job_started(index, label, total_steps)
+        self._last_line = self._now()
+        if not self._num_jobs:
+            self._say(f"{self._name(index)}: {total_steps:,} steps")
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        super().evaluated(step, metrics)
+        if self._job is not None and self._now() - self._last_line >= LINE_SECONDS:
+            self._last_line = self._now()
+            self._say(f"{self._name(self._job.index)}: step {', '.join(filter(None, self._facts().values()))}")
+
+    def job_ended(self, index: int, state: State, headline: str) -> None:
+        name = self._name(index)
+        super().job_ended(index, state, headline)
+        left = _duration(self._sweep_left()) if self._ended < self._num_jobs else ""
+        self._say(", ".join(part for part in (f"{name}: {state}", headline, left and f"{left} left in all") if part))
+
+    def _name(self, index: int) -> str:
+        label = self._job.label if self._job else ""
+        return f"{index + 1}/{self._num_jobs} {label}".rstrip() if self._num_jobs else label or "run"
+
+    def _say(self, line: str) -> None:
+        self._terminal.emit(self._terminal.show(line) + "\n")
+
+
+class LiveProgress(_Reporter):
+    """The last jobs with their outcome, the current one with its bar, and the whole sweep."""
+
+    def __init__(self, terminal: Terminal, now: Callable[[], float] | None = None) -> None:
+        super().__init__(terminal, now)
+        self._jobs: deque[tuple[State, str, str]] = deque(maxlen=LAST_JOBS)
+        self._finished = Text()
+        self._drawn = -math.inf
+        # results go to stdout meanwhile: where that is a terminal too they must come above the display
+        self._live = Live(
+            console=terminal,
+            auto_refresh=False,
+            transient=True,
+            get_renderable=self._display,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+
+    def sweep_started(self, num_jobs: int) -> None:
+        super().sweep_started(num_jobs)
+        self._draw(force=True)
+
+    def job_started(self, index: int, label: str, total_steps: int) -> None:
+        super().job_started(index, label, total_steps)
+        self._draw(force=True)
+
+    def advanced(self, step: int, loss: float, images_per_second: float) -> None:
+        super().advanced(step, loss, images_per_second)
+        self._draw()
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        super().evaluated(step, metrics)
+        self._draw()
+
+    def job_ended(self, index: int, state: State, headline: str) -> None:
+        label = self._job.label if self._job else f"job {index + 1}"
+        super().job_ended(index, state, headline)
+        self._jobs.append((state, label, self._terminal.show(headline)))
+        self._finished = self._last_jobs() if self._num_jobs else Text()
+        self._draw(force=True)
+
+    def closed(self) -> None:
+        atexit.unregister(self._live.stop)
+        self._live.stop()
+
+    def _draw(self, *, force: bool = False) -> None:
+        now = self._now()
+        if not force and now - self._drawn < REDRAW_SECONDS:
+            return
+        self._drawn = now
+        if not self._live.is_started:
+            atexit.register(self._live.stop)  # the cursor comes back even if nobody closes
+            self._live.start()
+        self._live.refresh()
+
+    def _last_jobs(self) -> Text:
+        """The jobs that ended last, one a line: made once a job, because drawing a table takes milliseconds."""
+        shown = list(self._jobs)[-max(self._terminal.height - 4, 1) :]
+        margin = max(cell_len(label) for _, label, _ in shown)
+        return Text("\n", no_wrap=True, overflow="ellipsis").join(
+            Text.assemble(
+                (self._terminal.show(_MARKS[state][0]), _MARKS[state][1]),
+                f"  {label}{' ' * (margin - cell_len(label))}  ",
+                (headline, "" if state == "done" else _MARKS[state][1]),
+            )
+            for state, label, headline in shown
+        )
+
+    def _display(self) -> Group:
+        width = self._terminal.width
+        bars = Table.grid(padding=(0, 2, 0, 0))
+        bars.add_column(no_wrap=True, overflow="ellipsis", max_width=max(width // 3, 4))
+        bars.add_column(width=_BAR if width >= 60 else 6)
+        bars.add_column(no_wrap=True, overflow="ellipsis")
+        label = self._job.label if self._job else ""
+        room = width - min(max(len(label), 3), max(width // 3, 4)) - (_BAR if width >= 60 else 6) - 4
+        if self._job is not None:
+            bars.add_row(label, _bar(self._job.step, self._job.total), _fitting(self._facts(), room))
+        if self._num_jobs:
+            left = _duration(self._sweep_left())
+            facts = {"step": f"{self._ended}/{self._num_jobs} jobs", "left": f"{left} left" if left else ""}
+            bars.add_row(Text("all", "dim"), _bar(self._ended, self._num_jobs), _fitting(facts, room))
+        return Group(*([self._finished] if self._finished else []), bars)
+
+
+def _bar(done: int, total: int) -> ProgressBar:
+    return ProgressBar(max(total, 1), done, complete_style="cyan", finished_style="green", style="bright_black")
+
+
+def _fitting(facts: Mapping[str, str], room: int) -> str:
+    """Return as many facts as there is room for; the speed goes first, the step stays."""
+    kept = {name: fact for name, fact in facts.items() if fact}
+    for name in ("rate", "loss", "left", "accuracy"):
+        if len("  ".join(kept.values())) > room:
+            kept.pop(name, None)
+    return "  ".join(kept.values())
+
+
+def _duration(seconds: float | None) -> str:
+    """Return `0:42`, `12:05` or `3:20:00`; nothing where it is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

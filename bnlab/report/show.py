@@ -1,0 +1,230 @@
+"""One run at a glance: how it ended, what was trained and where, its curves and files; from its JSON files only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bnlab.compare.arms import text_of
+from bnlab.report.chart import COLOURS, MARKS, Axis, line_chart
+from bnlab.report.console import clean, to_ascii
+from bnlab.report.figures import number, significant
+
+GROUPS = ("norm", "model", "data", "optim", "schedule", "trainer", "eval")
+SPLITS = ("train", "valid", "test")
+_SIDE_BY_SIDE = 110  # columns from which the two charts stand next to each other
+_FILES = {
+    "config.yaml": "the configuration",
+    "steps.csv": "loss and learning rate of every step",
+    "evals.csv": "every evaluation",
+    "times.csv": "length of every step",
+    "layers.csv": "discrepancy by layer",
+    "checkpoint.pt": "weights, for `bnlab probe` and `bnlab resume`",
+    "run.log": "what was logged",
+}
+_CHARTS: tuple[tuple[str, str, Axis, float], ...] = (
+    ("loss (log scale)", "loss", "log", 1.0),
+    ("accuracy % (log scale of the error)", "accuracy", "error", 100.0),
+)
+_ENDED = {"done": "green", "running": "cyan"}  # anything else is red
+
+
+def show_run(
+    summary: Mapping[str, Any],
+    status: Mapping[str, Any],
+    folder: Path,
+    width: int,
+    *,
+    unicode: bool = True,
+    coloured: bool = True,
+) -> Group:
+    """Return what to print of the run in `folder`; `summary` is empty where the run wrote none (failed, killed)."""
+    state = str(summary.get("state") or status.get("state", "unknown"))
+    facts: list[tuple[str, Iterable[str]]] = [
+        ("state", _state(state, summary, status, folder)),
+        *_outcome(summary),
+        *_configuration(_mapping(summary.get("config")) or _mapping(status.get("config"))),
+        ("machine", _machine(_mapping(summary.get("environment")))),
+    ]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    for name, parts in facts:
+        text = clean(", ".join(part for part in parts if part))
+        if text:
+            style = _ENDED.get(state, "red") if name == "state" else ""
+            table.add_row(Text(name), Text(text if unicode else to_ascii(text), style))
+    shown: list[RenderableType] = [Text(clean(folder) if unicode else to_ascii(clean(folder)), "bold"), table]
+    charts = _charts(_mapping(summary.get("curve")), width, unicode, unicode and coloured)
+    return Group(*shown, *charts, *_files(folder))
+
+
+def _state(state: str, summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path) -> Iterable[str]:
+    yield state
+    if isinstance(summary.get("diverged_at"), int):
+        yield f"the loss was not finite at step {summary['diverged_at']:,}"
+    if status.get("error"):
+        yield str(status["error"])
+    if state not in ("done", "diverged", "running"):
+        yield f"see {folder / 'run.log'}"
+    if status.get("started"):
+        yield f"started {status['started']}"
+
+
+def _configuration(config: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[str]]]:
+    """Yield one line a group: its name, then its keys with their values."""
+    if config.get("seed") is not None:
+        yield "seed", [text_of(config["seed"])]
+    for group in GROUPS:
+        keys = _mapping(config.get(group))
+        named = [str(keys["name"])] if "name" in keys else []
+        yield group, [*named, *(f"{key}={_value(value)}" for key, value in keys.items() if key != "name")]
+
+
+def _machine(environment: Mapping[str, Any]) -> Iterable[str]:
+    where = environment.get("gpu") or environment.get("cpu")
+    if where:
+        yield str(where)
+    for key in ("device", "threads", "cores", "os"):
+        if environment.get(key) is not None:
+            yield f"{key} {environment[key]}"
+    for key in ("bnlab", "torch", "python"):
+        if environment.get(key):
+            yield f"{key} {environment[key]}"
+    commit = environment.get("git_commit")
+    if commit:
+        yield f"commit {str(commit)[:10]}{' with changes' if environment.get('git_dirty') else ''}"
+
+
+def _outcome(summary: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[str]]]:
+    """Yield the headline figures, each line only where the run has it."""
+    curve = _mapping(summary.get("curve"))
+    last = {name: values[-1] for name, values in curve.items() if isinstance(values, list) and values}
+    for what, show in (("accuracy", _percent), ("loss", lambda value: significant(_float(value)))):
+        yield what, [f"{split} {show(last[f'{split}.{what}'])}" for split in SPLITS if f"{split}.{what}" in last]
+    yield "train-eval", _gap(last)
+    yield "momentum", _momentum(_mapping(summary.get("initial_share")))
+    yield "time", _time(summary)
+    bare = summary.get("unnormalizable_batches")
+    yield "warning", [f"{bare} batches had too few values to be normalized"] if bare else []
+
+
+def _gap(last: Mapping[str, Any]) -> Iterable[str]:
+    gap, flips = _float(last.get("test.acc_gap")), _float(last.get("test.flip_rate"))
+    if gap is not None:
+        yield f"accuracy {number(100 * gap, 2, signed=True)} points with the statistics of training"
+    if flips is not None:
+        yield f"{_percent(flips)} of the predictions change"
+
+
+def _momentum(share: Mapping[str, Any]) -> Iterable[str]:
+    """Both conventions: the weight of the new batch (torch), and of the old value (the papers, Keras)."""
+    new, old, half, left = (_float(share.get(key)) for key in ("momentum", "decay", "half_life_steps", "share_left"))
+    if new is not None:
+        yield f"{new:g} of each new batch, {1 - new if old is None else old:g} of the old value"
+    if half is not None:
+        yield f"half-life {half:.3g} steps"
+    if left is not None:
+        yield f"{_share(left)} of the initial statistics left"
+
+
+def _share(left: float) -> str:
+    return "less than 0.01 %" if 0 < left < 1e-4 else "none" if left == 0 else f"{100 * left:.2g} %"
+
+
+def _time(summary: Mapping[str, Any]) -> Iterable[str]:
+    step = _mapping(summary.get("step_ms"))
+    steps, epochs = _float(summary.get("steps")), _float(summary.get("epochs"))
+    if steps is not None:
+        yield f"{steps:,.0f} steps" + ("" if epochs is None else f" ({epochs:g} epochs)")
+    for key, what in (("train_seconds", "training"), ("eval_seconds", "evaluation"), ("wall_seconds", "in all")):
+        value = _float(summary.get(key))
+        if value is not None:
+            yield f"{number(value, 1)} s {what}"
+    median, low, high = (_float(step.get(key)) for key in ("median", "p10", "p90"))
+    if median is not None:
+        yield f"{significant(median)} ms a step" + (
+            "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+        )
+    rate = _float(summary.get("images_per_second"))
+    if rate is not None:
+        yield f"{rate:,.0f} images/s"
+
+
+def _charts(curve: Mapping[str, Any], width: int, unicode: bool, braille: bool) -> list[RenderableType]:
+    beside = width >= _SIDE_BY_SIDE
+    room = min((width - 3) // 2 if beside else width, 100)
+    charts = [
+        Group(
+            Text(title, "bold"), *line_chart(curves, axis, room, factor=factor, braille=braille), _key(curves, braille)
+        )
+        for title, what, axis, factor in _CHARTS
+        if (curves := _curves(curve, what))
+    ]
+    if beside and len(charts) == 2:
+        grid = Table.grid(padding=(0, 3, 0, 0))
+        grid.add_row(*charts)
+        return [Text(""), grid]
+    return [part for chart in charts for part in (Text(""), chart)]
+
+
+def _curves(curve: Mapping[str, Any], what: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Return split -> (steps, values), `nan` where a value is missing; only splits with two evaluations or more."""
+    steps = _numbers(curve.get("step"))
+    found = {split: _numbers(curve.get(f"{split}.{what}")) for split in SPLITS}
+    return {
+        split: (steps, values)
+        for split, values in found.items()
+        if len(values) == len(steps) > 1 and all(map(math.isfinite, steps))
+    }
+
+
+def _key(curves: Mapping[str, Any], braille: bool) -> Text:
+    text = Text("by step: ", "dim")
+    for index, split in enumerate(curves):
+        text.append("━ " if braille else f"{MARKS[index]} ", COLOURS[index])
+        text.append(f"{split}  ")
+    return text
+
+
+def _files(folder: Path) -> list[RenderableType]:
+    there = [(name, what) for name, what in _FILES.items() if (folder / name).is_file()]
+    if not there:
+        return []
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim")
+    for name, what in there:
+        table.add_row(Text(name), Text(what))
+    return [Text(""), table]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _float(value: Any) -> float | None:
+    """Return a finite number as float, anything else as None: the file may hold any JSON."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+        return None
+    return float(value)
+
+
+def _numbers(values: Any) -> list[float]:
+    known = [_float(value) for value in values] if isinstance(values, list) else []
+    return [math.nan if value is None else value for value in known]
+
+
+def _percent(value: Any) -> str:
+    share = _float(value)
+    return f"{number(None if share is None else 100 * share, 2)} %"
+
+
+def _value(value: Any) -> str:
+    return f"[{','.join(map(text_of, value))}]" if isinstance(value, list) else text_of(value)

@@ -1,0 +1,107 @@
+"""Typed parameters: a dataclass declares each key once, with range and meaning; `parse` checks a mapping against it.
+
+@dataclass(frozen=True, kw_only=True)
+class Ghost:
+    size: int = param(32, "samples in a ghost batch", low=2)
+
+parse(Ghost, {"size": 0}, "norm")    # ConfigError: norm.size=0: must be at least 2 (samples in a ghost batch)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from bnlab.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+def param(
+    default: Any, meaning: str, *, low: float | None = None, above: float | None = None, high: float | None = None
+) -> Any:
+    """Declare a field: its default, one line of meaning, and the allowed range (`above` excludes its bound)."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "low": low, "above": above, "high": high})
+
+
+def parse(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
+    """Build `cls` from `values`; every key must be known, of its type, finite and in range.
+
+    Errors: ConfigError naming `prefix.key`, the value and what is allowed.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{prefix}.{key}: no such key{did_you_mean(str(key), fields)}")
+    hints = typing.get_type_hints(cls)
+    made = {key: _value(f"{prefix}.{key}", value, hints[key], fields[key]) for key, value in values.items()}
+    return cls(**made)
+
+
+def as_dict(node: object) -> dict[str, Any]:
+    """Return a dataclass as plain JSON-ready values (tuples become lists)."""
+    plain = dataclasses.asdict(node)  # type: ignore[call-overload]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+
+def _value(key: str, value: Any, kind: Any, field: dataclasses.Field[Any]) -> Any:
+    meaning = field.metadata.get("meaning", "")
+    checked = _typed(key, value, kind, meaning)
+    for number in checked if isinstance(checked, tuple) else (checked,):
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            _in_range(key, number, field, meaning)
+    return checked
+
+
+def _typed(key: str, value: Any, kind: Any, meaning: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        if len(options) != 1:
+            raise TypeError(f"{key}: a field is one type or None")
+        return _typed(key, value, options[0], meaning)
+    if origin is Literal:
+        if isinstance(value, bool):  # YAML reads an option called true as a truth value
+            value = str(value).lower()
+        if value not in arguments:
+            near = did_you_mean(str(value), [str(a) for a in arguments])
+            raise ConfigError(f"{key}={value}: must be one of {', '.join(map(str, arguments))}{near}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else None
+        if not items:
+            raise ConfigError(f"{key}={value}: must be a list such as [32,64] ({meaning})")
+        return tuple(_typed(key, item, arguments[0], meaning) for item in items)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        raise ConfigError(f"{key}={value}: must be {names[kind]} ({meaning})")
+    return value
+
+
+def _in_range(key: str, number: float, field: dataclasses.Field[Any], meaning: str) -> None:
+    low, above, high = (field.metadata.get(bound) for bound in ("low", "above", "high"))
+    wanted = []
+    if low is not None:
+        wanted.append(f"at least {low:g}")
+    if above is not None:
+        wanted.append(f"above {above:g}")
+    if high is not None:
+        wanted.append(f"at most {high:g}")
+    fits = (
+        math.isfinite(number)
+        and (low is None or number >= low)
+        and (above is None or number > above)
+        and (high is None or number <= high)
+    )
+    if not fits:
+        raise ConfigError(f"{key}={number:g}: must be {' and '.join(wanted) or 'finite'} ({meaning})")

@@ -1,0 +1,83 @@
+"""One command line of `bnlab train`: check all its jobs, launch them, say what came of each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnlab import hydra_app, worker
+from bnlab.compare.read import Run, read_runs
+from bnlab.measure.metrics import metrics
+from bnlab.record.folder import fresh_folder
+from bnlab.report.console import messages, results
+from bnlab.report.progress import make_progress
+
+RUNS = Path("runs")
+HEADLINE = ("test_accuracy", "acc_gap", "step_ms", "train_seconds")
+
+
+def launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None) -> int:
+    """Train one run or a sweep; print a line a run on stdout; return the exit code.
+
+    Errors: ConfigError or EnvironmentFault when any job could not run: then none was started and no folder was made.
+    """
+    trees = hydra_app.jobs(overrides, multirun, config_dir)
+    worker.preflight(trees)
+    name = trees[0].get("name")
+    folder = fresh_folder(RUNS, "-".join(filter(None, [name, "sweep" if multirun else "run"])))
+    failure: Exception | None = None
+    stopped = 0
+    worker.shared_overrides = frozenset(o for o in overrides if not _swept(o))
+    with make_progress(sys.stderr) as progress:
+        worker.watcher = progress
+        try:
+            if multirun:
+                progress.sweep_started(len(trees))
+            hydra_app.run(worker.job, overrides, folder, multirun, config_dir)
+        except KeyboardInterrupt:
+            stopped = 130
+        except SystemExit as stop:
+            stopped = stop.code if isinstance(stop.code, int) else 1
+        except Exception as error:  # a launcher gave up; what its jobs did is on the disk
+            failure = error
+    worker.watcher = worker.Silence()
+    return stopped or _report(folder, len(trees), failure, multirun)
+
+
+def _swept(override: str) -> bool:
+    """Return whether an override may stand for several jobs; only the labels of jobs depend on it."""
+    value = override.partition("=")[2]
+    return "," in value or "(" in value
+
+
+def _report(folder: Path, expected: int, failure: Exception | None, multirun: bool) -> int:
+    """Print a line a run on stdout and what went wrong on stderr; return the exit code."""
+    runs, skipped = read_runs([folder])
+    out, err = results(), messages()
+    for run in sorted(runs, key=lambda run: run.order):
+        out.say(_line(run))
+    bad = [run for run in runs if run.state != "done"]
+    for run in bad:
+        err.say(f"{run.folder} {run.state}: {(run.error or 'no reason recorded').partition(chr(10))[0]}")
+    for path, reason in skipped:
+        err.say(f"{path}: {reason}")
+    missing = expected - len(runs) - len(skipped)
+    if missing > 0:
+        err.say(f"{missing} of {expected} jobs left no record in {folder}")
+    if failure is not None:
+        err.say(f"the launcher stopped: {str(failure).partition(chr(10))[0]}")
+    if multirun:
+        err.say(f"{len(runs) - len(bad)} of {expected} jobs done; bnlab compare {folder}")
+    return int(bool(bad or skipped or missing > 0 or failure is not None))
+
+
+def _line(run: Run) -> str:
+    """Return folder, status, what the run was and its headline figures."""
+    parts = [str(run.folder), run.state, f"norm={run.config.get('norm.name')}", f"seed={run.seed}"]
+    for name in HEADLINE:
+        metric = metrics[name]
+        value = metric.derive(run.summary) if run.summary else None
+        if isinstance(value, float):
+            parts.append(f"{name}={value * metric.scale:.4g}{metric.unit}")
+    return "  ".join(parts)

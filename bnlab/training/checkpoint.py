@@ -1,0 +1,72 @@
+"""Checkpoints: whole or absent, with their SHA-256, the previous one kept, never unpickled.
+
+checkpoint.pt        the newest          checkpoint.prev.pt   the one before
+checkpoint.sha256    the digests of both, written before the newest is renamed into place
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnlab.errors import RecordError
+from bnlab.record.files import cannot_write, write_bytes
+
+CURRENT, PREVIOUS, DIGESTS = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256"
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Put `state` (tensors, numbers, text, lists, dicts) into `folder`; at any moment the old or the new one loads."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    current, previous = folder / CURRENT, folder / PREVIOUS
+    digests = [hashlib.sha256(content).hexdigest(), *_known_digests(folder)[:1]]
+    write_bytes(folder / DIGESTS, "\n".join(digests).encode() + b"\n")
+    if current.exists():
+        beside = folder / f".{PREVIOUS}.{os.getpid()}.tmp"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                beside.unlink()
+            os.link(current, beside)
+            os.replace(beside, previous)
+        except OSError as error:
+            raise cannot_write(previous, error) from error
+    write_bytes(current, content)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Return the newest checkpoint whose digest is right.
+
+    Errors: RecordError naming each file and what is wrong with it. Only tensors and plain values are read
+    (`weights_only`): a file that would run code is refused.
+    """
+    known, wrong = _known_digests(folder), []
+    for path in (folder / CURRENT, folder / PREVIOUS):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            wrong.append(f"{path}: {error.strerror}")
+            continue
+        if hashlib.sha256(content).hexdigest() not in known:
+            wrong.append(f"{path}: sha256 differs")
+            continue
+        try:
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return state
+        except Exception as error:  # torch raises many kinds for a file that it will not read
+            wrong.append(f"{path}: refused ({type(error).__name__})")
+    raise RecordError("no checkpoint can be read\n" + "\n".join(wrong))
+
+
+def _known_digests(folder: Path) -> list[str]:
+    try:
+        return (folder / DIGESTS).read_text().split()
+    except (OSError, UnicodeDecodeError):
+        return []

@@ -1,0 +1,280 @@
+"""The training loop: the only place with `backward()` and `step()`, the same for every strategy, device and model.
+
+A step is: batch on the device, forward, backward, optimizer. Losses stay on the device until an interval is over; then
+one transfer brings them to the host and the rows are written. Evaluation and recording stop the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnlab.clock import Stopwatch, step_clock
+from bnlab.data import Batches
+from bnlab.errors import ConfigError
+from bnlab.record.tables import Cell
+from bnlab.schema import param
+from bnlab.training.evaluation import Evaluator, Measured, evaluation_steps
+
+WARMUP_STEPS = 10  # kept and marked, but left out of the step-time figures
+INTERVAL_SECONDS = 0.5  # about how often losses are brought to the host
+LONGEST_INTERVAL = 500  # steps
+CHECKPOINT_SECONDS = 10.0  # training time between two checkpoints, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How a run is trained and on what."""
+
+    epochs: float = param(10.0, "passes over the training split; a fraction is allowed", above=0.0, high=1e6)
+    steps: int | None = param(None, "optimizer steps; when given, epochs are not looked at", low=1, high=10**9)
+    label_smoothing: float = param(0.0, "share of the target spread over all classes", low=0.0, high=0.99)
+    device: str = param("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
+    threads: int | None = param(None, "CPU threads of torch; null leaves torch's choice", low=1, high=1024)
+    precision: Literal["float32", "bfloat16"] = param("float32", "bfloat16 runs the forward pass under autocast")
+    compile: bool = param(False, "compile the training step's forward and backward with torch.compile")
+    channels_last: bool = param(True, "lay images out as N, H, W, C in memory; the order of speeds depends on it")
+
+    def __post_init__(self) -> None:
+        kind, _, index = self.device.partition(":")
+        if not (self.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())):
+            raise ConfigError(f"trainer.device={self.device}: must be auto, cpu, cuda or cuda:N")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of steps of the run, at least one."""
+        return self.steps if self.steps is not None else max(1, round(self.epochs * steps_per_epoch))
+
+
+class Recorder(Protocol):
+    """Where a training leaves its rows."""
+
+    def steps(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def checkpoint(self, state: dict[str, Any]) -> None: ...
+
+
+class Observer(Protocol):
+    """Who watches a training; called between intervals only."""
+
+    def advanced(self, step: int, loss: float, images_per_second: float) -> None: ...
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What came of a training; the curve has one entry an evaluation."""
+
+    state: Literal["done", "diverged"] = "done"
+    steps: int = 0
+    epochs: float = 0.0
+    diverged_at: int | None = None
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    step_ms: dict[str, float] | None = None
+    images_per_second: float | None = None
+    warmup_seconds: float = 0.0
+    curve: dict[str, list[float]] = field(default_factory=dict)
+
+
+def train_step(
+    model: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """Do one step and return its loss, a scalar on the device that nobody has waited for."""
+    loss = loss_of(model(images), labels)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def forward_of(model: nn.Module, config: TrainerConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return the model's forward pass as training calls it: compiled and in lower precision where asked."""
+    forward: Callable[[Tensor], Tensor] = torch.compile(model) if config.compile else model
+    if config.precision == "float32":
+        return forward
+
+    def under_autocast(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return forward(images)
+
+    return under_autocast
+
+
+def precision_of(config: TrainerConfig, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Return the context that evaluations run in: the precision of training."""
+    if config.precision == "float32":
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def loss_function(config: TrainerConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return mean cross-entropy in nats, with label smoothing where asked."""
+    if config.label_smoothing == 0:
+        return F.cross_entropy
+    return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+
+
+class Training:
+    """One training from the first step to the last."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        evaluator: Evaluator,
+        optimizer: torch.optim.Optimizer,
+        rates: list[float],
+        config: TrainerConfig,
+        eval_every: float,
+        device: torch.device,
+        recorder: Recorder,
+        observer: Observer,
+    ) -> None:
+        self._model, self._batches, self._evaluator = model, batches, evaluator
+        self._optimizer, self._rates, self._config = optimizer, rates, config
+        self._forward = forward_of(model, config, device)
+        self._loss_of = loss_function(config)
+        self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, len(rates))
+        self._recorder, self._observer = recorder, observer
+        self._watch, self._eval_watch = Stopwatch(device), Stopwatch(device)
+        self._clock = step_clock(device)
+        self._pending: list[Tensor] = []  # losses on the device, since the last flush
+        self._sizes: list[int] = []  # of their batches
+        self._interval = 1
+        self._step_ms: list[float] = []
+        self._busy_ms, self._busy_images = 0.0, 0
+        self._saved_at = 0.0
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Train to the last step, or to the first whose loss is not finite."""
+        outcome, total = self.outcome, len(self._rates)
+        self._evaluate()
+        self._model.train()
+        next_eval = next(self._eval_steps)
+        self._watch.start()
+        for images, labels in self._stream():
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rates[outcome.steps]
+            self._pending.append(train_step(self._forward, self._optimizer, self._loss_of, images, labels))
+            self._sizes.append(len(labels))
+            self._clock.end()
+            outcome.steps += 1
+            at_eval = outcome.steps == next_eval
+            if at_eval or len(self._pending) >= self._interval:
+                self._watch.stop()
+                if not self._flush():
+                    break
+                if at_eval:
+                    self._evaluate()
+                    next_eval = next(self._eval_steps, total)
+                if outcome.steps == total or self._watch.seconds - self._saved_at >= CHECKPOINT_SECONDS:
+                    self._save()
+                if outcome.steps == total:
+                    break
+                self._watch.start()
+        return self._finish()
+
+    def _stream(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches epoch after epoch, marking when each was asked for and when it was there."""
+        for epoch in itertools.count():
+            batches = self._batches.epoch(epoch)
+            while True:
+                self._clock.begin()
+                batch = next(batches, None)
+                if batch is None:
+                    self._clock.cancel()
+                    break
+                self._clock.ready()
+                yield batch
+
+    def _flush(self) -> bool:
+        """Bring the interval's losses and times to the host and write their rows; False when a loss was not finite."""
+        losses: list[float] = torch.stack(self._pending).float().tolist()
+        self._pending.clear()
+        first = self.outcome.steps - len(losses)
+        times = self._clock.flush()
+        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            losses, times = losses[: bad + 1], times[: bad + 1]
+            self.outcome.state, self.outcome.diverged_at = "diverged", first + bad + 1
+            self.outcome.steps = first + bad + 1
+        per_epoch = self._batches.steps_per_epoch
+        self._recorder.steps(
+            [
+                (step + 1, step // per_epoch, loss, self._rates[step], int(math.isfinite(loss)))
+                for step, loss in enumerate(losses, first)
+            ]
+        )
+        self._recorder.times(
+            [(step + 1, data, ms, int(step < WARMUP_STEPS)) for step, (data, ms) in enumerate(times, first)]
+        )
+        self._take_times(first, times)
+        if bad is None:
+            self._observer.advanced(self.outcome.steps, losses[-1], self._speed())
+        return bad is None
+
+    def _take_times(self, first: int, times: list[tuple[float, float]]) -> None:
+        settled = times[max(0, WARMUP_STEPS - first) :]
+        warmup = times[: len(times) - len(settled)]
+        self.outcome.warmup_seconds += sum(data + ms for data, ms in warmup) / 1e3
+        self._step_ms += [ms for _, ms in settled]
+        self._busy_ms += sum(data + ms for data, ms in settled)
+        self._busy_images += sum(self._sizes[len(warmup) : len(times)])
+        self._sizes.clear()
+        lately = sum(data + ms for data, ms in times) / len(times)
+        self._interval = max(1, min(LONGEST_INTERVAL, int(INTERVAL_SECONDS * 1e3 / max(lately, 1e-6))))
+
+    def _evaluate(self) -> None:
+        self._eval_watch.start()
+        figures = self._evaluator.evaluate(self._model)
+        self._eval_watch.stop()
+        step, epoch = self.outcome.steps, self.outcome.steps / self._batches.steps_per_epoch
+        self._recorder.evals([(step, epoch, m.split, m.metric, m.value, m.samples) for m in figures])
+        self._extend_curve(step, epoch, figures)
+        self._observer.evaluated(step, {f"{m.split}.{m.metric}": m.value for m in figures})
+
+    def _extend_curve(self, step: int, epoch: float, figures: list[Measured]) -> None:
+        point = {"step": step, "epoch": epoch, "seconds": self._watch.seconds}
+        point |= {f"{m.split}.{m.metric}": m.value for m in figures}
+        for name, value in point.items():
+            self.outcome.curve.setdefault(name, []).append(value)
+
+    def _save(self) -> None:
+        self._saved_at = self._watch.seconds
+        self._recorder.checkpoint(
+            {
+                "step": self.outcome.steps,
+                "model": self._model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "random": torch.get_rng_state(),
+            }
+        )
+
+    def _speed(self) -> float:
+        return self._busy_images / self._busy_ms * 1e3 if self._busy_ms else 0.0
+
+    def _finish(self) -> Outcome:
+        outcome = self.outcome
+        outcome.epochs = outcome.steps / self._batches.steps_per_epoch
+        outcome.train_seconds, outcome.eval_seconds = self._watch.seconds, self._eval_watch.seconds
+        if len(self._step_ms) > 1:
+            cuts = statistics.quantiles(self._step_ms, n=10, method="inclusive")
+            outcome.step_ms = {"median": statistics.median(self._step_ms), "p10": cuts[0], "p90": cuts[-1]}
+            outcome.images_per_second = self._speed()
+        return outcome

@@ -1,0 +1,82 @@
+"""Optimizers: fused kernels, and weight decay that may leave normalization parameters alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from bnlab.errors import ConfigError
+from bnlab.norms.base import NormLayer
+from bnlab.registry import Registry
+from bnlab.schema import param
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec(ABC):
+    """The parameters common to every optimizer."""
+
+    name: ClassVar[str]
+
+    lr: float = param(0.1, "learning rate at the schedule's peak", above=0.0)
+    weight_decay: float = param(5e-4, "weight decay", low=0.0)
+    decay_norm: bool = param(False, "decay gamma and beta too")
+
+    @abstractmethod
+    def make(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer over the model's parameters."""
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return two parameter groups: with decay, and without it (normalization layers, unless `decay_norm`).
+
+        They are formed from the modules themselves, never from parameter names.
+        """
+        apart = set()
+        if not self.decay_norm:
+            apart = {id(p) for m in model.modules() if isinstance(m, NormLayer) for p in m.parameters()}
+        decayed = [p for p in model.parameters() if id(p) not in apart]
+        spared = [p for p in model.parameters() if id(p) in apart]
+        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": self.weight_decay}]
+        return groups + ([{"params": spared, "weight_decay": 0.0}] if spared else [])
+
+
+optimizers: Registry[OptimizerSpec] = Registry("optim")
+
+
+@optimizers.register("sgd")
+@dataclass(frozen=True, kw_only=True)
+class Sgd(OptimizerSpec):
+    """Stochastic gradient descent with (Nesterov) momentum."""
+
+    name = "sgd"
+
+    momentum: float = param(0.9, "share of the previous update kept", low=0.0, high=0.9999)
+    nesterov: bool = param(True, "look ahead along the momentum")
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("optim.momentum=0: Nesterov needs momentum; set optim.nesterov=false as well")
+
+    def make(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.groups(model), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True
+        )
+
+
+@optimizers.register("adamw")
+@dataclass(frozen=True, kw_only=True)
+class AdamW(OptimizerSpec):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    name = "adamw"
+
+    lr: float = param(0.003, "learning rate at the schedule's peak", above=0.0)
+    weight_decay: float = param(0.01, "decoupled weight decay", low=0.0)
+    beta1: float = param(0.9, "decay of the gradient's mean", low=0.0, high=0.9999)
+    beta2: float = param(0.999, "decay of the gradient's mean square", low=0.0, high=0.999999)
+
+    def make(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.groups(model), lr=self.lr, betas=(self.beta1, self.beta2), fused=True)

@@ -1,0 +1,37 @@
+"""What a finished training says of itself: the summary that comparisons read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from bnlab.norms.base import NormLayer, Strategy
+from bnlab.training.loop import Outcome
+
+
+def summarize(
+    outcome: Outcome, model: nn.Module, strategy: Strategy, batch_size: int, wall_seconds: float
+) -> dict[str, Any]:
+    """Return the outcome as JSON-ready values; a figure that is not finite becomes null."""
+    layers = [module for module in model.modules() if isinstance(module, NormLayer)]
+    share = strategy.initial_share(outcome.steps, batch_size)
+    return {
+        "state": outcome.state,
+        "diverged_at": outcome.diverged_at,
+        "steps": outcome.steps,
+        "epochs": outcome.epochs,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "train_seconds": outcome.train_seconds,
+        "eval_seconds": outcome.eval_seconds,
+        "wall_seconds": wall_seconds,
+        "warmup_seconds": outcome.warmup_seconds,
+        "step_ms": outcome.step_ms,
+        "images_per_second": outcome.images_per_second,
+        "unnormalizable_batches": max((layer.num_unnormalizable for layer in layers), default=0),
+        "initial_share": None if share is None else asdict(share),
+        "facts": asdict(strategy.facts),
+        "curve": {name: [v if math.isfinite(v) else None for v in values] for name, values in outcome.curve.items()},
+    }

@@ -1,0 +1,265 @@
+"""Runs jobs: checks all of them before the first, trains each, and leaves a record whatever happens.
+
+A process stays warm from job to job: torch and the data sets it has read are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+
+from bnlab import hydra_app
+from bnlab.clock import Stopwatch, utc_now
+from bnlab.config import Config, identity, parse_config
+from bnlab.data import Batches, DataBundle, DataSpec, Split, load
+from bnlab.errors import BnlabError, ConfigError, EnvironmentFault
+from bnlab.models import build
+from bnlab.record.folder import RunFolder
+from bnlab.record.provenance import environment
+from bnlab.record.tables import Cell
+from bnlab.seeding import derived_seed
+from bnlab.training import checkpoint
+from bnlab.training.allocator import keep_freed_memory
+from bnlab.training.evaluation import Evaluator
+from bnlab.training.loop import Outcome, Training, precision_of
+from bnlab.training.summary import summarize
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+Ending = Literal["done", "diverged", "failed", "interrupted"]
+DEFAULT_THREADS = torch.get_num_threads()
+log = logging.getLogger("bnlab")
+
+
+class Watcher(Protocol):
+    """Who watches the jobs of this process."""
+
+    def job_started(self, index: int, label: str, total_steps: int) -> None: ...
+    def advanced(self, step: int, loss: float, images_per_second: float) -> None: ...
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def job_ended(self, index: int, state: Ending, headline: str) -> None: ...
+
+
+class Silence:
+    """A watcher that looks away: jobs of another process than the one with the terminal."""
+
+    def job_started(self, index: int, label: str, total_steps: int) -> None: ...
+    def advanced(self, step: int, loss: float, images_per_second: float) -> None: ...
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def job_ended(self, index: int, state: Ending, headline: str) -> None: ...
+
+
+watcher: Watcher = Silence()
+shared_overrides: frozenset[str] = frozenset()  # of all jobs of the sweep; a job's label leaves them out
+_bundles: dict[DataSpec, DataBundle] = {}
+
+
+def preflight(trees: Sequence[Mapping[str, Any]]) -> None:
+    """Check every job before the first is started: keys, device, data, and that the model can be built.
+
+    Errors: ConfigError or EnvironmentFault, naming the first job that cannot run.
+    """
+    seen = set()
+    for tree in trees:
+        config = parse_config(tree)
+        device = device_of(config.trainer.device)
+        if (key := (config.norm, config.model, config.data, device)) in seen:
+            continue
+        seen.add(key)
+        bundle = bundle_of(config.data)
+        model_of(config, bundle)
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` stands for."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not count:
+            raise EnvironmentFault(f"trainer.device={name}: no CUDA device here\ntry trainer.device=cpu")
+        if device.index is not None and device.index >= count:
+            raise EnvironmentFault(f"trainer.device={name}: there are {count} CUDA devices, counted from 0")
+        device = torch.device("cuda", device.index or 0)
+    return device
+
+
+def bundle_of(spec: DataSpec) -> DataBundle:
+    """Return the data set, read once a process."""
+    source = replace(spec, batch_size=1, last_batch="keep", storage="uint8", shift=0, crop=0, flip=False)
+    if source not in _bundles:
+        _bundles[source] = load(source)
+    return _bundles[source]
+
+
+def model_of(config: Config, bundle: DataBundle) -> torch.nn.Module:
+    """Return the initialized model, on the CPU."""
+    facts = config.norm.facts
+    if config.data.batch_size == 1 and facts.reads_batch and not config.model.has_space:
+        raise ConfigError(
+            f"data.batch_size=1: norm={config.norm.name} has one value a channel in model={config.model.name}\n"
+            "take a larger batch, or a strategy that works sample by sample, such as norm=layer"
+        )
+    return build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
+
+
+def job(cfg: DictConfig) -> float | str:
+    """Hydra's task function: train one run in its folder; return the validation accuracy, or why there is none.
+
+    An exception costs this job only. An interruption is recorded and goes on to the caller.
+    """
+    current = hydra_app.current_job()
+    label = " ".join(o for o in current.overrides if o not in shared_overrides)
+    index = current.number or 0
+    tree = hydra_app.plain(cfg)
+    folder: RunFolder | None = None
+    try:
+        config = parse_config(tree)
+        bundle = bundle_of(config.data)
+        folder = RunFolder(current.folder, tree, hydra_app.as_yaml(tree), identity(tree, bundle.fingerprint), utc_now())
+        with _logging_to(folder.path / "run.log"):
+            outcome = _train(config, tree, bundle, folder, index, label)
+    except (KeyboardInterrupt, SystemExit):
+        if folder is not None:
+            folder.finish("interrupted", error="interrupted")
+        watcher.job_ended(index, "interrupted", "")
+        raise
+    except Exception as error:
+        reason = _reason(error, tree)
+        if folder is not None:
+            folder.finish("failed", error=reason)
+        watcher.job_ended(index, "failed", reason.partition("\n")[0])
+        return reason
+    watcher.job_ended(index, outcome.state, _headline(outcome))
+    if outcome.state == "diverged":
+        return f"diverged at step {outcome.diverged_at}"
+    return outcome.curve.get("valid.accuracy", outcome.curve["train.accuracy"])[-1]
+
+
+def _train(
+    config: Config, tree: Mapping[str, Any], bundle: DataBundle, folder: RunFolder, index: int, label: str
+) -> Outcome:
+    device = device_of(config.trainer.device)
+    wall = Stopwatch(device)
+    wall.start()
+    keep_freed_memory()
+    torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
+    torch.manual_seed(derived_seed(config.seed, "dropout"))
+    model = model_of(config, bundle).to(device)
+    if config.trainer.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    batches = _resident(config, bundle, bundle.train, device, training=True)
+    rates = config.schedule.rates(config.optim.lr, config.trainer.total_steps(batches.steps_per_epoch))
+    watcher.job_started(index, label, len(rates))
+    where = environment() | {
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "data_fingerprint": bundle.fingerprint,
+    }
+    folder.write_environment(where)
+    log.info("training %s: %d steps on %s", label or "one run", len(rates), device)
+    training = Training(
+        model=model,
+        batches=batches,
+        evaluator=Evaluator(
+            bundle,
+            config.eval,
+            config.data.batch_size,
+            lambda split: _resident(config, bundle, split, device, training=False),
+            precision_of(config.trainer, device),
+        ),
+        optimizer=config.optim.make(model),
+        rates=rates,
+        config=config.trainer,
+        eval_every=config.eval.every,
+        device=device,
+        recorder=_Recorder(folder),
+        observer=watcher,
+    )
+    outcome = training.run()
+    wall.stop()
+    log.info("%s after %d steps, %.1f s of training", outcome.state, outcome.steps, outcome.train_seconds)
+    folder.finish(
+        outcome.state,
+        error=None if outcome.diverged_at is None else f"loss not finite at step {outcome.diverged_at}",
+        summary=summarize(outcome, model, config.norm, config.data.batch_size, wall.seconds) | {"environment": where},
+    )
+    return outcome
+
+
+def _resident(config: Config, bundle: DataBundle, split: Split, device: torch.device, *, training: bool) -> Batches:
+    standardize = config.model.input_norm == "standardize"
+    return Batches(
+        split,
+        batch_size=config.data.batch_size,
+        last_batch=config.data.last_batch,
+        seed=config.seed,
+        device=device,
+        channels_last=config.trainer.channels_last,
+        mean=bundle.mean if standardize else None,
+        std=bundle.std if standardize else None,
+        storage=config.data.storage,
+        augment=config.data.augment if training else None,
+    )
+
+
+def _headline(outcome: Outcome) -> str:
+    if outcome.diverged_at is not None:
+        return f"loss not finite at step {outcome.diverged_at:,}"
+    return f"test {100 * outcome.curve['test.accuracy'][-1]:.2f} %, {outcome.train_seconds:.1f} s"
+
+
+def _reason(error: Exception, tree: Mapping[str, Any]) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        batch = tree["data"]["batch_size"]
+        return f"out of memory at data.batch_size={batch}, peak {peak:.1f} GiB\ntry a smaller batch"
+    if isinstance(error, BnlabError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Write bnlab's log and the traceback of a failure to `path`; nothing of it reaches the terminal."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    except BaseException as error:
+        log.exception("ended by %s", type(error).__name__)
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+class _Recorder:
+    """Brings a training's rows and checkpoints into its folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def steps(self, rows: list[tuple[Cell, ...]]) -> None:
+        self._folder.steps.append(rows)
+
+    def times(self, rows: list[tuple[Cell, ...]]) -> None:
+        self._folder.times.append(rows)
+
+    def evals(self, rows: list[tuple[Cell, ...]]) -> None:
+        self._folder.evals.append(rows)
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        checkpoint.save(self._folder.path, state)

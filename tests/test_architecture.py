@@ -1,0 +1,126 @@
+"""The layers: imports go one way only, heavy libraries stay in their own files, and files stay short."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "bnlab"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Lower layers first; a module may import from its own layer's earlier entries and from lower layers.
+LAYERS = [
+    {"errors", "registry", "schema", "seeding", "clock"},
+    {"norms", "models", "data", "download", "record"},
+    {"measure", "training"},
+    {"config"},
+    {"hydra_app"},
+    {"worker"},
+    {"compare"},
+    {"report"},
+    {"completion", "doctor", "sweep"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+# Inside a layer: who may import whom.
+BESIDE = {
+    ("registry", "errors"),
+    ("schema", "errors"),
+    ("models", "norms"),
+    ("data", "download"),
+    ("training", "measure"),
+}
+# Where each library may be imported; torch may be nowhere that a comparison or the command line passes.
+AT_HOME = {
+    "hydra": {"hydra_app"},
+    "omegaconf": {"hydra_app", "worker"},  # worker: a type only
+    "typer": {"cli"},
+    "rich": {"report", "cli"},
+    "pandas": {"compare"},
+}
+WITHOUT_TORCH = {
+    "errors",
+    "registry",
+    "schema",
+    "download",
+    "record",
+    "compare",
+    "report",
+    "hydra_app",
+    "completion",
+    "cli",
+}
+
+
+def part_of(path: Path) -> str:
+    inside = path.relative_to(PACKAGE)
+    return inside.parts[0].removesuffix(".py") if inside.name != "__init__.py" or len(inside.parts) > 1 else "bnlab"
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "bnlab":
+                yield from (f"bnlab.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    me = part_of(path)
+    if me == "bnlab":
+        assert list(imports(path)) == []
+        return
+    for module in imports(path):
+        root, _, rest = module.partition(".")
+        if root != "bnlab":
+            homes = AT_HOME.get(root)
+            assert homes is None or me in homes, f"{path.name} imports {module}, which belongs into {homes}"
+            assert root != "torch" or me not in WITHOUT_TORCH, f"{path.name} imports torch"
+            continue
+        other = rest.partition(".")[0]
+        if other in ("", "__version__", me):
+            continue
+        allowed = RANK[other] < RANK[me] or (me, other) in BESIDE
+        assert allowed, f"{path.relative_to(PACKAGE)} imports {module}, which lies above or beside it"
+
+
+def test_there_are_no_import_cycles() -> None:
+    graph = {
+        ".".join(("bnlab", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): {
+            module for module in imports(path, top_level_only=True) if module.startswith("bnlab.")
+        }
+        for path in FILES
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module in done:
+            return
+        for other in graph.get(module, set()):
+            # a package's own __init__ gathers its modules; they do not import it back
+            visit(other, (*trail, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 320
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 75, f"{path.name}: {node.name}"

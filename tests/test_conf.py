@@ -1,0 +1,153 @@
+"""conf/ and the registries say the same: every option is there, with the defaults and the description of its class."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnlab import hydra_app
+from bnlab.config import identity, parse_config
+from bnlab.data import datasets
+from bnlab.errors import ConfigError
+from bnlab.models import models
+from bnlab.norms import strategies
+from bnlab.schema import as_dict
+from bnlab.training.evaluation import EvalConfig
+from bnlab.training.loop import TrainerConfig
+from bnlab.training.optim import optimizers
+from bnlab.training.schedule import schedules
+
+REGISTRIES: dict[str, Any] = {
+    "norm": strategies,
+    "model": models,
+    "data": datasets,
+    "optim": optimizers,
+    "schedule": schedules,
+}
+OPTIONS = [(group, name) for group, registry in REGISTRIES.items() for name in registry]
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    (tree,) = hydra_app.jobs(list(overrides), multirun=False)
+    return tree
+
+
+def defaults_of(cls: Any) -> dict[str, Any]:
+    plain = {f.name: f.default for f in dataclasses.fields(cls)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+
+@pytest.mark.parametrize("group", REGISTRIES)
+def test_the_files_are_the_registry(group: str) -> None:
+    assert list(hydra_app.groups()[group]) == list(REGISTRIES[group])
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_an_option_has_its_class_defaults_and_description(group: str, name: str) -> None:
+    cls = REGISTRIES[group][name]
+    node = composed(f"{group}={name}", *(["data.path=somewhere"] if name == "folder" else []))[group]
+    assert node.pop("name") == name == cls.name
+    if name == "folder":
+        node["path"] = defaults_of(cls)["path"]
+    assert node == defaults_of(cls)
+    assert hydra_app.groups()[group][name] == (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+@pytest.mark.parametrize(("key", "cls"), [("trainer", TrainerConfig), ("eval", EvalConfig)])
+def test_the_other_nodes_have_their_class_defaults_but_for_the_recipe(key: str, cls: Any) -> None:
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.to_container(OmegaConf.load(hydra_app.conf_dir() / "config.yaml"))
+    assert isinstance(tree, dict)
+    assert tree[key] == defaults_of(cls)
+
+
+@pytest.mark.parametrize("data", list(datasets))
+def test_every_data_set_has_a_recipe(data: str) -> None:
+    assert data in hydra_app.groups()["recipe"]
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_parses(group: str, name: str) -> None:
+    tree = composed(f"{group}={name}")
+    config = parse_config(tree)
+    assert as_dict(getattr(config, group)) == {k: v for k, v in tree[group].items() if k != "name"}
+
+
+def test_a_sweep_is_taken_apart_into_its_jobs() -> None:
+    trees = hydra_app.jobs(["norm=none,ghost", "seed=range(0,3)", "model.widths=[8],[8,16]"], multirun=True)
+    assert [(t["norm"]["name"], t["seed"], t["model"]["widths"]) for t in trees] == [
+        (norm, seed, widths) for norm in ("none", "ghost") for seed in (0, 1, 2) for widths in ([8], [8, 16])
+    ]
+
+
+def test_glob_takes_every_strategy() -> None:
+    trees = hydra_app.jobs(["norm=glob(*)"], multirun=True)
+    assert [t["norm"]["name"] for t in trees] == list(strategies)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("norm=batchh", "norm=batchh: no such option; did you mean batch?"),
+        ("trainer.epoch=3", "trainer.epoch: no such key; did you mean trainer.epochs?"),
+        ("nrom=batch", "nrom: no such key; did you mean norm?"),
+        ("+x=1", "x: no such key"),
+        ("+norm.momentumm=0.1", "norm.momentumm: no such key; did you mean momentum?"),
+        ("optim.lr=nan", "optim.lr=nan: must be above 0"),
+        ("optim.lr=-1", "optim.lr=-1: must be above 0"),
+        ("optim.lr=fast", "optim.lr=fast: must be a number"),
+        ("optim=null", "optim"),
+        ("trainer.epochs=0", "trainer.epochs=0: must be above 0"),
+        ("trainer.epochs=1e20", "trainer.epochs=1e+20: must be above 0 and at most 1e+06"),
+        ("trainer.device=tpu", "trainer.device=tpu: must be auto, cpu, cuda or cuda:N"),
+        ("seed=-1", "seed=-1: must be a whole number"),
+        ("seed=0.5", "seed=0.5: must be a whole number"),
+        ("seed=0,1", "add -m to run one job for each"),
+        ("name=../x", "name='../x': must be"),
+        ("name=/abs", "name='/abs': must be"),
+        ("name=-rf", "name='-rf': must be"),
+        ("name=" + "a" * 300, "must be up to 80 letters"),
+        ("optim.momentum=0", "Nesterov needs momentum"),
+        ("+norm._target_=os.system", "norm._target_=os.system: a configuration may not name Python objects"),
+        ("+hydra.callbacks.x._target_=pathlib.Path.touch", "a configuration may not name Python objects"),
+        ("optim.lr=${oops}", "oops"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config(composed(override))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) <= 3
+
+
+def test_a_ghost_larger_than_the_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"norm\.size=128: .*data\.batch_size=64"):
+        parse_config(composed("norm=ghost", "norm.size=128"))
+
+
+def test_identity_depends_on_results_only() -> None:
+    one = identity(composed(), "abc")
+    assert one == identity(composed("name=other", "data.root=elsewhere"), "abc")
+    assert (
+        len(
+            {
+                one,
+                identity(composed("seed=1"), "abc"),
+                identity(composed(), "abd"),
+                identity(composed("norm=none"), "abc"),
+            }
+        )
+        == 4
+    )
+
+
+def test_configurations_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "norm").mkdir()
+    (tmp_path / "norm" / "mine.yaml").write_text("name: ghost\nsize: 8\nupdate: pooled\nmomentum: 0.5\n")
+    (tree,) = hydra_app.jobs(["norm=mine"], multirun=False, extra_dir=tmp_path)
+    assert tree["norm"]["size"] == 8

@@ -1,0 +1,324 @@
+"""Downloads against a server on this machine that serves, refuses, stalls, cuts off, and lies."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import shutil
+import socket
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from bnlab.download import catalog as sources
+from bnlab.download.catalog import Archive, File
+from bnlab.download.fetch import fetch, status
+from bnlab.errors import ConfigError, DataError
+
+HTML = b"<html><body>please log in</body></html>"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as `server.script` says: one word a request, the last word for ever."""
+
+    def do_GET(self):
+        server = self.server
+        server.asked.append((self.path, self.headers.get("Range")))
+        word = server.script.pop(0) if len(server.script) > 1 else server.script[0]
+        data = server.files.get(self.path.rsplit("/", 1)[1])
+        first = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        if word == "gone" or data is None:
+            self.send_error(404)
+        elif word == "html":
+            self.answer(200, HTML, type="text/html; charset=utf-8")
+        elif word == "silent":
+            server.done.wait(10)
+        elif word == "garbage":
+            self.answer(200, b"x" * len(data))
+        elif word == "endless":
+            self.answer(200, data + b"x" * 5_000_000)
+        elif word == "no range" or first == 0:
+            self.answer(200, data, stop=word)
+        elif word == "another range":
+            self.answer(206, data, range=f"bytes 0-{len(data) - 1}/{len(data)}")
+        elif first >= len(data):
+            self.send_error(416)
+        else:
+            self.answer(206, data[first:], range=f"bytes {first}-{len(data) - 1}/{len(data)}", stop=word)
+
+    def answer(self, code, data, type="application/octet-stream", range=None, stop=""):
+        self.send_response(code)
+        self.send_header("Content-Type", type)
+        self.send_header("Content-Length", str(len(data)))
+        if range:
+            self.send_header("Content-Range", range)
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if stop in ("cut", "stall") else data)
+        if stop == "stall":
+            self.wfile.flush()
+            self.server.done.wait(10)
+
+    def log_message(self, *words):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, address):
+        pass  # a client that hangs up is what some tests want
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    with Server(("127.0.0.1", 0), Handler) as made:
+        made.files, made.asked, made.script, made.done = {}, [], ["serve"], threading.Event()
+        made.url = f"http://127.0.0.1:{made.server_port}/some/where"
+        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield made
+        made.done.set()
+        made.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def set_of_two(server, monkeypatch):
+    """A data set of two packed files, on the server and in the table of sources; returns what unpacking must give."""
+    wanted, archives = {}, []
+    for number in (1, 2):
+        data = bytes(range(256)) * 40 * number
+        packed = gzip.compress(data, mtime=0) + bytes(1000)  # zeros after the end are allowed, and make it long
+        server.files[f"part{number}.gz"] = packed
+        wanted[f"Two/raw/part{number}"] = data
+        file = File(f"Two/raw/part{number}", len(data))
+        md5 = hashlib.md5(packed).hexdigest()
+        archives.append(Archive(f"part{number}.gz", len(packed), md5, "Two/raw", (file,)))
+    source = dataclasses.replace(sources.SOURCES["mnist"], mirrors=(server.url + "/",), archives=tuple(archives))
+    monkeypatch.setitem(sources.SOURCES, "two", source)
+    return wanted
+
+
+def left_over(root):
+    return sorted(path.name for path in root.rglob("*") if path.suffix in (".part", ".tmp"))
+
+
+def holds(root, wanted):
+    return all((root / path).read_bytes() == data for path, data in wanted.items())
+
+
+def test_a_whole_fetch_and_nothing_the_second_time(server, set_of_two, tmp_path):
+    told = []
+    root = tmp_path / "deep" / "data"
+    assert fetch("two", root, report=lambda done, total: told.append((done, total))) == root
+    assert holds(root, set_of_two)
+    total = sum(map(len, server.files.values()))
+    assert told == sorted(told)
+    assert told[-1] == (total, total)
+    assert left_over(root) == []
+    assert status("two", root).state == "present"
+    assert len(server.asked) == 2
+    fetch("two", root)
+    assert len(server.asked) == 2
+
+
+def test_only_what_is_missing_is_fetched_and_an_archive_put_there_is_used(server, set_of_two, tmp_path):
+    fetch("two", tmp_path)
+    (tmp_path / "Two/raw/part1").unlink()
+    (tmp_path / "Two/raw/part2").write_bytes(b"ab")
+    (tmp_path / "Two/raw/part2.gz").write_bytes(b"spoilt")
+    assert status("two", tmp_path).state == "damaged"
+    server.asked.clear()
+    fetch("two", tmp_path)
+    assert holds(tmp_path, set_of_two)
+    assert [path for path, _ in server.asked] == ["/some/where/part2.gz"]
+
+
+def test_a_cut_off_download_goes_on_by_itself(server, set_of_two, tmp_path):
+    server.script = ["cut", "serve"]
+    fetch("two", tmp_path)
+    assert holds(tmp_path, set_of_two)
+    half = len(server.files["part1.gz"]) // 2
+    assert [asked for _, asked in server.asked] == [None, f"bytes={half}-", None]
+
+
+def test_a_server_that_always_cuts_off_leaves_a_part_to_go_on_from(server, set_of_two, tmp_path):
+    server.script = ["cut"]
+    with pytest.raises(DataError, match=r"cut off after [\d,]+ of [\d,]+ bytes"):
+        fetch("two", tmp_path)
+    assert left_over(tmp_path) == ["part1.gz.part"]
+    server.script = ["serve"]
+    server.asked.clear()
+    fetch("two", tmp_path)
+    assert server.asked[0][1] is not None
+    assert holds(tmp_path, set_of_two)
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("word", ["no range", "serve"])
+def test_a_part_is_completed_whether_or_not_the_server_knows_ranges(word, server, set_of_two, tmp_path):
+    part = tmp_path / "Two/raw/part1.gz.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(server.files["part1.gz"][:70])
+    server.script = [word]
+    fetch("two", tmp_path)
+    assert server.asked[0][1] == "bytes=70-"
+    assert holds(tmp_path, set_of_two)
+
+
+@pytest.mark.parametrize("length", [70, 100_000, None])
+def test_a_part_of_something_else_is_thrown_away(length, server, set_of_two, tmp_path):
+    part = tmp_path / "Two/raw/part1.gz.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"?" * (len(server.files["part1.gz"]) if length is None else length))
+    fetch("two", tmp_path)
+    assert holds(tmp_path, set_of_two)
+
+
+def test_a_complete_part_needs_no_server(server, set_of_two, tmp_path):
+    part = tmp_path / "Two/raw/part1.gz.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(server.files["part1.gz"])
+    fetch("two", tmp_path)
+    assert [path for path, _ in server.asked] == ["/some/where/part2.gz"]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("gone", "HTTP status 404"),
+        ("html", f"checksum differs: {len(HTML)} bytes of HTML with MD5 {hashlib.md5(HTML).hexdigest()}; removed"),
+        ("garbage", r"checksum differs: [\d,]+ bytes with MD5 [0-9a-f]{32}; removed"),
+        ("endless", r"checksum differs: [\d,]+ bytes with MD5 [0-9a-f]{32}; removed"),
+        ("silent", r"no answer in 0\.3 s"),
+        ("stall", r"stalled: nothing came for 0\.3 s"),
+    ],
+)
+def test_failures_name_file_url_size_checksum_path_and_advice(word, reason, server, set_of_two, tmp_path):
+    server.script = [word]
+    with pytest.raises(DataError, match=reason) as caught:
+        fetch("two", tmp_path, timeout=0.3)
+    lines = str(caught.value).splitlines()
+    archive = sources.SOURCES["two"].archives[0]
+    assert len(lines) == 3
+    assert lines[0].startswith(f"two: could not fetch {server.url}/part1.gz: ")
+    for word_there in (f"{archive.size:,} bytes", archive.md5, str(tmp_path / "Two/raw/part1.gz")):
+        assert word_there in lines[1]
+    assert "data=digits" in lines[2]
+    assert left_over(tmp_path) == (["part1.gz.part"] if word == "stall" else [])
+    assert not (tmp_path / "Two/raw/part1").exists()
+
+
+def test_another_range_than_asked_for_is_refused(server, set_of_two, tmp_path):
+    server.script = ["cut", "another range"]
+    with pytest.raises(DataError, match="another range than the one asked for"):
+        fetch("two", tmp_path)
+
+
+def test_offline(set_of_two, tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(DataError, match=rf"http://127.0.0.1:{port}/part1.gz: no connection \(Connection refused\)"):
+            fetch("two", tmp_path, mirror=f"http://127.0.0.1:{port}")
+
+
+def test_no_such_host(set_of_two, tmp_path, monkeypatch):
+    def lookup(*arguments, **keys):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DataError, match=r"no connection \(Name or service not known\)"):
+        fetch("two", tmp_path, mirror="http://nowhere.invalid")
+
+
+def test_mirrors_are_tried_in_order_and_one_given_replaces_them(server, set_of_two, tmp_path, monkeypatch):
+    source = dataclasses.replace(sources.SOURCES["two"], mirrors=("http://127.0.0.1:9", server.url))
+    monkeypatch.setitem(sources.SOURCES, "two", source)
+    fetch("two", tmp_path)
+    assert holds(tmp_path, set_of_two)
+    server.script = ["gone"]
+    with pytest.raises(DataError) as caught:
+        fetch("two", tmp_path / "other", mirror=server.url)
+    assert "127.0.0.1:9/" not in str(caught.value)
+    assert f"{server.url}/part1.gz: HTTP status 404" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("digits", {}, "digits: nothing to download"),
+        ("folder", {}, "folder: nothing to download"),
+        ("cifar11", {}, "no such data set; did you mean cifar10"),
+        ("mnist", {"mirror": "file:///etc"}, "mirror=file:///etc: must begin with http"),
+    ],
+)
+def test_requests_that_make_no_sense(name, keys, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        fetch(name, tmp_path / "new", **keys)
+    assert not (tmp_path / "new").exists()
+
+
+def test_too_little_space_is_told_before_the_download(server, set_of_two, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(DataError, match=r"no space in .*: [\d,]+ bytes needed, 10 free"):
+        fetch("two", tmp_path)
+    assert server.asked == []
+
+
+def test_a_root_that_cannot_be_written(set_of_two, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"two: cannot write .*file"):
+        fetch("two", tmp_path / "file")
+
+
+def packed(members):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            else:
+                member.type, member.linkname = tarfile.SYMTYPE, content[0]
+                tar.addfile(member)
+    return stream.getvalue()
+
+
+def tar_source(server, monkeypatch, members, files):
+    data = packed(members)
+    server.files["all.tar.gz"] = data
+    archive = Archive("all.tar.gz", len(data), hashlib.md5(data).hexdigest(), "", files)
+    source = dataclasses.replace(sources.SOURCES["cifar10"], mirrors=(server.url,), archives=(archive,))
+    monkeypatch.setitem(sources.SOURCES, "tarred", source)
+
+
+def test_a_tar_gives_the_files_expected_and_no_others(server, tmp_path, monkeypatch):
+    members = [("../evil", b"x"), ("/tmp/evil", b"x"), ("in/one", b"1"), ("in/two", b"22"), ("in/more", b"333")]
+    tar_source(server, monkeypatch, members, (File("in/one", 1), File("in/two", None)))
+    root = tmp_path / "root"
+    fetch("tarred", root)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["all.tar.gz", "one", "two"]
+    assert (root / "in/two").read_bytes() == b"22"
+
+
+def test_a_link_in_a_tar_is_not_taken_for_a_file(server, tmp_path, monkeypatch):
+    tar_source(server, monkeypatch, [("in/one", ("/etc/hostname",))], (File("in/one", None),))
+    with pytest.raises(DataError, match=r"all\.tar\.gz: holds no in/one"):
+        fetch("tarred", tmp_path)
+    assert not (tmp_path / "in/one").exists()
+
+
+def test_a_member_of_another_size_is_told(server, tmp_path, monkeypatch):
+    tar_source(server, monkeypatch, [("in/one", b"1")], (File("in/one", 2),))
+    with pytest.raises(DataError, match="1 bytes, expected 2 after unpacking"):
+        fetch("tarred", tmp_path)

@@ -1,0 +1,193 @@
+"""Models: the same weights under every strategy, the knobs of a block, and clear refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bnlab.errors import ConfigError
+from bnlab.models import Cnn, Mlp, ModelSpec, Resnet, build, models, norm_layers
+from bnlab.norms import NormLayer, strategies
+
+SPECS: list[ModelSpec] = [Mlp(widths=(16, 12)), Cnn(widths=(4, 8), depth=2), Resnet(depth=8, width=4)]
+SHAPE = (3, 8, 8)
+
+
+def make(spec: ModelSpec, norm: str = "batch", seed: int = 0, **p: Any) -> nn.Module:
+    return build(spec, strategies[norm](**p), SHAPE, 10, seed)
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [m.weight.detach() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+
+def kinds(model: nn.Module) -> list[str]:
+    """The leaf modules in order, in one letter each: l(inear) c(onv) n(orm) a(ctivation) p(ool) d(ropout) f(latten)."""
+    letters = {
+        nn.Linear: "l",
+        nn.Conv2d: "c",
+        NormLayer: "n",
+        nn.ReLU: "a",
+        nn.SELU: "a",
+        nn.MaxPool2d: "p",
+        nn.AdaptiveAvgPool2d: "p",
+        nn.Dropout: "d",
+        nn.AlphaDropout: "D",
+        nn.Flatten: "f",
+    }
+    leaves = [m for m in model.modules() if not list(m.children()) and type(m) is not nn.Sequential]
+    return [next(letter for kind, letter in letters.items() if isinstance(m, kind)) for m in leaves]
+
+
+def biases(model: nn.Module) -> list[bool]:
+    return [m.bias is not None for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+def test_weights_depend_on_the_seed_alone(spec: ModelSpec) -> None:
+    reference = weights(make(spec, "none"))
+    for norm in strategies:
+        if strategies[norm]().facts.needs_space and not spec.has_space:
+            continue
+        for bias in ("auto", "true", "false"):
+            for more in ({}, {"placement": "post"}, {"norm_every": 2}, {"dropout": 0.5}, {"input_norm": "batch"}):
+                changed = type(spec)(**{**vars(spec), "bias": bias, **more})
+                model = make(changed, norm)
+                for a, b in zip(reference, weights(model), strict=True):
+                    assert torch.equal(a, b)
+    assert not torch.equal(reference[0], weights(make(spec, "none", seed=1))[0])
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+def test_building_leaves_the_global_generator_alone(spec: ModelSpec) -> None:
+    before = torch.get_rng_state()
+    make(spec)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("norm", list(strategies))
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+def test_forward_and_backward(spec: ModelSpec, norm: str) -> None:
+    if strategies[norm]().facts.needs_space and not spec.has_space:
+        pytest.skip("refused")
+    for placement in ("pre", "post"):
+        model = make(type(spec)(**{**vars(spec), "placement": placement}), norm)
+        logits = model(torch.randn(5, *SHAPE))
+        assert logits.shape == (5, 10)
+        logits.square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        assert len(list(norm_layers(model))) == len([k for k in kinds(model) if k == "n"]) > 0
+
+
+def test_initial_biases_are_zero_and_weights_have_their_gain() -> None:
+    for activation, gain in (("relu", 2**0.5), ("selu", 1.0), ("tanh", 5 / 3), ("sigmoid", 1.0), ("elu", 1.2452)):
+        model = make(Mlp(widths=(512, 512), activation=activation), "none")
+        first, second, last = weights(model)
+        assert float(first.std()) * 192**0.5 == pytest.approx(gain, rel=0.02)
+        assert float(second.std()) * 512**0.5 == pytest.approx(gain, rel=0.02)
+        assert float(last.std()) * 512**0.5 == pytest.approx(1.0, rel=0.05)
+        assert all((m.bias == 0).all() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def test_elu_gain_is_that_of_a_standard_normal() -> None:
+    z = torch.linspace(-10, 10, 200_001, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2) / (2 * torch.pi) ** 0.5
+    second_moment = torch.trapezoid(nn.functional.elu(z).square() * density, z)
+    assert float(second_moment.rsqrt()) == pytest.approx(1.2452, abs=1e-4)
+
+
+def test_placement_order() -> None:
+    mlp = Mlp(widths=(8, 8), dropout=0.5)
+    assert "".join(kinds(make(mlp))) == "f" + "lnad" * 2 + "l"
+    assert "".join(kinds(make(Mlp(widths=(8, 8), placement="post")))) == "f" + "lan" * 2 + "l"
+    assert "".join(kinds(make(Cnn(widths=(4, 4), depth=2, dropout=0.5)))) == ("cnacnap") * 2 + "fdl"
+    assert "".join(kinds(make(Resnet(depth=8, width=4)))) == "cna" + "cnacna" * 3 + "pfl"
+    assert "".join(kinds(make(Resnet(depth=8, width=4, placement="post")))) == "can" + "cancan" * 3 + "pfl"
+
+
+def test_norm_every_normalizes_only_its_layers() -> None:
+    model = make(Mlp(widths=(8, 8, 8, 8), norm_every=2))
+    assert "".join(kinds(model)) == "f" + "la" + "lna" + "la" + "lna" + "l"
+    assert biases(model) == [True, False, True, False, True]
+    assert "".join(kinds(make(Resnet(depth=8, width=4, norm_every=2)))) == "ca" + "cnaca" + "cnaca" + "cnaca" + "pfl"
+    assert list(norm_layers(make(Mlp(widths=(8,), norm_every=2)))) == []
+
+
+def test_bias_is_dropped_only_where_it_has_no_effect() -> None:
+    spec = Mlp(widths=(8, 8))
+    assert biases(make(spec, "batch")) == [False, False, True]
+    assert biases(make(spec, "layer")) == [True, True, True]
+    assert biases(make(spec, "none")) == [True, True, True]
+    assert biases(make(Mlp(widths=(8, 8), placement="post"), "batch")) == [True, True, True]
+    assert biases(make(Mlp(widths=(8, 8), bias="true"), "batch")) == [True, True, True]
+    assert biases(make(Mlp(widths=(8, 8), bias="false"), "none")) == [False, False, True]
+    assert Mlp(bias=False).bias == "false"  # type: ignore[arg-type]
+
+
+def test_a_dropped_bias_would_have_had_no_effect() -> None:
+    x = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for norm in ("batch", "instance"):
+        without, kept = make(Cnn(bias="auto"), norm), make(Cnn(bias="true"), norm)
+        with torch.no_grad():
+            for module in kept.modules():
+                if isinstance(module, nn.Conv2d) and module.bias is not None:
+                    module.bias.uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(without(x), kept(x), rtol=1e-4, atol=1e-4)
+
+
+def test_input_norm_batch_standardizes_the_input() -> None:
+    for spec in (Mlp(widths=(8,), input_norm="batch"), Cnn(widths=(4,), input_norm="batch")):
+        name, first = next(norm_layers(make(spec, "none")))
+        assert name == "0"
+        assert first.weight is None
+        x = torch.rand(32, *SHAPE) * 5 + 3
+        assert first(x).mean((0, 2, 3)).abs().max() < 1e-5
+
+
+def test_selu_has_alpha_dropout() -> None:
+    assert "".join(kinds(make(Mlp(widths=(8,), activation="selu", dropout=0.1)))) == "flnaDl"
+
+
+def test_resnet_shortcut_has_no_parameters_and_pads_with_zeros() -> None:
+    model = make(Resnet(depth=8, width=4), "none")
+    assert len(weights(model)) == 8
+    block = next(m for m in model.modules() if getattr(m, "stride", None) == 2 and hasattr(m, "branch"))
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+    x = torch.rand(2, 4, 8, 8)
+    y = block(x)
+    assert torch.equal(y[:, :4], x[:, :, ::2, ::2])
+    assert y.shape == (2, 8, 4, 4)
+    assert (y[:, 4:] == 0).all()
+
+
+def test_layouts_agree() -> None:
+    x = torch.randn(8, *SHAPE)
+    for norm in strategies:
+        plain, last = make(Cnn(), norm), make(Cnn(), norm).to(memory_format=torch.channels_last)
+        torch.testing.assert_close(plain(x), last(x.to(memory_format=torch.channels_last)), rtol=1e-4, atol=1e-4)
+
+
+def test_instance_in_an_mlp_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"norm=instance.*model=mlp"):
+        make(Mlp(), "instance")
+
+
+def test_a_small_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"at least 16 x 16 pixels\nthe images here are 8 x 8\nuse at most 3 stages"):
+        make(Cnn(widths=(4, 4, 4, 4)))
+    make(Cnn(widths=(4, 4, 4)))
+
+
+def test_resnet_depth_must_be_6n_plus_2() -> None:
+    with pytest.raises(ConfigError, match=r"model.depth=18: must be 6n \+ 2.*\nuse 14 or 20"):
+        make(Resnet(depth=18))
+
+
+def test_registry_names() -> None:
+    assert list(models) == ["cnn", "mlp", "resnet"]
+    assert all(models[name].name == name for name in models)

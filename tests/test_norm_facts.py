@@ -1,0 +1,98 @@
+"""Each strategy's declared facts, proved on random tensors: a fact that is declared and false fails here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bnlab.norms import NormLayer, strategies
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "batch": [{"stat_samples": 4}, {"stat_stride": 2}, {"momentum": None}],
+    "ghost": [{"size": 4}, {"size": 4, "update": "sequential"}],
+    "layer": [{"over": "channel"}],
+}
+CASES = [
+    (name, p) for name in strategies for p in [{}, {"eps_outside": True}, {"affine": False}, *VARIANTS.get(name, [])]
+]
+N, C = 12, 6
+
+
+@pytest.fixture(params=CASES, ids=lambda c: "-".join([c[0], *(f"{k}={v}" for k, v in c[1].items())]))
+def case(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return request.param  # type: ignore[no-any-return]
+
+
+def inputs(name: str, p: dict[str, Any]) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    space = torch.randn(N, C, 6, 6, generator=draw, dtype=torch.float64)
+    return [space] if strategies[name](**p).facts.needs_space else [space, space[:, :, 0, 0]]
+
+
+def fresh(name: str, p: dict[str, Any]) -> NormLayer:
+    return strategies[name](**p).layer(C).double()
+
+
+def test_reads_batch(case: tuple[str, dict[str, Any]]) -> None:
+    name, p = case
+    for x in inputs(name, p):
+        other = x.clone()
+        other[1:] = other[1:] * 2 + 1
+        reads = not torch.allclose(fresh(name, p)(x)[0], fresh(name, p)(other)[0])
+        assert reads == strategies[name](**p).facts.reads_batch
+        assert torch.allclose(fresh(name, p).eval()(x)[0], fresh(name, p).eval()(other)[0])  # evaluation never does
+
+
+def test_keeps_stats(case: tuple[str, dict[str, Any]]) -> None:
+    name, p = case
+    keeps = strategies[name](**p).facts.keeps_stats
+    for x in inputs(name, p):
+        layer = fresh(name, p)
+        before = layer.eval()(x)
+        layer.train()(x * 2 + 1)
+        assert (not torch.allclose(before, layer.eval()(x))) == keeps
+        assert bool(list(layer.buffers())) == keeps
+
+
+def test_cancels_bias(case: tuple[str, dict[str, Any]]) -> None:
+    """A bias that differs from channel to channel, as a convolution's does. A shift common to all is another matter."""
+    name, p = case
+    bias = torch.linspace(-2, 3, C).double()
+    for x in inputs(name, p):
+        moved = x + bias.view(1, C, *(1,) * (x.dim() - 2))
+        same = torch.allclose(fresh(name, p)(x), fresh(name, p)(moved))
+        assert same == strategies[name](**p).facts.cancels_bias
+
+
+def test_needs_space(case: tuple[str, dict[str, Any]]) -> None:
+    name, p = case
+    flat = torch.randn(N, C, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    if strategies[name](**p).facts.needs_space:
+        with pytest.raises(ValueError, match=r"\(12, 6\)"):
+            fresh(name, p)(flat)
+    else:
+        assert fresh(name, p)(flat).shape == flat.shape
+
+
+def test_layer_cancels_a_shift_common_to_all_channels_only() -> None:
+    for over in ("sample", "channel"):
+        layer = strategies["layer"](over=over).layer(C).double()
+        x = inputs("layer", {})[0]
+        assert torch.allclose(layer(x), layer(x + 3))
+        assert not torch.allclose(layer(x), layer(x + torch.linspace(-2, 3, C).double().view(1, C, 1, 1)))
+
+
+def test_a_layer_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    for name in strategies:
+        strategies[name]().layer(4)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_strategy_has_the_same_defaults() -> None:
+    for name in strategies:
+        strategy = strategies[name]()
+        assert (strategy.name, strategy.eps, strategy.affine, strategy.eps_outside) == (name, 1e-5, True, False)

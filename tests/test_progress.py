@@ -1,0 +1,170 @@
+"""Progress: lines in a log, a display on a terminal, and nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from bnlab.report.console import Terminal
+from bnlab.report.progress import LiveProgress, PlainProgress, Progress, make_progress
+
+SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Screen(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[io.StringIO], Terminal]:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal
+
+
+def sweep(progress: Progress, clock: Clock) -> None:
+    progress.sweep_started(2)
+    for index, label in enumerate(("norm=none seed=0", "norm=batch\x1b[2J seed=0")):
+        progress.job_started(index, label, 1000)
+        for step in range(100, 1001, 100):
+            clock.now += 2.0
+            progress.advanced(step, 1 / step, 6900.0)
+            progress.evaluated(step, {"valid.accuracy": 0.9 + step / 20_000, "train.accuracy": 1.0})
+        progress.job_ended(index, "done" if index == 0 else "diverged", f"test 98.7{index} %")
+    progress.closed()
+    progress.closed()
+
+
+def test_a_log_gets_a_line_now_and_then(terminal: Callable[[io.StringIO], Terminal]) -> None:
+    stream, clock = io.StringIO(), Clock()
+    sweep(PlainProgress(terminal(stream), clock), clock)
+    assert stream.getvalue().splitlines() == [
+        "2 jobs",
+        "1/2 norm=none seed=0: step 500/1,000, loss 0.0020, valid 92.50 %, 6,900 images/s, 0:10 left",
+        "1/2 norm=none seed=0: step 1,000/1,000, loss 0.0010, valid 95.00 %, 6,900 images/s, 0:00 left",
+        "1/2 norm=none seed=0: done, test 98.70 %, 0:20 left in all",
+        r"2/2 norm=batch\x1b[2J seed=0: step 500/1,000, loss 0.0020, valid 92.50 %, 6,900 images/s, 0:10 left",
+        r"2/2 norm=batch\x1b[2J seed=0: step 1,000/1,000, loss 0.0010, valid 95.00 %, 6,900 images/s, 0:00 left",
+        r"2/2 norm=batch\x1b[2J seed=0: diverged, test 98.71 %",
+    ]
+    assert "\r" not in stream.getvalue()
+
+
+def test_one_run_in_a_log_has_a_start_and_an_end(terminal: Callable[[io.StringIO], Terminal]) -> None:
+    stream, clock = io.StringIO(), Clock()
+    with PlainProgress(terminal(stream), clock) as progress:
+        progress.job_started(0, "norm=batch", 1000)
+        progress.advanced(100, float("nan"), 1.0)
+        progress.job_ended(0, "failed", "no space on the disk")
+    assert stream.getvalue().splitlines() == ["norm=batch: 1,000 steps", "norm=batch: failed, no space on the disk"]
+
+
+def test_the_live_display_shows_the_jobs_the_bars_and_leaves_nothing(
+    terminal: Callable[[io.StringIO], Terminal],
+) -> None:
+    stream, clock = Screen(), Clock()
+    sweep(LiveProgress(terminal(stream), clock), clock)
+    written = stream.getvalue()
+    assert "\x1b[2J" not in written
+    assert written.count(HIDE_CURSOR) == written.count(SHOW_CURSOR) == 1
+    assert written.index(HIDE_CURSOR) < written.index(SHOW_CURSOR)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
+    for part in (
+        "600/1,000  loss 0.0017  valid 92.50 %",
+        "0:08 left",
+        "✓  norm=none seed=0",
+        "∞  norm=batch",
+        "1/2 jobs",
+    ):
+        assert part in text
+    assert max(len(line) for line in re.split("[\r\n]", text)) <= 100
+    assert written.rstrip("\n").endswith("\x1b[2K")  # the display was taken away, line by line
+
+
+def test_the_display_is_not_drawn_at_every_report(terminal: Callable[[io.StringIO], Terminal]) -> None:
+    stream, clock = Screen(), Clock()
+    with LiveProgress(terminal(stream), clock) as progress:
+        progress.job_started(0, "norm=batch", 10_000)
+        before = len(stream.getvalue())
+        for step in range(1000):
+            progress.advanced(step, 0.1, 1.0)
+        assert len(stream.getvalue()) == before
+        clock.now += 1.0
+        progress.advanced(1000, 0.1, 1.0)
+        assert len(stream.getvalue()) > before
+
+
+@pytest.mark.parametrize("columns", ["12", "40", "60"])
+def test_a_narrow_display_stays_within_its_columns(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "xterm")
+    stream, clock = Screen(), Clock()
+    sweep(LiveProgress(Terminal(stream), clock), clock)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert max(len(line) for line in re.split("[\r\n]", text)) <= int(columns)
+
+
+def test_what_is_no_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(make_progress(Screen()), LiveProgress)
+    assert isinstance(make_progress(io.StringIO()), PlainProgress)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(make_progress(Screen()), PlainProgress)
+
+
+INTERRUPTED = """
+import sys, time
+from bnlab.report.progress import make_progress
+with make_progress(sys.stderr) as progress:
+    progress.job_started(0, "norm=batch", 1000)
+    print("started", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_ctrl_c_leaves_the_cursor_visible() -> None:
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    command = [sys.executable, "-c", INTERRUPTED]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True)
+    os.close(theirs)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "started\n"
+    child.send_signal(signal.SIGINT)
+    child.wait(30)
+    child.stdout.close()
+    written = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            written += chunk
+    except OSError:  # Linux ends a pseudo-terminal so
+        pass
+    os.close(ours)
+    assert HIDE_CURSOR.encode() in written
+    assert written.rindex(SHOW_CURSOR.encode()) > written.rindex(HIDE_CURSOR.encode())

@@ -1,0 +1,179 @@
+"""Files that are whole or absent, folders with one owner, checkpoints that load or are refused."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+
+from bnlab.errors import EnvironmentFault, RecordError
+from bnlab.record import provenance
+from bnlab.record.files import write_bytes, write_json
+from bnlab.record.folder import RunFolder, fresh_folder
+from bnlab.record.tables import Table
+from bnlab.training import checkpoint
+
+
+def run_folder(path: Path) -> RunFolder:
+    path.mkdir(exist_ok=True)
+    return RunFolder(path, {"seed": 0}, "seed: 0\n", "0123456789abcdef", "2026-01-01T00:00:00+00:00")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "kept.json"
+    write_json(target, {"a": 1})
+    limited = (
+        "import resource, signal, sys; from pathlib import Path; from bnlab.record.files import write_bytes\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_bytes(Path(sys.argv[1]), b'x' * 5000)"
+    )
+    done = subprocess.run([sys.executable, "-c", limited, str(target)], capture_output=True, text=True, check=False)
+    assert "EnvironmentFault: cannot write" in done.stderr
+    assert str(target) in done.stderr
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["kept.json"]
+
+
+def test_numbers_that_are_not_finite_are_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": math.nan})
+    assert os.listdir(tmp_path) == []
+
+
+def test_floats_come_back_with_the_same_bits(tmp_path: Path) -> None:
+    values = [0.1, 1 / 3, 1e-300, math.inf, math.nan, 2.0**-1074]
+    with Table(tmp_path / "t.csv", ("step", "value")) as table:
+        table.append(enumerate(values))
+    rows = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
+    back = [float(row["value"]) for row in rows]
+    assert str(back) == str(values)
+    frame = pandas.read_csv(tmp_path / "t.csv")
+    assert frame["value"].tolist()[:2] == values[:2]
+
+
+def test_folders_made_in_the_same_second_are_apart(tmp_path: Path) -> None:
+    folders = {fresh_folder(tmp_path / "runs", "run") for _ in range(20)}
+    assert len(folders) == 20
+    assert all(re.fullmatch(r"\d{8}-\d{6}-run-[0-9a-f]{6}", folder.name) for folder in folders)
+
+
+def test_a_run_folder_has_one_owner(tmp_path: Path) -> None:
+    first = run_folder(tmp_path / "a")
+    with pytest.raises(RecordError, match="in use by another process"):
+        run_folder(tmp_path / "a")
+    assert json.loads((tmp_path / "a/status.json").read_text())["state"] == "running"
+    first.finish("done", summary={"steps": 3})
+    assert json.loads((tmp_path / "a/status.json").read_text())["state"] == "done"
+    assert json.loads((tmp_path / "a/summary.json").read_text()) == {
+        "schema": 1,
+        "identity": "0123456789abcdef",
+        "config": {"seed": 0},
+        "steps": 3,
+    }
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(EnvironmentFault, match=re.escape(f"cannot write {blocked}")):
+        fresh_folder(blocked, "run")
+
+
+def test_provenance_names_versions_and_hardware_but_no_host_or_user() -> None:
+    found = provenance.environment()
+    assert torch.__version__.startswith(found["torch"])
+    assert found["cpu"]
+    assert found["cores"] >= 1
+    text = json.dumps(found)
+    assert os.uname().nodename not in text
+    assert str(Path.home()) not in text
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "model": {"w": torch.full((1000,), float(step))}, "random": torch.get_rng_state()}
+
+
+def test_the_newest_checkpoint_loads_and_the_previous_is_kept(tmp_path: Path) -> None:
+    for step in range(4):
+        checkpoint.save(tmp_path, state(step))
+    assert checkpoint.load(tmp_path)["step"] == 3
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.prev.pt", "checkpoint.pt", "checkpoint.sha256"]
+    (tmp_path / "checkpoint.pt").unlink()
+    assert checkpoint.load(tmp_path)["step"] == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"text", None])
+def test_a_damaged_checkpoint_gives_way_to_the_previous(tmp_path: Path, damage: bytes | None) -> None:
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    newest = tmp_path / "checkpoint.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(bytes(content) if damage is None else damage)
+    assert checkpoint.load(tmp_path)["step"] == 1
+    (tmp_path / "checkpoint.prev.pt").write_bytes(b"")
+    with pytest.raises(RecordError, match="sha256 differs"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    checkpoint.save(tmp_path, state(1))
+    content = pickle.dumps(Touch())
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    write_bytes(tmp_path / "checkpoint.sha256", hashlib.sha256(content).hexdigest().encode())
+    with pytest.raises(RecordError, match="refused"):
+        checkpoint.load(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+KILLED_WHILE_SAVING = """
+import sys, torch
+from pathlib import Path
+from bnlab.training import checkpoint
+folder = Path(sys.argv[1])
+step = checkpoint.load(folder)["step"]
+print("ready", flush=True)
+while True:
+    step += 1
+    checkpoint.save(folder, {"step": step, "model": {"w": torch.full((200_000,), float(step))}})
+"""
+
+
+def test_a_checkpoint_loads_after_kills_at_random_moments(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(0))
+    reached = []
+    for moment in (0.01, 0.023, 0.037, 0.05):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(moment)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        loaded = checkpoint.load(tmp_path)
+        assert loaded["model"]["w"].unique().tolist() == [float(loaded["step"])]
+        reached.append(loaded["step"])
+    assert reached == sorted(reached)
+    assert reached[-1] > 0

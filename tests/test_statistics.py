@@ -1,0 +1,204 @@
+"""The statistics of a comparison against scipy.stats, published examples and what the definitions demand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from bnlab.compare.statistics import (
+    MOST_PAIRS,
+    bootstrap_interval,
+    coverage_of_range,
+    detectable_difference,
+    estimate_mean,
+    estimate_median,
+    holm,
+    paired_difference,
+    pairs_needed,
+    restrict,
+    t_quantile,
+    t_tails,
+)
+
+INF = math.inf
+# Extra hours of sleep under two drugs, ten patients (Student 1908; R: t.test(extra ~ group, sleep, paired = TRUE)).
+DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+
+coarse = st.integers(-1000, 1000).map(lambda i: i / 100)  # ties and zeros are likely
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 10, 49, 100, 999])
+@pytest.mark.parametrize("t", [0.0, 1e-6, 0.3, -1.0, 2.776, 12.706, 60.0])
+def test_t_tails_are_those_of_scipy(t: float, df: int) -> None:
+    assert t_tails(t, df) == pytest.approx(2 * stats.t.sf(abs(t), df), rel=1e-9, abs=2e-13)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 30, 999])
+@pytest.mark.parametrize("probability", [0.5, 0.8, 0.95, 0.975, 0.9995])
+def test_t_quantile_is_that_of_scipy(probability: float, df: int) -> None:
+    assert t_quantile(probability, df) == pytest.approx(stats.t.ppf(probability, df), rel=1e-9, abs=1e-12)
+
+
+def test_students_sleep_data() -> None:
+    found = paired_difference(DRUG_1, DRUG_2)
+    assert found is not None
+    assert found.center == pytest.approx(-1.58)
+    assert (found.low, found.high) == (pytest.approx(-2.4598858, abs=1e-7), pytest.approx(-0.7001142, abs=1e-7))
+    assert found.center / (found.sd / math.sqrt(10)) == pytest.approx(-4.0621, abs=5e-5)
+    assert found.p == pytest.approx(0.002833, abs=5e-7)
+    assert found.n == 10
+
+
+@settings(max_examples=60)
+@given(st.lists(coarse, min_size=2, max_size=30))
+def test_interval_of_a_mean_is_that_of_scipy(values: list[float]) -> None:
+    found = estimate_mean(values)
+    low, high = found.center, found.center
+    if len(set(values)) > 1:
+        low, high = stats.t.interval(0.95, len(values) - 1, statistics.fmean(values), stats.sem(values))
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+    assert (found.n, found.num_reached, found.kind) == (len(values), len(values), "mean")
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(coarse, coarse), min_size=2, max_size=20))
+def test_paired_p_is_that_of_scipy(pairs: list[tuple[float, float]]) -> None:
+    values, baseline = [a for a, _ in pairs], [b for _, b in pairs]
+    found = paired_difference(values, baseline)
+    assert found is not None
+    if len({round(a - b, 6) for a, b in pairs}) == 1:
+        assert found.sd == 0
+        assert found.p == (1.0 if found.center == 0 else None)
+    else:
+        assert found.p == pytest.approx(stats.ttest_rel(values, baseline).pvalue, rel=1e-6, abs=2e-12)
+
+
+def test_no_interval_is_made_up() -> None:
+    assert estimate_mean([]).center is None
+    assert estimate_mean([]).n == 0
+    one = estimate_mean([0.9])
+    assert (one.center, one.low, one.high, one.n) == (0.9, None, None, 1)
+    assert paired_difference([], []) is None
+    pair = paired_difference([0.9], [0.8])
+    assert pair is not None
+    assert (pair.low, pair.high, pair.p, pair.n) == (None, None, None, 1)
+    assert estimate_median([]).center is None
+    assert (estimate_median([3.0]).low, estimate_median([3.0]).high) == (None, None)
+
+
+def test_values_that_do_not_vary() -> None:
+    same = estimate_mean([0.1 + 0.2, 0.3, 0.3])  # 0.30000000000000004: rounding is no spread
+    assert same.low == same.high == same.center
+    equal = paired_difference([0.9, 0.8, 0.7], [0.9, 0.8, 0.7])
+    assert equal is not None
+    assert (equal.center, equal.low, equal.high, equal.p) == (0.0, 0.0, 0.0, 1.0)
+    shifted = paired_difference([0.4, 0.5, 0.6], [0.3, 0.4, 0.5])
+    assert shifted is not None
+    assert shifted.center == pytest.approx(0.1)
+    assert shifted.p is None, "a constant difference shows no spread to judge it by"
+
+
+@pytest.mark.parametrize(
+    ("ps", "corrected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),  # R: p.adjust(..., "holm")
+        ([0.9, 0.8], [1.0, 1.0]),
+        ([0.02, None, 0.03], [0.04, None, 0.04]),
+        ([], []),
+    ],
+)
+def test_holm_examples(ps: list[float | None], corrected: list[float | None]) -> None:
+    assert holm(ps) == [None if p is None else pytest.approx(p) for p in corrected]
+
+
+@given(st.lists(st.none() | st.floats(0, 1), max_size=12))
+def test_holm_only_raises_keeps_order_and_is_at_most_bonferroni(ps: list[float | None]) -> None:
+    corrected = holm(ps)
+    m = sum(p is not None for p in ps)
+    found = [(p, q) for p, q in zip(ps, corrected, strict=True) if p is not None]
+    assert all(q is not None and p <= q <= min(1.0, m * p) + 1e-12 for p, q in found)
+    ordered = sorted(found)
+    assert [q for _, q in ordered] == sorted(q for _, q in ordered)
+    assert [p is None for p in ps] == [q is None for q in corrected]
+
+
+@pytest.mark.parametrize(
+    ("n", "k"), [(2, 1), (5, 1), (6, 1), (8, 1), (9, 2), (10, 2), (12, 3), (15, 4), (20, 6), (25, 8)]
+)
+def test_ranks_of_the_median_interval(n: int, k: int) -> None:
+    found = estimate_median([float(i) for i in range(1, n + 1)])
+    assert (found.low, found.high) == (k, n + 1 - k)
+    if n >= 6:
+        assert 1 - 2 * stats.binom.cdf(k - 1, n, 0.5) >= 0.95 > 1 - 2 * stats.binom.cdf(k, n, 0.5)
+    else:
+        assert coverage_of_range(n) == pytest.approx(1 - 2 * stats.binom.cdf(0, n, 0.5))
+
+
+def test_median_of_censored_times() -> None:
+    found = estimate_median([INF, 300.0, 100.0, INF, 200.0], limit=1880.0)
+    assert (found.center, found.low, found.high) == (300.0, 100.0, None)
+    assert (found.n, found.num_reached, found.limit, found.kind) == (5, 3, 1880.0, "median")
+    few = estimate_median([INF, 300.0, 100.0, INF, INF], limit=1880.0)
+    assert few.center is None
+    assert few.num_reached == 2
+    half = estimate_median([100.0, INF], limit=50.0)
+    assert half.center is None, "with half of the runs arrived the median lies beyond what was seen"
+    none = estimate_median([INF] * 3, limit=9.0)
+    assert (none.center, none.low, none.high, none.num_reached) == (None, None, None, 0)
+
+
+def test_restricted_times() -> None:
+    assert restrict([100.0, INF, 1900.0], [1880.0, 2000.0]) == [100.0, 1880.0, 1880.0]
+    assert restrict([100.0, 1900.0], []) == [100.0, 1900.0]
+
+
+@pytest.mark.parametrize(("n", "within"), [(3, 0.06), (5, 0.02), (10, 0.005), (40, 0.005)])
+def test_detectable_difference_has_the_stated_power(n: int, within: float) -> None:
+    size = detectable_difference(2.0, n)
+    assert size is not None
+    critical = stats.t.ppf(0.975, n - 1)
+    exact = 1 - stats.nct.cdf(critical, n - 1, size / 2.0 * math.sqrt(n))
+    assert exact == pytest.approx(0.8, abs=within)
+
+
+@given(st.floats(1e-3, 10), st.floats(1e-3, 10))
+def test_pairs_needed_is_the_smallest_number(difference: float, sd: float) -> None:
+    n = pairs_needed(-difference, sd)
+    if n is None:
+        size = detectable_difference(sd, MOST_PAIRS)
+        assert size is not None
+        assert size > difference
+    else:
+        found, fewer = detectable_difference(sd, n), detectable_difference(sd, n - 1)
+        assert found is not None
+        assert found <= difference
+        assert fewer is None or fewer > difference
+
+
+def test_planning_at_the_edges() -> None:
+    assert detectable_difference(1.0, 1) is None
+    assert pairs_needed(0.0, 1.0) is None
+    assert pairs_needed(1.0, 0.0) == 2
+    assert pairs_needed(1e-9, 1.0) is None
+
+
+def test_bootstrap_interval() -> None:
+    ratios = [1.0 + 0.01 * i for i in range(41)]
+    found = bootstrap_interval(ratios)
+    assert found is not None
+    assert found == bootstrap_interval(ratios)
+    exact = estimate_median(ratios)
+    assert found == (pytest.approx(exact.low, abs=0.03), pytest.approx(exact.high, abs=0.03))
+    assert bootstrap_interval([5.0, 1.0, 2.0, 4.0, 3.0]) == (1.0, 5.0)  # P(median* = min) = 5.8%
+    assert bootstrap_interval([1.0]) is None
+    mean = bootstrap_interval(DRUG_1, statistics.fmean)
+    assert mean is not None
+    assert mean[0] < statistics.fmean(DRUG_1) < mean[1]
+    assert mean != bootstrap_interval(DRUG_1, statistics.fmean, seed=1)

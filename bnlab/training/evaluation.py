@@ -20,7 +20,7 @@ class EvalConfig:
     """When and on what a run is evaluated."""
 
     every: float = param(1.0, "epochs between evaluations; a fraction is allowed", above=0.0)
-    batch_size: int = param(500, "samples in a batch of an evaluation; figures do not depend on it", low=1)
+    batch_size: int = param(200, "samples in a batch of an evaluation; figures do not depend on it", low=1)
     probe_samples: int = param(2048, "fixed training and test samples for the train-versus-eval gap", low=1)
 
 

@@ -99,7 +99,10 @@ def train(
         typer.Option("--config-dir", exists=True, file_okay=False, help="A folder of further configurations."),
     ] = None,
 ) -> None:
-    """Train one model, or with -m a whole sweep; one line a run on stdout: folder, status, headline figures."""
+    """Train one model, or with -m a whole sweep; one line a run on stdout: folder, status, headline figures.
+
+    `bnlab list` names every option, `bnlab train --cfg job` prints every key with its value.
+    """
     from bnlab import hydra_app
 
     lines = list(overrides or [])

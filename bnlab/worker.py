@@ -154,7 +154,7 @@ def _train(
     torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
     torch.manual_seed(derived_seed(config.seed, "dropout"))
     model = model_of(config, bundle).to(device)
-    if config.trainer.channels_last:
+    if _channels_last(config):
         model = model.to(memory_format=torch.channels_last)
     batches = _resident(config, bundle, bundle.train, device, training=True)
     rates = config.schedule.rates(config.optim.lr, config.trainer.total_steps(batches.steps_per_epoch))
@@ -196,6 +196,11 @@ def _train(
     return outcome
 
 
+def _channels_last(config: Config) -> bool:
+    """Return whether images are laid out channels last; a model without H x W would only have to copy them back."""
+    return config.trainer.channels_last and config.model.has_space
+
+
 def _resident(config: Config, bundle: DataBundle, split: Split, device: torch.device, *, training: bool) -> Batches:
     standardize = config.model.input_norm == "standardize"
     return Batches(
@@ -204,7 +209,7 @@ def _resident(config: Config, bundle: DataBundle, split: Split, device: torch.de
         last_batch=config.data.last_batch,
         seed=config.seed,
         device=device,
-        channels_last=config.trainer.channels_last,
+        channels_last=_channels_last(config),
         mean=bundle.mean if standardize else None,
         std=bundle.std if standardize else None,
         storage=config.data.storage,

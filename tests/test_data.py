@@ -180,7 +180,7 @@ def test_missing_files_are_named_with_size_checksum_and_advice(tmp_path):
     lines = str(caught.value).splitlines()
     assert lines[0].startswith(f"mnist: not in {tmp_path}: MNIST/raw/train-images-idx3-ubyte, ")
     assert "9,912,422 bytes, MD5 f68b3c2dcbeaaa9fbdd348bbdeb94873" in lines[0]
-    assert f"bnlab data fetch mnist data.root={tmp_path}" in lines[1]
+    assert f"bnlab data fetch mnist --root {tmp_path}" in lines[1]
     assert "data=digits" in lines[1]
 
 

@@ -46,7 +46,7 @@ class Torchvision(DataSpec):
             what = f"MD5 differs: {', '.join(wrong)}" if wrong else f"{type(error).__name__}: {error}"
             raise DataError(
                 f"{self.name}: the files in {self.root} are damaged: {what}\n"
-                f"remove them, and get them with `bnlab data fetch {self.name} data.root={self.root}`"
+                f"remove them, and get them with `bnlab data fetch {self.name} --root {self.root}`"
             ) from error
 
 

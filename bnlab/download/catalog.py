@@ -95,7 +95,7 @@ def require(name: str, root: str | Path) -> None:
     found = status(name, root)
     if found.state == "present":
         return
-    advice = f"get it with `bnlab data fetch {name} data.root={root}`, or use data=digits, which needs no download"
+    advice = f"get it with `bnlab data fetch {name} --root {root}`, or use data=digits, which needs no download"
     if found.state == "damaged":
         path, fault = next(pair for pair in found.faults if pair[1] != "missing")
         raise DataError(f"{name}: file {Path(root) / path}: {fault}\n{advice}")

@@ -14,7 +14,7 @@ from bnlab.schema import param
 @models.register("cnn")
 @dataclass(frozen=True, kw_only=True)
 class Cnn(ModelSpec):
-    """`depth` 3x3 convolutions and a 2x2 max-pool a stage, one width a stage; dropout before the classifier.
+    """A small VGG: stages of 3x3 convolutions, each ended by a 2x2 max-pool; dropout before the classifier.
 
     After Simonyan and Zisserman, "Very Deep Convolutional Networks", 2014, with one linear layer at the end.
     """

@@ -13,7 +13,7 @@ from bnlab.schema import param
 @models.register("mlp")
 @dataclass(frozen=True, kw_only=True)
 class Mlp(ModelSpec):
-    """The image flattened, hidden linear layers, the classifier; dropout after every hidden block."""
+    """A multilayer perceptron: hidden linear layers of the given widths; dropout after each."""
 
     name = "mlp"
     has_space = False

@@ -12,7 +12,7 @@ from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
 @strategies.register("none")
 @dataclass(frozen=True, kw_only=True)
 class NoNorm(Strategy):
-    """The identity; the common parameters are accepted, so that one override fits every arm, and have no effect."""
+    """No normalization: the identity, the baseline; the common parameters are accepted and have no effect."""
 
     name = "none"
 

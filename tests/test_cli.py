@@ -1,0 +1,362 @@
+"""The command line as its user meets it: real processes, their output, exit codes, and what they leave on the disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bnlab import __version__
+
+BNLAB = [sys.executable, "-m", "bnlab"]
+SHORT = ["trainer.steps=20", "model.widths=[4,8]", "trainer.device=cpu", "trainer.threads=1"]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "LC_ALL": "C.UTF-8", **more}
+
+
+def bnlab(*arguments: str, cwd: Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*BNLAB, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment(**env), check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A sweep of three strategies, two seeds and a learning rate too many, in a folder of its own."""
+    place = tmp_path_factory.mktemp("sweep")
+    done = bnlab("train", "-m", "norm=none,batch,layer", "seed=0,1", "optim.lr=0.05,1e12", "name=trial", *SHORT, cwd=place)
+    return place, done
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_one_run_prints_one_line_and_leaves_a_whole_folder(tmp_path: Path) -> None:
+    done = bnlab("train", "norm=ghost", "norm.size=16", *SHORT, cwd=tmp_path)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
+    folder, state, *rest = done.stdout.split()
+    assert state == "done"
+    assert "norm=ghost" in rest
+    found = {path.name for path in (tmp_path / folder).iterdir()}
+    assert found >= {"config.yaml", "environment.json", "steps.csv", "evals.csv", "times.csv", "summary.json"}
+    assert found >= {"status.json", "checkpoint.pt", "checkpoint.sha256", "run.log"}
+    assert not [name for name in found if name.endswith(".tmp")]
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "\r" not in done.stderr
+
+
+def test_a_diverging_job_does_not_stop_the_sweep(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    place, done = sweep
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1
+    assert len(lines) == 12
+    assert sum("  done  " in line for line in lines) >= 6
+    diverged = [line for line in lines if "  diverged  " in line]
+    assert diverged
+    for line in diverged:
+        assert f"{line.split()[0]} diverged: loss not finite at step" in done.stderr
+    assert f"{12 - len(diverged)} of 12 jobs done" in done.stderr
+    assert len(list(place.glob("runs/*-trial-sweep-*/*/status.json"))) == 12
+
+
+def test_an_interrupt_ends_in_130_and_the_run_says_so(tmp_path: Path) -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = subprocess.Popen(
+            [*BNLAB, "train", "trainer.steps=1000000", "eval.every=1000"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while not [t for t in tmp_path.glob("runs/*/steps.csv") if t.stat().st_size > 100] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+        (status,) = tmp_path.glob("runs/*/status.json")
+        assert json.loads(status.read_text())["state"] == "interrupted"
+        for path in sorted(tmp_path.glob("runs/*/*")):
+            path.unlink()
+        for path in tmp_path.glob("runs/*"):
+            path.rmdir()
+
+
+def test_a_killed_run_is_told_apart(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*BNLAB, "train", "trainer.steps=1000000", "eval.every=1000"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/steps.csv")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    shown = bnlab("compare", cwd=tmp_path)
+    assert (shown.returncode, "1/1 killed" in shown.stdout) == (0, True), shown.stdout
+
+
+# ---------------------------------------------------------------- bad input: one message, exit code, no folder
+
+MISTAKES = [
+    (["nrom=batch"], 2, "nrom: no such key; did you mean norm?"),
+    (["norm=bach"], 2, "norm=bach: no such option; did you mean batch?"),
+    (["trainer.epoch=1"], 2, "trainer.epoch: no such key; did you mean trainer.epochs?"),
+    (["optim.lr=fast"], 2, "optim.lr=fast: must be a number"),
+    (["optim.lr=nan"], 2, "optim.lr=nan: must be above 0"),
+    (["+x=1"], 2, "x: no such key"),
+    (["+norm._target_=os.system"], 2, "may not name Python objects"),
+    (["+hydra.callbacks.x._target_=pathlib.Path.touch"], 2, "may not name Python objects"),
+    (["name=../x"], 2, "name='../x': must be"),
+    (["norm=instance", "model=mlp"], 2, "norm=instance"),
+    (["-m", "norm=batch,instance", "model=cnn,mlp"], 2, "norm=instance"),
+    (["norm=ghost", "norm.size=100"], 2, "norm.size=100: must be at most data.batch_size=64"),
+    (["model=mlp", "data.batch_size=1"], 2, "data.batch_size=1: norm=batch has one value a channel"),
+    (["model.widths=[8,8,8,8]"], 2, "model.widths=[8, 8, 8, 8]"),
+    (["model=resnet", "model.depth=21"], 2, "model.depth=21: must be 6n + 2"),
+    (["seed=0,1"], 2, "add -m"),
+    (["norm"], 2, "norm"),
+    (["data=mnist"], 1, "mnist: not in data"),
+    (["data=folder"], 2, "data.path"),
+    (["trainer.device=cuda:99"], 1, "trainer.device=cuda:99"),
+    (["--resolve"], 2, "--cfg"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_mistakes_end_in_one_message(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    done = bnlab("train", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) <= 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    done = bnlab("train", "trainer.device=cuda", cwd=tmp_path)
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert done.stderr == "trainer.device=cuda: no CUDA device here\ntry trainer.device=cpu\n"
+
+
+def test_traceback_is_there_for_the_asking(tmp_path: Path) -> None:
+    done = bnlab("train", "optim.lr=nan", "--traceback", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "ConfigError" in done.stderr
+
+
+def test_runs_that_cannot_be_written_are_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    done = bnlab("train", *SHORT, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("cannot write runs")
+
+
+# ---------------------------------------------------------------- looking at runs
+
+
+def test_compare_in_every_format(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    place, _ = sweep
+    where = ["--where", "lr=0.05"]
+    for width in ("80", "120"):
+        shown = bnlab("compare", *where, cwd=place, COLUMNS=width)
+        assert shown.returncode == 0, shown.stderr
+        assert all(len(line) <= int(width) for line in shown.stdout.splitlines())
+        assert all(name in shown.stdout for name in ("none", "batch", "layer", "digits"))
+        assert "\x1b" not in shown.stdout
+    made = json.loads(bnlab("compare", *where, "-f", "json", cwd=place).stdout)
+    assert (made["schema"], made["baseline"]) == (1, "none")
+    assert [row["arm"]["norm.name"] for row in made["rows"]] == ["none", "batch", "layer"]
+    assert {row["n"] for row in made["rows"]} == {2}
+    table = bnlab("compare", *where, "-f", "csv", cwd=place).stdout
+    assert {row["metric"] for row in csv.DictReader(io.StringIO(table))} >= {"test_accuracy", "step_ms"}
+    assert bnlab("compare", *where, "-f", "md", cwd=place).stdout.count("|") > 20
+    assert "test_accuracy" in bnlab("compare", *where, "-f", "plain", cwd=place).stdout
+
+
+def test_compare_counts_what_diverged(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    place, _ = sweep
+    shown = bnlab("compare", "--where", "norm=none", cwd=place)
+    assert "2/2 diverged" in shown.stdout, shown.stdout
+
+
+def test_compare_names_broken_folders_and_shows_the_rest(tmp_path: Path) -> None:
+    bnlab("train", *SHORT, cwd=tmp_path)
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "status.json").write_text("{")
+    shown = bnlab("compare", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "digits" in shown.stdout
+    assert "broken" in shown.stderr
+    assert bnlab("compare", "--strict", cwd=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--metric", "test_acuracy"], 2, "did you mean test_accuracy?"),
+        (["--where", "nrom=batch"], 2, "did you mean norm?"),
+        (["--baseline", "bach"], 2, "did you mean batch?"),
+        (["nowhere"], 2, "nowhere: does not exist"),
+        (["--format", "xml"], 2, "xml"),
+    ],
+)
+def test_compare_mistakes(
+    sweep: tuple[Path, subprocess.CompletedProcess[str]], arguments: list[str], code: int, message: str
+) -> None:
+    done = bnlab("compare", *arguments, cwd=sweep[0])
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+
+
+def test_compare_without_runs(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    done = bnlab("compare", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no runs in runs" in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    command = f"{sys.executable} -m bnlab list metrics | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=sweep[0], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+
+
+def test_ascii_terminals_and_no_color(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    shown = bnlab("compare", cwd=sweep[0], PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.isascii()
+    coloured = bnlab("compare", cwd=sweep[0], FORCE_COLOR="1")
+    plain = bnlab("compare", cwd=sweep[0], FORCE_COLOR="1", NO_COLOR="1")
+    assert "\x1b[" in coloured.stdout
+    assert "\x1b[3" not in plain.stdout
+
+
+def test_show(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    place, done = sweep
+    for line in done.stdout.splitlines():
+        folder, state = line.split()[:2]
+        shown = bnlab("show", folder, cwd=place, COLUMNS="80")
+        assert shown.returncode == 0, shown.stderr
+        assert state in shown.stdout
+        assert all(len(row) <= 80 for row in shown.stdout.splitlines())
+    missing = bnlab("show", "runs", cwd=place)
+    assert (missing.returncode, "no run here" in missing.stderr) == (1, True)
+
+
+# ---------------------------------------------------------------- the rest of the command line
+
+
+def test_help_is_quick_because_nothing_heavy_is_loaded() -> None:
+    code = (
+        "import sys\nsys.argv = ['bnlab', *sys.argv[1:]]\nfrom bnlab.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(*sorted({'torch', 'hydra', 'omegaconf', 'pandas', 'numpy', 'scipy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    for arguments in (["--help"], ["train", "--help"], ["--version"], ["list"], ["data", "list"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment(), check=False
+        )
+        assert done.stderr.strip() == "", (arguments, done.stderr)
+        assert done.stdout
+    assert bnlab("--version", cwd=ROOT).stdout == f"bnlab {__version__}\n"
+
+
+def test_compare_loads_no_torch(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    code = (
+        "import sys\nsys.argv = ['bnlab', 'compare']\nfrom bnlab.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nassert not {'torch', 'hydra', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=sweep[0], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_cfg_and_info_run_nothing(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    done = bnlab("train", "norm=ghost", "norm.size=8", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config: Any = OmegaConf.create(done.stdout)
+    assert (config.norm.size, config.trainer.epochs) == (8, 20.0)
+    part = bnlab("train", "data=mnist", "--cfg", "job", "--package", "trainer", cwd=tmp_path)
+    assert "epochs: 3.0" in part.stdout
+    info = bnlab("train", "--info", "defaults", cwd=tmp_path)
+    assert (info.returncode, "norm/batch" in info.stdout) == (0, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "words", "cword", "expected"),
+    [
+        ("norm=gh", ["norm=gh"], 2, "norm=ghost"),
+        ("gh", ["norm", "=", "gh"], 4, "ghost"),
+        ("trainer.ep", ["trainer.ep"], 2, "trainer.epochs="),
+    ],
+)
+def test_completion_of_overrides(
+    typed: str, words: list[str], cword: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bnlab.completion import overrides
+
+    monkeypatch.setenv("COMP_WORDS", " ".join(["bnlab", "train", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(cword))
+    assert expected in overrides(typed)
+
+
+def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
+    script = bnlab("--show-completion", "bash", cwd=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert "_BNLAB_COMPLETE" in script.stdout
+    called = bnlab(
+        cwd=tmp_path, _BNLAB_COMPLETE="complete_bash", COMP_WORDS="bnlab train norm=gh", COMP_CWORD="2"
+    )
+    assert called.stdout.split() == ["norm=ghost"]
+
+
+def test_list_data_and_doctor(tmp_path: Path) -> None:
+    listed = bnlab("list", "norms,models", cwd=tmp_path)
+    assert all(word in listed.stdout for word in ("ghost", "instance", "resnet"))
+    assert "did you mean norms?" in bnlab("list", "norm", cwd=tmp_path).stderr
+    data = bnlab("data", "list", cwd=tmp_path)
+    assert all(word in data.stdout for word in ("digits", "cifar100", "missing", "present"))
+    doctor = bnlab("doctor", cwd=tmp_path)
+    assert doctor.returncode == 0, doctor.stdout
+    assert torch.__version__.partition("+")[0] in doctor.stdout
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_data_fetch_offline_says_what_to_do(tmp_path: Path) -> None:
+    done = bnlab(
+        "data", "fetch", "mnist", "--mirror", "http://127.0.0.1:9/", "--timeout", "5", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "train-images-idx3-ubyte.gz" in done.stderr
+    assert "9,912,422" in done.stderr
+    assert "data=digits" in done.stderr

@@ -7,7 +7,6 @@ at fault, 2 usage or configuration (nothing was started), 130 Ctrl-C, 143 SIGTER
 from __future__ import annotations
 
 import enum
-import os
 import signal
 import sys
 from pathlib import Path
@@ -283,6 +282,3 @@ def main() -> None:
         for line in str(error).splitlines():
             messages().say(line)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)

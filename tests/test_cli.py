@@ -30,7 +30,13 @@ def environment(**more: str) -> dict[str, str]:
 
 def bnlab(*arguments: str, cwd: Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*BNLAB, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment(**env), check=False
+        [*BNLAB, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(**env),
+        check=False,
     )
 
 
@@ -38,7 +44,9 @@ def bnlab(*arguments: str, cwd: Path, timeout: float = 120, **env: str) -> subpr
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A sweep of three strategies, two seeds and a learning rate too many, in a folder of its own."""
     place = tmp_path_factory.mktemp("sweep")
-    done = bnlab("train", "-m", "norm=none,batch,layer", "seed=0,1", "optim.lr=0.05,1e12", "name=trial", *SHORT, cwd=place)
+    done = bnlab(
+        "train", "-m", "norm=none,batch,layer", "seed=0,1", "optim.lr=0.05,1e12", "name=trial", *SHORT, cwd=place
+    )
     return place, done
 
 
@@ -85,7 +93,9 @@ def test_an_interrupt_ends_in_130_and_the_run_says_so(tmp_path: Path) -> None:
             start_new_session=True,
         )
         deadline = time.monotonic() + 60
-        while not [t for t in tmp_path.glob("runs/*/steps.csv") if t.stat().st_size > 100] and time.monotonic() < deadline:
+        while (
+            not [t for t in tmp_path.glob("runs/*/steps.csv") if t.stat().st_size > 100] and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
@@ -143,7 +153,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
 def test_mistakes_end_in_one_message(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     done = bnlab("train", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
@@ -218,7 +230,7 @@ def test_compare_names_broken_folders_and_shows_the_rest(tmp_path: Path) -> None
     [
         (["--metric", "test_acuracy"], 2, "did you mean test_accuracy?"),
         (["--where", "nrom=batch"], 2, "did you mean norm?"),
-        (["--baseline", "bach"], 2, "did you mean batch?"),
+        (["--where", "lr=0.05", "--baseline", "bach"], 2, "did you mean batch?"),
         (["nowhere"], 2, "nowhere: does not exist"),
         (["--format", "xml"], 2, "xml"),
     ],
@@ -277,7 +289,8 @@ def test_help_is_quick_because_nothing_heavy_is_loaded() -> None:
     code = (
         "import sys\nsys.argv = ['bnlab', *sys.argv[1:]]\nfrom bnlab.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(*sorted({'torch', 'hydra', 'omegaconf', 'pandas', 'numpy', 'scipy'} & set(sys.modules)), file=sys.stderr)"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'pandas', 'numpy', 'scipy'}\n"
+        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     for arguments in (["--help"], ["train", "--help"], ["--version"], ["list"], ["data", "list"]):
         done = subprocess.run(
@@ -334,9 +347,7 @@ def test_completion_of_overrides(
 def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
     script = bnlab("--show-completion", "bash", cwd=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_BNLAB_COMPLETE" in script.stdout
-    called = bnlab(
-        cwd=tmp_path, _BNLAB_COMPLETE="complete_bash", COMP_WORDS="bnlab train norm=gh", COMP_CWORD="2"
-    )
+    called = bnlab(cwd=tmp_path, _BNLAB_COMPLETE="complete_bash", COMP_WORDS="bnlab train norm=gh", COMP_CWORD="2")
     assert called.stdout.split() == ["norm=ghost"]
 
 
@@ -353,9 +364,7 @@ def test_list_data_and_doctor(tmp_path: Path) -> None:
 
 
 def test_data_fetch_offline_says_what_to_do(tmp_path: Path) -> None:
-    done = bnlab(
-        "data", "fetch", "mnist", "--mirror", "http://127.0.0.1:9/", "--timeout", "5", cwd=tmp_path
-    )
+    done = bnlab("data", "fetch", "mnist", "--mirror", "http://127.0.0.1:9/", "--timeout", "5", cwd=tmp_path)
     assert done.returncode == 1
     assert "train-images-idx3-ubyte.gz" in done.stderr
     assert "9,912,422" in done.stderr

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from bnlab.data import Split, datasets, digits, load
-from bnlab.download import catalog
 from bnlab.data.base import hold_out, stratified_order
+from bnlab.download import catalog
 from bnlab.errors import ConfigError, DataError
 from bnlab.schema import parse
 

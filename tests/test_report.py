@@ -427,9 +427,10 @@ def test_a_run_at_a_glance(tmp_path: Path) -> None:
     assert "evals.csv" not in text
 
 
-def test_a_run_without_a_summary_says_what_happened_and_where_the_log_is(tmp_path: Path) -> None:
-    text = " ".join(shown({}, {"state": "killed", "error": "killed by \x1b[31mSIGKILL"}, tmp_path, 200).split())
-    assert rf"killed, killed by \x1b[31mSIGKILL, see {tmp_path / 'run.log'}" in text
+def test_a_run_without_a_summary_says_what_happened_and_where_the_log_is() -> None:
+    status = {"state": "killed", "error": "killed by \x1b[31mSIGKILL"}
+    text = " ".join(shown({}, status, Path("runs/x"), 200).split())
+    assert r"killed, killed by \x1b[31mSIGKILL, see runs/x/run.log" in text
 
 
 def test_a_run_that_diverged_says_where(tmp_path: Path) -> None:

@@ -315,7 +315,12 @@ def test_score_and_gap_by_hand() -> None:
     evaluated = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0], [5.0, 0.0]])
     found = score(evaluated, labels)
     assert found.accuracy == 0.75
-    by_hand = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(1)), math.log(1 + math.exp(-1)), math.log1p(math.exp(-5))]
+    by_hand = [
+        math.log(1 + math.exp(-2)),
+        math.log(1 + math.exp(1)),
+        math.log(1 + math.exp(-1)),
+        math.log1p(math.exp(-5)),
+    ]
     assert found.loss == pytest.approx(sum(by_hand) / 4)
     between = gap(trained, evaluated, labels)
     assert between.acc_gap == 0.5 - 0.75

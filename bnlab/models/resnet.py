@@ -15,7 +15,7 @@ from bnlab.schema import param
 @models.register("resnet")
 @dataclass(frozen=True, kw_only=True)
 class Resnet(ModelSpec):
-    """The CIFAR ResNet: 6n+2 layers, three stages of residual blocks at widths w, 2w, 4w; dropout before the classifier.
+    """The CIFAR ResNet: 6n+2 layers in three stages of widths w, 2w, 4w; dropout before the classifier.
 
     Shortcuts are free of parameters (option A of the paper: every second pixel, missing channels zero), so every
     convolution is followed by a norm. He, Zhang, Ren and Sun, "Deep Residual Learning", 2015, section 4.2.

@@ -1,7 +1,7 @@
 """How bnlab prints: results on stdout, progress and errors on stderr.
 
 Data never reaches the terminal as it is: `clean` shows every control character as its escape, markup is switched off,
-and a stream that is not UTF-8 gets ASCII with the same meaning. A closed pipe is left to the caller.
+and a stream that is not UTF-8 gets ASCII with the same meaning. A closed pipe ends the process quietly.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import IO
 
 from rich.console import Console
 
+CLOSED_PIPE = 141  # 128 + SIGPIPE
 WIDTH_OF_A_FILE = 120  # columns when no terminal is there to ask
 
 # what a stream without Unicode shows instead; one table, so that a text never changes its meaning half-way
@@ -56,8 +57,11 @@ class Terminal(Console):
 
     def emit(self, text: str) -> None:
         """Write text of several lines as it is, in ASCII where the stream has no more."""
-        self.file.write(text if self.unicode else to_ascii(text))
-        self.file.flush()
+        try:
+            self.file.write(text if self.unicode else to_ascii(text))
+            self.file.flush()
+        except BrokenPipeError:
+            self.on_broken_pipe()
 
     def say(self, text: object) -> None:
         """Write one line, cleaned."""
@@ -68,8 +72,9 @@ class Terminal(Console):
         return clean(text) if self.unicode else to_ascii(clean(text))
 
     def on_broken_pipe(self) -> None:
-        """Pass on the BrokenPipeError that rich is handling: the command line knows the exit code."""
-        raise
+        """End quietly, as the shell's own tools do, when the reader went away (`| head`)."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # or Python complains at its exit
+        raise SystemExit(CLOSED_PIPE)
 
 
 def to_ascii(text: str) -> str:

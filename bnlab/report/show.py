@@ -54,7 +54,7 @@ def show_run(
     ]
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="dim")
-    table.add_column()
+    table.add_column(overflow="fold")
     for name, parts in facts:
         text = clean(", ".join(part for part in parts if part))
         if text:

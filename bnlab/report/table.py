@@ -6,12 +6,12 @@ columns, each arm becomes a block of its own. What is marked or left out is said
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from bnlab.compare.result import Comparison, Section
@@ -50,11 +50,12 @@ def _section(section: Section, width: int, names: Sequence[str], unicode: bool) 
     show = clean if unicode else to_ascii
     between = " · " if unicode else " | "
     legend = wrapped([show(part) for part in _legend(section, kept)], width, between)
-    notes = Table.grid(padding=(0, 1, 0, 0))
+    notes: list[RenderableType] = []
     for note in (*_curve_note(section, kept), *_left_out(left_out), *map(clean, section.notes)):
-        notes.add_row(Text("·" if unicode else "-", "dim"), Text(show(note), "dim"))
+        for number, line in enumerate(textwrap.wrap(show(note), max(width - 2, 20), break_long_words=False)):
+            notes.append(Text(("  " if number else "· " if unicode else "- ") + line, "dim"))
     head = wrapped([show(clean(part)) for part in heading(section)], width, between)
-    return [*(Text(line, "bold") for line in head), *body, *(Text(line, "dim") for line in legend), notes]
+    return [*(Text(line, "bold") for line in head), *body, *(Text(line, "dim") for line in legend), *notes]
 
 
 def wrapped(parts: Sequence[str], width: int, between: str = " · ") -> list[str]:

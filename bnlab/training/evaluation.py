@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -97,9 +98,12 @@ def _probe(available: int, wanted: int, batch_size: int) -> Tensor:
 
 def evaluation_steps(every: float, steps_per_epoch: int, total: int) -> Iterator[int]:
     """Yield the steps after which to evaluate: every `every` epochs, and the last."""
-    count = 1
-    while (step := round(count * every * steps_per_epoch)) < total:
-        if step > 0:
+    last = 0
+    for count in itertools.count(1):
+        step = round(count * every * steps_per_epoch)
+        if step >= total:
+            break
+        if step > last:
             yield step
-        count += 1
+        last = step
     yield total

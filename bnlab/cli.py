@@ -20,10 +20,10 @@ from bnlab.errors import BnlabError, ConfigError, did_you_mean
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is there, what is missing; download.")
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is there; download.")
 app.add_typer(data_app, name="data")
 
 
@@ -64,7 +64,7 @@ def root(
 ) -> None:
     """Measure what normalization strategies do: step time, convergence, train-versus-eval discrepancy.
 
-    Every command takes [bold]--traceback[/]: show where an error came from.
+    Every command takes --traceback: show where an error came from.
     """
 
 
@@ -74,7 +74,7 @@ def _complete_override(incomplete: str) -> list[str]:
     return overrides(incomplete)
 
 
-@app.command()
+@app.command(short_help="Train one run, or a sweep with -m.")
 def train(
     overrides: Annotated[
         Optional[list[str]],
@@ -121,7 +121,7 @@ def _terminated(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-@app.command()
+@app.command(short_help="Compare arms with intervals, paired by seed.")
 def compare(
     paths: Annotated[Optional[list[Path]], typer.Argument(help="Run or sweep folders; default: runs")] = None,
     by: Annotated[
@@ -169,7 +169,7 @@ def compare(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Show one run: settings, outcome, curves.")
 def show(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
 ) -> None:
@@ -193,7 +193,7 @@ KINDS = {
 }
 
 
-@app.command("list")
+@app.command("list", short_help="List every option with one line each.")
 def list_options(
     kinds: Annotated[
         Optional[list[str]],
@@ -254,7 +254,7 @@ def data_fetch(
         results().say(f"{name}: in {where}")
 
 
-@app.command()
+@app.command(short_help="Look at what runs need on this machine.")
 def doctor(root: Root = Path("data")) -> None:
     """Look at what runs need here: versions, device, threads, data, disk, a write test."""
     from bnlab.doctor import examine

@@ -101,6 +101,6 @@ def _data(root: Path) -> Iterator[Finding]:
             path, fault = next(pair for pair in found.faults if pair[1] != "missing")
             yield Finding(f"data {name}", "note", f"damaged: {root / path}: {fault}")
         elif found.state == "missing":
-            yield Finding(f"data {name}", "note", f"not in {root}; bnlab data fetch {name}")
+            yield Finding(f"data {name}", "note", f"not in {root}; bnlab data fetch {name} --root {root}")
         elif found.state == "present":
             yield Finding(f"data {name}", "ok", "there")

@@ -42,7 +42,8 @@ def launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None) ->
         except Exception as error:  # a launcher gave up; what its jobs did is on the disk
             failure = error
     worker.watcher = worker.Silence()
-    return stopped or _report(folder, len(trees), failure, multirun)
+    trouble = _report(folder, len(trees), failure, multirun)
+    return stopped or trouble
 
 
 def _swept(override: str) -> bool:
@@ -79,5 +80,5 @@ def _line(run: Run) -> str:
         metric = metrics[name]
         value = metric.derive(run.summary) if run.summary else None
         if isinstance(value, float):
-            parts.append(f"{name}={value * metric.scale:.4g}{metric.unit}")
+            parts.append(f"{name}={value * metric.scale:.4g}")
     return "  ".join(parts)

@@ -129,7 +129,7 @@ def job(cfg: DictConfig) -> float | str:
             outcome = _train(config, tree, bundle, folder, index, label)
     except (KeyboardInterrupt, SystemExit):
         if folder is not None:
-            folder.finish("interrupted", error="interrupted")
+            folder.finish("interrupted", error="stopped by a signal before its end")
         watcher.job_ended(index, "interrupted", "")
         raise
     except Exception as error:

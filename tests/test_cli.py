@@ -98,8 +98,9 @@ def test_an_interrupt_ends_in_130_and_the_run_says_so(tmp_path: Path) -> None:
         ):
             time.sleep(0.05)
         process.send_signal(number)
-        _, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=30)
         assert process.returncode == code, err
+        assert "  interrupted  " in out
         assert "Traceback" not in err
         (status,) = tmp_path.glob("runs/*/status.json")
         assert json.loads(status.read_text())["state"] == "interrupted"

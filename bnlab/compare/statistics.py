@@ -19,7 +19,7 @@ from bnlab.compare.result import Difference, Estimate
 
 LEVEL = 0.95  # of every interval
 POWER = 0.80  # of a planned comparison, at the 5% level
-MOST_PAIRS = 1000  # a plan that asks for more is none
+MOST_PAIRS = 300  # a plan that asks for more is none
 SMALLEST_P = 1e-12  # what is left of the finite sum's precision in the tail
 
 

@@ -25,7 +25,7 @@ _FILES = {
     "evals.csv": "every evaluation",
     "times.csv": "length of every step",
     "layers.csv": "discrepancy by layer",
-    "checkpoint.pt": "weights, for `bnlab probe` and `bnlab resume`",
+    "checkpoint.pt": "weights, optimizer and random state",
     "run.log": "what was logged",
 }
 _CHARTS: tuple[tuple[str, str, Axis, float], ...] = (

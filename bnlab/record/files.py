@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, in one step; a number that is not finite is refused rather than written as NaN."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as JSON, a line a key, in one step; a number that is not finite is refused, not written as NaN."""
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(item, allow_nan=False, ensure_ascii=False)}" for key, item in value.items()
+    ]
+    write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def cannot_write(path: Path, error: OSError) -> EnvironmentFault:

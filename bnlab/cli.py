@@ -7,6 +7,7 @@ at fault, 2 usage or configuration (nothing was started), 130 Ctrl-C, 143 SIGTER
 from __future__ import annotations
 
 import enum
+import os
 import signal
 import sys
 from pathlib import Path
@@ -274,11 +275,15 @@ def main() -> None:
     wants_traceback = len(arguments) < len(sys.argv) - 1
     try:
         app(args=arguments, prog_name="bnlab")
-    except BnlabError as error:
+    except (BnlabError, OSError) as error:
         if wants_traceback:
             raise
         from bnlab.report.console import messages
 
+        if isinstance(error, OSError):  # stdout on a full disk, above all
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in its buffer is lost either way
+            messages().say(f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}")
+            sys.exit(1)
         for line in str(error).splitlines():
             messages().say(line)
         sys.exit(error.exit_code)

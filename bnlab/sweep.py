@@ -42,7 +42,7 @@ def launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None) ->
         except Exception as error:  # a launcher gave up; what its jobs did is on the disk
             failure = error
     worker.watcher = worker.Silence()
-    trouble = _report(folder, len(trees), failure, multirun)
+    trouble = _report(folder, len(trees), failure, multirun, "was not started" if stopped else "left no record")
     return stopped or trouble
 
 
@@ -52,8 +52,11 @@ def _swept(override: str) -> bool:
     return "," in value or "(" in value
 
 
-def _report(folder: Path, expected: int, failure: Exception | None, multirun: bool) -> int:
-    """Print a line a run on stdout and what went wrong on stderr; return the exit code."""
+def _report(folder: Path, expected: int, failure: Exception | None, multirun: bool, absent: str) -> int:
+    """Print a line a run on stdout and what went wrong on stderr; return the exit code.
+
+    `absent` says what is to be thought of a job without a folder.
+    """
     runs, skipped = read_runs([folder])
     out, err = results(), messages()
     for run in sorted(runs, key=lambda run: run.order):
@@ -65,7 +68,7 @@ def _report(folder: Path, expected: int, failure: Exception | None, multirun: bo
         err.say(f"{path}: {reason}")
     missing = expected - len(runs) - len(skipped)
     if missing > 0:
-        err.say(f"{missing} of {expected} jobs left no record in {folder}")
+        err.say(f"{missing} of {expected} jobs: {absent}")
     if failure is not None:
         err.say(f"the launcher stopped: {str(failure).partition(chr(10))[0]}")
     if multirun:

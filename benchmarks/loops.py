@@ -69,7 +69,8 @@ def recorded(kind: str, batches: Batches, steps: int, folder: Path, config: Trai
             batches=batches,
             evaluator=_NoEvaluation(),  # type: ignore[arg-type]
             optimizer=optimizers["sgd"](lr=LR, weight_decay=0.0).make(model),
-            rates=[LR] * steps,
+            rate_of=lambda step: LR,
+            total_steps=steps,
             config=config,
             eval_every=1e9,
             device=torch.device("cpu"),

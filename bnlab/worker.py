@@ -157,8 +157,8 @@ def _train(
     if _channels_last(config):
         model = model.to(memory_format=torch.channels_last)
     batches = _resident(config, bundle, bundle.train, device, training=True)
-    rates = config.schedule.rates(config.optim.lr, config.trainer.total_steps(batches.steps_per_epoch))
-    watcher.job_started(index, label, len(rates))
+    total = config.trainer.total_steps(batches.steps_per_epoch)
+    watcher.job_started(index, label, total)
     where = environment() | {
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -166,7 +166,7 @@ def _train(
         "data_fingerprint": bundle.fingerprint,
     }
     folder.write_environment(where)
-    log.info("training %s: %d steps on %s", label or "one run", len(rates), device)
+    log.info("training %s: %d steps on %s", label or "one run", total, device)
     training = Training(
         model=model,
         batches=batches,
@@ -178,7 +178,8 @@ def _train(
             precision_of(config.trainer, device),
         ),
         optimizer=config.optim.make(model),
-        rates=rates,
+        rate_of=config.schedule.rate_of(config.optim.lr, total),
+        total_steps=total,
         config=config.trainer,
         eval_every=config.eval.every,
         device=device,

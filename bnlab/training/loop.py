@@ -138,7 +138,8 @@ class Training:
         batches: Batches,
         evaluator: Evaluator,
         optimizer: torch.optim.Optimizer,
-        rates: list[float],
+        rate_of: Callable[[int], float],
+        total_steps: int,
         config: TrainerConfig,
         eval_every: float,
         device: torch.device,
@@ -146,10 +147,10 @@ class Training:
         observer: Observer,
     ) -> None:
         self._model, self._batches, self._evaluator = model, batches, evaluator
-        self._optimizer, self._rates, self._config = optimizer, rates, config
+        self._optimizer, self._rate_of, self._total = optimizer, rate_of, total_steps
         self._forward = forward_of(model, config, device)
         self._loss_of = loss_function(config)
-        self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, len(rates))
+        self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, total_steps)
         self._recorder, self._observer = recorder, observer
         self._watch, self._eval_watch = Stopwatch(device), Stopwatch(device)
         self._clock = step_clock(device)
@@ -163,14 +164,15 @@ class Training:
 
     def run(self) -> Outcome:
         """Train to the last step, or to the first whose loss is not finite."""
-        outcome, total = self.outcome, len(self._rates)
+        outcome, total = self.outcome, self._total
         self._evaluate()
         self._model.train()
         next_eval = next(self._eval_steps)
         self._watch.start()
         for images, labels in self._stream():
+            rate = self._rate_of(outcome.steps)
             for group in self._optimizer.param_groups:
-                group["lr"] = self._rates[outcome.steps]
+                group["lr"] = rate
             self._pending.append(train_step(self._forward, self._optimizer, self._loss_of, images, labels))
             self._sizes.append(len(labels))
             self._clock.end()
@@ -217,7 +219,7 @@ class Training:
         per_epoch = self._batches.steps_per_epoch
         self._recorder.steps(
             [
-                (step + 1, step // per_epoch, loss, self._rates[step], int(math.isfinite(loss)))
+                (step + 1, step // per_epoch, loss, self._rate_of(step), int(math.isfinite(loss)))
                 for step, loss in enumerate(losses, first)
             ]
         )

@@ -1,9 +1,10 @@
-"""Learning-rate schedules: each gives a factor for every step of a run, computed once before the first."""
+"""Learning-rate schedules: each gives a factor on the learning rate from the step and the length of the run."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,9 +22,9 @@ class ScheduleSpec(ABC):
     def factor(self, step: int, total: int) -> float:
         """Return the factor of `step` in 0 .. total - 1."""
 
-    def rates(self, lr: float, total: int) -> list[float]:
-        """Return the learning rate of every step."""
-        return [lr * self.factor(step, total) for step in range(total)]
+    def rate_of(self, lr: float, total: int) -> Callable[[int], float]:
+        """Return the learning rate as a function of the step."""
+        return lambda step: lr * self.factor(step, total)
 
 
 schedules: Registry[ScheduleSpec] = Registry("schedule")

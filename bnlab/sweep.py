@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bnlab import hydra_app, worker
+from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.compare.read import Run, read_runs
 from bnlab.measure.metrics import metrics
 from bnlab.record.folder import fresh_folder
@@ -59,8 +60,15 @@ def _report(folder: Path, expected: int, failure: Exception | None, multirun: bo
     """
     runs, skipped = read_runs([folder])
     out, err = results(), messages()
-    for run in sorted(runs, key=lambda run: run.order):
-        out.say(_line(run))
+    arms, changed = arms_of(runs) if runs else ([], [])
+    names = short_names(changed)
+    lines = {
+        run.order: _line(run, {names[key]: text_of(arm.values[key]) for key in changed if key in arm.values})
+        for arm in arms
+        for run in arm.runs
+    }
+    for order in sorted(lines):
+        out.say(lines[order])
     bad = [run for run in runs if run.state != "done"]
     for run in bad:
         err.say(f"{run.folder} {run.state}: {(run.error or 'no reason recorded').partition(chr(10))[0]}")
@@ -76,12 +84,12 @@ def _report(folder: Path, expected: int, failure: Exception | None, multirun: bo
     return int(bool(bad or skipped or missing > 0 or failure is not None))
 
 
-def _line(run: Run) -> str:
-    """Return folder, status, what the run was and its headline figures."""
-    parts = [str(run.folder), run.state, f"norm={run.config.get('norm.name')}", f"seed={run.seed}"]
+def _line(run: Run, arm: Mapping[str, str]) -> str:
+    """Return folder, status, what the run was and its headline figures, as `bnlab list metrics` has their units."""
+    parts = [str(run.folder), run.state, *(f"{key}={value}" for key, value in arm.items()), f"seed={run.seed}"]
     for name in HEADLINE:
         metric = metrics[name]
-        value = metric.derive(run.summary) if run.summary else None
+        value = metric.derive(run.summary) if run.summary and run.state == "done" else None
         if isinstance(value, float):
             parts.append(f"{name}={value * metric.scale:.4g}")
     return "  ".join(parts)

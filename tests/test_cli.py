@@ -72,10 +72,12 @@ def test_a_diverging_job_does_not_stop_the_sweep(sweep: tuple[Path, subprocess.C
     lines = done.stdout.splitlines()
     assert done.returncode == 1
     assert len(lines) == 12
+    assert "  done  norm=none  lr=0.05  seed=0  test_accuracy=" in lines[0]
     assert sum("  done  " in line for line in lines) >= 6
     diverged = [line for line in lines if "  diverged  " in line]
     assert diverged
     for line in diverged:
+        assert "test_accuracy" not in line
         assert f"{line.split()[0]} diverged: loss not finite at step" in done.stderr
     assert f"{12 - len(diverged)} of 12 jobs done" in done.stderr
     assert len(list(place.glob("runs/*-trial-sweep-*/*/status.json"))) == 12

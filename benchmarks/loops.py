@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bnlab.norms import strategies
 from bnlab.record.folder import RunFolder
 from bnlab.training.loop import TrainerConfig, Training
 from bnlab.training.optim import optimizers
+from bnlab.watcher import Watcher
 
 BATCH = 64
 MEAN, STD = torch.tensor([0.1307]), torch.tensor([0.3081])
@@ -75,7 +76,7 @@ def recorded(kind: str, batches: Batches, steps: int, folder: Path, config: Trai
             eval_every=1e9,
             device=torch.device("cpu"),
             recorder=_Rows(run),
-            observer=_Nobody(),
+            watcher=Watcher(),
         )
         start = time.perf_counter()
         training.run()
@@ -133,11 +134,6 @@ def write_mnist(split: Split, folder: Path) -> None:
 class _NoEvaluation:
     def evaluate(self, model: nn.Module) -> list[Any]:
         return []
-
-
-class _Nobody:
-    def advanced(self, step: int, loss: float, images_per_second: float) -> None: ...
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
 
 class _Rows:

@@ -42,12 +42,6 @@ def parse(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
     return cls(**made)
 
 
-def as_dict(node: object) -> dict[str, Any]:
-    """Return a dataclass as plain JSON-ready values (tuples become lists)."""
-    plain = dataclasses.asdict(node)  # type: ignore[call-overload]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
-
-
 def _value(key: str, value: Any, kind: Any, field: dataclasses.Field[Any]) -> Any:
     meaning = field.metadata.get("meaning", "")
     checked = _typed(key, value, kind, meaning)

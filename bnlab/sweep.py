@@ -13,6 +13,7 @@ from bnlab.measure.metrics import metrics
 from bnlab.record.folder import fresh_folder
 from bnlab.report.console import messages, results
 from bnlab.report.progress import make_progress
+from bnlab.watcher import Watcher
 
 RUNS = Path("runs")
 HEADLINE = ("test_accuracy", "acc_gap", "step_ms", "train_seconds")
@@ -42,7 +43,7 @@ def launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None) ->
             stopped = stop.code if isinstance(stop.code, int) else 1
         except Exception as error:  # a launcher gave up; what its jobs did is on the disk
             failure = error
-    worker.watcher = worker.Silence()
+    worker.watcher = Watcher()
     trouble = _report(folder, len(trees), failure, multirun, "was not started" if stopped else "left no record")
     return stopped or trouble
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,34 +29,16 @@ from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.evaluation import Evaluator
 from bnlab.training.loop import Outcome, Training, precision_of
 from bnlab.training.summary import summarize
+from bnlab.watcher import Watcher
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-Ending = Literal["done", "diverged", "failed", "interrupted"]
 DEFAULT_THREADS = torch.get_num_threads()
 log = logging.getLogger("bnlab")
 
 
-class Watcher(Protocol):
-    """Who watches the jobs of this process."""
-
-    def job_started(self, index: int, label: str, total_steps: int) -> None: ...
-    def advanced(self, step: int, loss: float, images_per_second: float) -> None: ...
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def job_ended(self, index: int, state: Ending, headline: str) -> None: ...
-
-
-class Silence:
-    """A watcher that looks away: jobs of another process than the one with the terminal."""
-
-    def job_started(self, index: int, label: str, total_steps: int) -> None: ...
-    def advanced(self, step: int, loss: float, images_per_second: float) -> None: ...
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def job_ended(self, index: int, state: Ending, headline: str) -> None: ...
-
-
-watcher: Watcher = Silence()
+watcher = Watcher()  # of this process; only the one with the terminal has another than this, which looks away
 shared_overrides: frozenset[str] = frozenset()  # of all jobs of the sweep; a job's label leaves them out
 _bundles: dict[DataSpec, DataBundle] = {}
 
@@ -184,7 +166,7 @@ def _train(
         eval_every=config.eval.every,
         device=device,
         recorder=_Recorder(folder),
-        observer=watcher,
+        watcher=watcher,
     )
     outcome = training.run()
     wall.stop()

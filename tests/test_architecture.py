@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower layers first; a module may import from its own layer's earlier entries and from lower layers.
 LAYERS = [
-    {"errors", "registry", "schema", "seeding", "clock"},
+    {"errors", "registry", "schema", "seeding", "clock", "watcher"},
     {"norms", "models", "data", "download", "record"},
     {"measure", "training"},
     {"config"},
@@ -44,6 +44,7 @@ AT_HOME = {
 }
 WITHOUT_TORCH = {
     "errors",
+    "watcher",
     "registry",
     "schema",
     "download",

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import pytest
 
 from bnlab.report.console import Terminal
-from bnlab.report.progress import LiveProgress, PlainProgress, Progress, make_progress
+from bnlab.report.progress import LiveProgress, PlainProgress, make_progress
+from bnlab.watcher import Watcher
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
@@ -46,7 +47,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[io.StringIO], Termina
     return Terminal
 
 
-def sweep(progress: Progress, clock: Clock) -> None:
+def sweep(progress: Watcher, clock: Clock) -> None:
     progress.sweep_started(2)
     for index, label in enumerate(("norm=none seed=0", "norm=batch\x1b[2J seed=0")):
         progress.job_started(index, label, 1000)

@@ -1,6 +1,6 @@
 """Progress on stderr: a live display on a terminal, a line now and then elsewhere.
 
-The training loop reports through `Progress` where it flushes its rows, never in between. Nothing here runs in a thread
+The training loop reports through `Watcher` where it flushes its rows, never in between. Nothing here runs in a thread
 of its own: a display is drawn within such a report, at most twice a second, so that no step waits for it.
 
     with make_progress(sys.stderr) as progress:
@@ -19,8 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import IO, Literal
+from typing import IO
 
 from rich.cells import cell_len
 from rich.console import Group
@@ -31,8 +30,8 @@ from rich.text import Text
 
 from bnlab.report.console import Terminal
 from bnlab.report.figures import number
+from bnlab.watcher import Ending, Watcher
 
-State = Literal["done", "diverged", "failed", "interrupted"]
 REDRAW_SECONDS = 0.5  # a redraw takes 1 to 2 ms
 LINE_SECONDS = 10.0  # between two lines about evaluations where there is no terminal
 LAST_JOBS = 12
@@ -40,37 +39,7 @@ _BAR = 20  # columns
 _MARKS = {"done": ("✓", "green"), "diverged": ("∞", "yellow"), "failed": ("✗", "red"), "interrupted": ("–", "yellow")}
 
 
-class Progress:
-    """What the training reports; this base shows nothing. Leaving its `with` block closes it, whatever happened."""
-
-    def sweep_started(self, num_jobs: int) -> None:
-        """`num_jobs` jobs follow; without this call there is one run."""
-
-    def job_started(self, index: int, label: str, total_steps: int) -> None:
-        """Job `index` (from 0) starts; `label` is what tells it apart."""
-
-    def advanced(self, step: int, loss: float, images_per_second: float) -> None:
-        """The current job has done `step` steps; `loss` is of the last one."""
-
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The current job was evaluated; `metrics` are curve values such as `valid.accuracy` (0 to 1)."""
-
-    def job_ended(self, index: int, state: State, headline: str) -> None:
-        """Job `index` ended; `headline` says in a few words how."""
-
-    def closed(self) -> None:
-        """Nothing follows; a display is taken away and the cursor shown. A second call does nothing."""
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.closed()
-
-
-def make_progress(stream: IO[str]) -> Progress:
+def make_progress(stream: IO[str]) -> Watcher:
     """Return the live display where `stream` is a terminal that can move its cursor, else the plain lines."""
     terminal = Terminal(stream)
     if terminal.is_terminal and not terminal.is_dumb_terminal:
@@ -98,7 +67,7 @@ class _Job:
         return (now - self.first_seen) / (self.step - self.first_step) * max(self.total - self.step, 0)
 
 
-class _Reporter(Progress):
+class _Reporter(Watcher):
     """What both displays keep: the current job and the count of those that ended."""
 
     def __init__(self, terminal: Terminal, now: Callable[[], float] | None = None) -> None:
@@ -126,7 +95,7 @@ class _Reporter(Progress):
             self._job.step = max(step, self._job.step)
             self._job.metrics = dict(metrics)
 
-    def job_ended(self, index: int, state: State, headline: str) -> None:
+    def job_ended(self, index: int, state: Ending, headline: str) -> None:
         self._ended += 1
         self._job = None
 
@@ -173,7 +142,7 @@ class PlainProgress(_Reporter):
             self._last_line = self._now()
             self._say(f"{self._name(self._job.index)}: step {', '.join(filter(None, self._facts().values()))}")
 
-    def job_ended(self, index: int, state: State, headline: str) -> None:
+    def job_ended(self, index: int, state: Ending, headline: str) -> None:
         name = self._name(index)
         super().job_ended(index, state, headline)
         left = _duration(self._sweep_left()) if self._ended < self._num_jobs else ""
@@ -192,7 +161,7 @@ class LiveProgress(_Reporter):
 
     def __init__(self, terminal: Terminal, now: Callable[[], float] | None = None) -> None:
         super().__init__(terminal, now)
-        self._jobs: deque[tuple[State, str, str]] = deque(maxlen=LAST_JOBS)
+        self._jobs: deque[tuple[Ending, str, str]] = deque(maxlen=LAST_JOBS)
         self._finished = Text()
         self._drawn = -math.inf
         # results go to stdout meanwhile: where that is a terminal too they must come above the display
@@ -220,7 +189,7 @@ class LiveProgress(_Reporter):
         super().evaluated(step, metrics)
         self._draw()
 
-    def job_ended(self, index: int, state: State, headline: str) -> None:
+    def job_ended(self, index: int, state: Ending, headline: str) -> None:
         label = self._job.label if self._job else f"job {index + 1}"
         super().job_ended(index, state, headline)
         self._jobs.append((state, label, self._terminal.show(headline)))

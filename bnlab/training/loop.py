@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -25,6 +25,7 @@ from bnlab.errors import ConfigError
 from bnlab.record.tables import Cell
 from bnlab.schema import param
 from bnlab.training.evaluation import Evaluator, Measured, evaluation_steps
+from bnlab.watcher import Watcher
 
 WARMUP_STEPS = 10  # kept and marked, but left out of the step-time figures
 INTERVAL_SECONDS = 0.5  # about how often losses are brought to the host
@@ -62,13 +63,6 @@ class Recorder(Protocol):
     def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def checkpoint(self, state: dict[str, Any]) -> None: ...
-
-
-class Observer(Protocol):
-    """Who watches a training; called between intervals only."""
-
-    def advanced(self, step: int, loss: float, images_per_second: float) -> None: ...
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
 
 @dataclass
@@ -144,14 +138,14 @@ class Training:
         eval_every: float,
         device: torch.device,
         recorder: Recorder,
-        observer: Observer,
+        watcher: Watcher,
     ) -> None:
         self._model, self._batches, self._evaluator = model, batches, evaluator
         self._optimizer, self._rate_of, self._total = optimizer, rate_of, total_steps
         self._forward = forward_of(model, config, device)
         self._loss_of = loss_function(config)
         self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, total_steps)
-        self._recorder, self._observer = recorder, observer
+        self._recorder, self._watcher = recorder, watcher
         self._watch, self._eval_watch = Stopwatch(device), Stopwatch(device)
         self._clock = step_clock(device)
         self._pending: list[Tensor] = []  # losses on the device, since the last flush
@@ -228,7 +222,7 @@ class Training:
         )
         self._take_times(first, times)
         if bad is None:
-            self._observer.advanced(self.outcome.steps, losses[-1], self._speed())
+            self._watcher.advanced(self.outcome.steps, losses[-1], self._speed())
         return bad is None
 
     def _take_times(self, first: int, times: list[tuple[float, float]]) -> None:
@@ -249,7 +243,7 @@ class Training:
         step, epoch = self.outcome.steps, self.outcome.steps / self._batches.steps_per_epoch
         self._recorder.evals([(step, epoch, m.split, m.metric, m.value, m.samples) for m in figures])
         self._extend_curve(step, epoch, figures)
-        self._observer.evaluated(step, {f"{m.split}.{m.metric}": m.value for m in figures})
+        self._watcher.evaluated(step, {f"{m.split}.{m.metric}": m.value for m in figures})
 
     def _extend_curve(self, step: int, epoch: float, figures: list[Measured]) -> None:
         point = {"step": step, "epoch": epoch, "seconds": self._watch.seconds}

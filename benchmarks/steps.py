@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -28,9 +29,11 @@ def contenders(kind: str, channels_last: bool, names: list[str]) -> dict[str, Ca
         forward = forward_of(model, config, torch.device("cpu"))
         model.train()
 
+        count = itertools.count()
+
         def step() -> float:
             start = time.perf_counter()
-            train_step(forward, optimizer, loss_of, pixels, split.labels)
+            train_step(forward, optimizer, loss_of, pixels, split.labels, next(count))
             return (time.perf_counter() - start) * 1e3
 
         return step

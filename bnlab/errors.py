@@ -2,6 +2,7 @@
 
 BnlabError
 ├── ConfigError          2  the command line or a configuration is wrong; nothing was started
+│   └── MisfitError      2  a strategy and a model that do not fit each other
 └── EnvironmentFault     1  the machine is at fault: device, disk, permissions, missing package
     ├── DataError        1  a data set is missing, damaged or cannot be fetched
     └── RecordError      1  a run folder cannot be read or written
@@ -23,6 +24,10 @@ class ConfigError(BnlabError):
     """The command line or a configuration is wrong; nothing was started."""
 
     exit_code = 2
+
+
+class MisfitError(ConfigError):
+    """A strategy and a model do not fit each other; each may be right elsewhere."""
 
 
 class EnvironmentFault(BnlabError):

@@ -19,6 +19,7 @@ from bnlab.clock import Stopwatch, utc_now
 from bnlab.config import Config, identity, parse_config
 from bnlab.data import Batches, DataBundle, DataSpec, Split, load
 from bnlab.errors import BnlabError, ConfigError, EnvironmentFault
+from bnlab.measure.calibration import Calibration
 from bnlab.models import build
 from bnlab.record.folder import RunFolder
 from bnlab.record.provenance import environment
@@ -85,7 +86,7 @@ def bundle_of(spec: DataSpec) -> DataBundle:
 def model_of(config: Config, bundle: DataBundle) -> torch.nn.Module:
     """Return the initialized model, on the CPU."""
     facts = config.norm.facts
-    if config.data.batch_size == 1 and facts.reads_batch and not config.model.has_space:
+    if config.data.batch_size == 1 and facts.needs_batch and not config.model.has_space:
         raise ConfigError(
             f"data.batch_size=1: norm={config.norm.name} has one value a channel in model={config.model.name}\n"
             "take a larger batch, or a strategy that works sample by sample, such as norm=layer"
@@ -149,6 +150,8 @@ def _train(
     }
     folder.write_environment(where)
     log.info("training %s: %d steps on %s", label or "one run", total, device)
+    precision = precision_of(config.trainer, device)
+    calibration = Calibration(model, batches, precision, device) if Calibration.needed_by(model) else None
     training = Training(
         model=model,
         batches=batches,
@@ -156,8 +159,9 @@ def _train(
             bundle,
             config.eval,
             config.data.batch_size,
+            batches,
             lambda split: _resident(config, bundle, split, device, training=False),
-            precision_of(config.trainer, device),
+            precision,
         ),
         optimizer=config.optim.make(model),
         rate_of=config.schedule.rate_of(config.optim.lr, total),
@@ -167,6 +171,7 @@ def _train(
         device=device,
         recorder=_Recorder(folder),
         watcher=watcher,
+        calibration=calibration,
     )
     outcome = training.run()
     wall.stop()

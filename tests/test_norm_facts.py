@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab.norms import NormLayer, strategies
+from bnlab.norms import NormLayer, RunningLayer, strategies
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "batch": [{"stat_samples": 4}, {"stat_stride": 2}, {"momentum": None}],
@@ -36,35 +36,66 @@ def fresh(name: str, p: dict[str, Any]) -> NormLayer:
     return strategies[name](**p).layer(C).double()
 
 
+def settled(name: str, p: dict[str, Any], x: Tensor) -> NormLayer:
+    """A fresh layer; one that reads the training set has `x` for it."""
+    layer = fresh(name, p)
+    if isinstance(layer, RunningLayer) and strategies[name](**p).facts.reads_training_set:
+        layer.adopt(x.transpose(0, 1).flatten(1).mean(1), x.transpose(0, 1).flatten(1).var(1))
+    return layer
+
+
 def test_reads_batch(case: tuple[str, dict[str, Any]]) -> None:
+    """Every sample but the last changes, as an order in the batch may matter: the output for the last tells."""
     name, p = case
     for x in inputs(name, p):
         other = x.clone()
-        other[1:] = other[1:] * 2 + 1
-        reads = not torch.allclose(fresh(name, p)(x)[0], fresh(name, p)(other)[0])
+        other[:-1] = other[:-1] * 2 + 1
+        reads = not torch.allclose(fresh(name, p)(x)[-1], fresh(name, p)(other)[-1])
         assert reads == strategies[name](**p).facts.reads_batch
-        assert torch.allclose(fresh(name, p).eval()(x)[0], fresh(name, p).eval()(other)[0])  # evaluation never does
+        assert torch.allclose(fresh(name, p).eval()(x)[-1], fresh(name, p).eval()(other)[-1])  # evaluation never does
 
 
 def test_keeps_stats(case: tuple[str, dict[str, Any]]) -> None:
+    """Statistics move by training steps, or are put in from outside; evaluation shows it."""
     name, p = case
-    keeps = strategies[name](**p).facts.keeps_stats
+    facts = strategies[name](**p).facts
     for x in inputs(name, p):
         layer = fresh(name, p)
         before = layer.eval()(x)
         layer.train()(x * 2 + 1)
-        assert (not torch.allclose(before, layer.eval()(x))) == keeps
-        assert bool(list(layer.buffers())) == keeps
+        assert (not torch.allclose(before, layer.eval()(x))) == (facts.keeps_stats and not facts.reads_training_set)
+        assert (not torch.allclose(before, settled(name, p, x * 2 + 1).eval()(x))) == facts.reads_training_set
+        assert bool(list(layer.buffers())) == facts.keeps_stats
+
+
+def test_training_is_evaluation_unless_the_batch_is_read(case: tuple[str, dict[str, Any]]) -> None:
+    name, p = case
+    for x in inputs(name, p):
+        layer = settled(name, p, x)
+        same = torch.allclose(layer.train()(x), layer.eval()(x))
+        assert same != strategies[name](**p).facts.reads_batch
 
 
 def test_cancels_bias(case: tuple[str, dict[str, Any]]) -> None:
     """A bias that differs from channel to channel, as a convolution's does. A shift common to all is another matter."""
     name, p = case
-    bias = torch.linspace(-2, 3, C).double()
     for x in inputs(name, p):
-        moved = x + bias.view(1, C, *(1,) * (x.dim() - 2))
-        same = torch.allclose(fresh(name, p)(x), fresh(name, p)(moved))
-        assert same == strategies[name](**p).facts.cancels_bias
+        bias = torch.linspace(-2, 3, C).double().view(1, C, *(1,) * (x.dim() - 2)).requires_grad_()
+        frozen = strategies[name](**p).facts.reads_training_set and name == "frozen"
+        moved = settled(name, p, x if frozen else x + bias.detach())(x + bias)
+        (gradient,) = torch.autograd.grad((moved * x.sin()).sum(), bias)
+        dead = torch.allclose(settled(name, p, x)(x), moved) or torch.allclose(gradient, torch.zeros_like(gradient))
+        assert dead == strategies[name](**p).facts.cancels_bias
+
+
+def test_needs_batch(case: tuple[str, dict[str, Any]]) -> None:
+    """One value a channel: the running statistics serve, which is counted; or the strategy has an answer of its own."""
+    name, p = case
+    if strategies[name](**p).facts.needs_space:
+        return
+    layer = fresh(name, p)
+    assert layer(torch.ones(1, C, dtype=torch.float64)).isfinite().all()
+    assert bool(layer.num_unnormalizable) == strategies[name](**p).facts.needs_batch
 
 
 def test_needs_space(case: tuple[str, dict[str, Any]]) -> None:

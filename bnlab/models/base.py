@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from bnlab.errors import ConfigError
+from bnlab.errors import MisfitError
 from bnlab.norms import NormLayer, Strategy, strategies
 from bnlab.registry import Registry
 from bnlab.schema import param
@@ -44,6 +45,9 @@ class ModelSpec(ABC):
 
     placement: Literal["pre", "post"] = param("pre", "norm before or after the activation")
     norm_every: int = param(1, "normalize only the layers k, 2k, ...; the others keep their bias", low=1)
+    norm_rest: Literal["none", "frozen"] = param(
+        "none", "what the other layers get: nothing, or statistics of the training set taken once, at initialization"
+    )
     bias: Literal["auto", "true", "false"] = param("auto", "bias before a norm; auto: dropped where it has no effect")
     activation: Literal["relu", "elu", "selu", "sigmoid", "tanh"] = param(
         "relu", "the nonlinearity of every hidden layer"
@@ -74,19 +78,32 @@ def build(
     """Return the network for images of `image_shape` (C, H, W), its weights drawn on the CPU in float32 from `seed`.
 
     `input_norm=batch` puts batch normalization without gamma and beta in front; `standardize` is the data's business.
-    Errors: ConfigError when the strategy needs H x W and the model has none, or the model does not fit the image.
+    Errors: MisfitError when strategy and model do not fit each other, ConfigError when model and image do not.
     """
-    if strategy.facts.needs_space and not spec.has_space:
-        raise ConfigError(
-            f"norm={strategy.name}: is over the pixels of an image, and the layers of model={spec.name} have none\n"
-            "use a model over images (model=cnn) or another norm (norm=layer)"
-        )
+    check_fit(spec, strategy)
     modules = spec.layers(Blocks(spec, strategy), image_shape, num_classes)
     if spec.input_norm == "batch":
         modules.insert(0, strategies["batch"](affine=False).layer(image_shape[0]))
     model = nn.Sequential(*modules)
     initialize(model, GAINS[spec.activation], generator(seed, "weights"))
     return model
+
+
+def check_fit(spec: ModelSpec, strategy: Strategy) -> None:
+    """Refuse a strategy that is undefined in this model. Errors: MisfitError naming both."""
+    if strategy.facts.needs_space and not spec.has_space:
+        raise MisfitError(
+            f"norm={strategy.name}: is over the pixels of an image, and the layers of model={spec.name} have none\n"
+            "use a model over images (model=cnn) or another norm (norm=layer)"
+        )
+    if strategy.activation(1) is None:
+        return
+    for key, needed in (("placement", "pre"), ("activation", "relu")):
+        if getattr(spec, key) != needed:
+            raise MisfitError(
+                f"norm={strategy.name}: brings its own activation, so model.{key}={getattr(spec, key)} has no meaning\n"
+                f"set model.{key}={needed}, or take another norm"
+            )
 
 
 def norm_layers(model: nn.Module) -> Iterator[tuple[str, NormLayer]]:
@@ -112,17 +129,33 @@ def initialize(model: nn.Module, gain: float, draw: torch.Generator) -> None:
 
 
 class Linear(nn.Linear):
-    """A linear layer whose weights are left to `initialize`: torch's own draw would use the global generator."""
+    """A linear layer whose weights are left to `initialize`: torch's own draw would use the global generator.
+
+    A strategy may have it compute with transformed weights.
+    """
+
+    weight_transform: Callable[[Tensor], Tensor] | None = None
 
     def reset_parameters(self) -> None:
         """Draw nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(
+            x, self.weight if self.weight_transform is None else self.weight_transform(self.weight), self.bias
+        )
 
 
 class Conv(nn.Conv2d):
-    """A convolution whose weights are left to `initialize`."""
+    """A convolution like `Linear`."""
+
+    weight_transform: Callable[[Tensor], Tensor] | None = None
 
     def reset_parameters(self) -> None:
         """Draw nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.weight_transform is None else self.weight_transform(self.weight)
+        return self._conv_forward(x, weight, self.bias)  # type: ignore[no-any-return]
 
 
 class Blocks:
@@ -147,15 +180,16 @@ class Blocks:
         """Return a 3x3 convolution block, cut in front of the activation."""
         return self.halves(lambda bias: Conv(inputs, outputs, 3, stride, 1, bias=bias), outputs)
 
-    def halves(self, make: Callable[[bool], nn.Module], channels: int) -> tuple[list[nn.Module], list[nn.Module]]:
+    def halves(self, make: Callable[[bool], Linear | Conv], channels: int) -> tuple[list[nn.Module], list[nn.Module]]:
         """Return (what comes before the activation, the activation and what comes after it)."""
         self._made += 1
-        pre = self.spec.placement == "pre"
-        normalized = self._made % self.spec.norm_every == 0
-        norm: list[nn.Module] = [self.strategy.layer(channels)] if normalized else []
-        layer = make(self._keeps_bias(normalized))
-        activation = self.activation()
-        return ([layer, *norm], [activation]) if pre else ([layer], [activation, *norm])
+        strategy = self._strategy_of(self._made)
+        norm: list[nn.Module] = [] if strategy is None else [strategy.layer(channels)]
+        activation = None if strategy is None else strategy.activation(channels)
+        layer = make(self._keeps_bias(strategy))
+        layer.weight_transform = None if strategy is None else strategy.weight_transform
+        after: list[nn.Module] = [activation or self.activation()]
+        return ([layer, *norm], after) if self.spec.placement == "pre" else ([layer], [*after, *norm])
 
     def activation(self) -> nn.Module:
         """Return a fresh activation."""
@@ -167,9 +201,18 @@ class Blocks:
             return []
         return [nn.AlphaDropout(self.spec.dropout) if self.spec.activation == "selu" else nn.Dropout(self.spec.dropout)]
 
-    def _keeps_bias(self, normalized: bool) -> bool:
-        if not normalized:
+    def _strategy_of(self, number: int) -> Strategy | None:
+        """Return the strategy of block `number`, counted from 1; None: it is not normalized."""
+        if number % self.spec.norm_every == 0:
+            return self.strategy
+        if self.spec.norm_rest == "none":
+            return None
+        common = {key: getattr(self.strategy, key) for key in ("eps", "affine", "eps_outside")}
+        return strategies[self.spec.norm_rest](**common)
+
+    def _keeps_bias(self, strategy: Strategy | None) -> bool:
+        if strategy is None:
             return True
         if self.spec.bias != "auto":
             return self.spec.bias == "true"
-        return not (self.spec.placement == "pre" and self.strategy.facts.cancels_bias)
+        return not (self.spec.placement == "pre" and strategy.facts.cancels_bias)

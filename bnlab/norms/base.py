@@ -3,22 +3,23 @@
 Every strategy computes `y = gamma * (x - mu) / sqrt(var + eps) + beta` over `(N, C)` or `(N, C, H, W)`; they differ in
 where `mu` and `var` come from. Nothing outside this package asks which strategy it holds: the facts tell.
 
-The layers call torch's fused kernels. `moments` and `normalize` are the same formula written out; they serve the one
-knob that no kernel has, `eps_outside`.
+A strategy may ask for more than a layer: that the layer before it transforms its weights (`weight_transform`), that its
+own activation replaces the model's (`activation`), or that its statistics are taken from the training set
+(`facts.reads_training_set`).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnlab.norms.formula import moments, normalize
 from bnlab.registry import Registry
 from bnlab.schema import param
 
@@ -28,9 +29,11 @@ class Facts:
     """What a strategy says of itself; `tests/test_norm_facts.py` proves each on random tensors."""
 
     reads_batch: bool  # while training, the output for one sample depends on the other samples of the batch
-    keeps_stats: bool  # holds running statistics, so evaluation can differ from training
-    cancels_bias: bool  # a per-channel bias in front of it has no effect on the training output
+    keeps_stats: bool  # holds statistics that evaluation uses
+    cancels_bias: bool  # a per-channel bias in front of it is dead: no effect on the training output, or no gradient
     needs_space: bool  # undefined without H x W
+    needs_batch: bool  # training is undefined for a batch with one value a channel
+    reads_training_set: bool = False  # its statistics are those of the training set, put into it from outside
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,19 @@ class Strategy(ABC):
 
     @abstractmethod
     def layer(self, channels: int) -> NormLayer:
-        """Return a fresh layer for `(N, channels)` or `(N, channels, H, W)`; it draws no random numbers."""
+        """Return a fresh layer for `(N, channels)` or `(N, channels, H, W)`; it draws no random numbers.
+
+        Errors: ConfigError when the parameters do not fit the number of channels.
+        """
+
+    @property
+    def weight_transform(self) -> Callable[[Tensor], Tensor] | None:
+        """What the convolution or linear layer before it does to its weights, shape (C, ...), in every forward pass."""
+        return None
+
+    def activation(self, channels: int) -> NormModule | None:
+        """Return the activation that belongs to it and replaces the model's; None: the model keeps its own."""
+        return None
 
     def check_batch(self, batch_size: int) -> None:  # noqa: B027  (most strategies take every batch)
         """Refuse a batch size that these parameters make no sense with. Errors: ConfigError."""
@@ -84,7 +99,11 @@ def share_left(momentum: float | None, steps: int, updates_per_step: int) -> Ini
     return InitialShare(momentum, 1 - momentum, (1 - momentum) ** (steps * updates_per_step), half_life)
 
 
-class NormLayer(nn.Module, ABC):
+class NormModule(nn.Module):
+    """A module that a strategy brings into a model; the optimizer can spare its parameters weight decay."""
+
+
+class NormLayer(NormModule, ABC):
     """Base of all layers: gamma and beta of shape (C,), and the count of batches it could not normalize.
 
     `forward` checks the input and calls `normalized`, which returns a tensor of the input's shape, dtype and memory
@@ -107,6 +126,9 @@ class NormLayer(nn.Module, ABC):
         check_input(x, self.channels)
         return self.normalized(x)
 
+    def begin(self, total_steps: int) -> None:
+        """Learn, before the first step, how many steps the run has."""
+
     @abstractmethod
     def normalized(self, x: Tensor) -> Tensor:
         """Return the normalized input."""
@@ -118,67 +140,6 @@ class NormLayer(nn.Module, ABC):
         """Normalize with the statistics over `dims` by the written-out formula."""
         mean, var = moments(x, dims)
         return normalize(x, mean, var, self.weight, self.bias, self.eps, self.eps_outside)
-
-
-class RunningLayer(NormLayer):
-    """A layer that evaluates with running statistics: mean from 0, unbiased variance from 1, as torch starts them."""
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, channels: int, strategy: Strategy, momentum: float | None) -> None:
-        super().__init__(channels, strategy)
-        self.momentum = momentum
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
-
-    def with_running(self, x: Tensor) -> Tensor:
-        """Normalize with the running statistics, as evaluation does."""
-        if self.eps_outside:
-            mean, var = per_channel(self.running_mean, x), per_channel(self.running_var, x)
-            return normalize(x, mean, var, self.weight, self.bias, self.eps, True)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-
-    def on_whole_batch(self, x: Tensor) -> Tensor:
-        """Normalize with the statistics of all of `x` and update the running ones."""
-        if self.eps_outside:
-            return self.on_part(x, x)
-        if self.momentum is not None:
-            self.num_batches_tracked.add_(1)
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
-            )
-        mean, var = self.empty_stats(1).view(2, -1).unbind()
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-        self.update(mean, var)
-        return y
-
-    def on_part(self, x: Tensor, part: Tensor) -> Tensor:
-        """Normalize `x` with the statistics of `part` by the written-out formula and update the running ones."""
-        mean, var = moments(part, batch_axes(x))
-        count = count_per_channel(part)
-        self.update(mean.detach().flatten(), var.detach().flatten() * (count / (count - 1)))
-        return normalize(x, mean, var, self.weight, self.bias, self.eps, self.eps_outside)
-
-    def update(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        """Move the running statistics towards those of one batch, and count one update.
-
-        A cumulative average weighs by that count, which stays on the device.
-        """
-        self.num_batches_tracked.add_(1)
-        weight = self.num_batches_tracked.to(mean.dtype).reciprocal() if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, weight)
-        self.running_var.lerp_(unbiased_var, weight)
-
-    def empty_stats(self, groups: int) -> Tensor:
-        """Return zeros of shape (2, groups, C): buffers for means and variances.
-
-        `F.batch_norm` with such buffers and momentum 1 leaves the mean and the unbiased variance of its batch in them,
-        so the statistics cost no pass of their own.
-        """
-        return self.running_mean.new_zeros(2, groups, self.channels)
 
 
 def check_input(x: Tensor, channels: int) -> None:
@@ -197,51 +158,3 @@ def check_input(x: Tensor, channels: int) -> None:
         raise ValueError(
             f"a norm layer needs at least one value a channel, got shape {tuple(x.shape)}\nskip empty batches"
         )
-
-
-def count_per_channel(x: Tensor) -> int:
-    """Return N * H * W, from the shape alone."""
-    return x.numel() // x.shape[1]
-
-
-def batch_axes(x: Tensor) -> tuple[int, ...]:
-    """Return every axis but the channel's."""
-    return (0, *range(2, x.dim()))
-
-
-def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """View (C,) so that it broadcasts over `x`."""
-    return values.view(1, -1, *(1,) * (x.dim() - 2))
-
-
-def moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance over `dims`, which stay as ones, in at least float32."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    var, mean = torch.var_mean(wide, tuple(dims), correction=0, keepdim=True)
-    return mean, var
-
-
-def normalize(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_outside: bool
-) -> Tensor:
-    """Return `(x - mean) * gamma / sqrt(var + eps) + beta` in the dtype of `x`.
-
-    With `eps_outside` the divisor is `sqrt(var) + eps`; the variance is kept above the smallest positive number, so
-    that a constant channel has gradient 0 and not 0 * inf. Subtracting first keeps a large offset from cancelling.
-    """
-    deviation = var.clamp(min=torch.finfo(var.dtype).tiny).sqrt() + eps if eps_outside else torch.sqrt(var + eps)
-    scale = deviation.reciprocal()
-    if weight is not None:
-        scale = scale * per_channel(weight, x)
-    centred = (x - mean) * scale
-    return (centred if bias is None else centred + per_channel(bias, x)).to(x.dtype)
-
-
-def kernel_input(x: Tensor, weight: Tensor | None) -> Tensor:
-    """Widen a bfloat16 or float16 input on CUDA, whose layer and group norm do not mix it with float32 parameters."""
-    return x.float() if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and weight is not None else x
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Tell whether the channel is the fastest axis; an input that is also contiguous counts as contiguous."""
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -14,17 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import (
-    Facts,
-    InitialShare,
-    NormLayer,
-    RunningLayer,
-    Strategy,
-    count_per_channel,
-    is_channels_last,
-    share_left,
-    strategies,
-)
+from bnlab.norms.base import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.formula import count_per_channel, is_channels_last
+from bnlab.norms.running import RunningLayer
 from bnlab.schema import param
 
 
@@ -52,7 +44,7 @@ class Batch(Strategy):
 
     @property
     def facts(self) -> Facts:
-        return Facts(reads_batch=True, keeps_stats=True, cancels_bias=True, needs_space=False)
+        return Facts(reads_batch=True, keeps_stats=True, cancels_bias=True, needs_space=False, needs_batch=True)
 
     def layer(self, channels: int) -> NormLayer:
         return BatchLayer(channels, self)

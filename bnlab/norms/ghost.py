@@ -17,20 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnlab.errors import ConfigError
-from bnlab.norms.base import (
-    Facts,
-    InitialShare,
-    NormLayer,
-    RunningLayer,
-    Strategy,
-    batch_axes,
-    count_per_channel,
-    is_channels_last,
-    moments,
-    normalize,
-    share_left,
-    strategies,
-)
+from bnlab.norms.base import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.formula import batch_axes, count_per_channel, is_channels_last, moments, normalize
+from bnlab.norms.running import RunningLayer
 from bnlab.schema import param
 
 # From this many equal ghosts of at most so many values on, one call on a copy beats one call a ghost (on 2 CPU cores:
@@ -64,7 +53,7 @@ class Ghost(Strategy):
 
     @property
     def facts(self) -> Facts:
-        return Facts(reads_batch=True, keeps_stats=True, cancels_bias=True, needs_space=False)
+        return Facts(reads_batch=True, keeps_stats=True, cancels_bias=True, needs_space=False, needs_batch=True)
 
     def layer(self, channels: int) -> NormLayer:
         return GhostLayer(channels, self)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import Facts, NormLayer, Strategy, is_channels_last, kernel_input, strategies
+from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
+from bnlab.norms.formula import is_channels_last, kernel_input
 
 
 @strategies.register("instance")
@@ -27,7 +28,7 @@ class Instance(Strategy):
 
     @property
     def facts(self) -> Facts:
-        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=True, needs_space=True)
+        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=True, needs_space=True, needs_batch=False)
 
     def layer(self, channels: int) -> NormLayer:
         return InstanceLayer(channels, self)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import Facts, NormLayer, Strategy, is_channels_last, kernel_input, strategies
+from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
+from bnlab.norms.formula import is_channels_last, kernel_input
 from bnlab.schema import param
 
 
@@ -34,7 +35,7 @@ class Layer(Strategy):
 
     @property
     def facts(self) -> Facts:
-        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=False, needs_space=False)
+        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=False, needs_space=False, needs_batch=False)
 
     def layer(self, channels: int) -> NormLayer:
         return LayerLayer(channels, self)

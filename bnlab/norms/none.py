@@ -18,7 +18,7 @@ class NoNorm(Strategy):
 
     @property
     def facts(self) -> Facts:
-        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=False, needs_space=False)
+        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=False, needs_space=False, needs_batch=False)
 
     def layer(self, channels: int) -> NormLayer:
         return Identity(channels, self)

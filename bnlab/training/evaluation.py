@@ -47,6 +47,7 @@ class Evaluator:
         bundle: DataBundle,
         config: EvalConfig,
         train_batch_size: int,
+        training_set: Batches,
         resident: Callable[[Split], Batches],
         precision: Callable[[], AbstractContextManager[object]],
     ) -> None:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from bnlab.clock import Stopwatch, step_clock
 from bnlab.data import Batches
 from bnlab.errors import ConfigError
+from bnlab.measure.calibration import Calibration
+from bnlab.models import norm_layers
 from bnlab.record.tables import Cell
 from bnlab.schema import param
 from bnlab.training.evaluation import Evaluator, Measured, evaluation_steps
@@ -78,6 +80,7 @@ class Outcome:
     step_ms: dict[str, float] | None = None
     images_per_second: float | None = None
     warmup_seconds: float = 0.0
+    refresh_ms: float | None = None  # median of the refreshes of statistics inside steps
     curve: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -87,10 +90,16 @@ def train_step(
     loss_of: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
+    step: int,
+    calibration: Calibration | None = None,
 ) -> Tensor:
-    """Do one step and return its loss, a scalar on the device that nobody has waited for."""
+    """Do step `step`, counted from 0, and return its loss, a scalar on the device that nobody has waited for."""
+    if calibration is not None:
+        calibration.before_step(step)
     loss = loss_of(model(images), labels)
     loss.backward()
+    if calibration is not None:
+        calibration.after_backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
@@ -139,6 +148,7 @@ class Training:
         device: torch.device,
         recorder: Recorder,
         watcher: Watcher,
+        calibration: Calibration | None = None,
     ) -> None:
         self._model, self._batches, self._evaluator = model, batches, evaluator
         self._optimizer, self._rate_of, self._total = optimizer, rate_of, total_steps
@@ -146,6 +156,7 @@ class Training:
         self._loss_of = loss_function(config)
         self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, total_steps)
         self._recorder, self._watcher = recorder, watcher
+        self._calibration = calibration
         self._watch, self._eval_watch = Stopwatch(device), Stopwatch(device)
         self._clock = step_clock(device)
         self._pending: list[Tensor] = []  # losses on the device, since the last flush
@@ -159,6 +170,7 @@ class Training:
     def run(self) -> Outcome:
         """Train to the last step, or to the first whose loss is not finite."""
         outcome, total = self.outcome, self._total
+        self._begin()
         self._evaluate()
         self._model.train()
         next_eval = next(self._eval_steps)
@@ -167,7 +179,10 @@ class Training:
             rate = self._rate_of(outcome.steps)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
-            self._pending.append(train_step(self._forward, self._optimizer, self._loss_of, images, labels))
+            loss = train_step(
+                self._forward, self._optimizer, self._loss_of, images, labels, outcome.steps, self._calibration
+            )
+            self._pending.append(loss)
             self._sizes.append(len(labels))
             self._clock.end()
             outcome.steps += 1
@@ -185,6 +200,15 @@ class Training:
                     break
                 self._watch.start()
         return self._finish()
+
+    def _begin(self) -> None:
+        """Tell the norm layers how long the run is, and give those that read the training set its statistics."""
+        for _, layer in norm_layers(self._model):
+            layer.begin(self._total)
+        if self._calibration is not None:
+            self._watch.start()
+            self._calibration.begin()
+            self._watch.stop()
 
     def _stream(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches epoch after epoch, marking when each was asked for and when it was there."""
@@ -269,6 +293,8 @@ class Training:
         outcome = self.outcome
         outcome.epochs = outcome.steps / self._batches.steps_per_epoch
         outcome.train_seconds, outcome.eval_seconds = self._watch.seconds, self._eval_watch.seconds
+        if self._calibration is not None and self._calibration.refresh_ms:
+            outcome.refresh_ms = statistics.median(self._calibration.refresh_ms)
         if len(self._step_ms) > 1:
             cuts = statistics.quantiles(self._step_ms, n=10, method="inclusive")
             outcome.step_ms = {"median": statistics.median(self._step_ms), "p10": cuts[0], "p90": cuts[-1]}

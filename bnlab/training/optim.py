@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bnlab.errors import ConfigError
-from bnlab.norms.base import NormLayer
+from bnlab.norms.base import NormModule
 from bnlab.registry import Registry
 from bnlab.schema import param
 
@@ -30,13 +30,13 @@ class OptimizerSpec(ABC):
         """Return the optimizer over the model's parameters."""
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Return two parameter groups: with decay, and without it (normalization layers, unless `decay_norm`).
+        """Return two parameter groups: with decay, and without it (of normalization, unless `decay_norm`).
 
         They are formed from the modules themselves, never from parameter names.
         """
         apart = set()
         if not self.decay_norm:
-            apart = {id(p) for m in model.modules() if isinstance(m, NormLayer) for p in m.parameters()}
+            apart = {id(p) for m in model.modules() if isinstance(m, NormModule) for p in m.parameters()}
         decayed = [p for p in model.parameters() if id(p) not in apart]
         spared = [p for p in model.parameters() if id(p) in apart]
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": self.weight_decay}]

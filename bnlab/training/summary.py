@@ -29,6 +29,7 @@ def summarize(
         "wall_seconds": wall_seconds,
         "warmup_seconds": outcome.warmup_seconds,
         "step_ms": outcome.step_ms,
+        "refresh_ms": outcome.refresh_ms,
         "images_per_second": outcome.images_per_second,
         "unnormalizable_batches": max((layer.num_unnormalizable for layer in layers), default=0),
         "initial_share": None if share is None else asdict(share),

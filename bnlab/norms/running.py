@@ -1,0 +1,76 @@
+"""Layers that evaluate with running statistics, which training moves step by step."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bnlab.norms.base import NormLayer, Strategy
+from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
+
+
+class RunningLayer(NormLayer):
+    """A layer that evaluates with running statistics: mean from 0, unbiased variance from 1, as torch starts them."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, strategy: Strategy, momentum: float | None) -> None:
+        super().__init__(channels, strategy)
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+
+    def adopt(self, mean: Tensor, var: Tensor) -> None:
+        """Take statistics from outside, of shape (C,) each, in place of the running ones."""
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)
+
+    def with_running(self, x: Tensor) -> Tensor:
+        """Normalize with the running statistics, as evaluation does."""
+        if self.eps_outside:
+            mean, var = per_channel(self.running_mean, x), per_channel(self.running_var, x)
+            return normalize(x, mean, var, self.weight, self.bias, self.eps, True)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def on_whole_batch(self, x: Tensor) -> Tensor:
+        """Normalize with the statistics of all of `x` and update the running ones."""
+        if self.eps_outside:
+            return self.on_part(x, x)
+        if self.momentum is not None:
+            self.num_batches_tracked.add_(1)
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
+            )
+        mean, var = self.empty_stats(1).view(2, -1).unbind()
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        self.update(mean, var)
+        return y
+
+    def on_part(self, x: Tensor, part: Tensor) -> Tensor:
+        """Normalize `x` with the statistics of `part` by the written-out formula and update the running ones."""
+        mean, var = moments(part, batch_axes(x))
+        count = count_per_channel(part)
+        self.update(mean.detach().flatten(), var.detach().flatten() * (count / (count - 1)))
+        return normalize(x, mean, var, self.weight, self.bias, self.eps, self.eps_outside)
+
+    def update(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        """Move the running statistics towards those of one batch, and count one update.
+
+        A cumulative average weighs by that count, which stays on the device.
+        """
+        self.num_batches_tracked.add_(1)
+        weight = self.num_batches_tracked.to(mean.dtype).reciprocal() if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(unbiased_var, weight)
+
+    def empty_stats(self, groups: int) -> Tensor:
+        """Return zeros of shape (2, groups, C): buffers for means and variances.
+
+        `F.batch_norm` with such buffers and momentum 1 leaves the mean and the unbiased variance of its batch in them,
+        so the statistics cost no pass of their own.
+        """
+        return self.running_mean.new_zeros(2, groups, self.channels)

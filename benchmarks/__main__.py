@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compare, loops, steps
+from benchmarks import compare, growth, loops, steps
 from benchmarks.pairing import Ratio, side_by_side
 from bnlab.norms import strategies
 from bnlab.record.provenance import environment
@@ -40,6 +40,8 @@ def main() -> None:
         fitting = [n for n in strategies if kind != "mlp" or not strategies[n]().facts.needs_space]
         found = side_by_side(steps.contenders(kind, channels_last, fitting), "none", rounds=rounds)
         show(f"one training step, {kind}{layout}", "ms", found)
+    for kind in ("cnn", "mlp"):
+        show_growth(kind, growth.growth(kind, ("batch", "population"), rounds=9))
     show_times()
 
 
@@ -52,6 +54,24 @@ def show(title: str, unit: str, found: list[Ratio]) -> None:
         table.add_column(heading, justify="right")
     for row in found:
         table.add_row(row.name, f"{row.figure:,.4g}", f"{row.ratio:.3f}", f"{row.low:.3f} to {row.high:.3f}")
+    console.print(table)
+    console.print()
+
+
+def show_growth(kind: str, found: list[growth.Growth]) -> None:
+    """The price of statistics of the whole training set, refreshed before every step."""
+    table = Table(
+        title=f"ms a step, {kind}, by images in the training set; epoch time ~ images^p "
+        f"(medians of {found[0].rounds} rounds, 95% interval of p)",
+        title_justify="left",
+        box=None,
+    )
+    table.add_column("")
+    for heading in (*(f"{size:,}" for size in growth.SIZES), "p", "interval"):
+        table.add_column(heading, justify="right")
+    for row in found:
+        times = [f"{row.step_ms[size]:,.4g}" for size in growth.SIZES]
+        table.add_row(row.name, *times, f"{row.exponent:.2f}", f"{row.low:.2f} to {row.high:.2f}")
     console.print(table)
     console.print()
 

@@ -2,7 +2,7 @@
 
 BnlabError
 ├── ConfigError          2  the command line or a configuration is wrong; nothing was started
-│   └── MisfitError      2  a strategy and a model that do not fit each other
+│   └── MisfitError      2  a strategy does not fit the rest of the configuration
 └── EnvironmentFault     1  the machine is at fault: device, disk, permissions, missing package
     ├── DataError        1  a data set is missing, damaged or cannot be fetched
     └── RecordError      1  a run folder cannot be read or written
@@ -27,7 +27,7 @@ class ConfigError(BnlabError):
 
 
 class MisfitError(ConfigError):
-    """A strategy and a model do not fit each other; each may be right elsewhere."""
+    """A strategy does not fit the model or the batch it would get; each may be right elsewhere."""
 
 
 class EnvironmentFault(BnlabError):

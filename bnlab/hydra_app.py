@@ -136,7 +136,14 @@ def as_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def jobs(overrides: Sequence[str], multirun: bool, extra_dir: Path | None = None) -> list[dict[str, Any]]:
-    """Return the configurations that a command line stands for, as plain values.
+    """Return the configurations that a command line stands for, as plain values."""
+    return [tree for _, tree in planned(overrides, multirun, extra_dir)]
+
+
+def planned(
+    overrides: Sequence[str], multirun: bool, extra_dir: Path | None = None
+) -> list[tuple[list[str], dict[str, Any]]]:
+    """Return (its overrides, its configuration as plain values) of every job that a command line stands for.
 
     A sweep is taken apart as Hydra's basic sweeper does it. Another sweeper chooses its jobs while it runs: then only
     what all of them share can be looked at before.
@@ -144,9 +151,22 @@ def jobs(overrides: Sequence[str], multirun: bool, extra_dir: Path | None = None
     with session(extra_dir) as hydra:
         whole = _compose(hydra, [] if multirun else overrides, multirun)
         if not multirun:
-            return [plain(whole)]
+            return [(list(overrides), plain(whole))]
         parts = _sweep(hydra, overrides)
-        return [plain(_compose(hydra, part, True)) for part in parts]
+        return [(part, plain(_compose(hydra, part, True))) for part in parts]
+
+
+def globbed(overrides: Sequence[str], group: str, extra_dir: Path | None = None) -> tuple[int, list[str]] | None:
+    """Return where `overrides` takes the options of `group` by a pattern such as `norm=glob(*)`, and which they are."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+
+    with session(extra_dir) as hydra:
+        parser = OverridesParser.create(config_loader=hydra.config_loader)
+        for index, override in enumerate(parser.parse_overrides(list(overrides))):
+            if override.key_or_group == group and isinstance(override.value(), Glob):
+                return index, list(override.sweep_string_iterator())
+    return None
 
 
 def _sweep(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:

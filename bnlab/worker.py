@@ -179,7 +179,10 @@ def _train(
     folder.finish(
         outcome.state,
         error=None if outcome.diverged_at is None else f"loss not finite at step {outcome.diverged_at}",
-        summary=summarize(outcome, model, config.norm, config.data.batch_size, wall.seconds) | {"environment": where},
+        summary=summarize(
+            outcome, model, config.model.strategies(config.norm), config.data.batch_size, wall.seconds
+        )
+        | {"environment": where},
     )
     return outcome
 

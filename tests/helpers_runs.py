@@ -119,7 +119,8 @@ def _summary(test: list[float | None], valid: list[float | None], step_ms: float
         "unnormalizable_batches": 0,
         "step_ms": {"median": step_ms, "p10": 0.9 * step_ms, "p90": 1.2 * step_ms},
         "images_per_second": 64e3 / step_ms,
-        "initial_share": None,
+        "initial_share": {"momentum": 0.1, "decay": 0.9, "share_left": 7e-10, "half_life_steps": 6.58},
+        "refresh_ms": 0.2 * step_ms,
         "facts": {"reads_batch": True, "keeps_stats": True},
         "curve": {
             "step": steps,

@@ -606,3 +606,11 @@ def test_a_comparison_needs_no_heavy_import(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_initial_statistics_left_are_noted(tmp_path: Path) -> None:
+    make_arm(tmp_path, "none", NONE, summary={"initial_share": None})
+    make_arm(tmp_path, "batch", BATCH, summary={"initial_share": {"momentum": 0.01, "share_left": 0.125}})
+    make_arm(tmp_path, "ghost", BATCH, summary={"initial_share": {"momentum": 0.1, "share_left": 0.001}})
+    (note,) = [n for n in only(compare([tmp_path])).notes if "initial mean 0 and variance 1" in n]
+    assert note.endswith(": batch 12 %.")

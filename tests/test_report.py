@@ -420,7 +420,8 @@ def test_a_run_at_a_glance(tmp_path: Path) -> None:
     for part in (
         "state done", "norm batch, momentum=0.1", "model cnn, widths=[32,64]", "test 98.71 %", "-0.30 points",
         "0.48 % of the predictions change", "0.1 of each new batch, 0.9 of the old value, half-life 6.58 steps",
-        "2 % of the initial statistics left", "1,880 steps (2 epochs)", "3 batches had too few values",
+        "2 % of the initial statistics left", "1,880 steps (2 epochs)", "3 batches had one value a channel",
+        "2 % of the initial statistics (mean 0, variance 1) are left",
         "commit 0123456789 with changes", "steps.csv loss and learning rate of every step",
     ):  # fmt: skip
         assert part in text

@@ -10,7 +10,7 @@ from bnlab.compare.arms import Arm, distinct, followers, short_names, text_of
 from bnlab.compare.read import Run
 from bnlab.compare.result import Row, Value
 from bnlab.compare.statistics import MOST_PAIRS, Paired, coverage_of_range, detectable_difference, pairs_needed
-from bnlab.measure.metrics import Metric
+from bnlab.measure.metrics import MOST_INITIAL_SHARE, Metric, share_left
 
 MOST_NAMED = 6  # arms or values listed in a sentence
 TIMED = frozenset({"step_ms", "images_per_second", "train_seconds", "seconds_to_target"})
@@ -40,6 +40,7 @@ def notes_on(found: Evidence) -> list[str]:
         *_rates(found),
         *_hidden(found),
         *_pooled(found),
+        *_initial(found),
         *_pairing(found),
         *_power(found),
         *_times(found),
@@ -106,6 +107,19 @@ def _pooled(found: Evidence) -> Iterator[str]:
     yield f"Runs that differ in {_keys(pooled)} are pooled; each seed counts once, with the mean over its runs."
     if any(arm.pooled != found.arms[0].pooled for arm in found.arms):
         yield "The arms are pooled over different values, so a difference may come from these."
+
+
+def _initial(found: Evidence) -> Iterator[str]:
+    left = {
+        arm.label: max((share for run in arm.runs if run.summary and (share := share_left(run.summary))), default=0.0)
+        for arm in found.arms
+    }
+    much = [f"{label} {100 * share:.2g} %" for label, share in left.items() if share > MOST_INITIAL_SHARE]
+    if much:
+        yield (
+            "Evaluated with running statistics of which a part is still the initial mean 0 and variance 1: "
+            f"{_named(much)}."
+        )
 
 
 def _pairing(found: Evidence) -> Iterator[str]:

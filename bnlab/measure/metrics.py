@@ -35,6 +35,9 @@ TARGETS = {
 }
 
 
+MOST_INITIAL_SHARE = 0.01  # of the initial statistics left at the end of a run, before it is worth a warning
+
+
 @dataclass(frozen=True)
 class Censored:
     """A target that was not reached by `at`, where the run ended."""
@@ -200,6 +203,12 @@ def flip_rate(run: Summary) -> float | None:
     return _final(run, "test.flip_rate")
 
 
+@metric("initial share", "%", "lower", scale=100)
+def initial_share(run: Summary) -> float | None:
+    """share of the initial mean 0 and variance 1 left in the running statistics at the end"""
+    return share_left(run)
+
+
 # Time and size.
 
 
@@ -208,6 +217,12 @@ def step_ms(run: Summary) -> float | None:
     """median time of a step: forward, backward, optimizer; warm-up left out"""
     times = run.get("step_ms")
     return _number(times, "median") if isinstance(times, Mapping) else None
+
+
+@metric("refresh ms", "ms", "lower")
+def refresh_ms(run: Summary) -> float | None:
+    """median time of a refresh of training-set statistics, which is part of its step"""
+    return _number(run, "refresh_ms")
 
 
 @metric("images/s", "1/s", "higher")
@@ -226,6 +241,30 @@ def train_seconds(run: Summary) -> float | None:
 def num_parameters(run: Summary) -> float | None:
     """trainable parameters of the network"""
     return _number(run, "num_parameters")
+
+
+def share_left(run: Summary) -> float | None:
+    """Return the share of the initial statistics left at the end; None for a strategy without running statistics."""
+    share = run.get("initial_share")
+    return _number(share, "share_left") if isinstance(share, Mapping) else None
+
+
+def warnings_of(run: Summary) -> list[str]:
+    """Return what in a run's own figures makes its evaluation doubtful, one sentence each."""
+    found = []
+    bare = run.get("unnormalizable_batches")
+    if bare:
+        found.append(
+            f"{bare} batches had one value a channel and were normalized with the running statistics; "
+            "take a larger data.batch_size, or data.last_batch=merge"
+        )
+    left = share_left(run)
+    if left is not None and left > MOST_INITIAL_SHARE:
+        found.append(
+            f"{100 * left:.2g} % of the initial statistics (mean 0, variance 1) are left in the running ones; "
+            "train longer, or raise norm.momentum"
+        )
+    return found
 
 
 def _curve(run: Summary, name: str) -> Sequence[float]:

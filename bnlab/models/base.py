@@ -61,6 +61,19 @@ class ModelSpec(ABC):
         if isinstance(self.bias, bool):  # YAML reads true and false as booleans
             object.__setattr__(self, "bias", str(self.bias).lower())
 
+    def strategies(self, strategy: Strategy) -> list[Strategy]:
+        """Return the strategies that a model with `strategy` holds, `strategy` first."""
+        rest = self.rest(strategy) if self.norm_every > 1 else None
+        before = strategies["batch"](affine=False) if self.input_norm == "batch" else None
+        return [strategy, *(other for other in (rest, before) if other is not None)]
+
+    def rest(self, strategy: Strategy) -> Strategy | None:
+        """Return the strategy of the layers that `norm_every` leaves out, with the common parameters of `strategy`."""
+        if self.norm_rest == "none":
+            return None
+        common = {key: getattr(strategy, key) for key in ("eps", "affine", "eps_outside")}
+        return strategies[self.norm_rest](**common)
+
     @abstractmethod
     def layers(self, blocks: Blocks, image_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:
         """Return the network's modules in order, weights not yet drawn.
@@ -205,10 +218,7 @@ class Blocks:
         """Return the strategy of block `number`, counted from 1; None: it is not normalized."""
         if number % self.spec.norm_every == 0:
             return self.strategy
-        if self.spec.norm_rest == "none":
-            return None
-        common = {key: getattr(self.strategy, key) for key in ("eps", "affine", "eps_outside")}
-        return strategies[self.spec.norm_rest](**common)
+        return self.spec.rest(self.strategy)
 
     def _keeps_bias(self, strategy: Strategy | None) -> bool:
         if strategy is None:

@@ -65,7 +65,7 @@ class Strategy(ABC):
     def layer(self, channels: int) -> NormLayer:
         """Return a fresh layer for `(N, channels)` or `(N, channels, H, W)`; it draws no random numbers.
 
-        Errors: ConfigError when the parameters do not fit the number of channels.
+        Errors: MisfitError when the parameters do not fit the number of channels.
         """
 
     @property
@@ -78,7 +78,7 @@ class Strategy(ABC):
         return None
 
     def check_batch(self, batch_size: int) -> None:  # noqa: B027  (most strategies take every batch)
-        """Refuse a batch size that these parameters make no sense with. Errors: ConfigError."""
+        """Refuse a batch size that these parameters make no sense with. Errors: MisfitError."""
 
     def initial_share(self, steps: int, batch_size: int) -> InitialShare | None:
         """Return what is left of the initial statistics after `steps`; None without running statistics."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.errors import ConfigError
+from bnlab.errors import MisfitError
 from bnlab.norms.base import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.norms.formula import batch_axes, count_per_channel, is_channels_last, moments, normalize
 from bnlab.norms.running import RunningLayer
@@ -60,7 +60,7 @@ class Ghost(Strategy):
 
     def check_batch(self, batch_size: int) -> None:
         if self.size > batch_size:
-            raise ConfigError(
+            raise MisfitError(
                 f"norm.size={self.size}: must be at most data.batch_size={batch_size}\n"
                 "a ghost batch is a part of the batch; for the whole batch take norm=batch"
             )

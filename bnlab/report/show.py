@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnlab.compare.arms import text_of
+from bnlab.measure.metrics import warnings_of
 from bnlab.report.chart import COLOURS, MARKS, Axis, line_chart
 from bnlab.report.console import clean, to_ascii
 from bnlab.report.figures import number, significant
@@ -111,8 +112,8 @@ def _outcome(summary: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[str]]]:
     yield "train-eval", _gap(last)
     yield "momentum", _momentum(_mapping(summary.get("initial_share")))
     yield "time", _time(summary)
-    bare = summary.get("unnormalizable_batches")
-    yield "warning", [f"{bare} batches had too few values to be normalized"] if bare else []
+    for warning in warnings_of(summary):
+        yield "warning", [warning]
 
 
 def _gap(last: Mapping[str, Any]) -> Iterable[str]:
@@ -152,6 +153,9 @@ def _time(summary: Mapping[str, Any]) -> Iterable[str]:
         yield f"{significant(median)} ms a step" + (
             "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
         )
+    refresh = _float(summary.get("refresh_ms"))
+    if refresh is not None:
+        yield f"of it {significant(refresh)} ms for statistics of the training set"
     rate = _float(summary.get("images_per_second"))
     if rate is not None:
         yield f"{rate:,.0f} images/s"

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
+from bnlab.measure.metrics import warnings_of
 from bnlab.norms.base import NormLayer, Strategy
 from bnlab.training.loop import Outcome
 
 
 def summarize(
-    outcome: Outcome, model: nn.Module, strategy: Strategy, batch_size: int, wall_seconds: float
+    outcome: Outcome, model: nn.Module, used: Sequence[Strategy], batch_size: int, wall_seconds: float
 ) -> dict[str, Any]:
-    """Return the outcome as JSON-ready values; a figure that is not finite becomes null."""
+    """Return the outcome as JSON-ready values; a figure that is not finite becomes null.
+
+    `used` are the strategies in the model, the one under study first; the initial share is the largest among them.
+    """
     layers = [module for module in model.modules() if isinstance(module, NormLayer)]
-    share = strategy.initial_share(outcome.steps, batch_size)
-    return {
+    shares = [s for strategy in used if (s := strategy.initial_share(outcome.steps, batch_size)) is not None]
+    share = max(shares, key=lambda share: share.share_left, default=None)
+    summary = {
         "state": outcome.state,
         "diverged_at": outcome.diverged_at,
         "steps": outcome.steps,
@@ -33,6 +39,7 @@ def summarize(
         "images_per_second": outcome.images_per_second,
         "unnormalizable_batches": max((layer.num_unnormalizable for layer in layers), default=0),
         "initial_share": None if share is None else asdict(share),
-        "facts": asdict(strategy.facts),
+        "facts": asdict(used[0].facts),
         "curve": {name: [v if math.isfinite(v) else None for v in values] for name, values in outcome.curve.items()},
     }
+    return summary | {"warnings": warnings_of(summary)}

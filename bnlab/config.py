@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from bnlab import __version__
 from bnlab.data import DataSpec, datasets
-from bnlab.errors import ConfigError, did_you_mean
+from bnlab.errors import ConfigError, MisfitError, did_you_mean
 from bnlab.models import ModelSpec, models
 from bnlab.norms import Strategy, strategies
 from bnlab.registry import Registry
@@ -20,12 +20,14 @@ from bnlab.training.evaluation import EvalConfig
 from bnlab.training.loop import TrainerConfig
 from bnlab.training.optim import OptimizerSpec, optimizers
 from bnlab.training.schedule import ScheduleSpec, schedules
+from bnlab.workers import HOW_TO_START, Workers, from_environment
 
 T = TypeVar("T")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,79}")
 KEYS = ("name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval")
 # Where things lie and what a run is called; they cannot change its result, so they are no part of its identity.
-PLACES = (("name",), ("data", "root"), ("data", "path"))
+# Of several workers their number counts, not the switch.
+PLACES = (("name",), ("data", "root"), ("data", "path"), ("trainer", "distributed"), ("trainer", "timeout"))
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Config:
     schedule: ScheduleSpec
     trainer: TrainerConfig
     eval: EvalConfig
+
+    def batch_of_statistics(self, workers: Workers) -> int:
+        """Return how many samples the norm layers of one worker have for their batch."""
+        return self.data.batch_size // (1 if self.norm.facts.spans_workers else workers.size)
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
@@ -66,15 +72,44 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     return config
 
 
-def identity(tree: Mapping[str, Any], data_fingerprint: str) -> str:
-    """Return 16 hexadecimal digits that are equal for runs that must give equal results on one machine."""
+def check_workers(config: Config, workers: Workers) -> None:
+    """Refuse a run that does not fit the processes that were started for it. Errors: ConfigError."""
+    started = from_environment()
+    if config.trainer.distributed and started is None:
+        raise ConfigError(f"trainer.distributed=true: torchrun's environment is missing\n{HOW_TO_START}")
+    if started is not None and started.size != workers.size:
+        raise ConfigError("trainer.distributed=true: hydra/launcher must be basic, the workers run the jobs themselves")
+    if workers.size == 1:
+        return
+    if not config.trainer.distributed:
+        raise ConfigError(
+            f"trainer.distributed=false: {workers.size} processes were started for one run\n"
+            "set trainer.distributed=true, or start bnlab without torchrun"
+        )
+    if config.trainer.device.startswith("cuda:"):
+        raise ConfigError(
+            f"trainer.device={config.trainer.device}: {workers.size} workers cannot share it\n"
+            "set trainer.device=cuda, then each takes the one of its local rank"
+        )
+    try:
+        config.norm.check_batch(config.batch_of_statistics(workers))
+    except MisfitError as error:
+        reason, _, advice = str(error).partition("\n")
+        raise MisfitError(f"{reason}, the part of one of {workers.size} workers\n{advice}") from error
+
+
+def identity(tree: Mapping[str, Any], data_fingerprint: str, workers: int = 1) -> str:
+    """Return 16 hexadecimal digits that are equal for runs that must give equal results on one machine.
+
+    Several workers add up in another order, and a strategy may take the statistics of each worker's own part.
+    """
     rest = json.loads(json.dumps(tree))
     for *path, last in PLACES:
         node = rest
         for key in path:
             node = node[key]
         node.pop(last, None)
-    content = json.dumps([rest, data_fingerprint, __version__], sort_keys=True)
+    content = json.dumps([rest, data_fingerprint, __version__, *([workers] if workers > 1 else [])], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from bnlab import hydra_app, worker
 from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.compare.read import Run, read_runs
+from bnlab.errors import BnlabError
 from bnlab.measure.metrics import metrics
 from bnlab.record.folder import fresh_folder
 from bnlab.report.console import messages, results
 from bnlab.report.progress import make_progress
 from bnlab.watcher import Watcher
+from bnlab.workers import ALONE, from_environment
 
 RUNS = Path("runs")
 HEADLINE = ("test_accuracy", "acc_gap", "step_ms", "train_seconds")
@@ -22,12 +27,33 @@ HEADLINE = ("test_accuracy", "acc_gap", "step_ms", "train_seconds")
 def launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None) -> int:
     """Train one run or a sweep; print a line a run on stdout; return the exit code.
 
+    Of several workers the first does so; the others run the same jobs unseen and return the same code.
     Errors: ConfigError or EnvironmentFault when any job could not run: then none was started and no folder was made.
     """
-    trees = hydra_app.jobs(overrides, multirun, config_dir)
-    worker.preflight(trees)
-    name = trees[0].get("name")
-    folder = fresh_folder(RUNS, "-".join(filter(None, [name, "sweep" if multirun else "run"])))
+    worker.workers = workers = from_environment() or ALONE
+    workers.connect()
+    return _launch(overrides, multirun, config_dir) if workers.first else _unseen(overrides, multirun, config_dir)
+
+
+def _unseen(overrides: Sequence[str], multirun: bool, config_dir: Path | None) -> int:
+    """Do what the first worker does, in a passing folder, without a word; what is no user's error is still raised."""
+    with tempfile.TemporaryDirectory(prefix="bnlab-") as folder, open(os.devnull, "w") as nowhere:
+        try:
+            with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                code = _launch(overrides, multirun, config_dir, Path(folder))
+        except BnlabError as error:
+            code = error.exit_code
+    worker.workers.outlast()
+    return code
+
+
+def _launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None, folder: Path | None = None) -> int:
+    with worker.workers.agreed():
+        trees = hydra_app.jobs(overrides, multirun, config_dir)
+        worker.preflight(trees)
+        if folder is None:
+            name = trees[0].get("name")
+            folder = fresh_folder(RUNS, "-".join(filter(None, [name, "sweep" if multirun else "run"])))
     failure: Exception | None = None
     stopped = 0
     worker.shared_overrides = frozenset(o for o in overrides if not _swept(o))

@@ -1,6 +1,7 @@
 """Runs jobs: checks all of them before the first, trains each, and leaves a record whatever happens.
 
-A process stays warm from job to job: torch and the data sets it has read are kept.
+A process stays warm from job to job: torch and the data sets it has read are kept. Of several workers each runs all
+jobs; the folder of every worker but the first is a passing one (`sweep.py`), and its rows and checkpoints go nowhere.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import torch
 
 from bnlab import hydra_app
 from bnlab.clock import Stopwatch, utc_now
-from bnlab.config import Config, identity, parse_config
+from bnlab.config import Config, check_workers, identity, parse_config
 from bnlab.data import Batches, DataBundle, DataSpec, Split, load
+from bnlab.data.batches import batch_sizes
 from bnlab.errors import BnlabError, ConfigError, EnvironmentFault
 from bnlab.measure.calibration import Calibration
 from bnlab.models import build
+from bnlab.norms import RunningLayer
 from bnlab.record.folder import RunFolder
 from bnlab.record.provenance import environment
 from bnlab.record.tables import Cell
@@ -31,6 +34,7 @@ from bnlab.training.evaluation import Evaluator
 from bnlab.training.loop import Outcome, Training, precision_of
 from bnlab.training.summary import summarize
 from bnlab.watcher import Watcher
+from bnlab.workers import ALONE, WorkerLost
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,6 +45,7 @@ log = logging.getLogger("bnlab")
 
 watcher = Watcher()  # of this process; only the one with the terminal has another than this, which looks away
 shared_overrides: frozenset[str] = frozenset()  # of all jobs of the sweep; a job's label leaves them out
+workers = ALONE  # of which this process is one
 _bundles: dict[DataSpec, DataBundle] = {}
 
 
@@ -52,16 +57,23 @@ def preflight(trees: Sequence[Mapping[str, Any]]) -> None:
     seen = set()
     for tree in trees:
         config = parse_config(tree)
+        check_workers(config, workers)
         device = device_of(config.trainer.device)
         if (key := (config.norm, config.model, config.data, device)) in seen:
             continue
         seen.add(key)
         bundle = bundle_of(config.data)
-        model_of(config, bundle)
+        batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
+        model = model_of(config, bundle)
+        if workers.size > 1 and any(isinstance(m, RunningLayer) and m.gradient_through for m in model.modules()):
+            raise ConfigError(
+                f"norm={config.norm.name}: its gradient through the statistics is not averaged over workers\n"
+                "train it in one process, or set norm.through=false"
+            )
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` stands for."""
+    """Return the device that `auto`, `cpu`, `cuda` (of several workers: that of the local rank) or `cuda:N` means."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -71,7 +83,9 @@ def device_of(name: str) -> torch.device:
             raise EnvironmentFault(f"trainer.device={name}: no CUDA device here\ntry trainer.device=cpu")
         if device.index is not None and device.index >= count:
             raise EnvironmentFault(f"trainer.device={name}: there are {count} CUDA devices, counted from 0")
-        device = torch.device("cuda", device.index or 0)
+        if workers.local_size > count:
+            raise EnvironmentFault(f"{workers.local_size} workers, but {count} CUDA devices\ntry trainer.device=cpu")
+        device = torch.device("cuda", device.index or workers.local_rank)
     return device
 
 
@@ -86,9 +100,10 @@ def bundle_of(spec: DataSpec) -> DataBundle:
 def model_of(config: Config, bundle: DataBundle) -> torch.nn.Module:
     """Return the initialized model, on the CPU."""
     facts = config.norm.facts
-    if config.data.batch_size == 1 and facts.needs_batch and not config.model.has_space:
+    if config.batch_of_statistics(workers) == 1 and facts.needs_batch and not config.model.has_space:
         raise ConfigError(
-            f"data.batch_size=1: norm={config.norm.name} has one value a channel in model={config.model.name}\n"
+            f"data.batch_size={config.data.batch_size}: norm={config.norm.name} has one value a channel in "
+            f"model={config.model.name}\n"
             "take a larger batch, or a strategy that works sample by sample, such as norm=layer"
         )
     return build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
@@ -106,9 +121,12 @@ def job(cfg: DictConfig) -> float | str:
     folder: RunFolder | None = None
     try:
         config = parse_config(tree)
+        check_workers(config, workers)
         bundle = bundle_of(config.data)
-        folder = RunFolder(current.folder, tree, hydra_app.as_yaml(tree), identity(tree, bundle.fingerprint), utc_now())
-        with _logging_to(folder.path / "run.log"):
+        known = identity(tree, bundle.fingerprint, workers.size)
+        folder = RunFolder(current.folder, tree, hydra_app.as_yaml(tree), known, utc_now())
+        device = device_of(config.trainer.device)
+        with _logging_to(folder.path / "run.log"), workers.together(device, config.trainer.timeout):
             outcome = _train(config, tree, bundle, folder, index, label)
     except (KeyboardInterrupt, SystemExit):
         if folder is not None:
@@ -120,6 +138,8 @@ def job(cfg: DictConfig) -> float | str:
         if folder is not None:
             folder.finish("failed", error=reason)
         watcher.job_ended(index, "failed", reason.partition("\n")[0])
+        if isinstance(error, WorkerLost):
+            raise SystemExit(error.exit_code) from error
         return reason
     watcher.job_ended(index, outcome.state, _headline(outcome))
     if outcome.state == "diverged":
@@ -135,7 +155,7 @@ def _train(
     wall.start()
     keep_freed_memory()
     torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
-    torch.manual_seed(derived_seed(config.seed, "dropout"))
+    torch.manual_seed(derived_seed(config.seed, "dropout", workers.rank))
     model = model_of(config, bundle).to(device)
     if _channels_last(config):
         model = model.to(memory_format=torch.channels_last)
@@ -146,6 +166,7 @@ def _train(
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
+        "workers": workers.size,
         "data_fingerprint": bundle.fingerprint,
     }
     folder.write_environment(where)
@@ -158,7 +179,7 @@ def _train(
         evaluator=Evaluator(
             bundle,
             config.eval,
-            config.data.batch_size,
+            config.batch_of_statistics(workers),
             batches,
             lambda split: _resident(config, bundle, split, device, training=False),
             precision,
@@ -169,9 +190,10 @@ def _train(
         config=config.trainer,
         eval_every=config.eval.every,
         device=device,
-        recorder=_Recorder(folder),
+        recorder=_Recorder(folder) if workers.first else _Unrecorded(),
         watcher=watcher,
         calibration=calibration,
+        workers=workers,
     )
     outcome = training.run()
     wall.stop()
@@ -180,7 +202,7 @@ def _train(
         outcome.state,
         error=None if outcome.diverged_at is None else f"loss not finite at step {outcome.diverged_at}",
         summary=summarize(
-            outcome, model, config.model.strategies(config.norm), config.data.batch_size, wall.seconds
+            outcome, model, config.model.strategies(config.norm), config.batch_of_statistics(workers), wall.seconds
         )
         | {"environment": where},
     )
@@ -205,6 +227,8 @@ def _resident(config: Config, bundle: DataBundle, split: Split, device: torch.de
         std=bundle.std if standardize else None,
         storage=config.data.storage,
         augment=config.data.augment if training else None,
+        rank=workers.rank if training else 0,
+        size=workers.size if training else 1,
     )
 
 
@@ -259,3 +283,12 @@ class _Recorder:
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         checkpoint.save(self._folder.path, state)
+
+
+class _Unrecorded:
+    """Looks away: the recorder of every worker but the first."""
+
+    def steps(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def checkpoint(self, state: dict[str, Any]) -> None: ...

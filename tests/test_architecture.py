@@ -13,15 +13,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower layers first; a module may import from its own layer's earlier entries and from lower layers.
 LAYERS = [
-    {"errors", "registry", "schema", "seeding", "clock", "watcher"},
+    {"errors", "registry", "schema", "seeding", "clock", "watcher", "workers"},
     {"norms", "models", "data", "download", "record"},
-    {"measure", "training"},
+    {"conformance", "measure", "training"},
     {"config"},
     {"hydra_app"},
     {"worker"},
     {"compare"},
     {"report"},
-    {"completion", "doctor", "sweep"},
+    {"check", "completion", "doctor", "sweep"},
     {"cli"},
     {"__main__"},
 ]
@@ -30,6 +30,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 BESIDE = {
     ("registry", "errors"),
     ("schema", "errors"),
+    ("workers", "errors"),
     ("models", "norms"),
     ("data", "download"),
     ("training", "measure"),

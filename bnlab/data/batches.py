@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from bnlab.data.augment import Augment
 from bnlab.data.base import Split
 from bnlab.errors import ConfigError
 from bnlab.seeding import generator
+from bnlab.workers import shard
 
 
 class Batches:
@@ -20,7 +22,9 @@ class Batches:
     A batch is (images, labels): float32 of shape (B, C, H, W), int64 of shape (B,). Images are scaled to [0, 1] and,
     with `mean` and `std` of shape (C,), standardized by them. With `channels_last` the images are laid out as
     (N, H, W, C), so that a batch is in that memory format without a copy.
-    Errors: ConfigError if the augmentation does not fit the images or `last_batch="drop"` leaves no batch.
+    Worker `rank` of `size` gets its consecutive part of each batch; order and augmentation are drawn for all of them.
+    Errors: ConfigError if the augmentation does not fit the images, `last_batch="drop"` leaves no batch, or a batch has
+    fewer samples than there are workers.
     """
 
     def __init__(
@@ -36,12 +40,16 @@ class Batches:
         std: Tensor | None = None,
         storage: Literal["float32", "uint8"] = "float32",
         augment: Augment | None = None,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         self.seed = seed
         self.device = torch.device(device)
         self.channels_last = channels_last
         self.augment = augment or Augment()
-        self._sizes = _batch_sizes(len(split), batch_size, last_batch)
+        self.sizes = batch_sizes(len(split), batch_size, last_batch, size)  # of whole batches, in order
+        self._parts = [end - first for first, end in (shard(whole, rank, size) for whole in self.sizes)]
+        self._mine = None if size == 1 else _positions(self.sizes, rank, size)
         self._plain = self.augment == Augment()
         # x * scale + offset, with black and white at 0 and 255
         channels = split.images.shape[1]
@@ -62,7 +70,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Return the number of batches in an epoch."""
-        return len(self._sizes)
+        return len(self.sizes)
 
     def epoch(self, index: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of epoch `index`, counted from 0, from its batch `start` on; every epoch is shuffled anew.
@@ -70,10 +78,10 @@ class Batches:
         The order is drawn on the CPU, so it is the same on every device.
         """
         order = torch.randperm(len(self), generator=generator(self.seed, "order", index))
-        plan = torch.cat([order[None], self.augment.draw(len(self), self.seed, index)]).to(self.device)
-        plan = plan[:, : sum(self._sizes)]
-        rows, drawn = plan[0].split_with_sizes(self._sizes), plan[1:].split_with_sizes(self._sizes, dim=1)
-        labels = self._labels.index_select(0, plan[0]).split_with_sizes(self._sizes)
+        plan = torch.cat([order[None], self.augment.draw(len(self), self.seed, index)])
+        plan = (plan[:, : sum(self.sizes)] if self._mine is None else plan[:, self._mine]).to(self.device)
+        rows, drawn = plan[0].split_with_sizes(self._parts), plan[1:].split_with_sizes(self._parts, dim=1)
+        labels = self._labels.index_select(0, plan[0]).split_with_sizes(self._parts)
         for step in range(start, self.steps_per_epoch):
             if self._plain:
                 images = self._images.index_select(0, rows[step])
@@ -87,8 +95,9 @@ class Batches:
         images, margin = self._images, self.augment.margin
         for axis in (first, first + 1) if margin else ():
             images = images.narrow(axis, margin, images.shape[axis] - 2 * margin)
-        for batch, labels in zip(torch.split(images, batch_size), torch.split(self._labels, batch_size), strict=True):
-            yield self._ready(batch.contiguous()), labels
+        for start in range(0, len(self), batch_size):  # lazily: a caller may want the first batch only
+            chosen = slice(start, start + batch_size)
+            yield self._ready(images[chosen].contiguous()), self._labels[chosen]
 
     def _ready(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
@@ -99,7 +108,11 @@ class Batches:
         return images.float().mul_(self._scale).add_(self._offset)
 
 
-def _batch_sizes(samples: int, batch_size: int, last_batch: str) -> list[int]:
+def batch_sizes(samples: int, batch_size: int, last_batch: str, workers: int = 1) -> list[int]:
+    """Return the sizes of an epoch's batches, in order.
+
+    Errors: ConfigError if `last_batch="drop"` leaves no batch, or a batch has fewer samples than there are workers.
+    """
     full, rest = divmod(samples, batch_size)
     sizes = [batch_size] * full
     if last_batch == "drop" and not sizes:
@@ -108,4 +121,18 @@ def _batch_sizes(samples: int, batch_size: int, last_batch: str) -> list[int]:
         sizes[-1] += rest
     elif rest and last_batch != "drop":
         sizes.append(rest)
+    if batch_size < workers:
+        raise ConfigError(f"data.batch_size={batch_size}: must be at least 1 sample for each of the {workers} workers")
+    if sizes and sizes[-1] < workers:
+        raise ConfigError(
+            f"data.last_batch={last_batch}: the last batch has {sizes[-1]} samples for {workers} workers\n"
+            "set data.last_batch=drop or data.last_batch=merge, or another data.batch_size"
+        )
     return sizes
+
+
+def _positions(sizes: Sequence[int], rank: int, size: int) -> Tensor:
+    """Return where in an epoch's order the samples of one worker stand."""
+    starts = itertools.accumulate(sizes, initial=0)
+    spans = [(start, *shard(whole, rank, size)) for start, whole in zip(starts, sizes, strict=False)]
+    return torch.cat([torch.arange(start + first, start + end) for start, first, end in spans])

@@ -8,11 +8,19 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
+from bnlab.clock import step_clock
 from bnlab.data import Batches
+from bnlab.measure.adjoint import add_gradient
+from bnlab.measure.population import Plan, Statistics, adopted, plan, population, running_layers
+from bnlab.norms.running import RunningLayer
 
 
 class Calibration:
-    """Keeps the layers of a model that read the training set supplied with its statistics."""
+    """Keeps the layers of a model that read the training set supplied with its statistics.
+
+    A layer says by `refresh_every` how often. Layers of another strategy in front of one are taken at the statistics of
+    the training set too, which is what theirs are on average in training; afterwards they get their own back.
+    """
 
     def __init__(
         self,
@@ -21,18 +29,72 @@ class Calibration:
         precision: Callable[[], AbstractContextManager[object]],
         device: torch.device,
     ) -> None:
-        self.refresh_ms: list[float] = []  # of each refresh inside a step
+        self._model, self._images, self._precision = model, training_set, precision
+        self._layers = [layer for layer in running_layers(model) if layer.refresh_every is not None]
+        self._others = [layer for layer in running_layers(model) if layer.refresh_every is None]
+        self._through = [layer for layer in self._layers if layer.gradient_through]
+        self._beside: Statistics = {}  # what those had when the statistics were last taken
+        self._plans: dict[tuple[RunningLayer, ...], Plan] = {}
+        self._clock = step_clock(device)
+        self._read_ms: list[float] = []
 
     @staticmethod
     def needed_by(model: nn.Module) -> bool:
         """Return whether any layer of `model` reads the training set."""
-        return False
+        return any(layer.refresh_every is not None for layer in running_layers(model))
+
+    @property
+    def refresh_ms(self) -> list[float]:
+        """The milliseconds of each refresh inside a step; reading them may wait for the device."""
+        self._read_ms += [refresh for _, refresh in self._clock.flush()]
+        return self._read_ms
 
     def begin(self) -> None:
         """Put statistics into every layer that reads the training set, under the initial weights."""
+        self._take(self._layers)
 
     def before_step(self, step: int) -> None:
-        """Refresh what is due before step `step`, counted from 0."""
+        """Refresh what is due before step `step`, counted from 0; `begin` has done it for the first."""
+        due = [layer for layer in self._layers if step and layer.refresh_every and step % layer.refresh_every == 0]
+        if due:
+            self._clock.begin()
+            self._clock.ready()
+            self._take(due)
+            self._clock.end()
+        for layer in self._through:
+            mean, var = layer.running_mean.clone(), layer.running_var.clone()
+            layer.leaves = (mean.requires_grad_(), var.requires_grad_())
 
     def after_backward(self) -> None:
         """Add to the gradients what reaches the weights through the statistics."""
+        if not self._through:
+            return
+        try:
+            with self._precision(), adopted(self._model, self._beside):
+                add_gradient(self._model, self._plan(self._through))
+        finally:
+            for layer in self._through:
+                layer.leaves = None
+
+    def _take(self, due: list[RunningLayer]) -> None:
+        with self._precision():
+            found = population(self._model, self._plan(self._others + due))
+        self._beside = {layer: found.pop(layer) for layer in self._others if layer in found}
+        for layer, statistics in found.items():
+            layer.adopt(*statistics)
+
+    def _plan(self, layers: list[RunningLayer]) -> Plan:
+        """Return the plan for `layers`, made once."""
+        if (key := tuple(layers)) not in self._plans:
+            takers = {layer: layer.refresh_samples for layer in layers}
+            self._plans[key] = plan(self._model, takers, self._images)
+        return self._plans[key]
+
+
+def refreshed(model: nn.Module, training_set: Batches) -> Statistics:
+    """Return the statistics, under the current weights, of the layers that take theirs again and again.
+
+    The other layers normalize as they evaluate.
+    """
+    takers = {layer: layer.refresh_samples for layer in running_layers(model) if layer.refresh_every}
+    return population(model, plan(model, takers, training_set))

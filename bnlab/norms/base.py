@@ -33,7 +33,12 @@ class Facts:
     cancels_bias: bool  # a per-channel bias in front of it is dead: no effect on the training output, or no gradient
     needs_space: bool  # undefined without H x W
     needs_batch: bool  # training is undefined for a batch with one value a channel
+    cancels_shift: bool = False  # a bias common to all channels is dead
+    cancels_scale: bool = False  # so is a positive factor common to all weights in front of it, up to eps
+    exact_gradient: bool = True  # its gradient is the derivative of the training output, no quantity held constant
+    spans_workers: bool = False  # the batch it reads is that of all workers of a data-parallel training
     reads_training_set: bool = False  # its statistics are those of the training set, put into it from outside
+    refreshes: bool = True  # those are taken again as the weights change; False: once, at initialization
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,10 @@ class NormLayer(NormModule, ABC):
     @abstractmethod
     def normalized(self, x: Tensor) -> Tensor:
         """Return the normalized input."""
+
+    def affine_map(self) -> tuple[Tensor, Tensor] | None:
+        """Return (scale, shift), shape (C,) each, with evaluation = scale * x + shift; None: it is no such map."""
+        return None
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps:g}, affine={self.weight is not None}"

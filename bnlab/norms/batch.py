@@ -44,7 +44,15 @@ class Batch(Strategy):
 
     @property
     def facts(self) -> Facts:
-        return Facts(reads_batch=True, keeps_stats=True, cancels_bias=True, needs_space=False, needs_batch=True)
+        return Facts(
+            reads_batch=True,
+            keeps_stats=True,
+            cancels_bias=True,
+            needs_space=False,
+            needs_batch=True,
+            cancels_shift=True,
+            cancels_scale=True,
+        )
 
     def layer(self, channels: int) -> NormLayer:
         return BatchLayer(channels, self)

@@ -34,16 +34,22 @@ def moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def deviation(var: Tensor, eps: float, eps_outside: bool) -> Tensor:
+    """Return sqrt(var + eps), or with `eps_outside` sqrt(var) + eps.
+
+    The variance is then kept above the smallest positive number, so that one of 0 has gradient 0 and not 0 * inf.
+    """
+    return var.clamp(min=torch.finfo(var.dtype).tiny).sqrt() + eps if eps_outside else torch.sqrt(var + eps)
+
+
 def normalize(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_outside: bool
 ) -> Tensor:
     """Return `(x - mean) * gamma / sqrt(var + eps) + beta` in the dtype of `x`.
 
-    With `eps_outside` the divisor is `sqrt(var) + eps`; the variance is kept above the smallest positive number, so
-    that a constant channel has gradient 0 and not 0 * inf. Subtracting first keeps a large offset from cancelling.
+    With `eps_outside` the divisor is `sqrt(var) + eps`. Subtracting first keeps a large offset from cancelling.
     """
-    deviation = var.clamp(min=torch.finfo(var.dtype).tiny).sqrt() + eps if eps_outside else torch.sqrt(var + eps)
-    scale = deviation.reciprocal()
+    scale = deviation(var, eps, eps_outside).reciprocal()
     if weight is not None:
         scale = scale * per_channel(weight, x)
     centred = (x - mean) * scale

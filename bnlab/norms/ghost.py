@@ -53,7 +53,15 @@ class Ghost(Strategy):
 
     @property
     def facts(self) -> Facts:
-        return Facts(reads_batch=True, keeps_stats=True, cancels_bias=True, needs_space=False, needs_batch=True)
+        return Facts(
+            reads_batch=True,
+            keeps_stats=True,
+            cancels_bias=True,
+            needs_space=False,
+            needs_batch=True,
+            cancels_shift=True,
+            cancels_scale=True,
+        )
 
     def layer(self, channels: int) -> NormLayer:
         return GhostLayer(channels, self)

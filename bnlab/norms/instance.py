@@ -28,7 +28,15 @@ class Instance(Strategy):
 
     @property
     def facts(self) -> Facts:
-        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=True, needs_space=True, needs_batch=False)
+        return Facts(
+            reads_batch=False,
+            keeps_stats=False,
+            cancels_bias=True,
+            needs_space=True,
+            needs_batch=False,
+            cancels_shift=True,
+            cancels_scale=True,
+        )
 
     def layer(self, channels: int) -> NormLayer:
         return InstanceLayer(channels, self)

@@ -35,7 +35,15 @@ class Layer(Strategy):
 
     @property
     def facts(self) -> Facts:
-        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=False, needs_space=False, needs_batch=False)
+        return Facts(
+            reads_batch=False,
+            keeps_stats=False,
+            cancels_bias=False,
+            needs_space=False,
+            needs_batch=False,
+            cancels_shift=True,
+            cancels_scale=True,
+        )
 
     def layer(self, channels: int) -> NormLayer:
         return LayerLayer(channels, self)

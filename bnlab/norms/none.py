@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
@@ -33,3 +34,6 @@ class Identity(NormLayer):
 
     def normalized(self, x: Tensor) -> Tensor:
         return x
+
+    def affine_map(self) -> tuple[Tensor, Tensor] | None:
+        return torch.ones(self.channels), torch.zeros(self.channels)

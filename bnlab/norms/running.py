@@ -7,15 +7,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnlab.norms.base import NormLayer, Strategy
-from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
+from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize, per_channel
 
 
 class RunningLayer(NormLayer):
-    """A layer that evaluates with running statistics: mean from 0, unbiased variance from 1, as torch starts them."""
+    """A layer that evaluates with running statistics: mean from 0, unbiased variance from 1, as torch starts them.
+
+    A layer whose statistics are those of the training set says so by `refresh_every`; `measure/calibration.py` then
+    takes them and puts them in by `adopt`.
+    """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+
+    refresh_every: int | None = None  # None: moves its own; 0: taken once, at the start; k: before every k-th step
+    refresh_samples: int | None = None  # taken from the first so many samples of the training split; None: from all
+    gradient_through: bool = False  # the gradient goes through the statistics, which are then `leaves`
+    leaves: tuple[Tensor, Tensor] | None = None  # mean and variance that gather their gradient, inside a step only
 
     def __init__(self, channels: int, strategy: Strategy, momentum: float | None) -> None:
         super().__init__(channels, strategy)
@@ -28,6 +37,13 @@ class RunningLayer(NormLayer):
         """Take statistics from outside, of shape (C,) each, in place of the running ones."""
         self.running_mean.copy_(mean)
         self.running_var.copy_(var)
+
+    def affine_map(self) -> tuple[Tensor, Tensor] | None:
+        """Evaluation is scale * x + shift with scale = gamma / sqrt(var + eps), shift = beta - scale * mean."""
+        scale = deviation(self.running_var, self.eps, self.eps_outside).reciprocal()
+        scale = scale if self.weight is None else scale * self.weight.detach()
+        shift = -self.running_mean * scale
+        return scale, shift if self.bias is None else shift + self.bias.detach()
 
     def with_running(self, x: Tensor) -> Tensor:
         """Normalize with the running statistics, as evaluation does."""

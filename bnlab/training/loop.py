@@ -2,6 +2,11 @@
 
 A step is: batch on the device, forward, backward, optimizer. Losses stay on the device until an interval is over; then
 one transfer brings them to the host and the rows are written. Evaluation and recording stop the clock.
+
+Several workers each take their part of a batch; `DistributedDataParallel` averages the gradients. A worker's loss is
+weighted by its share of the batch, so that the average is the gradient of the mean over the whole batch. Buffers are
+not exchanged: each worker keeps its own running statistics, and those of the first are recorded. All workers evaluate,
+and all take every decision on figures that they have averaged.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from bnlab.record.tables import Cell
 from bnlab.schema import param
 from bnlab.training.evaluation import Evaluator, Measured, evaluation_steps
 from bnlab.watcher import Watcher
+from bnlab.workers import ALONE, Workers
 
 WARMUP_STEPS = 10  # kept and marked, but left out of the step-time figures
 INTERVAL_SECONDS = 0.5  # about how often losses are brought to the host
@@ -47,6 +53,8 @@ class TrainerConfig:
     precision: Literal["float32", "bfloat16"] = param("float32", "bfloat16 runs the forward pass under autocast")
     compile: bool = param(False, "compile the training step's forward and backward with torch.compile")
     channels_last: bool = param(True, "lay images out as N, H, W, C in memory; the order of speeds depends on it")
+    distributed: bool = param(False, "share each batch among the processes that torchrun started")
+    timeout: float = param(300.0, "seconds to wait for another worker, then the run fails", low=1.0, high=1e6)
 
     def __post_init__(self) -> None:
         kind, _, index = self.device.partition(":")
@@ -149,18 +157,19 @@ class Training:
         recorder: Recorder,
         watcher: Watcher,
         calibration: Calibration | None = None,
+        workers: Workers = ALONE,
     ) -> None:
         self._model, self._batches, self._evaluator = model, batches, evaluator
         self._optimizer, self._rate_of, self._total = optimizer, rate_of, total_steps
-        self._forward = forward_of(model, config, device)
-        self._loss_of = loss_function(config)
+        self._forward = forward_of(workers.shared(model, device), config, device)
+        self._mean_loss = loss_function(config)
+        self._loss_of = self._mean_loss if workers.size == 1 else self._weighted_loss
         self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, total_steps)
         self._recorder, self._watcher = recorder, watcher
-        self._calibration = calibration
+        self._calibration, self._workers = calibration, workers
         self._watch, self._eval_watch = Stopwatch(device), Stopwatch(device)
         self._clock = step_clock(device)
         self._pending: list[Tensor] = []  # losses on the device, since the last flush
-        self._sizes: list[int] = []  # of their batches
         self._interval = 1
         self._step_ms: list[float] = []
         self._busy_ms, self._busy_images = 0.0, 0
@@ -183,7 +192,6 @@ class Training:
                 self._forward, self._optimizer, self._loss_of, images, labels, outcome.steps, self._calibration
             )
             self._pending.append(loss)
-            self._sizes.append(len(labels))
             self._clock.end()
             outcome.steps += 1
             at_eval = outcome.steps == next_eval
@@ -225,7 +233,7 @@ class Training:
 
     def _flush(self) -> bool:
         """Bring the interval's losses and times to the host and write their rows; False when a loss was not finite."""
-        losses: list[float] = torch.stack(self._pending).float().tolist()
+        losses: list[float] = self._workers.mean(torch.stack(self._pending).float()).tolist()
         self._pending.clear()
         first = self.outcome.steps - len(losses)
         times = self._clock.flush()
@@ -255,10 +263,18 @@ class Training:
         self.outcome.warmup_seconds += sum(data + ms for data, ms in warmup) / 1e3
         self._step_ms += [ms for _, ms in settled]
         self._busy_ms += sum(data + ms for data, ms in settled)
-        self._busy_images += sum(self._sizes[len(warmup) : len(times)])
-        self._sizes.clear()
-        lately = sum(data + ms for data, ms in times) / len(times)
+        self._busy_images += sum(self._batch_size(first + i) for i in range(len(warmup), len(times)))
+        lately = self._workers.mean_number(sum(data + ms for data, ms in times) / len(times))
         self._interval = max(1, min(LONGEST_INTERVAL, int(INTERVAL_SECONDS * 1e3 / max(lately, 1e-6))))
+
+    def _batch_size(self, step: int) -> int:
+        """Return the samples of step `step`, counted from 0, of all workers together."""
+        return self._batches.sizes[step % self._batches.steps_per_epoch]
+
+    def _weighted_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return this worker's mean loss such that its mean over the workers is the mean over the whole batch."""
+        whole = self._batch_size(self.outcome.steps)
+        return self._mean_loss(logits, labels) * (len(labels) * self._workers.size / whole)
 
     def _evaluate(self) -> None:
         self._eval_watch.start()

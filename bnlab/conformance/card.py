@@ -1,0 +1,39 @@
+"""The conformance card: what a normalization does, each property measured on random batches and edge cases.
+
+`dependence.py`, `edges.py` and `exactness.py` hold the properties, one function each; importing them enters them in
+`CHECKS`. Whatever a property raises is a finding too.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from bnlab.conformance import dependence, edges, exactness  # noqa: F401  (they enter properties, in the order of the card)
+from bnlab.conformance.findings import Card, Finding
+from bnlab.conformance.proving import CHECKS, Check
+from bnlab.conformance.subject import Bench, Subject, described
+
+
+def examine(subject: Subject) -> Card:
+    """Return the card of `subject`; what a property does to the random state is undone."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        bench = Bench(subject)
+        findings = [_find(check, bench) for check in CHECKS.values()]
+    return Card(subject.label, subject.facts is not None, bench.channels, bench.samples, not bench.takes_flat, findings)
+
+
+def _find(check: Check, bench: Bench) -> Finding:
+    expected = None
+    try:
+        if bench.facts is not None:
+            expected = check.expects(bench.facts, bench)
+        measured = check.measure(bench)
+    except Exception as error:
+        return Finding(check.about, expected, False, None, f"fails: {described(error)}", failed=True)
+    if measured is None:
+        return Finding(check.about, None, None, None)
+    return Finding(check.about, expected, measured.holds, measured.error, measured.flaw or measured.note)

@@ -1,0 +1,286 @@
+"""What a conformance card looks at: a strategy's layer or a user's module, after some training, with random batches.
+
+Everything random comes from fixed generators, so a card is the same on every call. Modules run in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields, replace
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.errors import ConfigError, did_you_mean
+from bnlab.norms.base import Facts, Strategy
+from bnlab.norms.formula import batch_axes, moments
+from bnlab.norms.running import RunningLayer
+
+CHANNELS = (32, 16, 24, 64, 48, 60, 96, 128, 256)  # the first that the layer accepts
+SPACES = ((4, 3), (5, 5), ())  # H x W of the random batches; (): an input (N, C)
+SEEDS = 2  # of each shape
+STEPS = 3  # of training before anything is measured
+NO_EPS = 1e-30
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A way to make the normalization under test, and what is declared of it."""
+
+    label: str
+    make: Callable[[int], nn.Module]  # the layer for a number of channels, with the activation that belongs to it
+    facts: Facts | None = None
+    transform: Callable[[Tensor], Tensor] | None = None  # of the weights before it
+    takes_batch: Callable[[int], bool] = lambda size: True
+    without_eps: Callable[[], Subject | None] = lambda: None  # the same with epsilon next to nothing, if it has one
+
+
+def of_strategy(strategy: Strategy) -> Subject:
+    """Return the subject of a strategy with its parameters; those that are not the default's stand in its label."""
+
+    def make(channels: int) -> nn.Module:
+        layer, activation = strategy.layer(channels), strategy.activation(channels)
+        return layer if activation is None else nn.Sequential(layer, activation)
+
+    def takes_batch(size: int) -> bool:
+        try:
+            strategy.check_batch(size)
+        except ConfigError:
+            return False
+        return True
+
+    changed = [f"{f.name}={_text(getattr(strategy, f.name))}" for f in fields(strategy) if _differs(strategy, f)]
+    label = " ".join([strategy.name, *changed])
+    return Subject(
+        label,
+        make,
+        strategy.facts,
+        strategy.weight_transform,
+        takes_batch,
+        without_eps=lambda: of_strategy(replace(strategy, eps=NO_EPS)),
+    )
+
+
+def _differs(strategy: Strategy, field: Field[Any]) -> bool:
+    return bool(getattr(strategy, field.name) != field.default)
+
+
+def _text(value: Any) -> str:
+    """Return a value as it is written on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def of_factory(path: str) -> Subject:
+    """Return the subject of `package.module:factory`, a function of the number of channels that returns a module.
+
+    Errors: ConfigError when there is no such module or function, or it makes nothing that normalizes (N, C, H, W).
+    """
+    factory = _load(path)
+    _try_out(path, factory)
+    return of_function(path, factory)
+
+
+def of_function(label: str, factory: Callable[[int], nn.Module]) -> Subject:
+    """Return the subject of a function of the number of channels; nothing is declared of what it makes.
+
+    Its epsilon is whatever its modules hold as attribute `eps`.
+    """
+
+    def make(channels: int) -> nn.Module:
+        module = factory(channels)
+        for part in _with_eps(module):
+            part.eps = NO_EPS
+        return module
+
+    def without_eps() -> Subject | None:
+        return Subject(label, make) if _with_eps(factory(accepted_channels(factory))) else None
+
+    return Subject(label, factory, without_eps=without_eps)
+
+
+def _with_eps(module: nn.Module) -> list[Any]:
+    return [part for part in module.modules() if isinstance(getattr(part, "eps", None), float)]
+
+
+def _load(path: str) -> Callable[[int], Any]:
+    name, colon, attribute = path.partition(":")
+    if not (name and colon and attribute):
+        raise ConfigError(f"--module {path}: must be package.module:factory, such as mylayers:make_norm")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"--module {path}: importing {name} fails: {error}") from error
+        near = did_you_mean(name, [found.name for found in pkgutil.iter_modules([str(Path.cwd())])])
+        raise ConfigError(f"--module {path}: no module {name} in this folder or installed{near}") from error
+    except (Exception, SystemExit) as error:  # SystemExit: a script that parses the command line
+        raise ConfigError(f"--module {path}: importing {name} fails: {described(error)}") from error
+    try:
+        factory = reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise ConfigError(f"--module {path}: {name} has no {attribute}{did_you_mean(attribute, known)}") from error
+    if not callable(factory):
+        raise ConfigError(f"--module {path}: {attribute} must be a function of the number of channels")
+    return factory
+
+
+def _try_out(path: str, factory: Callable[[int], Any]) -> None:
+    try:
+        channels = accepted_channels(factory)
+        module = factory(channels)
+    except Exception as error:
+        raise ConfigError(
+            f"--module {path}: called with {CHANNELS[0]} channels it fails: {described(error)}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"--module {path}: must return a torch.nn.Module, not {type(module).__name__}\n"
+            "give a function (or a class) that takes the number of channels"
+        )
+    x = torch.randn(8, channels, 4, 3, generator=torch.Generator().manual_seed(0))
+    try:
+        y = module.train()(x)
+    except Exception as error:
+        raise ConfigError(f"--module {path}: fails on an input {tuple(x.shape)}: {described(error)}") from error
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        what = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ConfigError(f"--module {path}: must return the shape of its input {tuple(x.shape)}, not {what}")
+
+
+def described(error: BaseException) -> str:
+    """Return the kind of an error and the first line of its message."""
+    message = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def accepted_channels(make: Callable[[int], Any]) -> int:
+    """Return the first number of channels that `make` takes; groups, for one, must divide it."""
+    refusal: Exception | None = None
+    for channels in CHANNELS:
+        try:
+            make(channels)
+        except Exception as error:
+            refusal = refusal or error
+        else:
+            return channels
+    assert refusal is not None
+    raise refusal
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trained module and one batch, from one seed; every call works on a copy, so none sees another's traces."""
+
+    subject: Subject
+    trained: nn.Module
+    x: Tensor
+    seed: int
+
+    def copy(self, statistics_of: Tensor | None = None) -> nn.Module:
+        """Return a copy of the module; where it reads the training set, that is `statistics_of`, by default `x`."""
+        module = copy.deepcopy(self.trained)
+        facts = self.subject.facts
+        if facts is not None and facts.reads_training_set:
+            batch = self.x if statistics_of is None else statistics_of
+            _adopt(module, batch)
+        return module
+
+    def train(self, x: Tensor, statistics_of: Tensor | None = None) -> Tensor:
+        """Return the output of a training step; `x` is the caller's, also where a module works in place."""
+        return self.copy(statistics_of).train()(x.clone())  # type: ignore[no-any-return]
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """Return the output of an evaluation."""
+        return self.copy().eval()(x.clone())  # type: ignore[no-any-return]
+
+    def random(self, *shape: int, salt: int = 0) -> Tensor:
+        """Return standard normal numbers of this trial."""
+        draw = torch.Generator().manual_seed(1000 * (self.seed + 1) + salt)
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+
+def _adopt(module: nn.Module, x: Tensor) -> None:
+    """Give every layer with statistics those of `x`."""
+    mean, var = moments(x.detach(), batch_axes(x))
+    for layer in module.modules():
+        if isinstance(layer, RunningLayer):
+            layer.adopt(mean.flatten(), var.flatten())
+
+
+class Bench:
+    """The subject's modules and batches, made once for all properties."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.facts = subject.facts
+        self.channels = accepted_channels(subject.make)
+        fitting = (size for size in (4, 8, 16, 32, 64, 128, 256, 512) if subject.takes_batch(size))
+        self.full = next(fitting, 1024)  # samples without a remainder: a ghost batch, where there are such
+        self.samples = 2 * self.full + 3
+
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """The trained modules with their batches: each shape that is defined, with each seed."""
+        spaces = [space for space in SPACES if space or self.takes_flat]
+        return [self._trial(space, seed) for space in spaces for seed in range(SEEDS)]
+
+    @property
+    def spatial(self) -> list[Trial]:
+        """The trials with H x W."""
+        return [trial for trial in self.trials if trial.x.dim() == 4]
+
+    @cached_property
+    def takes_flat(self) -> bool:
+        """Whether an input (N, C) is defined: the facts say it, of a module it is tried."""
+        if self.facts is not None:
+            return not self.facts.needs_space
+        try:
+            self.subject.make(self.channels).double()(torch.randn(4, self.channels, dtype=torch.float64))
+        except Exception:
+            return False
+        return True
+
+    def _trial(self, space: tuple[int, ...], seed: int) -> Trial:
+        draw = torch.Generator().manual_seed(seed + 17 * sum(space))
+        module = self.subject.make(self.channels).double()
+        _settle(module, [self._batch(space, draw) for _ in range(STEPS)], draw)
+        return Trial(self.subject, module, self._batch(space, draw), seed)
+
+    def _batch(self, space: tuple[int, ...], draw: torch.Generator) -> Tensor:
+        """Return a batch whose channels and samples differ in level and size."""
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+        ones = (1,) * len(space)
+        size = 0.5 + normal(1, self.channels, *ones).abs()
+        level = normal(1, self.channels, *ones) + 0.3 * normal(self.samples, 1, *ones)
+        return normal(self.samples, self.channels, *space) * size + level
+
+
+def _settle(module: nn.Module, batches: list[Tensor], draw: torch.Generator) -> None:
+    """Move the parameters and take training steps, backward included: some statistics are those of gradients."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(0.2 * torch.randn(p.shape, generator=draw, dtype=p.dtype))
+    module.train()
+    for batch in batches:
+        x = batch.clone().requires_grad_()
+        y = module(x)
+        weights = torch.randn(y.shape, generator=draw, dtype=y.dtype)
+        gradients = torch.autograd.grad((y * weights).mean(), [x, *parameters], allow_unused=True)[1:]
+        with torch.no_grad():
+            for p, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    p.sub_(0.1 * gradient)

@@ -1,0 +1,39 @@
+"""Frozen normalization: each channel by the statistics that the training set had under the initial weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
+from bnlab.norms.population import TrainingSetLayer
+
+
+@strategies.register("frozen")
+@dataclass(frozen=True, kw_only=True)
+class Frozen(Strategy):
+    """Normalize each channel by its statistics over the training set, taken once, at initialization.
+
+    y = gamma * (x - mu_0) / sqrt(var_0 + eps) + beta with mean and biased variance of all training samples (and H, W)
+    under the initial weights, layer after layer as `population` takes them, then never again: a fixed affine map per
+    channel. A bias in front of it is not dead. Training and evaluation are the same.
+
+    Data-dependent initialization (Mishkin and Matas 2015; Salimans and Kingma 2016) kept as a layer. Defaults: eps
+    1e-5, affine.
+    """
+
+    name = "frozen"
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            reads_batch=False,
+            keeps_stats=True,
+            cancels_bias=False,
+            needs_space=False,
+            needs_batch=False,
+            refreshes=False,
+            reads_training_set=True,
+        )
+
+    def layer(self, channels: int) -> NormLayer:
+        return TrainingSetLayer(channels, self, every=0)

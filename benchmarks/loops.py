@@ -22,8 +22,9 @@ from bnlab.data import Batches, Split
 from bnlab.models import build, models
 from bnlab.norms import strategies
 from bnlab.record.folder import RunFolder
-from bnlab.training.loop import TrainerConfig, Training
+from bnlab.training.loop import Training
 from bnlab.training.optim import optimizers
+from bnlab.training.trainer import TrainerConfig
 from bnlab.watcher import Watcher
 
 BATCH = 64

@@ -14,8 +14,9 @@ from bnlab.data import Batches
 from bnlab.measure.calibration import Calibration
 from bnlab.models import build, models
 from bnlab.norms import strategies
-from bnlab.training.loop import TrainerConfig, forward_of, loss_function, train_step
+from bnlab.training.loop import train_step
 from bnlab.training.optim import optimizers
+from bnlab.training.trainer import TrainerConfig, forward_of, loss_function
 
 TRAINING_SET = 1024  # images, for the strategies that read it
 

@@ -17,9 +17,9 @@ from bnlab.norms import Strategy, strategies
 from bnlab.registry import Registry
 from bnlab.schema import parse
 from bnlab.training.evaluation import EvalConfig
-from bnlab.training.loop import TrainerConfig
 from bnlab.training.optim import OptimizerSpec, optimizers
 from bnlab.training.schedule import ScheduleSpec, schedules
+from bnlab.training.trainer import TrainerConfig
 from bnlab.workers import HOW_TO_START, Workers, from_environment
 
 T = TypeVar("T")

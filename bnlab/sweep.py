@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from bnlab import hydra_app, worker
 from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.compare.read import Run, read_runs
-from bnlab.errors import BnlabError
-from bnlab.measure.metrics import metrics
+from bnlab.errors import BnlabError, MisfitError
+from bnlab.measure.metrics import metrics, warnings_of
 from bnlab.record.folder import fresh_folder
 from bnlab.report.console import messages, results
 from bnlab.report.progress import make_progress
@@ -49,7 +51,7 @@ def _unseen(overrides: Sequence[str], multirun: bool, config_dir: Path | None) -
 
 def _launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None, folder: Path | None = None) -> int:
     with worker.workers.agreed():
-        trees = hydra_app.jobs(overrides, multirun, config_dir)
+        overrides, trees = _fitting(overrides, multirun, config_dir)
         worker.preflight(trees)
         if folder is None:
             name = trees[0].get("name")
@@ -74,6 +76,38 @@ def _launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None, f
     return stopped or trouble
 
 
+def _fitting(
+    overrides: Sequence[str], multirun: bool, config_dir: Path | None
+) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """Return the overrides and the jobs they stand for, without the strategies of `norm=glob(...)` that do not fit.
+
+    They are named on stderr. A strategy that the command line names itself is left to `preflight`, which refuses it.
+    Errors: MisfitError when none is left.
+    """
+    planned = hydra_app.planned(overrides, multirun, config_dir)
+    found = hydra_app.globbed(overrides, "norm", config_dir) if any("glob(" in line for line in overrides) else None
+    if found is None:
+        return overrides, [tree for _, tree in planned]
+    place, names = found
+    misfits: dict[str, MisfitError] = {}
+    trees: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for lines, tree in planned:
+        name = next(line.removeprefix("norm=") for line in lines if line.startswith("norm="))
+        trees[name].append(tree)
+        try:
+            worker.preflight([tree])
+        except MisfitError as error:
+            misfits[name] = error
+    for name, misfit in misfits.items():
+        reason = str(misfit).partition("\n")[0].removeprefix(f"norm={name}: ")
+        messages().say(f"norm={name} is left out: {reason}")
+    left = [name for name in names if name not in misfits]
+    if not left:
+        raise MisfitError(f"{overrides[place]}: none of these strategies fits the rest of the configuration")
+    chosen = [*overrides[:place], f"norm={','.join(left)}", *overrides[place + 1 :]]
+    return chosen, [tree for name in left for tree in trees[name]]
+
+
 def _swept(override: str) -> bool:
     """Return whether an override may stand for several jobs; only the labels of jobs depend on it."""
     value = override.partition("=")[2]
@@ -96,6 +130,9 @@ def _report(folder: Path, expected: int, failure: Exception | None, multirun: bo
     }
     for order in sorted(lines):
         out.say(lines[order])
+    doubts = Counter(warning for run in runs if run.summary for warning in warnings_of(run.summary))
+    for warning, count in doubts.items():
+        err.say(f"warning: {warning}" + (f" ({count} of {len(runs)} runs)" if multirun else ""))
     bad = [run for run in runs if run.state != "done"]
     for run in bad:
         err.say(f"{run.folder} {run.state}: {(run.error or 'no reason recorded').partition(chr(10))[0]}")

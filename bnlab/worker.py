@@ -20,19 +20,20 @@ from bnlab.clock import Stopwatch, utc_now
 from bnlab.config import Config, check_workers, identity, parse_config
 from bnlab.data import Batches, DataBundle, DataSpec, Split, load
 from bnlab.data.batches import batch_sizes
-from bnlab.errors import BnlabError, ConfigError, EnvironmentFault
+from bnlab.errors import BnlabError, EnvironmentFault, MisfitError
 from bnlab.measure.calibration import Calibration
+from bnlab.measure.population import running_layers
 from bnlab.models import build
-from bnlab.norms import RunningLayer
 from bnlab.record.folder import RunFolder
 from bnlab.record.provenance import environment
 from bnlab.record.tables import Cell
 from bnlab.seeding import derived_seed
 from bnlab.training import checkpoint
 from bnlab.training.allocator import keep_freed_memory
-from bnlab.training.evaluation import Evaluator
-from bnlab.training.loop import Outcome, Training, precision_of
+from bnlab.training.evaluation import Evaluator, check_eval
+from bnlab.training.loop import Outcome, Training
 from bnlab.training.summary import summarize
+from bnlab.training.trainer import precision_of
 from bnlab.watcher import Watcher
 from bnlab.workers import ALONE, WorkerLost
 
@@ -59,16 +60,26 @@ def preflight(trees: Sequence[Mapping[str, Any]]) -> None:
         config = parse_config(tree)
         check_workers(config, workers)
         device = device_of(config.trainer.device)
-        if (key := (config.norm, config.model, config.data, device)) in seen:
-            continue
-        seen.add(key)
-        bundle = bundle_of(config.data)
-        batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
-        model = model_of(config, bundle)
-        if workers.size > 1 and any(isinstance(m, RunningLayer) and m.gradient_through for m in model.modules()):
-            raise ConfigError(
+        if (key := (config.norm, config.model, config.data, config.eval.stats, device)) not in seen:
+            seen.add(key)
+            _check_model(config)
+
+
+def _check_model(config: Config) -> None:
+    bundle = bundle_of(config.data)
+    batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
+    model = model_of(config, bundle)
+    check_eval(model, config.eval)
+    for layer in running_layers(model):
+        if workers.size > 1 and layer.gradient_through:
+            raise MisfitError(
                 f"norm={config.norm.name}: its gradient through the statistics is not averaged over workers\n"
                 "train it in one process, or set norm.through=false"
+            )
+        if layer.refresh_samples is not None and layer.refresh_samples > len(bundle.train):
+            raise MisfitError(
+                f"norm.samples={layer.refresh_samples}: there are {len(bundle.train):,} training samples\n"
+                "use at most that, or null for all"
             )
 
 
@@ -101,7 +112,7 @@ def model_of(config: Config, bundle: DataBundle) -> torch.nn.Module:
     """Return the initialized model, on the CPU."""
     facts = config.norm.facts
     if config.batch_of_statistics(workers) == 1 and facts.needs_batch and not config.model.has_space:
-        raise ConfigError(
+        raise MisfitError(
             f"data.batch_size={config.data.batch_size}: norm={config.norm.name} has one value a channel in "
             f"model={config.model.name}\n"
             "take a larger batch, or a strategy that works sample by sample, such as norm=layer"

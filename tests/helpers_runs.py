@@ -135,6 +135,7 @@ def _summary(test: list[float | None], valid: list[float | None], step_ms: float
             "test.acc_gap": [-0.01] * n,
             "test.loss_gap": [0.02] * n,
             "test.flip_rate": [0.03] * n,
+            "test.fold_error": [2e-7] * n,
             "train.acc_gap": [-0.01] * n,
             "train.loss_gap": [0.02] * n,
             "train.flip_rate": [0.03] * n,

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from bnlab import __version__
+from bnlab.norms import strategies
 
 BNLAB = [sys.executable, "-m", "bnlab"]
-SHORT = ["trainer.steps=20", "model.widths=[4,8]", "trainer.device=cpu", "trainer.threads=1"]
+SHORT = ["trainer.steps=20", "model.widths=[8,16]", "trainer.device=cpu", "trainer.threads=1"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -146,6 +147,10 @@ MISTAKES = [
     (["norm=ghost", "norm.size=100"], 2, "norm.size=100: must be at most data.batch_size=64"),
     (["model=mlp", "data.batch_size=1"], 2, "data.batch_size=1: norm=batch has one value a channel"),
     (["model.widths=[8,8,8,8]"], 2, "model.widths=[8, 8, 8, 8]"),
+    (["norm=group", "norm.groups=3"], 2, "norm.groups=3: must divide the channels of every layer"),
+    (["norm=group", "eval.stats=folded"], 2, "eval.stats=folded: layer 1 (GroupLayer) is no affine map"),
+    (["norm=population", "norm.samples=5000"], 2, "norm.samples=5000: there are 1,237 training samples"),
+    (["norm=frn", "model.activation=elu"], 2, "norm=frn: brings its own activation"),
     (["model=resnet", "model.depth=21"], 2, "model.depth=21: must be 6n + 2"),
     (["seed=0,1"], 2, "add -m"),
     (["norm"], 2, "norm"),
@@ -244,6 +249,35 @@ def test_compare_mistakes(
     done = bnlab("compare", *arguments, cwd=sweep[0])
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr
+
+
+def test_glob_trains_every_strategy_that_fits_and_names_the_others(tmp_path: Path) -> None:
+    short = [key for key in SHORT if "widths" not in key]
+    keys = ["norm=glob(*)", "model=mlp", "model.widths=[16]", "data.batch_size=16", "data.train_size=200", *short]
+    done = bnlab("train", "-m", *keys, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    left_out = ["frn", "ghost", "instance"]
+    assert [line.split()[0] for line in done.stderr.splitlines() if "left out" in line] == [
+        f"norm={name}" for name in left_out
+    ]
+    assert "norm=ghost is left out: norm.size=32: must be at most data.batch_size=16" in done.stderr
+    assert "% of the initial statistics (mean 0, variance 1) are left" in done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[2] for line in lines] == [f"norm={name}" for name in strategies if name not in left_out]
+    assert all(line.split()[1] == "done" for line in lines)
+
+
+def test_glob_of_what_does_not_fit_starts_nothing(tmp_path: Path) -> None:
+    done = bnlab("train", "-m", "norm=glob(i*)", "model=mlp", *SHORT, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("norm=glob(i*): none of these strategies fits")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_layer_with_other_layers_frozen(tmp_path: Path) -> None:
+    keys = ["norm=batch", "model.norm_every=2", "model.norm_rest=frozen", "eval.stats=population"]
+    done = bnlab("train", *keys, *SHORT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_compare_without_runs(tmp_path: Path) -> None:

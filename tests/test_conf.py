@@ -16,9 +16,9 @@ from bnlab.errors import ConfigError
 from bnlab.models import models
 from bnlab.norms import strategies
 from bnlab.training.evaluation import EvalConfig
-from bnlab.training.loop import TrainerConfig
 from bnlab.training.optim import optimizers
 from bnlab.training.schedule import schedules
+from bnlab.training.trainer import TrainerConfig
 
 REGISTRIES: dict[str, Any] = {
     "norm": strategies,

@@ -33,8 +33,9 @@ from bnlab.models import build, models
 from bnlab.norms import strategies
 from bnlab.record.tables import Cell
 from bnlab.training import checkpoint
-from bnlab.training.loop import TrainerConfig, Training
+from bnlab.training.loop import Training
 from bnlab.training.optim import Sgd
+from bnlab.training.trainer import TrainerConfig
 from bnlab.watcher import Watcher
 from bnlab.workers import ALONE, WorkerLost, Workers, from_environment, shard
 

@@ -335,7 +335,7 @@ def test_with_the_training_set_the_batch_population_is_batch(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    assert len(source.refresh_ms) == 2  # begin() has served the first
+    assert len(source.flush()) == 2  # begin() has served the first
 
 
 @pytest.mark.parametrize("chunk", [None, 4])
@@ -385,8 +385,8 @@ def test_refreshes_come_at_their_steps() -> None:
     for step in range(7):
         torch.testing.assert_close(seen[step], exact[step // 3 * 3])
     assert not torch.allclose(exact[2], exact[3])
-    assert len(source.refresh_ms) == 2
-    assert len(source.refresh_ms) == 2  # reading them again adds nothing
+    assert len(source.flush()) == 2
+    assert source.flush() == []
 
 
 def test_frozen_never_changes_beside_layers_of_another_strategy() -> None:
@@ -417,7 +417,7 @@ def test_frozen_never_changes_beside_layers_of_another_strategy() -> None:
         optimizer.step()
     assert_same(kept, [(layer.running_mean, layer.running_var) for layer in (layers[0], layers[2])])
     assert not layers[1].running_mean.eq(0).any()
-    assert source.refresh_ms == []
+    assert source.flush() == []
     assert refreshed(model, images) == {}
 
 

@@ -26,7 +26,7 @@ from bnlab.training import checkpoint
 from bnlab.training.evaluation import evaluation_steps
 from bnlab.training.optim import AdamW, Sgd
 
-SHORT = ("data.batch_size=32", "trainer.steps=30", "eval.every=0.5", "model.widths=[4,8]", "trainer.device=cpu")
+SHORT = ("data.batch_size=32", "trainer.steps=30", "eval.every=0.5", "model.widths=[8,16]", "trainer.device=cpu")
 
 
 def tree_of(*overrides: str) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def same(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("norm", list(strategies))
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_evaluations_leave_the_model_as_it_was(norm: str, interrupted: bool) -> None:
-    model = build(models["cnn"](widths=(4, 4), dropout=0.5), strategies[norm](), (1, 8, 8), 10, 0)
+    model = build(models["cnn"](widths=(8, 8), dropout=0.5), strategies[norm](), (1, 8, 8), 10, 0)
     model.train()
     model[0].eval()  # a mode of its own has to come back too
     batches = [(torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64)) for _ in range(3)]

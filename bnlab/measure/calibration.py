@@ -36,18 +36,15 @@ class Calibration:
         self._beside: Statistics = {}  # what those had when the statistics were last taken
         self._plans: dict[tuple[RunningLayer, ...], Plan] = {}
         self._clock = step_clock(device)
-        self._read_ms: list[float] = []
 
     @staticmethod
     def needed_by(model: nn.Module) -> bool:
         """Return whether any layer of `model` reads the training set."""
         return any(layer.refresh_every is not None for layer in running_layers(model))
 
-    @property
-    def refresh_ms(self) -> list[float]:
-        """The milliseconds of each refresh inside a step; reading them may wait for the device."""
-        self._read_ms += [refresh for _, refresh in self._clock.flush()]
-        return self._read_ms
+    def flush(self) -> list[float]:
+        """Return the milliseconds of each refresh inside a step since the last call; may wait for the device."""
+        return [refresh for _, refresh in self._clock.flush()]
 
     def begin(self) -> None:
         """Put statistics into every layer that reads the training set, under the initial weights."""
@@ -75,6 +72,11 @@ class Calibration:
         finally:
             for layer in self._through:
                 layer.leaves = None
+
+    def end(self) -> None:
+        """Put in the statistics of the final weights, those that evaluation has; no step follows."""
+        if due := [layer for layer in self._layers if layer.refresh_every]:
+            self._take(due)
 
     def _take(self, due: list[RunningLayer]) -> None:
         with self._precision():

@@ -243,6 +243,12 @@ def num_parameters(run: Summary) -> float | None:
     return _number(run, "num_parameters")
 
 
+@metric("fold error", "", "lower", curve="test.fold_error")
+def fold_error(run: Summary) -> float | None:
+    """largest logit difference after eval.stats=folded merged the norms into the weights, over the RMS of the logits"""
+    return _final(run, "test.fold_error")
+
+
 def share_left(run: Summary) -> float | None:
     """Return the share of the initial statistics left at the end; None for a strategy without running statistics."""
     share = run.get("initial_share")
@@ -262,7 +268,7 @@ def warnings_of(run: Summary) -> list[str]:
     if left is not None and left > MOST_INITIAL_SHARE:
         found.append(
             f"{100 * left:.2g} % of the initial statistics (mean 0, variance 1) are left in the running ones; "
-            "train longer, or raise norm.momentum"
+            "train longer, or give new batches more weight"
         )
     return found
 

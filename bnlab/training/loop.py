@@ -11,27 +11,23 @@ and all take every decision on figures that they have averaged.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnlab.clock import Stopwatch, step_clock
 from bnlab.data import Batches
-from bnlab.errors import ConfigError
 from bnlab.measure.calibration import Calibration
 from bnlab.models import norm_layers
 from bnlab.record.tables import Cell
-from bnlab.schema import param
 from bnlab.training.evaluation import Evaluator, Measured, evaluation_steps
+from bnlab.training.trainer import TrainerConfig, forward_of, loss_function
 from bnlab.watcher import Watcher
 from bnlab.workers import ALONE, Workers
 
@@ -39,31 +35,6 @@ WARMUP_STEPS = 10  # kept and marked, but left out of the step-time figures
 INTERVAL_SECONDS = 0.5  # about how often losses are brought to the host
 LONGEST_INTERVAL = 500  # steps
 CHECKPOINT_SECONDS = 10.0  # training time between two checkpoints, at least
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """How a run is trained and on what."""
-
-    epochs: float = param(10.0, "passes over the training split; a fraction is allowed", above=0.0, high=1e6)
-    steps: int | None = param(None, "optimizer steps; when given, epochs are not looked at", low=1, high=10**9)
-    label_smoothing: float = param(0.0, "share of the target spread over all classes", low=0.0, high=0.99)
-    device: str = param("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
-    threads: int | None = param(None, "CPU threads of torch; null leaves torch's choice", low=1, high=1024)
-    precision: Literal["float32", "bfloat16"] = param("float32", "bfloat16 runs the forward pass under autocast")
-    compile: bool = param(False, "compile the training step's forward and backward with torch.compile")
-    channels_last: bool = param(True, "lay images out as N, H, W, C in memory; the order of speeds depends on it")
-    distributed: bool = param(False, "share each batch among the processes that torchrun started")
-    timeout: float = param(300.0, "seconds to wait for another worker, then the run fails", low=1.0, high=1e6)
-
-    def __post_init__(self) -> None:
-        kind, _, index = self.device.partition(":")
-        if not (self.device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())):
-            raise ConfigError(f"trainer.device={self.device}: must be auto, cpu, cuda or cuda:N")
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Return the number of steps of the run, at least one."""
-        return self.steps if self.steps is not None else max(1, round(self.epochs * steps_per_epoch))
 
 
 class Recorder(Protocol):
@@ -113,33 +84,6 @@ def train_step(
     return loss.detach()
 
 
-def forward_of(model: nn.Module, config: TrainerConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return the model's forward pass as training calls it: compiled and in lower precision where asked."""
-    forward: Callable[[Tensor], Tensor] = torch.compile(model) if config.compile else model
-    if config.precision == "float32":
-        return forward
-
-    def under_autocast(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            return forward(images)
-
-    return under_autocast
-
-
-def precision_of(config: TrainerConfig, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
-    """Return the context that evaluations run in: the precision of training."""
-    if config.precision == "float32":
-        return contextlib.nullcontext
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def loss_function(config: TrainerConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return mean cross-entropy in nats, with label smoothing where asked."""
-    if config.label_smoothing == 0:
-        return F.cross_entropy
-    return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-
-
 class Training:
     """One training from the first step to the last."""
 
@@ -172,6 +116,7 @@ class Training:
         self._pending: list[Tensor] = []  # losses on the device, since the last flush
         self._interval = 1
         self._step_ms: list[float] = []
+        self._refresh_ms: list[float] = []
         self._busy_ms, self._busy_images = 0.0, 0
         self._saved_at = 0.0
         self.outcome = Outcome()
@@ -202,6 +147,8 @@ class Training:
                 if at_eval:
                     self._evaluate()
                     next_eval = next(self._eval_steps, total)
+                if outcome.steps == total and self._calibration is not None:
+                    self._calibration.end()
                 if outcome.steps == total or self._watch.seconds - self._saved_at >= CHECKPOINT_SECONDS:
                     self._save()
                 if outcome.steps == total:
@@ -237,6 +184,8 @@ class Training:
         self._pending.clear()
         first = self.outcome.steps - len(losses)
         times = self._clock.flush()
+        if self._calibration is not None:
+            self._refresh_ms += self._calibration.flush()
         bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             losses, times = losses[: bad + 1], times[: bad + 1]
@@ -309,8 +258,8 @@ class Training:
         outcome = self.outcome
         outcome.epochs = outcome.steps / self._batches.steps_per_epoch
         outcome.train_seconds, outcome.eval_seconds = self._watch.seconds, self._eval_watch.seconds
-        if self._calibration is not None and self._calibration.refresh_ms:
-            outcome.refresh_ms = statistics.median(self._calibration.refresh_ms)
+        if self._refresh_ms:
+            outcome.refresh_ms = statistics.median(self._refresh_ms)
         if len(self._step_ms) > 1:
             cuts = statistics.quantiles(self._step_ms, n=10, method="inclusive")
             outcome.step_ms = {"median": statistics.median(self._step_ms), "p10": cuts[0], "p90": cuts[-1]}

@@ -197,3 +197,14 @@ def test_cuda_sees_the_same_batches(augment):
     for (x, y), (x_there, y_there) in zip(here.epoch(1), there.epoch(1), strict=True):
         torch.testing.assert_close(x_there.cpu().contiguous(), x, rtol=0, atol=1e-6)
         assert torch.equal(y_there.cpu(), y)
+
+
+def test_one_channel_has_the_strides_of_channels_last() -> None:
+    """A convolution chooses its layout by them, although both layouts are the same bytes."""
+    images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+    for storage in ("float32", "uint8"):
+        batches = Batches(
+            Split(images, torch.zeros(6, dtype=torch.int64)), batch_size=3, channels_last=True, storage=storage
+        )
+        for batch, _ in [next(batches.epoch(0)), next(batches.sequential(3))]:
+            assert batch.stride() == (16, 1, 4, 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnlab.errors import MisfitError
 from bnlab.models import Cnn, Mlp, ModelSpec, Resnet, build
+from bnlab.models.base import Conv
 from bnlab.norms import NormLayer, NormModule, strategies
 from bnlab.norms.frn import Threshold
 from bnlab.norms.group import GroupNorm
@@ -540,3 +541,14 @@ def test_random_shapes(
         wanted = {k: v.nan_to_num() for k, v in wanted.items()}  # one value: the formula's sqrt(0) has no gradient
     same(actual, wanted, 1e-6)
     assert keeps_layout(actual["y"], x)
+
+
+@pytest.mark.parametrize("inputs", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_standardized_weights_keep_their_strides(inputs: int, layout: torch.memory_format) -> None:
+    transform = strategies["weight_std"]().weight_transform
+    assert transform is not None
+    conv = Conv(inputs, 8, 3)
+    nn.init.normal_(conv.weight)
+    weight = conv.to(memory_format=layout).weight
+    assert transform(weight).stride() == weight.stride()

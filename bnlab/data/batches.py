@@ -59,7 +59,8 @@ class Batches:
         self._scale = (1 / (255 * std)).view(layout).to(self.device)
         self._offset = (-mean / std).view(layout).to(self.device)
         images = self.augment.pad(split.images.to(self.device))
-        images = (images.permute(0, 2, 3, 1) if channels_last else images).contiguous()
+        # a clone: `contiguous` leaves the strides of a single channel as they are, and a convolution looks at them
+        images = (images.permute(0, 2, 3, 1) if channels_last else images).clone(memory_format=torch.contiguous_format)
         self._images = self._normalized(images) if storage == "float32" else images
         self._labels = split.labels.to(self.device)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
-from bnlab.norms.formula import is_channels_last, moments, normalize
+from bnlab.norms.formula import moments, normalize
 from bnlab.norms.group import GroupLayer
 from bnlab.schema import param
 
@@ -59,7 +59,7 @@ def standardized(weight: Tensor, eps: float, eps_outside: bool) -> Tensor:
     if eps_outside:
         dims = range(1, weight.dim())
         return normalize(weight, *moments(weight, dims), None, None, eps, True)
-    if is_channels_last(weight):
+    if weight.dim() == 4 and weight.stride(1) == 1:  # also of a single input, by which a convolution chooses its layout
         view = weight.permute(0, 2, 3, 1)
         return F.layer_norm(view, view.shape[1:], eps=eps).permute(0, 3, 1, 2)
     return F.layer_norm(weight, weight.shape[1:], eps=eps)

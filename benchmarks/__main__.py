@@ -40,6 +40,8 @@ def main() -> None:
         fitting = [n for n in strategies if kind != "mlp" or not strategies[n]().facts.needs_space]
         found = side_by_side(steps.contenders(kind, channels_last, fitting), "none", rounds=rounds)
         show(f"one training step, {kind}{layout}", "ms", found)
+        pair = {name: steps.one_step(kind, channels_last, name) for name in ("batch", "ghost")}
+        show(f"ghost over batch, {kind}{layout}", "ms", side_by_side(pair, "batch", rounds=rounds))
     for kind in ("cnn", "mlp"):
         show_growth(kind, growth.growth(kind, ("batch", "population"), rounds=9))
     show_times()

@@ -7,6 +7,7 @@ where an ordinary epoch grows with N.
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from dataclasses import dataclass
 
@@ -33,8 +34,9 @@ def growth(kind: str, names: tuple[str, ...], rounds: int) -> list[Growth]:
     """Do one step at each size in turn, `rounds` times, and fit the growth; the first round is not counted."""
     steppers = {(name, size): one_step(kind, True, name, size) for name in names for size in SIZES}
     figures: dict[tuple[str, int], list[float]] = {key: [] for key in steppers}
+    draw = random.Random(0)
     for number in range(rounds + 1):
-        for key in steppers if number % 2 else reversed(steppers):
+        for key in draw.sample(list(steppers), len(steppers)):
             milliseconds = steppers[key]()
             if number:
                 figures[key].append(milliseconds)

@@ -614,3 +614,9 @@ def test_initial_statistics_left_are_noted(tmp_path: Path) -> None:
     make_arm(tmp_path, "ghost", BATCH, summary={"initial_share": {"momentum": 0.1, "share_left": 0.001}})
     (note,) = [n for n in only(compare([tmp_path])).notes if "initial mean 0 and variance 1" in n]
     assert note.endswith(": batch 12 %.")
+
+
+def test_statistics_of_evaluation_are_compared_with_the_running_ones(tmp_path: Path) -> None:
+    for stats_used in ("batch", "precise", "running"):
+        make_arm(tmp_path, "batch", BATCH, config={"eval.stats": stats_used})
+    assert [row.label for row in only(compare([tmp_path])).rows if row.is_baseline] == ["running"]

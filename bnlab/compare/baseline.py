@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from bnlab.compare.arms import Arm, find_key, is_value, text_of
 from bnlab.errors import ConfigError
 
+NATURAL = {"norm.name": "none", "eval.stats": "running"}  # what a comparison of these is against, unless one says
+
 
 def baselines(arms: Sequence[Arm], changed: Sequence[str], spec: str | None) -> list[int | None] | None:
     """Return for each arm the index of its baseline, itself for a baseline and None where there is none.
 
     `spec` may be an arm's label or a part of one (`none`, `norm=none`, `norm=none lr=0.1`): an arm's baseline is the
-    arm that has these values and shares its other keys, so with two models each has its own. Without `spec` it is norm
-    `none` where that is an arm, else the first arm's value of the first key. None when `spec` names no arm here.
+    arm that has these values and shares its other keys, so with two models each has its own. Without `spec` it is what
+    NATURAL says where that is an arm, else the first arm's value of the first key. None when `spec` names no arm here.
 
     Errors: ConfigError when an arm would have more than one baseline.
     """
@@ -33,8 +35,9 @@ def baselines(arms: Sequence[Arm], changed: Sequence[str], spec: str | None) -> 
 
 
 def _default(arms: Sequence[Arm], changed: Sequence[str]) -> dict[str, str]:
-    if any(arm.values.get("norm.name") == "none" for arm in arms):
-        return {"norm.name": "none"}
+    for key, value in NATURAL.items():
+        if any(arm.values.get(key) == value for arm in arms):
+            return {key: value}
     first = next((k for k in changed if k in arms[0].values), None)
     return {} if first is None else {first: text_of(arms[0].values[first])}
 

@@ -243,7 +243,7 @@ def num_parameters(run: Summary) -> float | None:
     return _number(run, "num_parameters")
 
 
-@metric("fold error", "", "lower", curve="test.fold_error")
+@metric("fold error", "ppm", "lower", scale=1e6, curve="test.fold_error")
 def fold_error(run: Summary) -> float | None:
     """largest logit difference after eval.stats=folded merged the norms into the weights, over the RMS of the logits"""
     return _final(run, "test.fold_error")

@@ -445,3 +445,13 @@ def test_a_summary_of_any_json_is_shown_without_failing(tmp_path: Path, junk: An
     shown(dict.fromkeys(keys, junk), {"state": junk, "error": junk, "started": junk}, tmp_path)
     curve = {"step": [0, junk], "test.accuracy": [0.1, junk], "train.loss": junk, "test.acc_gap": [junk]}
     shown({"curve": curve, "config": {"norm": junk, "seed": junk}}, {}, tmp_path)
+
+
+def test_workers_stand_in_the_heading_where_there_are_several() -> None:
+    def lines(*counts: int) -> list[str]:
+        environments: list[dict[str, Any]] = [{"device": "cpu", "workers": count} for count in counts]
+        return heading(section(environments=environments))
+
+    assert not any("worker" in line for line in lines(1))
+    assert any("2 workers" in line for line in lines(2))
+    assert any("1/2 workers" in line for line in lines(1, 2))

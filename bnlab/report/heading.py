@@ -22,7 +22,12 @@ def heading(section: Section) -> list[str]:
         _model(section.settings),
         get("norm.name"),
         _joined(_optimizer(get("optim.name"), get("optim.lr")), *_training(section.settings)),
-        _joined(_device(section), _counted("trainer.threads", "thread", section), *_flags(section.settings)),
+        _joined(
+            _device(section),
+            _counted("trainer.threads", "thread", section),
+            *_workers(section),
+            *_flags(section.settings),
+        ),
         _named("torch", _distinct(section.environments, "torch")),
         _seeds(section.rows),
     ]
@@ -67,6 +72,12 @@ def _training(settings: Mapping[str, Any]) -> Iterable[str]:
 def _plain(value: Any) -> str:
     """Return a whole number without its `.0`, anything else as it would be typed."""
     return f"{value:,.0f}" if isinstance(value, (int, float)) and value == value // 1 else text_of(value)
+
+
+def _workers(section: Section) -> Iterable[str]:
+    counts = {str(environment.get("workers", 1)) for environment in section.environments}
+    if counts - {"1"}:
+        yield f"{'/'.join(sorted(counts))} workers"
 
 
 def _flags(settings: Mapping[str, Any]) -> Iterable[str]:

@@ -95,6 +95,8 @@ def _machine(environment: Mapping[str, Any]) -> Iterable[str]:
     for key in ("device", "threads", "cores", "os"):
         if environment.get(key) is not None:
             yield f"{key} {environment[key]}"
+    if environment.get("workers", 1) != 1:
+        yield f"workers {environment['workers']}"
     for key in ("bnlab", "torch", "python"):
         if environment.get(key):
             yield f"{key} {environment[key]}"

@@ -111,11 +111,12 @@ def bundle_of(spec: DataSpec) -> DataBundle:
 def model_of(config: Config, bundle: DataBundle) -> torch.nn.Module:
     """Return the initialized model, on the CPU."""
     facts = config.norm.facts
-    if config.batch_of_statistics(workers) == 1 and facts.needs_batch and not config.model.has_space:
+    used = config.norm.samples_read(config.batch_of_statistics(workers))
+    if used == 1 and facts.needs_batch and not config.model.has_space:
         raise MisfitError(
             f"data.batch_size={config.data.batch_size}: norm={config.norm.name} has one value a channel in "
             f"model={config.model.name}\n"
-            "take a larger batch, or a strategy that works sample by sample, such as norm=layer"
+            "take its statistics from more samples, or a strategy that works sample by sample, such as norm=layer"
         )
     return build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
 

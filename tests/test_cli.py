@@ -146,6 +146,7 @@ MISTAKES = [
     (["-m", "norm=batch,instance", "model=cnn,mlp"], 2, "norm=instance"),
     (["norm=ghost", "norm.size=100"], 2, "norm.size=100: must be at most data.batch_size=64"),
     (["model=mlp", "data.batch_size=1"], 2, "data.batch_size=1: norm=batch has one value a channel"),
+    (["model=mlp", "norm.stat_samples=1"], 2, "data.batch_size=64: norm=batch has one value a channel"),
     (["model.widths=[8,8,8,8]"], 2, "model.widths=[8, 8, 8, 8]"),
     (["norm=group", "norm.groups=3"], 2, "norm.groups=3: must divide the channels of every layer"),
     (["norm=group", "eval.stats=folded"], 2, "eval.stats=folded: layer 1 (GroupLayer) is no affine map"),

@@ -85,6 +85,10 @@ class Strategy(ABC):
     def check_batch(self, batch_size: int) -> None:  # noqa: B027  (most strategies take every batch)
         """Refuse a batch size that these parameters make no sense with. Errors: MisfitError."""
 
+    def samples_read(self, batch_size: int) -> int:
+        """Return how many samples of a batch its statistics are taken from."""
+        return batch_size
+
     def initial_share(self, steps: int, batch_size: int) -> InitialShare | None:
         """Return what is left of the initial statistics after `steps`; None without running statistics."""
         return None

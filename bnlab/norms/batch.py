@@ -57,6 +57,9 @@ class Batch(Strategy):
     def layer(self, channels: int) -> NormLayer:
         return BatchLayer(channels, self)
 
+    def samples_read(self, batch_size: int) -> int:
+        return batch_size if self.stat_samples is None else min(self.stat_samples, batch_size)
+
     def initial_share(self, steps: int, batch_size: int) -> InitialShare | None:
         return share_left(self.momentum, steps, updates_per_step=1)
 

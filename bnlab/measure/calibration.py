@@ -99,4 +99,4 @@ def refreshed(model: nn.Module, training_set: Batches) -> Statistics:
     The other layers normalize as they evaluate.
     """
     takers = {layer: layer.refresh_samples for layer in running_layers(model) if layer.refresh_every}
-    return population(model, plan(model, takers, training_set))
+    return population(model, plan(model, takers, training_set)) if takers else {}

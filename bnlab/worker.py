@@ -21,8 +21,7 @@ from bnlab.config import Config, check_workers, identity, parse_config
 from bnlab.data import Batches, DataBundle, DataSpec, Split, load
 from bnlab.data.batches import batch_sizes
 from bnlab.errors import BnlabError, EnvironmentFault, MisfitError
-from bnlab.measure.calibration import Calibration
-from bnlab.measure.population import running_layers
+from bnlab.measure.calibration import Calibration, bnlab_layers
 from bnlab.models import build
 from bnlab.record.folder import RunFolder
 from bnlab.record.provenance import environment
@@ -70,7 +69,7 @@ def _check_model(config: Config) -> None:
     batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
     model = model_of(config, bundle)
     check_eval(model, config.eval)
-    for layer in running_layers(model):
+    for layer in bnlab_layers(model):
         if workers.size > 1 and layer.gradient_through:
             raise MisfitError(
                 f"norm={config.norm.name}: its gradient through the statistics is not averaged over workers\n"

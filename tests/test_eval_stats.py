@@ -17,9 +17,11 @@ from bnlab import hydra_app, worker
 from bnlab.data import Batches, DataBundle, Split
 from bnlab.errors import MisfitError
 from bnlab.measure.calibration import Calibration
-from bnlab.measure.discrepancy import evaluating, logits_of, score, training_statistics
+from bnlab.measure.discrepancy import logits_of, score
 from bnlab.measure.folding import folded
-from bnlab.measure.population import mixed_with_batch, plan, population, running_layers
+from bnlab.measure.layers import running_layers
+from bnlab.measure.modes import evaluating, training_statistics
+from bnlab.measure.population import mixed_with_batch, plan, population
 from bnlab.models import ModelSpec, build, models, norm_layers
 from bnlab.norms import strategies
 from bnlab.training.evaluation import EvalConfig, Evaluator, check_eval

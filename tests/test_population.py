@@ -21,8 +21,9 @@ from bnlab.data import Batches, Split
 from bnlab.errors import ConfigError
 from bnlab.measure import calibration as calibrations
 from bnlab.measure.calibration import Calibration, refreshed
+from bnlab.measure.layers import Statistics, running_layers
 from bnlab.measure.moments import Moments, chunk_moments
-from bnlab.measure.population import Statistics, Takers, mixed_with_batch, plan, precise, running_layers
+from bnlab.measure.population import Takers, mixed_with_batch, plan, precise
 from bnlab.measure.population import population as planned
 from bnlab.models import ModelSpec, build, models, norm_layers
 from bnlab.norms import RunningLayer, strategies
@@ -75,7 +76,7 @@ def twin(model: nn.Module, spec: str) -> nn.Module:
     return other
 
 
-def takers_of(model: nn.Module) -> dict[RunningLayer, int | None]:
+def takers_of(model: nn.Module) -> dict[nn.Module, int | None]:
     return dict.fromkeys(running_layers(model))
 
 
@@ -157,7 +158,7 @@ def test_moments_of_many_values_and_of_narrow_types() -> None:
 def test_population_is_one_forward_pass_with_the_batch_the_whole_set(spec: str, chunk: int | None) -> None:
     model, images = network(spec, "batch"), Images(channels_last=spec == "cnn")
     model.train()
-    inputs: dict[RunningLayer, Tensor] = {}
+    inputs: dict[nn.Module, Tensor] = {}
     hooks = [m.register_forward_pre_hook(lambda m, x: inputs.update({m: x[0]})) for m in running_layers(model)]
     whole = copy.deepcopy(model)(images.whole[0])  # deepcopy shares the hooks, so `inputs` has its layers
     for hook in hooks:

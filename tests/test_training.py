@@ -18,7 +18,8 @@ from torch import nn
 
 from bnlab import hydra_app, worker
 from bnlab.config import parse_config
-from bnlab.measure.discrepancy import evaluating, gap, logits_of, score, training_statistics
+from bnlab.measure.discrepancy import gap, logits_of, score
+from bnlab.measure.modes import evaluating, training_statistics
 from bnlab.models import build, models, norm_layers
 from bnlab.norms import strategies
 from bnlab.seeding import derived_seed, generator

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bnlab.measure.discrepancy import evaluating
+from bnlab.measure.modes import evaluating
 from bnlab.measure.population import Plan, Reached, hooked, inputs_of
 from bnlab.norms.formula import batch_axes, per_channel
 from bnlab.norms.running import RunningLayer
@@ -33,19 +33,19 @@ def add_gradient(model: nn.Module, how: Plan) -> None:
 
 def _in_one_pass(model: nn.Module, how: Plan, parameters: Sequence[Tensor]) -> None:
     """All samples at once: the layers normalize with the statistics of this very pass, and one backward serves all."""
-    leaves = {layer: layer.leaves for layer in how.takers}
+    leaves = {layer: layer.leaves for layer in _takers(how)}
     terms: list[Tensor] = []
 
     def take(layer: RunningLayer, x: Tensor) -> None:
         mean, var = _statistics(x[: how.takers[layer]])
         terms.append(_term(leaves[layer], mean, var))
         layer.leaves = (mean, var)
-        if len(terms) == len(how.takers):
+        if len(terms) == len(leaves):
             raise Reached(x)
 
     batch, _ = next(how.images.sequential(how.samples))
     try:
-        with hooked(how.takers, take):
+        with hooked(leaves, take):
             model(batch)
     except Reached:
         _add(torch.stack(terms).sum(), parameters)
@@ -56,7 +56,7 @@ def _in_one_pass(model: nn.Module, how: Plan, parameters: Sequence[Tensor]) -> N
 
 def _layer_by_layer(model: nn.Module, how: Plan, parameters: Sequence[Tensor]) -> None:
     """From the last layer to the first, chunk by chunk: into the weights and into the leaves of earlier layers."""
-    order = list(how.takers)
+    order = _takers(how)
     for depth, layer in reversed(list(enumerate(order))):
         assert layer.leaves is not None
         centre = layer.leaves[0].detach()
@@ -64,6 +64,10 @@ def _layer_by_layer(model: nn.Module, how: Plan, parameters: Sequence[Tensor]) -
         samples = min(how.takers[layer] or how.samples, how.samples)
         for x in inputs_of(model, layer, how):
             _add(_term(layer.leaves, *_statistics(x, centre)) * (len(x) / samples), [*parameters, *before])
+
+
+def _takers(how: Plan) -> list[RunningLayer]:
+    return [layer for layer in how.takers if isinstance(layer, RunningLayer)]
 
 
 def _term(leaves: Leaves | None, mean: Tensor, var: Tensor) -> Tensor:

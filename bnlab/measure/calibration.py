@@ -11,7 +11,8 @@ from torch import nn
 from bnlab.clock import step_clock
 from bnlab.data import Batches
 from bnlab.measure.adjoint import add_gradient
-from bnlab.measure.population import Plan, Statistics, adopted, plan, population, running_layers
+from bnlab.measure.layers import Statistics, adopt
+from bnlab.measure.population import Plan, Takers, adopted, plan, population
 from bnlab.norms.running import RunningLayer
 
 
@@ -30,17 +31,17 @@ class Calibration:
         device: torch.device,
     ) -> None:
         self._model, self._images, self._precision = model, training_set, precision
-        self._layers = [layer for layer in running_layers(model) if layer.refresh_every is not None]
-        self._others = [layer for layer in running_layers(model) if layer.refresh_every is None]
+        self._layers = [layer for layer in bnlab_layers(model) if layer.refresh_every is not None]
+        self._others = [layer for layer in bnlab_layers(model) if layer.refresh_every is None]
         self._through = [layer for layer in self._layers if layer.gradient_through]
         self._beside: Statistics = {}  # what those had when the statistics were last taken
-        self._plans: dict[tuple[RunningLayer, ...], Plan] = {}
+        self._plans: dict[tuple[nn.Module, ...], Plan] = {}
         self._clock = step_clock(device)
 
     @staticmethod
     def needed_by(model: nn.Module) -> bool:
         """Return whether any layer of `model` reads the training set."""
-        return any(layer.refresh_every is not None for layer in running_layers(model))
+        return any(layer.refresh_every is not None for layer in bnlab_layers(model))
 
     def flush(self) -> list[float]:
         """Return the milliseconds of each refresh inside a step since the last call; may wait for the device."""
@@ -83,14 +84,19 @@ class Calibration:
             found = population(self._model, self._plan(self._others + due))
         self._beside = {layer: found.pop(layer) for layer in self._others if layer in found}
         for layer, statistics in found.items():
-            layer.adopt(*statistics)
+            adopt(layer, *statistics)
 
     def _plan(self, layers: list[RunningLayer]) -> Plan:
         """Return the plan for `layers`, made once."""
         if (key := tuple(layers)) not in self._plans:
-            takers = {layer: layer.refresh_samples for layer in layers}
+            takers: Takers = {layer: layer.refresh_samples for layer in layers}
             self._plans[key] = plan(self._model, takers, self._images)
         return self._plans[key]
+
+
+def bnlab_layers(model: nn.Module) -> list[RunningLayer]:
+    """Return bnlab's own layers with running statistics, in module order."""
+    return [module for module in model.modules() if isinstance(module, RunningLayer)]
 
 
 def refreshed(model: nn.Module, training_set: Batches) -> Statistics:
@@ -98,5 +104,5 @@ def refreshed(model: nn.Module, training_set: Batches) -> Statistics:
 
     The other layers normalize as they evaluate.
     """
-    takers = {layer: layer.refresh_samples for layer in running_layers(model) if layer.refresh_every}
+    takers: Takers = {layer: layer.refresh_samples for layer in bnlab_layers(model) if layer.refresh_every}
     return population(model, plan(model, takers, training_set)) if takers else {}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from bnlab.norms.base import NormLayer
 
 
 @dataclass(frozen=True)
@@ -30,37 +27,6 @@ class Gap:
     loss_gap: float
     flip_rate: float  # share of samples whose predicted class changes between the two
     samples: int
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode; every module's own mode comes back, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def training_statistics(model: nn.Module) -> Iterator[None]:
-    """Let only the normalization layers act as in training (dropout stays off); their buffers and counts come back."""
-    layers = [module for module in model.modules() if isinstance(module, NormLayer)]
-    kept = [
-        ({name: buffer.clone() for name, buffer in layer.named_buffers()}, layer.num_unnormalizable) for layer in layers
-    ]
-    with evaluating(model):
-        for layer in layers:
-            layer.train()
-        try:
-            yield
-        finally:
-            for layer, (buffers, count) in zip(layers, kept, strict=True):
-                for name, buffer in layer.named_buffers():
-                    buffer.copy_(buffers[name])
-                layer.num_unnormalizable = count
 
 
 @torch.no_grad()

@@ -41,6 +41,32 @@ class Moments:
         return self._mean, self._m2 / self.count
 
 
+class InstanceMoments:
+    """Mean over samples of each sample's mean and unbiased variance over H, W, which instance norm's averages estimate.
+
+    A sample with a single pixel has variance 0.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0  # samples
+        self._sums: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Add a chunk of shape (N, C, H, W), or with another number of axes of space."""
+        wide = x.detach().flatten(2).double()
+        var, mean = torch.var_mean(wide, 2, correction=1 if wide.shape[2] > 1 else 0)
+        sums = torch.stack([mean.sum(0), var.sum(0)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self.count += len(x)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance, float64 of shape (C,). Errors: ValueError before the first chunk."""
+        if self._sums is None:
+            raise ValueError("no values were added\nadd at least one chunk")
+        mean, var = (self._sums / self.count).unbind()
+        return mean, var
+
+
 def chunk_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of one chunk per channel, float64 of shape (C,).
 

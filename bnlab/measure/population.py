@@ -14,25 +14,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from bnlab.data import Batches
-from bnlab.measure.discrepancy import evaluating, training_statistics
-from bnlab.measure.moments import Moments, chunk_moments
-from bnlab.norms.base import NormLayer
+from bnlab.errors import MisfitError
+from bnlab.measure.layers import Statistics, adopt, gatherer, kept, running_layers, statistics_of
+from bnlab.measure.modes import evaluating, restored, training_statistics
 from bnlab.norms.formula import count_per_channel
-from bnlab.norms.running import RunningLayer
 
 # Bytes of the widest activation of a chunk. Where the whole set takes no more than WHOLE_BYTES, one pass serves all
 # layers; otherwise a chunk takes CHUNK_BYTES. On one CPU core: a ResNet-20 over 400 CIFAR-sized images (26 MB) took
 # 0.56 s in one pass, 4.7 s layer by layer; a CNN over 1,000 MNIST images (100 MB) 0.34 s in one pass, 0.16 s in chunks.
 WHOLE_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}
 CHUNK_BYTES = {"cpu": 5 * 2**20, "cuda": 2**29}
-Takers = Mapping[RunningLayer, int | None]  # layers, each with the number of samples its statistics are over; None: all
-Statistics = dict[RunningLayer, tuple[Tensor, Tensor]]  # mean and biased variance, float64 of shape (C,)
+L = TypeVar("L", bound=nn.Module)
+Takers = Mapping[nn.Module, int | None]  # layers, each with the number of samples its statistics are over; None: all
 
 
 class Reached(Exception):
@@ -41,11 +40,6 @@ class Reached(Exception):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.input = x
-
-
-def running_layers(model: nn.Module) -> list[RunningLayer]:
-    """Return the layers with statistics, in module order."""
-    return [module for module in model.modules() if isinstance(module, RunningLayer)]
 
 
 @dataclass(frozen=True)
@@ -67,16 +61,20 @@ def plan(model: nn.Module, takers: Takers, images: Batches, chunk: int | None = 
     """Return how to take the statistics of `takers` over their first so many of `images`.
 
     One sample goes through the model in evaluation mode and tells the order and the width of the layers' inputs.
-    `chunk` is the number of samples at a time; None: by the constants above.
+    `chunk` is the number of samples at a time; None: by the constants above. Errors: MisfitError when a layer is called
+    more than once.
     """
-    order: dict[RunningLayer, int | None] = {}
+    order: dict[nn.Module, int | None] = {}
     if not takers:
         return Plan(order, images, 0, 1)
     first, _ = next(images.sequential(1))
     widest = first.nbytes
 
-    def look(layer: RunningLayer, x: Tensor) -> None:
+    def look(layer: nn.Module, x: Tensor) -> None:
         nonlocal widest
+        if layer in order:
+            name = next(name for name, module in model.named_modules() if module is layer)
+            raise MisfitError(f"layer {name}: called more than once in a forward pass, so its statistics are ambiguous")
         order[layer] = takers[layer]
         widest = max(widest, x.nbytes)
 
@@ -90,9 +88,10 @@ def plan(model: nn.Module, takers: Takers, images: Batches, chunk: int | None = 
     return Plan(order, images, samples, chunk)
 
 
-def population(model: nn.Module, how: Plan) -> Statistics:
+def population(model: nn.Module, how: Plan, factors: Mapping[nn.Module, float] | None = None) -> Statistics:
     """Return the statistics of the planned layers under the current weights, in order of execution.
 
+    The variance is the biased one (1/n); a layer in `factors` has it times its factor, also for the layers behind it.
     The other layers act as in evaluation; dropout and augmentation are off. Modes and buffers come back, also after an
     exception.
     """
@@ -101,23 +100,27 @@ def population(model: nn.Module, how: Plan) -> Statistics:
         return found
     with torch.no_grad(), evaluating(model), restored(model):
         if how.in_one_pass:
-            _in_one_pass(model, how, found)
+            _in_one_pass(model, how, factors or {}, found)
             return found
         for layer in how.takers:
-            moments = Moments()
+            gathered = gatherer(layer)
             for x in inputs_of(model, layer, how):
-                moments.add(x)
-            found[layer] = moments.result()
-            layer.adopt(*found[layer])
+                gathered.add(x)
+            found[layer] = _scaled(*gathered.result(), (factors or {}).get(layer, 1.0))
+            adopt(layer, *found[layer])
     return found
 
 
-def _in_one_pass(model: nn.Module, how: Plan, found: Statistics) -> None:
+def _scaled(mean: Tensor, var: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    return mean, var * factor
+
+
+def _in_one_pass(model: nn.Module, how: Plan, factors: Mapping[nn.Module, float], found: Statistics) -> None:
     """Each layer takes its statistics from the one chunk there is, and at once normalizes it with them."""
 
-    def take(layer: RunningLayer, x: Tensor) -> None:
-        found[layer] = chunk_moments(x[: how.takers[layer]])
-        layer.adopt(*found[layer])
+    def take(layer: nn.Module, x: Tensor) -> None:
+        found[layer] = _scaled(*statistics_of(layer, x[: how.takers[layer]]), factors.get(layer, 1.0))
+        adopt(layer, *found[layer])
         if len(found) == len(how.takers):
             raise Reached(x)
 
@@ -126,13 +129,13 @@ def _in_one_pass(model: nn.Module, how: Plan, found: Statistics) -> None:
         model(batch)
 
 
-def inputs_of(model: nn.Module, layer: RunningLayer, how: Plan) -> Iterator[Tensor]:
+def inputs_of(model: nn.Module, layer: nn.Module, how: Plan) -> Iterator[Tensor]:
     """Yield chunk by chunk what `layer` would normalize, of the samples that its statistics are over.
 
     The forward pass is stopped there, so the layers behind do not run.
     """
 
-    def stop(layer: RunningLayer, x: Tensor) -> None:
+    def stop(layer: nn.Module, x: Tensor) -> None:
         raise Reached(x)
 
     left = how.takers[layer] or len(how.images)
@@ -153,11 +156,11 @@ def precise(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Stati
     Mean and biased variance over all values of all batches. Modes, buffers and counts come back.
     """
     layers = running_layers(model)
-    moments = {layer: Moments() for layer in layers}
-    with torch.no_grad(), training_statistics(model), hooked(layers, lambda layer, x: moments[layer].add(x)):
+    gathered = {layer: gatherer(layer) for layer in layers}
+    with torch.no_grad(), training_statistics(model), hooked(layers, lambda layer, x: gathered[layer].add(x)):
         for images, _ in batches:
             model(images)
-    return {layer: found.result() for layer, found in moments.items() if found.count}
+    return {layer: found.result() for layer, found in gathered.items() if found.count}
 
 
 @contextmanager
@@ -165,7 +168,7 @@ def adopted(model: nn.Module, statistics: Statistics) -> Iterator[None]:
     """Put `statistics` into their layers; the buffers come back, also after an exception."""
     with restored(model):
         for layer, (mean, var) in statistics.items():
-            layer.adopt(mean, var)
+            adopt(layer, mean, var)
         yield
 
 
@@ -178,46 +181,32 @@ def mixed_with_batch(model: nn.Module, prior: float) -> Iterator[None]:
     adaptation", 2020). prior=0: the batch's own; one that has a single value a channel keeps the source's.
     """
     layers = running_layers(model)
-    source = {layer: (layer.running_mean.double().clone(), layer.running_var.double().clone()) for layer in layers}
+    source = {layer: kept(layer) for layer in layers}
 
-    def mix(layer: RunningLayer, x: Tensor) -> None:
+    def mix(layer: nn.Module, x: Tensor) -> None:
         if prior == 0 and count_per_channel(x) == 1:
-            layer.adopt(*source[layer])
+            adopt(layer, *source[layer])
             return
-        own = chunk_moments(x)
+        own = statistics_of(layer, x)
         if prior == 0:
-            layer.adopt(*own)
+            adopt(layer, *own)
             return
         share = len(x) / (prior + len(x))
         mean, var = (old.lerp(new, share) for old, new in zip(source[layer], own, strict=True))
-        layer.adopt(mean, var)
+        adopt(layer, mean, var)
 
     with restored(model), hooked(layers, mix):
         yield
 
 
 @contextmanager
-def hooked(layers: Iterable[RunningLayer], look: Callable[[RunningLayer, Tensor], None]) -> Iterator[None]:
+def hooked(layers: Iterable[L], look: Callable[[L, Tensor], None]) -> Iterator[None]:
     """Call `look(layer, input)` before each forward of `layers`."""
 
     def before(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(layer, RunningLayer)
-        look(layer, inputs[0])
+        look(cast(L, layer), inputs[0])
 
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(layer.register_forward_pre_hook(before).remove)
         yield
-
-
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Bring back every norm layer's buffers."""
-    layers = [module for module in model.modules() if isinstance(module, NormLayer)]
-    kept = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
-    try:
-        yield
-    finally:
-        for layer, buffers in zip(layers, kept, strict=True):
-            for name, buffer in layer.named_buffers():
-                buffer.copy_(buffers[name])

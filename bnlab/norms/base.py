@@ -102,10 +102,18 @@ def share_left(momentum: float | None, steps: int, updates_per_step: int) -> Ini
 
     A cumulative average (`momentum=None`) forgets its start with the first update and never reaches a half-life.
     """
+    left = fraction_left(momentum, steps * updates_per_step)
     if momentum is None:
-        return InitialShare(None, None, 0.0 if steps else 1.0, None)
+        return InitialShare(None, None, left, None)
     half_life = math.log(0.5) / math.log1p(-momentum) / updates_per_step if momentum < 1 else 0.0
-    return InitialShare(momentum, 1 - momentum, (1 - momentum) ** (steps * updates_per_step), half_life)
+    return InitialShare(momentum, 1 - momentum, left, half_life)
+
+
+def fraction_left(momentum: float | None, updates: int) -> float:
+    """Return (1 - momentum)^updates; of a cumulative average (None) nothing is left after the first."""
+    if momentum is None:
+        return 0.0 if updates else 1.0
+    return float((1 - momentum) ** updates)
 
 
 class NormModule(nn.Module):

@@ -76,6 +76,10 @@ class BatchLayer(RunningLayer):
         self.stat_stride = strategy.stat_stride
         self.stat_samples = strategy.stat_samples
 
+    def values_read(self, x: Tensor) -> int:
+        """Return the values a channel of the part that the statistics are taken from."""
+        return count_per_channel(self._subset(x))
+
     def normalized(self, x: Tensor) -> Tensor:
         if not self.training:
             return self.with_running(x)

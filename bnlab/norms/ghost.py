@@ -99,6 +99,10 @@ class GhostLayer(RunningLayer):
         self.size = strategy.size
         self.sequential = strategy.update == "sequential"
 
+    def values_read(self, x: Tensor) -> int:
+        """Return the values a channel of a whole ghost."""
+        return count_per_channel(x[: self.size])
+
     def normalized(self, x: Tensor) -> Tensor:
         if not self.training:
             return self.with_running(x)

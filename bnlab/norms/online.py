@@ -84,6 +84,12 @@ class OnlineLayer(RunningLayer):
         self.register_buffer("error_y", torch.zeros(channels))
         self.register_buffer("error_1", torch.zeros(channels))
 
+    def values_read(self, x: Tensor) -> None:
+        """It divides by statistics of the samples before."""
+
+    def initial_left(self) -> None:
+        """The initial mean is also in the variance, by its distance to the samples."""
+
     def normalized(self, x: Tensor) -> Tensor:
         if not self.training:
             return self._layer_scaled(self.with_running(x))

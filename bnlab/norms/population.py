@@ -75,6 +75,12 @@ class TrainingSetLayer(RunningLayer):
         self.refresh_samples = samples
         self.gradient_through = through
 
+    def values_read(self, x: Tensor) -> None:
+        """Its variance is not that of a batch."""
+
+    def initial_left(self) -> None:
+        """Its statistics were put in whole."""
+
     def normalized(self, x: Tensor) -> Tensor:
         if self.leaves is None:
             return self.with_running(x)

@@ -82,6 +82,9 @@ class RenormLayer(RunningLayer):
     def begin(self, total_steps: int) -> None:
         self.total_steps = total_steps
 
+    def values_read(self, x: Tensor) -> None:
+        """It divides by the variance of the batch as corrected towards the running one."""
+
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Return the bounds (r_max, d_max) of the next training step, on the device."""
         grown = self.running_mean.new_ones(())

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import NormLayer, Strategy
+from bnlab.norms.base import NormLayer, Strategy, fraction_left
 from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize, per_channel
 
 
@@ -44,6 +44,14 @@ class RunningLayer(NormLayer):
         scale = scale if self.weight is None else scale * self.weight.detach()
         shift = -self.running_mean * scale
         return scale, shift if self.bias is None else shift + self.bias.detach()
+
+    def values_read(self, x: Tensor) -> int | None:
+        """Return over how many values of `x` a training step takes the biased variance it divides by; None: no such."""
+        return count_per_channel(x)
+
+    def initial_left(self) -> float | None:
+        """Return the share of mean 0 and variance 1 left in the running statistics; None: they do not fade so."""
+        return fraction_left(self.momentum, int(self.num_batches_tracked))
 
     def with_running(self, x: Tensor) -> Tensor:
         """Normalize with the running statistics, as evaluation does."""

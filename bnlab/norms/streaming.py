@@ -68,6 +68,12 @@ class StreamingLayer(RunningLayer):
     def __init__(self, channels: int, strategy: Streaming) -> None:
         super().__init__(channels, strategy, strategy.momentum)
 
+    def values_read(self, x: Tensor) -> None:
+        """It divides by the variance of a mixture."""
+
+    def initial_left(self) -> None:
+        """The initial mean is also in the variance, by its distance to the batches."""
+
     def normalized(self, x: Tensor) -> Tensor:
         if not self.training:
             return self.with_running(x)

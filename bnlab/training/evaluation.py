@@ -24,17 +24,11 @@ from torch import Tensor, nn
 
 from bnlab.data import Batches, DataBundle, Split
 from bnlab.measure.calibration import refreshed
-from bnlab.measure.discrepancy import evaluating, gap, logits_of, score, training_statistics
+from bnlab.measure.discrepancy import gap, logits_of, score
 from bnlab.measure.folding import check_foldable, folded
-from bnlab.measure.population import (
-    Statistics,
-    adopted,
-    mixed_with_batch,
-    plan,
-    population,
-    precise,
-    running_layers,
-)
+from bnlab.measure.layers import Statistics, running_layers
+from bnlab.measure.modes import evaluating, training_statistics
+from bnlab.measure.population import adopted, mixed_with_batch, plan, population, precise
 from bnlab.schema import param
 from bnlab.seeding import generator
 

@@ -1,0 +1,135 @@
+"""Contexts that let the normalization layers of a model act as in training or evaluation, and put all of it back.
+
+What comes back is bit for bit what was there, also after an exception or an interruption: buffers, modes, momentum and
+other plain attributes, hooks, and the random state of torch, numpy and Python.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnlab.measure.layers import normalizations
+
+_PLAIN = (bool, int, float, str, type(None))
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Leave `model` and the random states as they were; parameters are expected not to be written to."""
+    restore = [remember(module) for module in model.modules() for remember in (_memory_of, _hooks_of)]
+    with _random_states(model):
+        try:
+            yield
+        finally:
+            for put_back in restore:
+                put_back()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode; every module's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Bring back the buffers and plain attributes of the normalization layers; the function given does so at once."""
+    memories = [_memory_of(layer) for layer in normalizations(model).values()]
+
+    def put_back() -> None:
+        for memory in memories:
+            memory()
+
+    try:
+        yield put_back
+    finally:
+        put_back()
+
+
+@contextmanager
+def training_statistics(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Let only the normalization layers act as in training; dropout and the rest of the model act as in evaluation.
+
+    Their statistics come back at the end, and at once by the function given: called between batches, it makes each
+    batch the next training step after the same past.
+    """
+    with evaluating(model), restored(model) as put_back:
+        layers = list(normalizations(model).values())
+        for layer in layers:
+            layer.training = True
+
+        def start_again() -> None:
+            put_back()
+            for layer in layers:
+                layer.training = True
+
+        yield start_again
+
+
+def _memory_of(module: nn.Module) -> Callable[[], None]:
+    """Return what puts back a module's buffers (the same tensors, their old values) and plain attributes."""
+    buffers: dict[str, Tensor | None] = dict(module._buffers)
+    values = {name: buffer.detach().clone() for name, buffer in buffers.items() if buffer is not None}
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
+
+    def put_back() -> None:
+        module._buffers.clear()
+        module._buffers.update(buffers)
+        with torch.no_grad():
+            for name, value in values.items():
+                module._buffers[name].copy_(value)  # type: ignore[union-attr]
+        for name in [name for name, value in vars(module).items() if isinstance(value, _PLAIN) and name not in plain]:
+            delattr(module, name)
+        vars(module).update(plain)
+
+    return put_back
+
+
+def _hooks_of(module: nn.Module) -> Callable[[], None]:
+    """Return what puts back a module's hooks."""
+    hooks: dict[str, dict[Any, Any]] = {name: dict(getattr(module, name)) for name in _HOOKS if hasattr(module, name)}
+
+    def put_back() -> None:
+        for name, known in hooks.items():
+            there = getattr(module, name)
+            there.clear()
+            there.update(known)
+
+    return put_back
+
+
+@contextmanager
+def _random_states(model: nn.Module) -> Iterator[None]:
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+    cpu, numbers, python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        for device, state in cuda.items():
+            torch.cuda.set_rng_state(state, device)
+        np.random.set_state(numbers)
+        random.setstate(python)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,11 @@ import torch
 from bnlab import hydra_app
 from bnlab.clock import Stopwatch, utc_now
 from bnlab.config import Config, check_workers, identity, parse_config
-from bnlab.data import Batches, DataBundle, DataSpec, Split, load
+from bnlab.data import DataBundle
 from bnlab.data.batches import batch_sizes
-from bnlab.errors import BnlabError, EnvironmentFault, MisfitError
+from bnlab.errors import BnlabError, MisfitError
 from bnlab.measure.calibration import Calibration, bnlab_layers
-from bnlab.models import build
+from bnlab.prepare import bundle_of, device_of, model_of, placed, resident
 from bnlab.record.folder import RunFolder
 from bnlab.record.provenance import environment
 from bnlab.record.tables import Cell
@@ -46,7 +45,6 @@ log = logging.getLogger("bnlab")
 watcher = Watcher()  # of this process; only the one with the terminal has another than this, which looks away
 shared_overrides: frozenset[str] = frozenset()  # of all jobs of the sweep; a job's label leaves them out
 workers = ALONE  # of which this process is one
-_bundles: dict[DataSpec, DataBundle] = {}
 
 
 def preflight(trees: Sequence[Mapping[str, Any]]) -> None:
@@ -58,7 +56,7 @@ def preflight(trees: Sequence[Mapping[str, Any]]) -> None:
     for tree in trees:
         config = parse_config(tree)
         check_workers(config, workers)
-        device = device_of(config.trainer.device)
+        device = device_of(config.trainer.device, workers)
         if (key := (config.norm, config.model, config.data, config.eval.stats, device)) not in seen:
             seen.add(key)
             _check_model(config)
@@ -67,7 +65,7 @@ def preflight(trees: Sequence[Mapping[str, Any]]) -> None:
 def _check_model(config: Config) -> None:
     bundle = bundle_of(config.data)
     batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
-    model = model_of(config, bundle)
+    model = model_of(config, bundle, workers)
     check_eval(model, config.eval)
     for layer in bnlab_layers(model):
         if workers.size > 1 and layer.gradient_through:
@@ -80,44 +78,6 @@ def _check_model(config: Config) -> None:
                 f"norm.samples={layer.refresh_samples}: there are {len(bundle.train):,} training samples\n"
                 "use at most that, or null for all"
             )
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda` (of several workers: that of the local rank) or `cuda:N` means."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if not count:
-            raise EnvironmentFault(f"trainer.device={name}: no CUDA device here\ntry trainer.device=cpu")
-        if device.index is not None and device.index >= count:
-            raise EnvironmentFault(f"trainer.device={name}: there are {count} CUDA devices, counted from 0")
-        if workers.local_size > count:
-            raise EnvironmentFault(f"{workers.local_size} workers, but {count} CUDA devices\ntry trainer.device=cpu")
-        device = torch.device("cuda", device.index or workers.local_rank)
-    return device
-
-
-def bundle_of(spec: DataSpec) -> DataBundle:
-    """Return the data set, read once a process."""
-    source = replace(spec, batch_size=1, last_batch="keep", storage="uint8", shift=0, crop=0, flip=False)
-    if source not in _bundles:
-        _bundles[source] = load(source)
-    return _bundles[source]
-
-
-def model_of(config: Config, bundle: DataBundle) -> torch.nn.Module:
-    """Return the initialized model, on the CPU."""
-    facts = config.norm.facts
-    used = config.norm.samples_read(config.batch_of_statistics(workers))
-    if used == 1 and facts.needs_batch and not config.model.has_space:
-        raise MisfitError(
-            f"data.batch_size={config.data.batch_size}: norm={config.norm.name} has one value a channel in "
-            f"model={config.model.name}\n"
-            "take its statistics from more samples, or a strategy that works sample by sample, such as norm=layer"
-        )
-    return build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
 
 
 def job(cfg: DictConfig) -> float | str:
@@ -136,7 +96,7 @@ def job(cfg: DictConfig) -> float | str:
         bundle = bundle_of(config.data)
         known = identity(tree, bundle.fingerprint, workers.size)
         folder = RunFolder(current.folder, tree, hydra_app.as_yaml(tree), known, utc_now())
-        device = device_of(config.trainer.device)
+        device = device_of(config.trainer.device, workers)
         with _logging_to(folder.path / "run.log"), workers.together(device, config.trainer.timeout):
             outcome = _train(config, tree, bundle, folder, index, label)
     except (KeyboardInterrupt, SystemExit):
@@ -161,16 +121,14 @@ def job(cfg: DictConfig) -> float | str:
 def _train(
     config: Config, tree: Mapping[str, Any], bundle: DataBundle, folder: RunFolder, index: int, label: str
 ) -> Outcome:
-    device = device_of(config.trainer.device)
+    device = device_of(config.trainer.device, workers)
     wall = Stopwatch(device)
     wall.start()
     keep_freed_memory()
     torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
     torch.manual_seed(derived_seed(config.seed, "dropout", workers.rank))
-    model = model_of(config, bundle).to(device)
-    if _channels_last(config):
-        model = model.to(memory_format=torch.channels_last)
-    batches = _resident(config, bundle, bundle.train, device, training=True)
+    model = placed(model_of(config, bundle, workers), config, device)
+    batches = resident(config, bundle, bundle.train, device, training=True, workers=workers)
     total = config.trainer.total_steps(batches.steps_per_epoch)
     watcher.job_started(index, label, total)
     where = environment() | {
@@ -192,7 +150,7 @@ def _train(
             config.eval,
             config.batch_of_statistics(workers),
             batches,
-            lambda split: _resident(config, bundle, split, device, training=False),
+            lambda split: resident(config, bundle, split, device, training=False),
             precision,
         ),
         optimizer=config.optim.make(model),
@@ -218,29 +176,6 @@ def _train(
         | {"environment": where},
     )
     return outcome
-
-
-def _channels_last(config: Config) -> bool:
-    """Return whether images are laid out channels last; a model without H x W would only have to copy them back."""
-    return config.trainer.channels_last and config.model.has_space
-
-
-def _resident(config: Config, bundle: DataBundle, split: Split, device: torch.device, *, training: bool) -> Batches:
-    standardize = config.model.input_norm == "standardize"
-    return Batches(
-        split,
-        batch_size=config.data.batch_size,
-        last_batch=config.data.last_batch,
-        seed=config.seed,
-        device=device,
-        channels_last=_channels_last(config),
-        mean=bundle.mean if standardize else None,
-        std=bundle.std if standardize else None,
-        storage=config.data.storage,
-        augment=config.data.augment if training else None,
-        rank=workers.rank if training else 0,
-        size=workers.size if training else 1,
-    )
 
 
 def _headline(outcome: Outcome) -> str:

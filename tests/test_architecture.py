@@ -17,7 +17,7 @@ LAYERS = [
     {"norms", "models", "data", "download", "record"},
     {"conformance", "measure", "training"},
     {"config"},
-    {"hydra_app"},
+    {"hydra_app", "prepare"},
     {"worker"},
     {"compare"},
     {"report"},

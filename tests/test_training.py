@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnlab import hydra_app, worker
+from bnlab import hydra_app, prepare, worker
 from bnlab.config import parse_config
 from bnlab.measure.discrepancy import gap, logits_of, score
 from bnlab.measure.modes import evaluating, training_statistics
@@ -67,7 +67,7 @@ def test_the_loop_takes_the_steps_that_plain_torch_takes(
     overrides += ("optim.lr=0.01", "data.shift=1")
     folder = trained(*overrides)
     config = parse_config(tree_of(*overrides))
-    bundle = worker.bundle_of(config.data)
+    bundle = prepare.bundle_of(config.data)
     model = build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
     model = model.to(memory_format=torch.channels_last)
     norms = {id(p) for _, layer in norm_layers(model) for p in layer.parameters()}
@@ -80,7 +80,7 @@ def test_the_loop_takes_the_steps_that_plain_torch_takes(
         plain = torch.optim.SGD(groups[: 2 if norms else 1], lr=0.01, momentum=0.9, nesterov=True, fused=True)
     else:
         plain = torch.optim.AdamW(groups[: 2 if norms else 1], lr=0.01, fused=True)
-    batches = worker._resident(config, bundle, bundle.train, torch.device("cpu"), training=True)
+    batches = prepare.resident(config, bundle, bundle.train, torch.device("cpu"), training=True)
     losses: list[float] = []
     model.train()
     for epoch in range(2):
@@ -117,9 +117,9 @@ def test_weights_and_order_are_the_same_under_every_strategy() -> None:
     seen = []
     for norm in strategies:
         config = parse_config(tree_of(f"norm={norm}", "data.shift=2", "seed=7"))
-        bundle = worker.bundle_of(config.data)
-        model = worker.model_of(config, bundle)
-        batches = worker._resident(config, bundle, bundle.train, torch.device("cpu"), training=True)
+        bundle = prepare.bundle_of(config.data)
+        model = prepare.model_of(config, bundle)
+        batches = prepare.resident(config, bundle, bundle.train, torch.device("cpu"), training=True)
         weights = [m.weight.detach() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         data = [part for batch in batches.epoch(1) for part in batch]
         seen.append(weights + data)

@@ -1,0 +1,76 @@
+"""The command line: parse, call, print. Everything heavy is imported by the command that needs it.
+
+Results go to stdout; progress, logs and errors to stderr. Exit codes: 0 all done, 1 a job failed or the environment is
+at fault, 2 usage or configuration (nothing was started), 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from bnlab import __version__
+from bnlab.cli.laboratory import check
+from bnlab.cli.machine import data_fetch, data_list, doctor, list_options
+from bnlab.cli.runs import compare, show, train
+from bnlab.errors import BnlabError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bnlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Measure what normalization strategies do: step time, convergence, train-versus-eval discrepancy.
+
+    Every command takes --traceback: show where an error came from.
+    """
+
+
+app.command(short_help="Train one run, or a sweep with -m.")(train)
+app.command(short_help="Compare arms with intervals, paired by seed.")(compare)
+app.command(short_help="Show one run: settings, outcome, curves.")(show)
+app.command(short_help="Check what a strategy says of itself, or your own module.")(check)
+app.command("list", short_help="List every option with one line each.")(list_options)
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is there; download.")
+data_app.command("list")(data_list)
+data_app.command("fetch")(data_fetch)
+app.add_typer(data_app, name="data")
+app.command(short_help="Look at what runs need on this machine.")(doctor)
+
+
+def main() -> None:
+    """Run the command line; every error ends in one message and its exit code."""
+    arguments = [a for a in sys.argv[1:] if a != "--traceback"]
+    wants_traceback = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments, prog_name="bnlab")
+    except (BnlabError, OSError) as error:
+        if wants_traceback:
+            raise
+        from bnlab.report.console import messages
+
+        if isinstance(error, OSError):  # stdout on a full disk, above all
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in its buffer is lost either way
+            messages().say(f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}")
+            sys.exit(1)
+        for line in str(error).splitlines():
+            messages().say(line)
+        sys.exit(error.exit_code)

@@ -1,0 +1,134 @@
+"""Commands about runs: train them, compare them, show one."""
+
+from __future__ import annotations
+
+import enum
+import signal
+from pathlib import Path
+from typing import Annotated, NoReturn, Optional
+
+import typer
+
+from bnlab.cli.options import Format, complete_override
+from bnlab.errors import ConfigError
+
+
+class CfgPart(enum.StrEnum):
+    job = "job"
+    hydra = "hydra"
+    all = "all"
+
+
+class InfoPart(enum.StrEnum):
+    all = "all"
+    config = "config"
+    defaults = "defaults"
+    defaults_tree = "defaults-tree"
+    plugins = "plugins"
+    searchpath = "searchpath"
+
+
+def train(
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Hydra overrides, such as norm=ghost norm.size=16 data=mnist seed=0,1,2",
+            autocompletion=complete_override,
+        ),
+    ] = None,
+    multirun: Annotated[
+        bool, typer.Option("--multirun", "-m", help="One run for each combination of a,b lists.")
+    ] = False,
+    cfg: Annotated[Optional[CfgPart], typer.Option("--cfg", "-c", help="Print the configuration, run nothing.")] = None,
+    resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.")] = False,
+    package: Annotated[Optional[str], typer.Option("--package", "-p", help="With --cfg: only this part.")] = None,
+    info: Annotated[
+        Optional[InfoPart], typer.Option("--info", "-i", help="Print what Hydra knows, run nothing.")
+    ] = None,
+    config_dir: Annotated[
+        Optional[Path],
+        typer.Option("--config-dir", exists=True, file_okay=False, help="A folder of further configurations."),
+    ] = None,
+) -> None:
+    """Train one model, or with -m a whole sweep; one line a run on stdout: folder, status, headline figures.
+
+    `bnlab list` names every option, `bnlab train --cfg job` prints every key with its value.
+    """
+    from bnlab import hydra_app
+
+    lines = list(overrides or [])
+    if cfg is not None:
+        return hydra_app.show_config(lines, cfg.value, resolve, package, config_dir)
+    if resolve or package:
+        raise ConfigError("--resolve and --package go with --cfg")
+    if info is not None:
+        return hydra_app.show_info(lines, info.value, config_dir)
+    from bnlab.sweep import launch
+
+    signal.signal(signal.SIGTERM, _terminated)
+    raise typer.Exit(launch(lines, multirun, config_dir))
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def compare(
+    paths: Annotated[Optional[list[Path]], typer.Argument(help="Run or sweep folders; default: runs")] = None,
+    by: Annotated[
+        Optional[list[str]], typer.Option("--by", help="Keys that make an arm; default: all that differ.")
+    ] = None,
+    baseline: Annotated[
+        Optional[str], typer.Option("--baseline", help="The arm to compare with, such as norm=none.")
+    ] = None,
+    metric: Annotated[
+        Optional[list[str]],
+        typer.Option("--metric", help="Metrics to show, the first is compared; see `list metrics`."),
+    ] = None,
+    where: Annotated[Optional[list[str]], typer.Option("--where", help="Only runs with KEY=VALUE[,VALUE].")] = None,
+    sort: Annotated[Optional[str], typer.Option("--sort", help="Metric to sort by, best first.")] = None,
+    target: Annotated[
+        Optional[float], typer.Option("--target", help="Validation accuracy to reach, such as 0.98.", min=0.0, max=1.0)
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a run folder cannot be read.")] = False,
+) -> None:
+    """Compare arms (all runs that differ in the seed only) with intervals, paired by seed against a baseline."""
+    from bnlab.compare.compare import compare as compare_runs
+    from bnlab.report.console import messages, results
+    from bnlab.report.table import comparison_table, skipped_lines
+
+    found = compare_runs(
+        paths or [Path("runs")],
+        by=by or (),
+        baseline=baseline,
+        metrics=metric,
+        where=where or (),
+        sort=sort,
+        target=target,
+    )
+    out = results()
+    if format is Format.table:
+        out.print(comparison_table(found, width=out.width, unicode=out.unicode, names=(metric or [])[1:]))
+    else:
+        from bnlab.report.formats import FORMATS
+
+        out.emit(FORMATS[format.value](found))
+    for line in skipped_lines(found):
+        messages().say(line)
+    if strict and found.skipped:
+        raise typer.Exit(1)
+
+
+def show(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+) -> None:
+    """Show one run: what it was, where it ran, how it went, curves as a chart."""
+    from bnlab.compare.read import read_documents
+    from bnlab.report.console import results
+    from bnlab.report.show import show_run
+
+    status, summary = read_documents(run)
+    out = results()
+    out.print(show_run(summary, status, run, out.width, unicode=out.unicode, coloured=out.coloured))

@@ -1,0 +1,92 @@
+"""What a run is made of before its first step: device, data set, model and batches, all from its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from bnlab.config import Config
+from bnlab.data import Batches, DataBundle, DataSpec, Split, load
+from bnlab.errors import EnvironmentFault, MisfitError
+from bnlab.models import build
+from bnlab.workers import ALONE, Workers
+
+_bundles: dict[DataSpec, DataBundle] = {}
+
+
+def device_of(name: str, workers: Workers = ALONE) -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` (of several workers: that of the local rank) or `cuda:N` means."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not count:
+            raise EnvironmentFault(f"trainer.device={name}: no CUDA device here\ntry trainer.device=cpu")
+        if device.index is not None and device.index >= count:
+            raise EnvironmentFault(f"trainer.device={name}: there are {count} CUDA devices, counted from 0")
+        if workers.local_size > count:
+            raise EnvironmentFault(f"{workers.local_size} workers, but {count} CUDA devices\ntry trainer.device=cpu")
+        device = torch.device("cuda", device.index or workers.local_rank)
+    return device
+
+
+def bundle_of(spec: DataSpec) -> DataBundle:
+    """Return the data set, read once a process."""
+    source = replace(spec, batch_size=1, last_batch="keep", storage="uint8", shift=0, crop=0, flip=False)
+    if source not in _bundles:
+        _bundles[source] = load(source)
+    return _bundles[source]
+
+
+def model_of(config: Config, bundle: DataBundle, workers: Workers = ALONE) -> nn.Module:
+    """Return the initialized model, on the CPU."""
+    facts = config.norm.facts
+    used = config.norm.samples_read(config.batch_of_statistics(workers))
+    if used == 1 and facts.needs_batch and not config.model.has_space:
+        raise MisfitError(
+            f"data.batch_size={config.data.batch_size}: norm={config.norm.name} has one value a channel in "
+            f"model={config.model.name}\n"
+            "take its statistics from more samples, or a strategy that works sample by sample, such as norm=layer"
+        )
+    return build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
+
+
+def placed(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """Return the model on its device, in the memory layout of its images."""
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if _channels_last(config) else model
+
+
+def _channels_last(config: Config) -> bool:
+    """Return whether images are laid out channels last; a model without H x W would only have to copy them back."""
+    return config.trainer.channels_last and config.model.has_space
+
+
+def resident(
+    config: Config,
+    bundle: DataBundle,
+    split: Split,
+    device: torch.device,
+    *,
+    training: bool,
+    workers: Workers = ALONE,
+) -> Batches:
+    """Return `split` on the device, as the model takes it; for training augmented and shared among the workers."""
+    standardize = config.model.input_norm == "standardize"
+    return Batches(
+        split,
+        batch_size=config.data.batch_size,
+        last_batch=config.data.last_batch,
+        seed=config.seed,
+        device=device,
+        channels_last=_channels_last(config),
+        mean=bundle.mean if standardize else None,
+        std=bundle.std if standardize else None,
+        storage=config.data.storage,
+        augment=config.data.augment if training else None,
+        rank=workers.rank if training else 0,
+        size=workers.size if training else 1,
+    )

@@ -44,9 +44,9 @@ class Config:
     trainer: TrainerConfig
     eval: EvalConfig
 
-    def batch_of_statistics(self, workers: Workers) -> int:
-        """Return how many samples the norm layers of one worker have for their batch."""
-        return self.data.batch_size // (1 if self.norm.facts.spans_workers else workers.size)
+    def batch_of_statistics(self, workers: int) -> int:
+        """Return how many samples the norm layers of one of so many workers have for their batch."""
+        return self.data.batch_size // (1 if self.norm.facts.spans_workers else workers)
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
@@ -92,7 +92,7 @@ def check_workers(config: Config, workers: Workers) -> None:
             "set trainer.device=cuda, then each takes the one of its local rank"
         )
     try:
-        config.norm.check_batch(config.batch_of_statistics(workers))
+        config.norm.check_batch(config.batch_of_statistics(workers.size))
     except MisfitError as error:
         reason, _, advice = str(error).partition("\n")
         raise MisfitError(f"{reason}, the part of one of {workers.size} workers\n{advice}") from error

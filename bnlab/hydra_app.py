@@ -156,6 +156,27 @@ def planned(
         return [(part, plain(_compose(hydra, part, True))) for part in parts]
 
 
+def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
+    """Return a run's configuration with `overrides` of its keys. Errors: ConfigError for a key not in `allowed`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(dict(tree))
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(_readable(error)) from error
+    for override in parsed:
+        if override.key_or_group not in allowed or override.is_sweep_override() or override.is_delete():
+            near = did_you_mean(override.key_or_group, allowed)
+            raise ConfigError(
+                f"{override.input_line}: cannot be set for a run that is done{near}\nthese can: {', '.join(allowed)}"
+            )
+        OmegaConf.update(config, override.key_or_group, override.value())
+    return plain(config)
+
+
 def globbed(overrides: Sequence[str], group: str, extra_dir: Path | None = None) -> tuple[int, list[str]] | None:
     """Return where `overrides` takes the options of `group` by a pattern such as `norm=glob(*)`, and which they are."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

@@ -44,7 +44,7 @@ def bundle_of(spec: DataSpec) -> DataBundle:
 def model_of(config: Config, bundle: DataBundle, workers: Workers = ALONE) -> nn.Module:
     """Return the initialized model, on the CPU."""
     facts = config.norm.facts
-    used = config.norm.samples_read(config.batch_of_statistics(workers))
+    used = config.norm.samples_read(config.batch_of_statistics(workers.size))
     if used == 1 and facts.needs_batch and not config.model.has_space:
         raise MisfitError(
             f"data.batch_size={config.data.batch_size}: norm={config.norm.name} has one value a channel in "

@@ -148,7 +148,7 @@ def _train(
         evaluator=Evaluator(
             bundle,
             config.eval,
-            config.batch_of_statistics(workers),
+            config.batch_of_statistics(workers.size),
             batches,
             lambda split: resident(config, bundle, split, device, training=False),
             precision,
@@ -171,7 +171,7 @@ def _train(
         outcome.state,
         error=None if outcome.diverged_at is None else f"loss not finite at step {outcome.diverged_at}",
         summary=summarize(
-            outcome, model, config.model.strategies(config.norm), config.batch_of_statistics(workers), wall.seconds
+            outcome, model, config.model.strategies(config.norm), config.batch_of_statistics(workers.size), wall.seconds
         )
         | {"environment": where},
     )

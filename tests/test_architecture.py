@@ -21,7 +21,7 @@ LAYERS = [
     {"worker"},
     {"compare"},
     {"report"},
-    {"check", "completion", "doctor", "sweep"},
+    {"check", "completion", "doctor", "laboratory", "sweep"},
     {"cli"},
     {"__main__"},
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -31,3 +33,97 @@ def check(
     from bnlab.check import check as print_cards
 
     raise typer.Exit(print_cards(overrides or [], module, format.value))
+
+
+class Recalibration(enum.StrEnum):
+    precise = "precise"
+    population = "population"
+
+
+Targets = Annotated[
+    Optional[list[str]],
+    typer.Argument(
+        metavar="[RUN] [KEY=VALUE]...",
+        help="A run folder, with overrides such as data.root=...; beside --module only overrides, such as data=mnist",
+        autocompletion=complete_override,
+    ),
+]
+Module = Annotated[
+    Optional[str],
+    typer.Option("--module", metavar="PACKAGE.MODULE:FACTORY", help="Your own model: factory() -> torch.nn.Module."),
+]
+Weights = Annotated[
+    Optional[Path],
+    typer.Option("--checkpoint", help="A file of weights: of --module, or instead of the run's own."),
+]
+Data = Annotated[Optional[str], typer.Option("--data", help="Short for data=NAME, beside --module.")]
+Samples = Annotated[
+    int, typer.Option("--samples", min=2, help="Training samples that the population statistics are over, at most.")
+]
+
+
+def probe(
+    targets: Targets = None,
+    module: Module = None,
+    weights: Weights = None,
+    data: Data = None,
+    samples: Samples = 10_000,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+) -> None:
+    """Measure how one model behaves differently in train() and eval(), and split the difference into its causes.
+
+    The model is left as it was.
+    """
+    from bnlab.laboratory.probe import probe as print_probing
+
+    print_probing(targets or [], module, weights, data, samples, format.value)
+
+
+def recalibrate(
+    targets: Targets = None,
+    stats: Annotated[
+        Recalibration, typer.Option("--stats", help="In one pass with training behaviour, or layer after layer.")
+    ] = Recalibration.population,
+    samples: Annotated[
+        Optional[int], typer.Option("--samples", min=2, help="Training samples to take; default: all.")
+    ] = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", help="The new file; default: recalibrated-STATS-N.pt beside the old.")
+    ] = None,
+    module: Module = None,
+    weights: Weights = None,
+    data: Data = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+) -> None:
+    """Replace the running statistics of a trained model by those of the training set, in a new checkpoint.
+
+    Before and after in one table, and how many samples would have been enough.
+    """
+    from bnlab.laboratory.recalibrate import recalibrate as print_recalibration
+
+    print_recalibration(targets or [], module, weights, data, stats.value, samples, out, format.value)
+
+
+def shift(
+    targets: Targets = None,
+    shifts: Annotated[
+        Optional[list[str]], typer.Option("--shift", help="Shifts, such as rotation,noise; default: all.")
+    ] = None,
+    severity: Annotated[str, typer.Option("--severity", help="Severities 1 to 5, such as 1,3,5.")] = "1,3,5",
+    stats: Annotated[
+        Optional[list[str]],
+        typer.Option("--stats", help="running, mixed, batch, test: statistics to evaluate with; default: all."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Test samples in a batch.")] = 64,
+    module: Module = None,
+    weights: Weights = None,
+    data: Data = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+) -> None:
+    """Evaluate on shifted test images, with stored statistics and with those of the test images themselves.
+
+    Accuracy, calibration, and how much a prediction depends on the images it is evaluated with.
+    """
+    from bnlab.laboratory.shift import shift as print_shifts
+
+    print_shifts(targets or [], module, weights, data, shifts, severity, stats, batch_size, format.value)

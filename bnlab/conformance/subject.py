@@ -82,7 +82,7 @@ def of_factory(path: str) -> Subject:
 
     Errors: ConfigError when there is no such module or function, or it makes nothing that normalizes (N, C, H, W).
     """
-    factory = _load(path)
+    factory = load_factory(path)
     _try_out(path, factory)
     return of_function(path, factory)
 
@@ -109,7 +109,8 @@ def _with_eps(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if isinstance(getattr(part, "eps", None), float)]
 
 
-def _load(path: str) -> Callable[[int], Any]:
+def load_factory(path: str) -> Callable[..., Any]:
+    """Return what `package.module:name` names, importable or in the working directory. Errors: ConfigError."""
     name, colon, attribute = path.partition(":")
     if not (name and colon and attribute):
         raise ConfigError(f"--module {path}: must be package.module:factory, such as mylayers:make_norm")
@@ -130,7 +131,7 @@ def _load(path: str) -> Callable[[int], Any]:
         known = [key for key, value in vars(module).items() if callable(value)]
         raise ConfigError(f"--module {path}: {name} has no {attribute}{did_you_mean(attribute, known)}") from error
     if not callable(factory):
-        raise ConfigError(f"--module {path}: {attribute} must be a function of the number of channels")
+        raise ConfigError(f"--module {path}: {attribute} must be a function or a class")
     return factory
 
 

@@ -25,6 +25,11 @@ class Augment:
     crop: int = 0
 
     @property
+    def active(self) -> bool:
+        """Whether anything is done to an image."""
+        return self != Augment()
+
+    @property
     def margin(self) -> int:
         """Pixels added on each side."""
         return self.shift or self.crop

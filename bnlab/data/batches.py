@@ -50,7 +50,7 @@ class Batches:
         self.sizes = batch_sizes(len(split), batch_size, last_batch, size)  # of whole batches, in order
         self._parts = [end - first for first, end in (shard(whole, rank, size) for whole in self.sizes)]
         self._mine = None if size == 1 else _positions(self.sizes, rank, size)
-        self._plain = self.augment == Augment()
+        self._plain = not self.augment.active
         # x * scale + offset, with black and white at 0 and 255
         channels = split.images.shape[1]
         mean = torch.zeros(channels) if mean is None else mean
@@ -99,6 +99,19 @@ class Batches:
         for start in range(0, len(self), batch_size):  # lazily: a caller may want the first batch only
             chosen = slice(start, start + batch_size)
             yield self._ready(images[chosen].contiguous()), self._labels[chosen]
+
+    def in_order(self, order: Tensor, batch_size: int, draw: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the samples `order`, int64 of shape (n,), in batches of that size, augmented as in epoch `draw`.
+
+        What is drawn for a sample does not depend on where it stands.
+        """
+        drawn = self.augment.draw(len(self), self.seed, draw).to(self.device)
+        for rows in order.to(self.device).split(batch_size):
+            if self._plain:
+                images = self._images.index_select(0, rows)
+            else:
+                images = self.augment.pick(self._images, rows, drawn[:, rows], channels_last=self.channels_last)
+            yield self._ready(images), self._labels.index_select(0, rows)
 
     def _ready(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:

@@ -65,6 +65,30 @@ def load(folder: Path) -> dict[str, Any]:
     raise RecordError("no checkpoint can be read\n" + "\n".join(wrong))
 
 
+def load_file(path: Path) -> dict[str, Any]:
+    """Return what a single file of weights holds; its digest is checked where `<file>.sha256` lies beside it.
+
+    Errors: RecordError. Only tensors and plain values are read, as by `load`.
+    """
+    try:
+        content = path.read_bytes()
+        beside = path.with_name(f"{path.name}.sha256")
+        known = beside.read_text().split()[:1] if beside.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if known and hashlib.sha256(content).hexdigest() not in known:
+        raise RecordError(f"{path}: sha256 differs from that in {beside.name}")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that it will not read
+        raise RecordError(
+            f"{path}: refused ({type(error).__name__})\nonly tensors and plain values are read; save model.state_dict()"
+        ) from error
+    if not isinstance(state, dict):
+        raise RecordError(f"{path}: holds a {type(state).__name__}, not a state dict\nsave model.state_dict()")
+    return state
+
+
 def _known_digests(folder: Path) -> list[str]:
     try:
         return (folder / DIGESTS).read_text().split()

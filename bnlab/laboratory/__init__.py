@@ -1,0 +1,1 @@
+"""Commands that examine one trained model: probe, recalibrate, shift."""

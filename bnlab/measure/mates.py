@@ -1,0 +1,76 @@
+"""Fixed probe samples in batches, again and again with other batch mates, and their logits under each.
+
+A sample keeps its place in its batch and every batch its size, so that two evaluations differ by the mates alone and
+never by the order in which a kernel adds up: what does not depend on mates comes out equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.data import Batches
+from bnlab.seeding import generator
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Fixed samples of one split, whole batches of the size that training takes its statistics from."""
+
+    split: str
+    plain: Batches  # as in evaluation
+    augmented: Batches | None  # the same samples as training sees them; None: it does not augment
+    batch_size: int
+    labels: Tensor  # int64 of shape (N,), on the device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def probe_indices(available: int, wanted: int, batch_size: int) -> Tensor:
+    """Return fixed sample numbers, the same for every seed; whole batches only, unless there is less than one."""
+    count = min(available, wanted)
+    count -= count % batch_size if count > batch_size else 0
+    return torch.randperm(available, generator=generator(0, "probes"))[:count]
+
+
+def batching(samples: int, batch_size: int, draw: int) -> Tensor:
+    """Return an order of `samples` whose consecutive batches have other mates for each `draw`; draw 0 is 0, 1, 2, ...
+
+    Whole batches: samples at the same place of their batches change places at random, place by place. Samples beyond
+    the whole batches stay.
+    """
+    order = torch.arange(samples)
+    whole = samples // batch_size
+    if draw and whole > 1:
+        source = generator(0, "probes", draw)
+        table = order[: whole * batch_size].view(whole, batch_size)
+        moved = torch.rand(whole, batch_size, generator=source).argsort(0)
+        order[: whole * batch_size] = table.gather(0, moved).flatten()
+    return order
+
+
+@torch.no_grad()
+def logits_with_mates(
+    model: nn.Module, batches: Batches, batch_size: int, draw: int = 0, before: Callable[[], None] | None = None
+) -> Tensor:
+    """Return the logits (N, classes), float32 in sample order, of one draw of batches; `before` is called before each.
+
+    Augmented batches are augmented anew for every draw.
+    """
+    order = batching(len(batches), batch_size, draw)
+    found: Tensor | None = None
+    done = 0
+    for images, _ in batches.in_order(order, batch_size, draw):
+        if before is not None:
+            before()
+        logits = model(images).float()
+        if found is None:
+            found = logits.new_empty(len(batches), *logits.shape[1:])
+        found[order[done : done + len(logits)].to(found.device)] = logits
+        done += len(logits)
+    assert found is not None
+    return found

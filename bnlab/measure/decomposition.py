@@ -9,7 +9,8 @@ training mode as it is
                             (n - 1)/n as that of a batch of n values is on average
   - biased variance         the variance in full
   - initial statistics      mixed with the share of mean 0 and variance 1 that the moving average still has
-  - moving average          the running statistics: what else there is in them, above all of earlier weights
+  - moving average          the running statistics: what else is in them, of earlier weights, of the last batches only,
+                            of augmented images and dropped activations
 evaluation mode
 
 Each term is the difference of two neighbours, so that they add up to the total. How far a term moves the predictions is
@@ -18,12 +19,20 @@ the mean KL divergence between the two; unlike a difference of losses it cannot 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
-from bnlab.measure.interval import Interval
+import torch
+from torch import Tensor, nn
 
-SMALL_ACCURACY = 0.005  # a total gap below both is called small
-SMALL_LOSS = 0.02  # nats
+from bnlab.measure.interval import Interval, mean_of
+from bnlab.measure.layers import Statistics, initial_left, learns_from_batches, running_layers, values_read
+from bnlab.measure.mates import Probe, logits_with_mates
+from bnlab.measure.modes import evaluating, preserved, restored, training_statistics
+from bnlab.measure.population import Plan, adopted, hooked, population
+
 DRAWS = 8  # of batches, for everything that depends on batch mates
 
 
@@ -50,3 +59,164 @@ class Decomposition:
     initial_left: float | None  # the largest share of the initial statistics among the layers; None: they keep none
     updates: int | None  # of that layer's running statistics
     momentum: float | None  # of that layer
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The logits of one probe, one stage after the other; float32 of shape (K, N, classes) with K draws, or 1."""
+
+    full: Tensor  # training mode as it is
+    unaugmented: Tensor
+    undropped: Tensor  # only the normalization layers as in training
+    biased: Tensor  # statistics of the training set, the variance as small as a batch's is on average
+    population: Tensor
+    initial: Tensor  # mixed with what is left of mean 0 and variance 1
+    running: Tensor  # evaluation mode
+
+
+NAMES = ("augmentation", "dropout", "batch noise", "biased variance", "initial statistics", "moving average")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The statistics that the stages put into the layers; a layer that is not there keeps its own."""
+
+    biased: Statistics
+    population: Statistics
+    initial: Statistics
+    evaluation: Statistics  # of layers that take theirs anew for evaluation
+
+
+def levels(model: nn.Module, how: Plan, batch: Tensor, evaluation: Statistics) -> Levels:
+    """Return the statistics of each stage; `batch` is one training batch, it tells the values a variance is over."""
+    found = population(model, how)
+    factors = _shrinkage(model, batch)
+    mixed: Statistics = {}
+    for layer, (mean, var) in found.items():
+        left = initial_left(layer)
+        mixed[layer] = (mean, var) if left is None else ((1 - left) * mean, (1 - left) * var + left)
+    return Levels(population(model, how, factors) if factors else found, found, mixed, evaluation)
+
+
+def _shrinkage(model: nn.Module, batch: Tensor) -> dict[nn.Module, float]:
+    """Return (n - 1)/n of each layer that divides by the biased variance of n values of its batch."""
+    factors: dict[nn.Module, float] = {}
+
+    def look(layer: nn.Module, x: Tensor) -> None:
+        values = values_read(layer, x)
+        if values is not None and values > 1:
+            factors[layer] = (values - 1) / values
+
+    layers = [layer for layer in running_layers(model) if learns_from_batches(layer)]
+    with torch.no_grad(), evaluating(model), hooked(layers, look):
+        model(batch)
+    return factors
+
+
+def stages(model: nn.Module, probe: Probe, at: Levels) -> Stages:
+    """Evaluate the probe at every stage. Draws stop at the first two where mates turn out to change nothing."""
+    with torch.no_grad(), preserved(model):
+        undropped = _drawn(partial(_norms_training, model, probe))
+        unaugmented = _unless_equal(undropped, partial(_training, model, probe, augmented=False))
+        full = unaugmented
+        if probe.augmented is not None:
+            full = torch.stack([_training(model, probe, draw, augmented=True) for draw in range(DRAWS)])
+        stored = [_stored(model, probe, level) for level in (at.biased, at.population, at.initial, at.evaluation)]
+        return Stages(full, unaugmented, undropped, *stored)
+
+
+def _drawn(logits_of_draw: Callable[[int], Tensor]) -> Tensor:
+    first, second = logits_of_draw(0), logits_of_draw(1)
+    if torch.equal(first, second):
+        return first[None]
+    return torch.stack([first, second, *(logits_of_draw(draw) for draw in range(2, DRAWS))])
+
+
+def _unless_equal(known: Tensor, logits_of_draw: Callable[[int], Tensor]) -> Tensor:
+    """Return the logits of every draw, or `known` where the first shows that they are the same."""
+    first = logits_of_draw(0)
+    if torch.equal(first, known[0]):
+        return known
+    return torch.stack([first, *(logits_of_draw(draw) for draw in range(1, DRAWS))])
+
+
+def _norms_training(model: nn.Module, probe: Probe, draw: int) -> Tensor:
+    with training_statistics(model) as start_again:
+        return logits_with_mates(model, probe.plain, probe.batch_size, draw, start_again)
+
+
+def _training(model: nn.Module, probe: Probe, draw: int, *, augmented: bool) -> Tensor:
+    batches = probe.augmented if augmented and probe.augmented is not None else probe.plain
+    with evaluating(model), restored(model) as put_back:
+
+        def start_again() -> None:
+            put_back()
+            model.train()
+
+        torch.manual_seed(draw)  # of dropout; the random state comes back with the rest
+        return logits_with_mates(model, batches, probe.batch_size, draw, start_again)
+
+
+def _stored(model: nn.Module, probe: Probe, statistics: Statistics) -> Tensor:
+    with evaluating(model), adopted(model, statistics):
+        return logits_with_mates(model, probe.plain, probe.batch_size)[None]
+
+
+def decompose(model: nn.Module, probe: Probe, found: Stages) -> Decomposition:
+    """Return the gap of one probe as the sum of its terms."""
+    absent: dict[str, str] = {}
+    if probe.augmented is None:
+        absent["augmentation"] = "training does not augment"
+    if found.unaugmented is found.undropped:
+        absent["dropout"] = "nothing but normalization depends on the mode"
+    layers = [layer for layer in running_layers(model) if learns_from_batches(layer)]
+    if not layers:
+        absent |= dict.fromkeys(NAMES[2:5], "no layer averages batches")
+    if not running_layers(model):
+        absent[NAMES[5]] = "no layer keeps statistics"
+    chain = [
+        found.full,
+        found.unaugmented,
+        found.undropped,
+        found.biased,
+        found.population,
+        found.initial,
+        found.running,
+    ]
+    pairs = zip(NAMES, chain, chain[1:], strict=False)
+    terms = tuple(term(name, before, after, probe.labels, absent.get(name)) for name, before, after in pairs)
+    fading = [(left, layer) for layer in layers if (left := initial_left(layer)) is not None]
+    left, slowest = max(fading, key=lambda pair: pair[0], default=(None, None))
+    return Decomposition(
+        probe.split,
+        terms,
+        term("total", found.full, found.running, probe.labels),
+        probe.batch_size,
+        left,
+        None if slowest is None else int(cast(Tensor, slowest.num_batches_tracked)),
+        None if slowest is None else cast(float | None, slowest.momentum),
+    )
+
+
+def term(name: str, before: Tensor, after: Tensor, labels: Tensor, absent: str | None = None) -> Term:
+    """Return the difference between two stages, logits of shape (K or 1, N, classes)."""
+    hits = right(before, labels) - right(after, labels)
+    losses = nats(before, labels) - nats(after, labels)
+    flips = (before.argmax(-1) != after.argmax(-1)).double().mean().item()
+    return Term(name, mean_of(hits), mean_of(losses), divergence(before, after).mean().item(), flips, absent)
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 where a sample is classified rightly and 0 elsewhere, float64 of the leading shape of `logits`."""
+    return (logits.argmax(-1) == labels).double()
+
+
+def nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each sample's cross-entropy in nats, float64 of the leading shape of `logits`."""
+    return -logits.double().log_softmax(-1).gather(-1, labels.expand(logits.shape[:-1])[..., None])[..., 0]
+
+
+def divergence(before: Tensor, after: Tensor) -> Tensor:
+    """Return KL(softmax(before) || softmax(after)) of each sample in nats, float64 of the leading shape."""
+    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bnlab.measure.by_layer import LayerGap
-from bnlab.measure.decomposition import Decomposition
-from bnlab.measure.interval import Interval
+import torch
+from torch import Tensor, nn
+
+from bnlab.data import Batches
+from bnlab.measure.by_layer import LayerGap, layer_gaps
+from bnlab.measure.calibration import refreshed
+from bnlab.measure.decomposition import Decomposition, Stages, decompose, divergence, levels, nats, right, stages
+from bnlab.measure.interval import Interval, mean_of, share_of
+from bnlab.measure.layers import Statistics, learns_from_batches, running_layers
+from bnlab.measure.mates import Probe
+from bnlab.measure.modes import evaluating, preserved
+from bnlab.measure.population import adopted, mixed_with_batch, plan, precise
 
 CURVE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CURVE_BATCHES = 512  # at most, of each size: single samples are slow
 AGREEMENT_SIZES = (1, 2, 7, 64)
+AGREEMENT_SAMPLES = 128  # evaluated all at once
 
 
 @dataclass(frozen=True)
@@ -63,3 +76,110 @@ class Probing:
     curve: tuple[Evaluation, ...]
     agreement: tuple[Agreement, ...]
     statistics_samples: int  # training samples that the population statistics are over
+
+
+def probe(model: nn.Module, probes: Sequence[Probe], training_set: Batches, samples: int) -> Probing:
+    """Measure `model` on `probes`, the last of which is the test split's; the model is left as it was.
+
+    The statistics of the training set are over its first `samples`. Errors: MisfitError when a layer with statistics is
+    called more than once in a forward pass.
+    """
+    with torch.no_grad(), preserved(model), evaluating(model):
+        learners = [layer for layer in running_layers(model) if learns_from_batches(layer)]
+        samples = min(samples, len(training_set))
+        how = plan(model, dict.fromkeys(learners, samples), training_set)
+        batch, _ = next(probes[0].plain.sequential(probes[0].batch_size))
+        fresh = refreshed(model, training_set)
+        at = levels(model, how, batch, fresh)
+        found = {probe.split: stages(model, probe, at) for probe in probes}
+        test = probes[-1]
+        with adopted(model, fresh):
+            curve = _curve(model, test, found[test.split], learners, training_set, samples) if learners else ()
+            agreement = _agreement(model, test)
+        return Probing(
+            tuple(split_gap(probe, found[probe.split]) for probe in probes),
+            tuple(decompose(model, probe, found[probe.split]) for probe in probes),
+            tuple(layer_gaps(model, at.population)),
+            curve,
+            agreement,
+            samples,
+        )
+
+
+def split_gap(probe: Probe, found: Stages) -> SplitGap:
+    """Return how the statistics of training and those of evaluation differ on one probe."""
+    training, evaluation, labels = found.undropped, found.running, probe.labels
+    rms = evaluation.double().square().mean().sqrt()
+    off = training.double() - training[:1].double()  # from the first draw, so that equal logits have noise 0
+    noise = off.var(0).mean(-1).sqrt().mean() / rms if len(training) > 1 else torch.zeros(())
+    return SplitGap(
+        split=probe.split,
+        samples=len(probe),
+        train_accuracy=mean_of(right(training, labels)),
+        eval_accuracy=mean_of(right(evaluation, labels)),
+        acc_gap=mean_of(right(training, labels) - right(evaluation, labels)),
+        loss_gap=mean_of(nats(training, labels) - nats(evaluation, labels)),
+        flip_rate=share_of(training.argmax(-1) != evaluation.argmax(-1)),
+        kl=mean_of(divergence(training, evaluation)),
+        logit_rms=_over_rms((training.double() - evaluation.double()).square().mean().sqrt(), rms),
+        mate_noise=_over_rms(noise * rms, rms) if len(probe) >= 2 * probe.batch_size else None,
+    )
+
+
+def _curve(
+    model: nn.Module,
+    test: Probe,
+    found: Stages,
+    learners: Sequence[nn.Module],
+    training_set: Batches,
+    samples: int,
+) -> tuple[Evaluation, ...]:
+    """Evaluate with the batch's own statistics at every size, beside stored ones."""
+    one_pass = precise(model, _first(training_set, samples, test.batch_size))
+    own: Statistics = {layer: one_pass[layer] for layer in learners if layer in one_pass}
+    with adopted(model, own):
+        at_precise = _logits(model, test.plain, len(test), test.batch_size)
+    rows = [
+        _evaluation("running", None, found.running[0], test.labels),
+        _evaluation("precise", None, at_precise, test.labels),
+        _evaluation("population", None, found.population[0], test.labels),
+    ]
+    for size in CURVE_SIZES:
+        if (whole := min(len(test) // size, CURVE_BATCHES) * size) > 0:
+            with mixed_with_batch(model, 0.0):
+                logits = _logits(model, test.plain, whole, size)
+            rows.append(_evaluation(f"batch of {size}", size, logits, test.labels))
+    return tuple(rows)
+
+
+def _evaluation(name: str, size: int | None, logits: Tensor, labels: Tensor) -> Evaluation:
+    labels = labels[: len(logits)]
+    accuracy, loss = mean_of(right(logits, labels)), mean_of(nats(logits, labels))
+    return Evaluation(name, size, len(logits), accuracy, loss)
+
+
+def _agreement(model: nn.Module, test: Probe) -> tuple[Agreement, ...]:
+    samples = min(AGREEMENT_SAMPLES, len(test))
+    whole = _logits(model, test.plain, samples, samples)
+    rms = whole.double().square().mean().sqrt()
+    rows = []
+    for size in AGREEMENT_SIZES:
+        if size < samples:
+            logits = _logits(model, test.plain, samples, size)
+            flips = (logits.argmax(1) != whole.argmax(1)).double().mean().item()
+            rows.append(Agreement(size, _over_rms((logits - whole).abs().max().double(), rms), flips))
+    return tuple(rows)
+
+
+def _logits(model: nn.Module, batches: Batches, samples: int, size: int) -> Tensor:
+    """Return the logits of the first `samples` in batches of `size`."""
+    return torch.cat([model(images).float() for images, _ in batches.in_order(torch.arange(samples), size)])
+
+
+def _first(batches: Batches, samples: int, size: int) -> list[tuple[Tensor, Tensor]]:
+    return list(itertools.islice(batches.sequential(size), max(1, samples // size)))
+
+
+def _over_rms(value: Tensor, rms: Tensor) -> float:
+    """Return value / rms, 0 of logits that are all 0."""
+    return (value / rms).item() if rms > 0 else 0.0

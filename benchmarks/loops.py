@@ -22,6 +22,7 @@ from bnlab.data import Batches, Split
 from bnlab.models import build, models
 from bnlab.norms import strategies
 from bnlab.record.folder import RunFolder
+from bnlab.training.evaluation import Findings
 from bnlab.training.loop import Training
 from bnlab.training.optim import optimizers
 from bnlab.training.trainer import TrainerConfig
@@ -133,12 +134,13 @@ def write_mnist(split: Split, folder: Path) -> None:
 
 
 class _NoEvaluation:
-    def evaluate(self, model: nn.Module) -> list[Any]:
-        return []
+    def evaluate(self, model: nn.Module) -> Findings:
+        return Findings([], {"probe": []})
 
 
 class _Rows:
     def __init__(self, run: RunFolder) -> None:
-        self.steps, self.times, self.evals = run.steps.append, run.times.append, run.evals.append
+        self.steps, self.times = run.steps.append, run.times.append
+        self.evals, self.layers = run.evals.append, run.layers.append
 
     def checkpoint(self, state: dict[str, Any]) -> None: ...

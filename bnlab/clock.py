@@ -6,6 +6,8 @@ an interval is over, so that no step waits for the device.
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 from datetime import UTC, datetime
 from typing import Protocol
@@ -116,3 +118,65 @@ class CudaClock:
 def step_clock(device: torch.device) -> StepClock:
     """Return the step clock that fits the device."""
     return CudaClock(device) if device.type == "cuda" else HostClock()
+
+
+class PhaseClock(Protocol):
+    """Marks moments inside one step."""
+
+    def mark(self) -> None: ...
+
+    def flush(self) -> tuple[float, ...]:
+        """Return the milliseconds between the marks since the last flush; waits for the device."""
+        ...
+
+
+class HostPhases:
+    """Phase clock of the CPU."""
+
+    def __init__(self) -> None:
+        self._marks: list[int] = []
+
+    def mark(self) -> None:
+        self._marks.append(time.perf_counter_ns())
+
+    def flush(self) -> tuple[float, ...]:
+        marks, self._marks = self._marks, []
+        return tuple((end - start) / 1e6 for start, end in itertools.pairwise(marks))
+
+
+class CudaPhases:
+    """Phase clock of a CUDA device: events in its stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device)
+        self._events: list[torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        self._events.append(event)
+
+    def flush(self) -> tuple[float, ...]:
+        events, self._events = self._events, []
+        if events:
+            events[-1].synchronize()
+        return tuple(start.elapsed_time(end) for start, end in itertools.pairwise(events))
+
+
+def phase_clock(device: torch.device) -> PhaseClock:
+    """Return the phase clock that fits the device."""
+    return CudaPhases(device) if device.type == "cuda" else HostPhases()
+
+
+def copy_bandwidth(size: int, device: torch.device, repeats: int = 30) -> float:
+    """Return bytes a second, those read and those written, of copying `size` bytes: the median of `repeats` copies."""
+    source = torch.ones(max(size // 4, 1), device=device)
+    target = torch.empty_like(source)
+    clock = phase_clock(device)
+    found: list[float] = []
+    for _ in range(repeats + 3):
+        clock.mark()
+        target.copy_(source)
+        clock.mark()
+        found += clock.flush()
+    return float(2 * source.nbytes / (statistics.median(found[3:]) / 1e3))

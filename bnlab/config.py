@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from bnlab import __version__
 from bnlab.data import DataSpec, datasets
@@ -16,7 +16,7 @@ from bnlab.models import ModelSpec, models
 from bnlab.norms import Strategy, strategies
 from bnlab.registry import Registry
 from bnlab.schema import parse
-from bnlab.training.evaluation import EvalConfig
+from bnlab.training.evaluation import EvalConfig, Measure
 from bnlab.training.optim import OptimizerSpec, optimizers
 from bnlab.training.schedule import ScheduleSpec, schedules
 from bnlab.training.trainer import TrainerConfig
@@ -24,7 +24,7 @@ from bnlab.workers import HOW_TO_START, Workers, from_environment
 
 T = TypeVar("T")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,79}")
-KEYS = ("name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval")
+KEYS = ("name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval", "measure")
 # Where things lie and what a run is called; they cannot change its result, so they are no part of its identity.
 # Of several workers their number counts, not the switch.
 PLACES = (("name",), ("data", "root"), ("data", "path"), ("trainer", "distributed"), ("trainer", "timeout"))
@@ -43,6 +43,7 @@ class Config:
     schedule: ScheduleSpec
     trainer: TrainerConfig
     eval: EvalConfig
+    measure: Measure = "cheap"
 
     def batch_of_statistics(self, workers: int) -> int:
         """Return how many samples the norm layers of one of so many workers have for their batch."""
@@ -67,6 +68,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         schedule=_option(schedules, "schedule", tree),
         trainer=parse(TrainerConfig, _node("trainer", tree), "trainer"),
         eval=parse(EvalConfig, _node("eval", tree), "eval"),
+        measure=_measure(tree.get("measure", "cheap")),  # older runs do not have the key
     )
     config.norm.check_batch(config.data.batch_size)
     return config
@@ -136,6 +138,14 @@ def _name(value: Any) -> str | None:
             f"name={value!r}: must be up to 80 letters, digits and ._+=,- beginning with a letter or digit"
         )
     return value
+
+
+def _measure(value: Any) -> Measure:
+    known: tuple[Measure, ...] = get_args(Measure)
+    for measure in known:
+        if value == measure:
+            return measure
+    raise ConfigError(f"measure={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
 
 
 def _seed(value: Any) -> int:

@@ -157,7 +157,7 @@ def planned(
 
 
 def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
-    """Return a run's configuration with `overrides` of its keys. Errors: ConfigError for a key not in `allowed`."""
+    """Return a tree of plain values with `overrides` of its keys. Errors: ConfigError for a key not in `allowed`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -170,9 +170,7 @@ def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequenc
     for override in parsed:
         if override.key_or_group not in allowed or override.is_sweep_override() or override.is_delete():
             near = did_you_mean(override.key_or_group, allowed)
-            raise ConfigError(
-                f"{override.input_line}: cannot be set for a run that is done{near}\nthese can: {', '.join(allowed)}"
-            )
+            raise ConfigError(f"{override.input_line}: cannot be set here{near}\nthese can: {', '.join(allowed)}")
         OmegaConf.update(config, override.key_or_group, override.value())
     return plain(config)
 

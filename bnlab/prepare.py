@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from bnlab.config import Config
 from bnlab.data import Batches, DataBundle, DataSpec, Split, load
 from bnlab.errors import EnvironmentFault, MisfitError
 from bnlab.models import build
+from bnlab.record.provenance import environment
 from bnlab.workers import ALONE, Workers
 
 _bundles: dict[DataSpec, DataBundle] = {}
@@ -52,6 +54,17 @@ def model_of(config: Config, bundle: DataBundle, workers: Workers = ALONE) -> nn
             "take its statistics from more samples, or a strategy that works sample by sample, such as norm=layer"
         )
     return build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
+
+
+def surroundings(device: torch.device, bundle: DataBundle, workers: int) -> dict[str, Any]:
+    """Return where and on what a run goes: versions, processor, device, threads, workers, the data's fingerprint."""
+    return environment() | {
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "workers": workers,
+        "data_fingerprint": bundle.fingerprint,
+    }
 
 
 def placed(model: nn.Module, config: Config, device: torch.device) -> nn.Module:

@@ -21,9 +21,8 @@ from bnlab.data import DataBundle
 from bnlab.data.batches import batch_sizes
 from bnlab.errors import BnlabError, MisfitError
 from bnlab.measure.calibration import Calibration, bnlab_layers
-from bnlab.prepare import bundle_of, device_of, model_of, placed, resident
+from bnlab.prepare import bundle_of, device_of, model_of, placed, resident, surroundings
 from bnlab.record.folder import RunFolder
-from bnlab.record.provenance import environment
 from bnlab.record.tables import Cell
 from bnlab.seeding import derived_seed
 from bnlab.training import checkpoint
@@ -131,13 +130,7 @@ def _train(
     batches = resident(config, bundle, bundle.train, device, training=True, workers=workers)
     total = config.trainer.total_steps(batches.steps_per_epoch)
     watcher.job_started(index, label, total)
-    where = environment() | {
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-        "workers": workers.size,
-        "data_fingerprint": bundle.fingerprint,
-    }
+    where = surroundings(device, bundle, workers.size)
     folder.write_environment(where)
     log.info("training %s: %d steps on %s", label or "one run", total, device)
     precision = precision_of(config.trainer, device)
@@ -150,8 +143,9 @@ def _train(
             config.eval,
             config.batch_of_statistics(workers.size),
             batches,
-            lambda split: resident(config, bundle, split, device, training=False),
+            lambda split, training: resident(config, bundle, split, device, training=training),
             precision,
+            config.measure,
         ),
         optimizer=config.optim.make(model),
         rate_of=config.schedule.rate_of(config.optim.lr, total),
@@ -227,6 +221,9 @@ class _Recorder:
     def evals(self, rows: list[tuple[Cell, ...]]) -> None:
         self._folder.evals.append(rows)
 
+    def layers(self, rows: list[tuple[Cell, ...]]) -> None:
+        self._folder.layers.append(rows)
+
     def checkpoint(self, state: dict[str, Any]) -> None:
         checkpoint.save(self._folder.path, state)
 
@@ -237,4 +234,5 @@ class _Unrecorded:
     def steps(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def checkpoint(self, state: dict[str, Any]) -> None: ...

@@ -121,6 +121,20 @@ def _summary(test: list[float | None], valid: list[float | None], step_ms: float
         "images_per_second": 64e3 / step_ms,
         "initial_share": {"momentum": 0.1, "decay": 0.9, "share_left": 7e-10, "half_life_steps": 6.58},
         "refresh_ms": 0.2 * step_ms,
+        "discrepancy_seconds": 0.2,
+        "discrepancy_share": 0.05,
+        "layers": {
+            name: {
+                "depth": depth,
+                "channels": 32,
+                "mean_z": 0.01 * depth,
+                "mean_z_max": 0.04 * depth,
+                "log_std_ratio": -0.02 * depth,
+                "log_std_ratio_max": 0.05 * depth,
+                "curve": {"mean_z": [0.3] * (n - 1) + [0.01 * depth], "log_std_ratio": [0.0] * n},
+            }
+            for depth, name in enumerate(("1", "5"), 1)
+        },
         "facts": {"reads_batch": True, "keeps_stats": True},
         "curve": {
             "step": steps,
@@ -135,10 +149,11 @@ def _summary(test: list[float | None], valid: list[float | None], step_ms: float
             "test.acc_gap": [-0.01] * n,
             "test.loss_gap": [0.02] * n,
             "test.flip_rate": [0.03] * n,
+            "test.kl": [0.004] * n,
+            "test.logit_rms": [0.06] * n,
+            "test.ece": [0.008] * n,
+            "test.mate_noise": [0.07] * n,
             "test.fold_error": [2e-7] * n,
-            "train.acc_gap": [-0.01] * n,
-            "train.loss_gap": [0.02] * n,
-            "train.flip_rate": [0.03] * n,
         },
     }
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"worker"},
     {"compare"},
     {"report"},
-    {"check", "completion", "doctor", "laboratory", "sweep"},
+    {"bench", "check", "completion", "doctor", "laboratory", "sweep"},
     {"cli"},
     {"__main__"},
 ]

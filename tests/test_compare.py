@@ -442,6 +442,58 @@ def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
         assert metric.derive(run.summary, 0.98) is not None
 
 
+def without_new_keys(run: Path) -> Path:
+    """Make a run one of an older bnlab, which had no `measure` and recorded less."""
+    for name in ("summary.json", "status.json"):
+        document = json.loads((run / name).read_text())
+        document["config"].pop("measure", None)
+        for key in ("layers", "discrepancy_seconds", "discrepancy_share"):
+            document.pop(key, None)
+        for key in ("kl", "logit_rms", "ece", "mate_noise"):
+            document.get("curve", {}).pop(f"test.{key}", None)
+        (run / name).write_text(json.dumps(document))
+    return run
+
+
+NEW = ("ece", "kl", "logit_rms", "mate_noise", "mean_z", "log_std_ratio", "discrepancy_share")
+
+
+def test_the_discrepancy_is_read_from_the_summary(tmp_path: Path) -> None:
+    summary = read_runs([make_run(tmp_path / "a")])[0][0].summary
+    assert summary is not None
+    found = {name: metrics[name].derive(summary) for name in NEW}
+    assert found == {
+        "ece": 0.008,
+        "kl": 0.004,
+        "logit_rms": 0.06,
+        "mate_noise": 0.07,
+        "mean_z": 0.02,
+        "log_std_ratio": -0.04,
+        "discrepancy_share": 0.05,
+    }
+
+
+def test_a_run_of_an_older_bnlab_is_compared_with_what_it_has(tmp_path: Path) -> None:
+    without_new_keys(make_run(tmp_path / "old", norm="batch"))
+    make_run(tmp_path / "new", norm="layer")
+    runs, skipped = read_runs([tmp_path])
+    assert not skipped
+    (old,) = (run for run in runs if run.folder.name == "old")
+    assert old.summary is not None
+    assert {name: metrics[name].derive(old.summary) for name in NEW} == dict.fromkeys(NEW)
+    assert metrics["acc_gap"].derive(old.summary) == -0.01
+    (part,) = compare([tmp_path], metrics=["kl", "mean_z"]).sections
+    assert {row.label: row.metrics["kl"].center for row in part.rows} == {"batch": None, "layer": 0.004}
+
+
+@pytest.mark.parametrize("junk", [None, 7, "x", [], {"1": 7}, {"1": {"mean_z": "x"}}, {"1": {"mean_z": None}}])
+def test_layers_of_any_json_are_no_figure(tmp_path: Path, junk: object) -> None:
+    runs, _ = read_runs([make_run(tmp_path / "a", summary={"layers": junk, "discrepancy_share": junk})])
+    assert runs[0].summary is not None
+    assert metrics["mean_z"].derive(runs[0].summary) is None
+    assert metrics["log_std_ratio"].derive(runs[0].summary) is None
+
+
 def test_derivations(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", test_accuracy=[0.1, 0.7, 0.8, 0.75], valid_accuracy=[0.1, 0.9, 0.9, 0.8])
     summary = read_runs([folder])[0][0].summary

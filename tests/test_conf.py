@@ -105,6 +105,9 @@ def test_glob_takes_every_strategy() -> None:
         ("trainer.epochs=0", "trainer.epochs=0: must be above 0"),
         ("trainer.epochs=1e20", "trainer.epochs=1e+20: must be above 0 and at most 1e+06"),
         ("trainer.device=tpu", "trainer.device=tpu: must be auto, cpu, cuda or cuda:N"),
+        ("measure=ful", "measure=ful: must be one of cheap, full; did you mean full?"),
+        ("measure=null", "measure=None: must be one of cheap, full"),
+        ("measur=full", "measur: no such key; did you mean measure?"),
         ("seed=-1", "seed=-1: must be a whole number"),
         ("seed=0.5", "seed=0.5: must be a whole number"),
         ("seed=0,1", "add -m to run one job for each"),
@@ -123,6 +126,14 @@ def test_mistakes_are_named(override: str, message: str) -> None:
         parse_config(composed(override))
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) <= 3
+
+
+def test_what_is_measured() -> None:
+    assert parse_config(composed()).measure == "cheap"
+    assert parse_config(composed("measure=full")).measure == "full"
+    older = composed()
+    del older["measure"]
+    assert parse_config(older).measure == "cheap"
 
 
 def test_a_ghost_larger_than_the_batch_is_refused() -> None:

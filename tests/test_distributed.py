@@ -33,6 +33,7 @@ from bnlab.models import build, models
 from bnlab.norms import strategies
 from bnlab.record.tables import Cell
 from bnlab.training import checkpoint
+from bnlab.training.evaluation import Findings
 from bnlab.training.loop import Training
 from bnlab.training.optim import Sgd
 from bnlab.training.trainer import TrainerConfig
@@ -93,6 +94,7 @@ class Kept:
 
     def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         self.state = state["model"]
@@ -104,8 +106,8 @@ class Doubled(nn.Module):
 
 
 class NoEvaluation:
-    def evaluate(self, model: nn.Module) -> list[Any]:
-        return []
+    def evaluate(self, model: nn.Module) -> Findings:
+        return Findings([], {"probe": []})
 
 
 def trained(

@@ -19,6 +19,7 @@ from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import decimals_for, difference_cells, estimate_cells, number
 from bnlab.report.formats import FORMATS
 from bnlab.report.heading import heading
+from bnlab.report.layers import by_depth
 from bnlab.report.show import show_run
 from bnlab.report.table import comparison_table, skipped_lines
 
@@ -428,6 +429,68 @@ def test_a_run_at_a_glance(tmp_path: Path) -> None:
     assert "evals.csv" not in text
 
 
+LAYERS = {
+    "stem.norm": {"depth": 1, "channels": 8, "mean_z": 0.02, "log_std_ratio": 0.01,
+                  "curve": {"mean_z": [0.5, 0.1, 0.02], "log_std_ratio": [-0.7, 0.2, 0.01]}},
+    "head.norm": {"depth": 2, "channels": 8, "mean_z": 0.4, "log_std_ratio": -0.05,
+                  "curve": {"mean_z": [0.1, 0.3, 0.4], "log_std_ratio": [0.1, -0.3, -0.05]}},
+}  # fmt: skip
+WITH_LAYERS = {
+    "state": "done", "eval_seconds": 3.0, "train_seconds": 15.0, "discrepancy_seconds": 1.1, "discrepancy_share": 0.073,
+    "config": {"seed": 0, "measure": "full"}, "layers": LAYERS,
+    "curve": {"step": [0, 940, 1880], "test.kl": [0.5, 0.02, 0.001], "test.acc_gap": [0.8, 0, -0.003]},
+}  # fmt: skip
+BY_DEPTH = """\
+running statistics against those of the test probe, by depth
+layer        mean z                           log std ratio
+stem.norm     0.020 █▎                               +0.010 ██▍
+head.norm     0.400 ████████████████████████         -0.050 ████████████
+"""
+
+
+def test_the_discrepancy_by_depth_and_over_training(tmp_path: Path) -> None:
+    text = "\n".join(line.rstrip() for line in shown(WITH_LAYERS, {}, tmp_path, 110).splitlines())
+    assert BY_DEPTH in text
+    words = " ".join(text.split())
+    assert "3.0 s evaluation, of evaluation 1.1 s (7 % of training) for train-versus-eval" in words
+    assert "measure full" in words
+    assert "KL(training mode || evaluation mode), nats (log scale)" in words
+    assert "layer that is farthest off (log scale)" in words
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_layers_fit_the_terminal_and_have_an_ascii_form(tmp_path: Path, width: int) -> None:
+    deep = {f"stage{i}.block.norm_of_a_long_name": LAYERS["head.norm"] | {"depth": i} for i in range(1, 60)}
+    for unicode in (True, False):
+        stream = io.StringIO()
+        Terminal(stream).print(
+            show_run(WITH_LAYERS | {"layers": deep}, {}, Path("r"), width, unicode=unicode), width=width
+        )
+        text = stream.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        assert unicode or text.isascii()
+        assert "and 19 more in layers.csv" in text
+        assert ("█" if unicode else "####") in text
+
+
+def test_a_bar_is_short_where_the_figure_does_not_matter() -> None:
+    tiny = {"layers": {"1": {"depth": 1, "mean_z": 0.001, "log_std_ratio": 0.0}}}
+    (line,) = (text.plain for text in by_depth(tiny, 80, unicode=False) if str(text).startswith("1"))
+    assert line.split() == ["1", "0.001", "+0.000"]
+
+
+def test_runs_without_a_discrepancy_by_layer_show_none(tmp_path: Path) -> None:
+    older = {key: value for key, value in WITH_LAYERS.items() if not key.startswith(("layers", "discrepancy"))}
+    older["curve"] = {"step": [0, 940], "test.acc_gap": [0.8, 0.1], "test.flip_rate": [0.8, 0.1]}
+    without = WITH_LAYERS | {"layers": {}, "curve": {"step": [0, 940], "test.kl": [0.0, 0.0]}}
+    for summary in (older, without):
+        text = shown(summary, {}, tmp_path)
+        assert "3.0 s evaluation" in text
+        for part in ("by depth", "farthest", "KL("):
+            assert part not in text
+    assert "train-versus-eval" not in shown(older, {}, tmp_path)
+
+
 def test_a_run_without_a_summary_says_what_happened_and_where_the_log_is() -> None:
     status = {"state": "killed", "error": "killed by \x1b[31mSIGKILL"}
     text = " ".join(shown({}, status, Path("runs/x"), 200).split())
@@ -445,6 +508,12 @@ def test_a_summary_of_any_json_is_shown_without_failing(tmp_path: Path, junk: An
     shown(dict.fromkeys(keys, junk), {"state": junk, "error": junk, "started": junk}, tmp_path)
     curve = {"step": [0, junk], "test.accuracy": [0.1, junk], "train.loss": junk, "test.acc_gap": [junk]}
     shown({"curve": curve, "config": {"norm": junk, "seed": junk}}, {}, tmp_path)
+    whole = {"depth": 1, "mean_z": 0.1, "log_std_ratio": 0.1, "curve": {"mean_z": [junk, 0.1], "log_std_ratio": junk}}
+    for layers in (junk, {"a": junk}, {"a": dict.fromkeys(whole, junk)}, {"a": whole}, {HOSTILE: whole}):
+        made = {"layers": layers, "curve": {"step": [0, 1], "test.kl": [junk, 0.1]}, "discrepancy_share": junk}
+        text = shown(made, {}, tmp_path)
+        assert ESC not in text
+        assert "\u202e" not in text
 
 
 def test_workers_stand_in_the_heading_where_there_are_several() -> None:

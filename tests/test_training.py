@@ -18,7 +18,7 @@ from torch import nn
 
 from bnlab import hydra_app, prepare, worker
 from bnlab.config import parse_config
-from bnlab.measure.discrepancy import gap, logits_of, score
+from bnlab.measure.discrepancy import calibration_error, gap, logits_of, score
 from bnlab.measure.modes import evaluating, training_statistics
 from bnlab.models import build, models, norm_layers
 from bnlab.norms import strategies
@@ -106,9 +106,10 @@ def test_the_loop_takes_the_steps_that_plain_torch_takes(
 def test_same_seed_same_bits(trained: Callable[..., Path], norm: str) -> None:
     more = (f"norm={norm}", "model.dropout=0.2", "data.shift=1", "data.flip=true")
     first, second, other = trained(*more), trained(*more), trained(*more, "seed=1")
-    for table in ("steps.csv", "evals.csv"):
+    for table in ("steps.csv", "evals.csv", "layers.csv"):
         assert (first / table).read_bytes() == (second / table).read_bytes()
-        assert (first / table).read_bytes() != (other / table).read_bytes()
+        if table != "layers.csv" or strategies[norm]().facts.keeps_stats:
+            assert (first / table).read_bytes() != (other / table).read_bytes()
     one, two = checkpoint.load(first)["model"], checkpoint.load(second)["model"]
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -161,6 +162,8 @@ def test_a_run_leaves_its_whole_record(trained: Callable[..., Path]) -> None:
     assert last["test", "accuracy"] == summary["curve"]["test.accuracy"][-1]
     assert {split for split, _ in last} == {"train", "valid", "test"}
     assert summary["initial_share"]["share_left"] == pytest.approx(0.95**30)
+    assert 0 < summary["discrepancy_seconds"] < summary["eval_seconds"]
+    assert summary["discrepancy_share"] == summary["discrepancy_seconds"] / summary["train_seconds"]
     assert summary["state"] == "done"
     assert (summary["steps"], summary["unnormalizable_batches"]) == (30, 0)
     environment = json.loads((folder / "environment.json").read_text())
@@ -327,10 +330,43 @@ def test_score_and_gap_by_hand() -> None:
     assert between.acc_gap == 0.5 - 0.75
     assert between.flip_rate == 0.75
     assert between.loss_gap == pytest.approx(score(trained, labels).loss - found.loss)
+    divergences = []
+    for t, e in zip(trained.tolist(), evaluated.tolist(), strict=True):
+        p, q = ([math.exp(v) / sum(map(math.exp, logits)) for v in logits] for logits in (t, e))
+        divergences.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    assert between.kl == pytest.approx(sum(divergences) / 4, rel=1e-12)
+    # differences (0,0) (-1,1) (1,-1) (-5,3); evaluation logits 2, 1, 1, 5 and zeros
+    assert between.logit_rms == pytest.approx(math.sqrt((1 + 1 + 1 + 1 + 25 + 9) / (4 + 1 + 1 + 25)))
+    equal = gap(trained, trained, labels)
+    assert (equal.acc_gap, equal.loss_gap, equal.flip_rate, equal.kl, equal.logit_rms) == (0, 0, 0, 0, 0)
+    nothing = torch.zeros(4, 2)
+    assert gap(nothing, nothing, labels).logit_rms == 0
 
 
-@pytest.mark.parametrize("norm", ["none", "layer", "instance"])
-def test_strategies_without_statistics_have_no_gap(trained: Callable[..., Path], norm: str) -> None:
-    curve = summary_of(trained(f"norm={norm}", "model.dropout=0.3"))["curve"]
-    assert set(curve["test.acc_gap"] + curve["test.flip_rate"] + curve["train.flip_rate"]) == {0.0}
-    assert max(map(abs, curve["test.loss_gap"])) < 1e-6  # another batch size rounds otherwise
+def test_calibration_error_by_hand() -> None:
+    """Five samples of confidence 0.95 (3 right), two of 0.55 (both wrong), one at the edge of a bin (right)."""
+
+    def logits(confidence: float) -> list[float]:
+        return [math.log(confidence), math.log(1 - confidence)]
+
+    made = torch.tensor([*[logits(0.95)] * 5, *[logits(0.55)] * 2, logits(0.8)], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0])
+    by_hand = 5 / 8 * abs(3 / 5 - 0.95) + 2 / 8 * 0.55 + 1 / 8 * (1 - 0.8)
+    assert calibration_error(made, labels) == pytest.approx(by_hand, rel=1e-12)
+    both = torch.tensor([logits(0.68), logits(0.72)], dtype=torch.float64)  # one bin, (10/15, 11/15]: they even out
+    assert calibration_error(both, torch.tensor([0, 1])) == pytest.approx(abs(1 / 2 - 0.70), rel=1e-12)
+    apart = torch.tensor([logits(0.65), logits(0.68)], dtype=torch.float64)  # two bins: they do not
+    assert calibration_error(apart, torch.tensor([0, 1])) == pytest.approx((0.35 + 0.68) / 2, rel=1e-12)
+    certain = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])
+    assert calibration_error(certain, torch.tensor([0, 1])) == 0
+
+
+@pytest.mark.parametrize("stats", ["running", "batch"])
+@pytest.mark.parametrize("norm", ["none", "layer", "instance", "group", "rms"])
+def test_strategies_without_statistics_have_no_gap_at_all(trained: Callable[..., Path], norm: str, stats: str) -> None:
+    """Bit for bit: both modes see the same batches, though the split is evaluated in others."""
+    more = ("model.dropout=0.3", f"eval.stats={stats}", "eval.batch_size=50", "eval.probe_samples=100")
+    summary = summary_of(trained(f"norm={norm}", *more))
+    for name in ("acc_gap", "loss_gap", "flip_rate", "kl", "logit_rms"):
+        assert set(summary["curve"][f"test.{name}"]) == {0.0}, name
+    assert summary["layers"] == {}

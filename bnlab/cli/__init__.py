@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bnlab import __version__
-from bnlab.cli.laboratory import check, probe, recalibrate, shift
+from bnlab.cli.laboratory import bench, check, probe, recalibrate, shift
 from bnlab.cli.machine import data_fetch, data_list, doctor, list_options
 from bnlab.cli.runs import compare, show, train
 from bnlab.errors import BnlabError
@@ -50,6 +50,7 @@ app.command(short_help="Show one run: settings, outcome, curves.")(show)
 app.command(short_help="Train against eval: every measure, and the causes.")(probe)
 app.command(short_help="Put statistics of the training set into a model.")(recalibrate)
 app.command(short_help="Evaluate under shifts of the test images.")(shift)
+app.command(short_help="Step times as ratios with intervals, in minutes.")(bench)
 app.command(short_help="Check what a strategy says of itself, or your own module.")(check)
 app.command("list", short_help="List every option with one line each.")(list_options)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is there; download.")

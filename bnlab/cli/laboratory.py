@@ -44,7 +44,8 @@ Targets = Annotated[
     Optional[list[str]],
     typer.Argument(
         metavar="[RUN] [KEY=VALUE]...",
-        help="A run folder, with overrides such as data.root=...; beside --module only overrides, such as data=mnist",
+        help="A run folder, with overrides such as data.root=...; beside --module only overrides: data.batch_size=, "
+        "that of its training, model.input_norm=none for images in [0, 1]",
         autocompletion=complete_override,
     ),
 ]
@@ -56,7 +57,10 @@ Weights = Annotated[
     Optional[Path],
     typer.Option("--checkpoint", help="A file of weights: of --module, or instead of the run's own."),
 ]
-Data = Annotated[Optional[str], typer.Option("--data", help="Short for data=NAME, beside --module.")]
+Data = Annotated[
+    Optional[str],
+    typer.Option("--data", help="Data set for --module, such as mnist, or folder with data.path=...; as data=NAME."),
+]
 Samples = Annotated[
     int, typer.Option("--samples", min=2, help="Training samples that the population statistics are over, at most.")
 ]
@@ -127,3 +131,34 @@ def shift(
     from bnlab.laboratory.shift import shift as print_shifts
 
     print_shifts(targets or [], module, weights, data, shifts, severity, stats, batch_size, format.value)
+
+
+class Size(enum.StrEnum):
+    width = "width"
+    image = "image"
+    batch = "batch"
+
+
+def bench(
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Hydra overrides; lists make arms: norm=none,batch,layer model=cnn,mlp; and bench.seconds=, "
+            "bench.precision=, bench.rounds=",
+            autocompletion=complete_override,
+        ),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="The normalization layers alone, by shape.")] = False,
+    scale: Annotated[
+        Optional[Size], typer.Option("--scale", help="The same comparison at growing width, image or batch size.")
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+) -> None:
+    """Compare training steps: all arms in one process, one step each in turn, as ratios with intervals.
+
+    Stops when every ratio is known to 2 % or after two minutes, and says which.
+    """
+    from bnlab.bench.command import bench as print_bench
+
+    print_bench(overrides or [], layers, None if scale is None else scale.value, format.value)

@@ -15,8 +15,8 @@ from bnlab.compare.result import Value
 from bnlab.errors import ConfigError, did_you_mean
 
 # The seed tells the runs of an arm apart; the others change where files lie, what a run is called, or how many samples
-# an evaluation takes at once, and no figure depends on them.
-NOT_COMPARED = frozenset({"seed", "name", "data.root", "eval.batch_size"})
+# an evaluation takes at once or how much is measured beside it, and no figure depends on them.
+NOT_COMPARED = frozenset({"seed", "name", "data.root", "eval.batch_size", "measure"})
 FIRST_KEYS = ("norm.name", "model.name", "data.name", "optim.name", "schedule.name")
 NORM_ORDER = ("none", "batch", "ghost", "instance", "layer")
 OVER = ("done", "diverged")  # states with a summary

@@ -39,7 +39,7 @@ def layer_gaps(model: nn.Module, reference: Statistics) -> list[LayerGap]:
 def _gap(depth: int, name: str, layer: nn.Module, reference: Statistics) -> LayerGap:
     mean, var = reference[layer]
     running_mean, running_var = kept(layer)
-    varies = var > 0
+    varies = var != 0  # what is not finite stays in, to be seen
     sigma = var[varies].sqrt()
     z = (running_mean - mean)[varies].abs() / sigma
     ratio = (running_var[varies].sqrt() / sigma).log()

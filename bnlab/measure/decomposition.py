@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.measure.interval import Interval, mean_of
-from bnlab.measure.layers import Statistics, initial_left, learns_from_batches, running_layers, values_read
+from bnlab.measure.layers import Statistics, initial_left, running_layers, values_read
 from bnlab.measure.mates import Probe, logits_with_mates
-from bnlab.measure.modes import evaluating, preserved, restored, training_statistics
+from bnlab.measure.modes import evaluating, learners, preserved, restored, training_statistics
 from bnlab.measure.population import Plan, adopted, hooked, population
 
 DRAWS = 8  # of batches, for everything that depends on batch mates
@@ -59,6 +59,7 @@ class Decomposition:
     initial_left: float | None  # the largest share of the initial statistics among the layers; None: they keep none
     updates: int | None  # of that layer's running statistics
     momentum: float | None  # of that layer
+    reads_mates: bool = True  # False: training takes statistics of each sample, as instance norm, not of a batch
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def _shrinkage(model: nn.Module, batch: Tensor) -> dict[nn.Module, float]:
         if values is not None and values > 1:
             factors[layer] = (values - 1) / values
 
-    layers = [layer for layer in running_layers(model) if learns_from_batches(layer)]
-    with torch.no_grad(), evaluating(model), hooked(layers, look):
+    with torch.no_grad(), evaluating(model), hooked(learners(model), look):
         model(batch)
     return factors
 
@@ -147,13 +147,15 @@ def _norms_training(model: nn.Module, probe: Probe, draw: int) -> Tensor:
 
 def _training(model: nn.Module, probe: Probe, draw: int, *, augmented: bool) -> Tensor:
     batches = probe.augmented if augmented and probe.augmented is not None else probe.plain
-    with evaluating(model), restored(model) as put_back:
+    with preserved(model), restored(model) as put_back:  # all of it: other modules may keep something in training too
 
         def start_again() -> None:
             put_back()
             model.train()
 
-        torch.manual_seed(draw)  # of dropout; the random state comes back with the rest
+        torch.default_generator.manual_seed(draw)  # of dropout; the random state comes back with the rest
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(draw)
         return logits_with_mates(model, batches, probe.batch_size, draw, start_again)
 
 
@@ -169,7 +171,7 @@ def decompose(model: nn.Module, probe: Probe, found: Stages) -> Decomposition:
         absent["augmentation"] = "training does not augment"
     if found.unaugmented is found.undropped:
         absent["dropout"] = "nothing but normalization depends on the mode"
-    layers = [layer for layer in running_layers(model) if learns_from_batches(layer)]
+    layers = learners(model)
     if not layers:
         absent |= dict.fromkeys(NAMES[2:5], "no layer averages batches")
     if not running_layers(model):
@@ -195,15 +197,20 @@ def decompose(model: nn.Module, probe: Probe, found: Stages) -> Decomposition:
         left,
         None if slowest is None else int(cast(Tensor, slowest.num_batches_tracked)),
         None if slowest is None else cast(float | None, slowest.momentum),
+        len(found.undropped) > 1 or len(probe) < 2 * probe.batch_size,
     )
 
 
 def term(name: str, before: Tensor, after: Tensor, labels: Tensor, absent: str | None = None) -> Term:
-    """Return the difference between two stages, logits of shape (K or 1, N, classes)."""
+    """Return the difference between two stages, logits of shape (K or 1, N, classes).
+
+    `absent` says why there should be none; it is dropped where there is one, as of a layer that reads its batch unseen.
+    """
     hits = right(before, labels) - right(after, labels)
     losses = nats(before, labels) - nats(after, labels)
     flips = (before.argmax(-1) != after.argmax(-1)).double().mean().item()
-    return Term(name, mean_of(hits), mean_of(losses), divergence(before, after).mean().item(), flips, absent)
+    moved = divergence(before, after).mean().item()
+    return Term(name, mean_of(hits), mean_of(losses), moved, flips, None if moved > 0 else absent)
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The same weights on the same samples, normalized as in training and as in evaluation; the model is left as it was."""
+"""Logits of the same weights on the same samples, normalized as in training and as in evaluation, held together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bnlab.measure.decomposition import divergence
+
+BINS = 15  # of confidence, as in Guo et al. (2017)
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Gap:
-    """Statistics of training minus statistics of evaluation, same samples and weights."""
+    """Statistics of training against those of evaluation, same samples and weights; equal logits have 0 everywhere.
+
+    The gaps are training minus evaluation.
+    """
 
     acc_gap: float
-    loss_gap: float
+    loss_gap: float  # nats
     flip_rate: float  # share of samples whose predicted class changes between the two
+    kl: float  # mean KL(p_train || p_eval) in nats
+    logit_rms: float  # RMS of the logit difference over RMS of the logits in evaluation
     samples: int
 
 
@@ -49,5 +58,26 @@ def score(logits: Tensor, labels: Tensor) -> Score:
 def gap(trained: Tensor, evaluated: Tensor, labels: Tensor) -> Gap:
     """Compare logits under training statistics with those under evaluation statistics, both (N, classes)."""
     train, evaluation = score(trained, labels), score(evaluated, labels)
-    flips = (trained.argmax(1) != evaluated.argmax(1)).double().mean().item()
-    return Gap(train.accuracy - evaluation.accuracy, train.loss - evaluation.loss, flips, len(labels))
+    difference = (trained.double() - evaluated.double()).square().mean().sqrt()
+    size = evaluated.double().square().mean().sqrt()
+    return Gap(
+        acc_gap=train.accuracy - evaluation.accuracy,
+        loss_gap=train.loss - evaluation.loss,
+        flip_rate=(trained.argmax(1) != evaluated.argmax(1)).double().mean().item(),
+        kl=divergence(trained, evaluated).mean().item(),
+        logit_rms=(difference / size).item() if difference != 0 else 0.0,
+        samples=len(labels),
+    )
+
+
+def calibration_error(logits: Tensor, labels: Tensor) -> float:
+    """Return the expected calibration error, sum over bins of (samples in it / N) |accuracy - mean confidence|.
+
+    Confidence is the top probability, its bins (a, b] are 15 of equal width (Guo et al., "On calibration of modern
+    neural networks", 2017). `logits` have shape (N, classes).
+    """
+    confidence = logits.double().softmax(1).amax(1)
+    surplus = (logits.argmax(1) == labels).double() - confidence
+    bins = (confidence * BINS).ceil().long().clamp_(1, BINS) - 1
+    by_bin = F.one_hot(bins, BINS).double().T @ surplus  # a scattered sum would depend on its order on CUDA
+    return by_bin.abs().sum().item() / len(labels)

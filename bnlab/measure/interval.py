@@ -34,16 +34,18 @@ def mean_of(values: Tensor) -> Interval:
     table = values.detach().double().reshape(-1, values.shape[-1])
     draws, samples = table.shape
     mean = float(table.mean())
-    if samples < 2:
+    if samples < 2 or not table.isfinite().all():  # a loss that is not finite
         return Interval(mean, None, None, samples)
+    if (table == table[0, 0]).all():  # a mean and a variance of them would be off by rounding
+        return exactly(float(table[0, 0]), samples)
     per_sample, per_draw = table.mean(0), table.mean(1)
     parts = [(float(per_sample.var()) / samples, samples - 1)]
     if draws > 1:
         parts.append((float(per_draw.var()) / draws, draws - 1))
     variance = sum(part for part, _ in parts)
-    if not variance > 0:  # also nan: a loss that is not finite
+    if not 0 < variance < math.inf:  # beyond what float64 holds
         return Interval(mean, mean, mean, samples) if variance == 0 else Interval(mean, None, None, samples)
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    freedom = 1 / sum((part / variance) ** 2 / degrees for part, degrees in parts)
     half = _t975(freedom) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half, samples)
 

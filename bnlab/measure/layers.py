@@ -1,7 +1,8 @@
 """The normalization layers of any model, bnlab's own or others', and the statistics that they keep.
 
 Whatever has `running_mean` and `running_var` keeps statistics: bnlab's layers, torch's BatchNorm1d to 3d, SyncBatchNorm
-and InstanceNorm with `track_running_stats`, and modules of other libraries that go by the same names.
+and InstanceNorm with `track_running_stats`, and modules of other libraries that go by the same names; those with a
+`momentum` average batches.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def learns_from_batches(layer: nn.Module) -> bool:
     """Return whether a layer with statistics normalizes with those of its batch in training, and averages them."""
     if isinstance(layer, RunningLayer):
         return layer.refresh_every is None
-    return isinstance(layer, _NormBase) and keeps_statistics(layer)
+    return keeps_statistics(layer) and (isinstance(layer, _NormBase) or hasattr(layer, "momentum"))
 
 
 def values_read(layer: nn.Module, x: Tensor) -> int | None:
@@ -71,7 +72,8 @@ def values_read(layer: nn.Module, x: Tensor) -> int | None:
 def initial_left(layer: nn.Module) -> float | None:
     """Return the share of mean 0 and variance 1 in a layer's running statistics, from its momentum and its updates.
 
-    None: they are no moving average that started there, or its updates were not counted (as in some published weights).
+    None: they are no moving average that started there, or its updates were not counted, as by torch's instance norm
+    and in some published weights.
     """
     if isinstance(layer, RunningLayer):
         left = layer.initial_left()

@@ -40,15 +40,18 @@ def probe_indices(available: int, wanted: int, batch_size: int) -> Tensor:
 def batching(samples: int, batch_size: int, draw: int) -> Tensor:
     """Return an order of `samples` whose consecutive batches have other mates for each `draw`; draw 0 is 0, 1, 2, ...
 
-    Whole batches: samples at the same place of their batches change places at random, place by place. Samples beyond
-    the whole batches stay.
+    Whole batches: samples at the same place of their batches change places, place by place. In draw 1 those at place j
+    move on by j batches, so that no two neighbours stay together, however few the batches; the other draws are random.
+    Samples beyond the whole batches stay.
     """
     order = torch.arange(samples)
     whole = samples // batch_size
     if draw and whole > 1:
-        source = generator(0, "probes", draw)
         table = order[: whole * batch_size].view(whole, batch_size)
-        moved = torch.rand(whole, batch_size, generator=source).argsort(0)
+        if draw == 1:
+            moved = (torch.arange(whole)[:, None] + torch.arange(batch_size)) % whole
+        else:
+            moved = torch.rand(whole, batch_size, generator=generator(0, "probes", draw)).argsort(0)
         order[: whole * batch_size] = table.gather(0, moved).flatten()
     return order
 

@@ -15,15 +15,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bnlab.errors import ConfigError, did_you_mean
-
-Summary = Mapping[str, Any]
-Direction = Literal["higher", "lower"]
-Kind = Literal["mean", "time to target"]
+from bnlab.measure.declaring import Censored, Metric, Summary, metric, metrics
 
 # Accuracies that a small network passes within a few epochs and not at once.
 TARGETS = {
@@ -33,64 +29,9 @@ TARGETS = {
     "cifar10": 0.65,
     "cifar100": 0.30,
 }
-
-
 MOST_INITIAL_SHARE = 0.01  # of the initial statistics left at the end of a run, before it is worth a warning
 
-
-@dataclass(frozen=True)
-class Censored:
-    """A target that was not reached by `at`, where the run ended."""
-
-    at: float
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One column of every table."""
-
-    name: str
-    unit: str
-    better: Direction | None  # None: neither direction is the better one
-    title: str  # of a column, short
-    meaning: str
-    scale: float  # what a value is multiplied by for display: 100 for fractions shown in percent
-    kind: Kind
-    curve: str | None  # the recorded curve that shows how it came about
-    function: Callable[..., float | Censored | None]
-
-    def derive(self, summary: Summary, target: float | None = None) -> float | Censored | None:
-        """Return the metric of one run; None where it was not measured or, for a time to a target, none is given."""
-        if self.kind == "mean":
-            return self.function(summary)
-        return None if target is None else self.function(summary, target)
-
-    def column(self, target: float | None = None) -> str:
-        """Return the column's title, with the target where the metric has one: `steps to 98 %`."""
-        return self.title if target is None else self.title.replace("target", f"{100 * target:g} %")
-
-
-metrics: dict[str, Metric] = {}
-Derivation = Callable[..., float | Censored | None]
-
-
-def metric(
-    title: str,
-    unit: str,
-    better: Direction | None,
-    *,
-    scale: float = 1.0,
-    kind: Kind = "mean",
-    curve: str | None = None,
-) -> Callable[[Derivation], Derivation]:
-    """Declare the decorated function as a metric: its name is the metric's, its docstring the meaning."""
-
-    def enter(function: Derivation) -> Derivation:
-        name, meaning = function.__name__, (function.__doc__ or "").strip()
-        metrics[name] = Metric(name, unit, better, title, meaning, scale, kind, curve, function)
-        return function
-
-    return enter
+__all__ = ["MOST_INITIAL_SHARE", "TARGETS", "Censored", "Metric", "find_metric", "metrics", "share_left", "warnings_of"]
 
 
 def find_metric(name: str) -> Metric:
@@ -137,6 +78,12 @@ def test_at_best_valid(run: Summary) -> float | None:
 def test_loss(run: Summary) -> float | None:
     """mean cross-entropy on the test set at the last evaluation"""
     return _final(run, "test.loss")
+
+
+@metric("ECE", "points", "lower", scale=100, curve="test.ece")
+def ece(run: Summary) -> float | None:
+    """expected calibration error on the test set at the last evaluation: 15 equal bins of the top probability"""
+    return _final(run, "test.ece")
 
 
 @metric("valid loss", "nats", "lower", curve="valid.loss")
@@ -201,6 +148,42 @@ def loss_gap(run: Summary) -> float | None:
 def flip_rate(run: Summary) -> float | None:
     """share of samples whose predicted class changes between the statistics of training and those of evaluation"""
     return _final(run, "test.flip_rate")
+
+
+@metric("KL", "nats", "lower", curve="test.kl")
+def kl(run: Summary) -> float | None:
+    """mean KL(p_train || p_eval): how far the predictions move between the two, also where losses cancel"""
+    return _final(run, "test.kl")
+
+
+@metric("logit RMS", "%", "lower", scale=100, curve="test.logit_rms")
+def logit_rms(run: Summary) -> float | None:
+    """RMS of the logit difference between the two over the RMS of the logits in evaluation"""
+    return _final(run, "test.logit_rms")
+
+
+@metric("mate noise", "%", "lower", scale=100, curve="test.mate_noise")
+def mate_noise(run: Summary) -> float | None:
+    """standard deviation of a sample's logits over other batch mates, over their RMS; recorded with measure=full"""
+    return _final(run, "test.mate_noise")
+
+
+@metric("mean z", "sigma", "lower")
+def mean_z(run: Summary) -> float | None:
+    """|running mean - mean| / sigma of the layer where it is largest: its median channel, on the test probe"""
+    return _of_farthest_layer(run, "mean_z")
+
+
+@metric("log std ratio", "log", None)
+def log_std_ratio(run: Summary) -> float | None:
+    """log(running sigma / sigma) of the layer where it is farthest from 0: its median channel, on the test probe"""
+    return _of_farthest_layer(run, "log_std_ratio")
+
+
+@metric("gap cost", "%", "lower", scale=100)
+def discrepancy_share(run: Summary) -> float | None:
+    """seconds that telling training mode from evaluation mode took, over the seconds of training"""
+    return _number(run, "discrepancy_share")
 
 
 @metric("initial share", "%", "lower", scale=100)
@@ -281,6 +264,15 @@ def _curve(run: Summary, name: str) -> Sequence[float]:
 def _final(run: Summary, name: str) -> float | None:
     values = _curve(run, name)
     return values[-1] if values else None
+
+
+def _of_farthest_layer(run: Summary, figure: str) -> float | None:
+    """Return the figure of the layer in which it is farthest from 0."""
+    layers = run.get("layers")
+    if not isinstance(layers, Mapping):
+        return None
+    found = [_number(layer, figure) for layer in layers.values() if isinstance(layer, Mapping)]
+    return max((value for value in found if value is not None), key=abs, default=None)
 
 
 def _number(values: Mapping[str, Any], key: str) -> float | None:

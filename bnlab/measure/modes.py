@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.measure.layers import normalizations
+from bnlab.measure.layers import keeps_statistics, learns_from_batches, normalizations, running_layers
 
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, str, type(None), Tensor)
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -33,7 +33,7 @@ _HOOKS = (
 def preserved(model: nn.Module) -> Iterator[None]:
     """Leave `model` and the random states as they were; parameters are expected not to be written to."""
     restore = [remember(module) for module in model.modules() for remember in (_memory_of, _hooks_of)]
-    with _random_states(model):
+    with _random_states():
         try:
             yield
         finally:
@@ -45,8 +45,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode; every module's own mode comes back."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, mode in modes:
@@ -73,33 +73,45 @@ def training_statistics(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Let only the normalization layers act as in training; dropout and the rest of the model act as in evaluation.
 
     Their statistics come back at the end, and at once by the function given: called between batches, it makes each
-    batch the next training step after the same past.
+    batch the next training step after the same past. A layer that the model's own `train` leaves in evaluation stays.
     """
     with evaluating(model), restored(model) as put_back:
-        layers = list(normalizations(model).values())
-        for layer in layers:
-            layer.training = True
+        model.train()
+        layers = [layer for layer in normalizations(model).values() if layer.training]
+        model.eval()
 
         def start_again() -> None:
             put_back()
             for layer in layers:
                 layer.training = True
 
+        start_again()
         yield start_again
 
 
+def learners(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that average the batches they normalize with, in module order; not those left in evaluation."""
+    with evaluating(model):
+        model.train()
+        return [layer for layer in running_layers(model) if layer.training and learns_from_batches(layer)]
+
+
 def _memory_of(module: nn.Module) -> Callable[[], None]:
-    """Return what puts back a module's buffers (the same tensors, their old values) and plain attributes."""
+    """Return what puts back a module's buffers (the same tensors, their old values) and plain attributes.
+
+    Running statistics are put back whatever they are: some libraries keep them in parameters.
+    """
     buffers: dict[str, Tensor | None] = dict(module._buffers)
-    values = {name: buffer.detach().clone() for name, buffer in buffers.items() if buffer is not None}
+    statistics = [module.running_mean, module.running_var] if keeps_statistics(module) else []
+    values = {held: held.detach().clone() for held in (*buffers.values(), *statistics) if isinstance(held, Tensor)}
     plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
 
     def put_back() -> None:
         module._buffers.clear()
         module._buffers.update(buffers)
         with torch.no_grad():
-            for name, value in values.items():
-                module._buffers[name].copy_(value)  # type: ignore[union-attr]
+            for held, value in values.items():
+                held.copy_(value)
         for name in [name for name, value in vars(module).items() if isinstance(value, _PLAIN) and name not in plain]:
             delattr(module, name)
         vars(module).update(plain)
@@ -121,15 +133,14 @@ def _hooks_of(module: nn.Module) -> Callable[[], None]:
 
 
 @contextmanager
-def _random_states(model: nn.Module) -> Iterator[None]:
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+def _random_states() -> Iterator[None]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     cpu, numbers, python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
     finally:
         torch.set_rng_state(cpu)
-        for device, state in cuda.items():
-            torch.cuda.set_rng_state(state, device)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
         np.random.set_state(numbers)
         random.setstate(python)

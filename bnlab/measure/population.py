@@ -11,7 +11,7 @@ Johnson, "Rethinking Batch in BatchNorm", 2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -173,14 +173,15 @@ def adopted(model: nn.Module, statistics: Statistics) -> Iterator[None]:
 
 
 @contextmanager
-def mixed_with_batch(model: nn.Module, prior: float) -> Iterator[None]:
+def mixed_with_batch(model: nn.Module, prior: float, layers: Sequence[nn.Module] | None = None) -> Iterator[None]:
     """Evaluate each batch with its own statistics mixed into those in the layers, the source.
 
     With n samples in the batch, mean = N/(N + n) source + n/(N + n) batch, and the variance (biased) likewise, layer by
     layer, N = `prior` (Schneider et al., "Improving robustness against common corruptions by covariate shift
     adaptation", 2020). prior=0: the batch's own; one that has a single value a channel keeps the source's.
+    `layers`: whose; None: all that keep statistics.
     """
-    layers = running_layers(model)
+    layers = running_layers(model) if layers is None else layers
     source = {layer: kept(layer) for layer in layers}
 
     def mix(layer: nn.Module, x: Tensor) -> None:

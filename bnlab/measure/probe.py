@@ -14,9 +14,9 @@ from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.calibration import refreshed
 from bnlab.measure.decomposition import Decomposition, Stages, decompose, divergence, levels, nats, right, stages
 from bnlab.measure.interval import Interval, mean_of, share_of
-from bnlab.measure.layers import Statistics, learns_from_batches, running_layers
+from bnlab.measure.layers import Statistics
 from bnlab.measure.mates import Probe
-from bnlab.measure.modes import evaluating, preserved
+from bnlab.measure.modes import evaluating, learners, preserved
 from bnlab.measure.population import adopted, mixed_with_batch, plan, precise
 
 CURVE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -85,20 +85,20 @@ def probe(model: nn.Module, probes: Sequence[Probe], training_set: Batches, samp
     called more than once in a forward pass.
     """
     with torch.no_grad(), preserved(model), evaluating(model):
-        learners = [layer for layer in running_layers(model) if learns_from_batches(layer)]
+        layers = learners(model)
         samples = min(samples, len(training_set))
-        how = plan(model, dict.fromkeys(learners, samples), training_set)
+        how = plan(model, dict.fromkeys(layers, samples), training_set)
         batch, _ = next(probes[0].plain.sequential(probes[0].batch_size))
         fresh = refreshed(model, training_set)
         at = levels(model, how, batch, fresh)
-        found = {probe.split: stages(model, probe, at) for probe in probes}
+        found = [stages(model, probe, at) for probe in probes]
         test = probes[-1]
         with adopted(model, fresh):
-            curve = _curve(model, test, found[test.split], learners, training_set, samples) if learners else ()
+            curve = _curve(model, test, found[-1], layers, training_set, samples) if layers else ()
             agreement = _agreement(model, test)
         return Probing(
-            tuple(split_gap(probe, found[probe.split]) for probe in probes),
-            tuple(decompose(model, probe, found[probe.split]) for probe in probes),
+            tuple(map(split_gap, probes, found)),
+            tuple(decompose(model, probe, each) for probe, each in zip(probes, found, strict=True)),
             tuple(layer_gaps(model, at.population)),
             curve,
             agreement,
@@ -111,7 +111,7 @@ def split_gap(probe: Probe, found: Stages) -> SplitGap:
     training, evaluation, labels = found.undropped, found.running, probe.labels
     rms = evaluation.double().square().mean().sqrt()
     off = training.double() - training[:1].double()  # from the first draw, so that equal logits have noise 0
-    noise = off.var(0).mean(-1).sqrt().mean() / rms if len(training) > 1 else torch.zeros(())
+    noise = off.var(0).mean(-1).sqrt().mean() if len(training) > 1 else torch.zeros((), dtype=torch.float64)
     return SplitGap(
         split=probe.split,
         samples=len(probe),
@@ -122,7 +122,7 @@ def split_gap(probe: Probe, found: Stages) -> SplitGap:
         flip_rate=share_of(training.argmax(-1) != evaluation.argmax(-1)),
         kl=mean_of(divergence(training, evaluation)),
         logit_rms=_over_rms((training.double() - evaluation.double()).square().mean().sqrt(), rms),
-        mate_noise=_over_rms(noise * rms, rms) if len(probe) >= 2 * probe.batch_size else None,
+        mate_noise=_over_rms(noise, rms) if len(probe) >= 2 * probe.batch_size else None,
     )
 
 
@@ -130,13 +130,13 @@ def _curve(
     model: nn.Module,
     test: Probe,
     found: Stages,
-    learners: Sequence[nn.Module],
+    layers: Sequence[nn.Module],
     training_set: Batches,
     samples: int,
 ) -> tuple[Evaluation, ...]:
     """Evaluate with the batch's own statistics at every size, beside stored ones."""
     one_pass = precise(model, _first(training_set, samples, test.batch_size))
-    own: Statistics = {layer: one_pass[layer] for layer in learners if layer in one_pass}
+    own: Statistics = {layer: one_pass[layer] for layer in layers if layer in one_pass}
     with adopted(model, own):
         at_precise = _logits(model, test.plain, len(test), test.batch_size)
     rows = [
@@ -146,7 +146,7 @@ def _curve(
     ]
     for size in CURVE_SIZES:
         if (whole := min(len(test) // size, CURVE_BATCHES) * size) > 0:
-            with mixed_with_batch(model, 0.0):
+            with mixed_with_batch(model, 0.0, layers):
                 logits = _logits(model, test.plain, whole, size)
             rows.append(_evaluation(f"batch of {size}", size, logits, test.labels))
     return tuple(rows)
@@ -177,9 +177,10 @@ def _logits(model: nn.Module, batches: Batches, samples: int, size: int) -> Tens
 
 
 def _first(batches: Batches, samples: int, size: int) -> list[tuple[Tensor, Tensor]]:
-    return list(itertools.islice(batches.sequential(size), max(1, samples // size)))
+    size = min(size, samples)
+    return list(itertools.islice(batches.sequential(size), samples // size))
 
 
 def _over_rms(value: Tensor, rms: Tensor) -> float:
-    """Return value / rms, 0 of logits that are all 0."""
-    return (value / rms).item() if rms > 0 else 0.0
+    """Return value / rms, also where both are 0: no difference."""
+    return (value / rms).item() if value != 0 else 0.0

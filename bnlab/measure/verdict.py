@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from bnlab.measure.decomposition import Decomposition, Term
 from bnlab.measure.metrics import MOST_INITIAL_SHARE
 
@@ -22,6 +24,8 @@ _REMEDIES = {
     "initial statistics": "Recalibrate (bnlab recalibrate), raise the momentum, or train longer",
     "moving average": "Recalibrate (bnlab recalibrate), raise the momentum, or end with a lower learning rate",
 }
+_OWN = "training takes each sample's own statistics, evaluation those of all"
+_OWN_REMEDY = "Let evaluation take them too (track_running_stats=False)"
 
 
 def verdict(found: Decomposition) -> str:
@@ -30,6 +34,8 @@ def verdict(found: Decomposition) -> str:
     Where augmentation or dropout, which are meant to, moves them most, the normalization's part follows by itself.
     """
     total = found.total
+    if not math.isfinite(total.loss.value):
+        return f"No comparison on {found.split}: a loss is not finite, so the weights or the statistics have diverged."
     if total.moved == 0 and not any(term.moved for term in found.terms):
         return f"Training and evaluation mode agree exactly on {found.split}: 0 points, 0 nats, no prediction changes."
     by_normalization = found.terms[2:]
@@ -45,7 +51,8 @@ def verdict(found: Decomposition) -> str:
             sentences.append(f"Most of that is {cause.name}: {_reason(cause, found)}.")
     left = found.initial_left or 0.0
     if not small or (cause.name == "initial statistics" and left > MOST_INITIAL_SHARE):
-        sentences.append(f"{_REMEDIES[cause.name]}.")
+        own = cause.name == "batch noise" and not found.reads_mates
+        sentences.append(f"{_OWN_REMEDY if own else _REMEDIES[cause.name]}.")
     elif left <= MOST_INITIAL_SHARE:
         sentences.append("Nothing needs to be done.")
     if left > MOST_INITIAL_SHARE and cause.name != "initial statistics":
@@ -69,6 +76,8 @@ def _size(total: Term, split: str) -> str:
 
 
 def _reason(cause: Term, found: Decomposition) -> str:
+    if cause.name == "batch noise" and not found.reads_mates:
+        return _OWN
     return _REASONS[cause.name].format(**_facts(found))
 
 

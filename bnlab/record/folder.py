@@ -23,6 +23,8 @@ State = Literal["running", "done", "diverged", "failed", "interrupted"]
 
 STEPS = ("step", "epoch", "loss", "lr", "finite")
 EVALS = ("step", "epoch", "split", "metric", "value", "samples")
+# Without rows where no layer keeps statistics.
+LAYERS = ("step", "epoch", "depth", "layer", "reference", "metric", "value", "channels")
 # Clock readings have a table of their own, so that the others are byte-identical between equal runs.
 TIMES = ("step", "data_ms", "step_ms", "warmup")
 
@@ -63,6 +65,7 @@ class RunFolder:
         write_json(path / "status.json", self._status)
         self.steps = Table(path / "steps.csv", STEPS)
         self.evals = Table(path / "evals.csv", EVALS)
+        self.layers = Table(path / "layers.csv", LAYERS)
         self.times = Table(path / "times.csv", TIMES)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
@@ -79,7 +82,7 @@ class RunFolder:
         os.close(self._lock)
 
     def _close_tables(self) -> None:
-        for table in (self.steps, self.evals, self.times):
+        for table in (self.steps, self.evals, self.layers, self.times):
             table.close()
 
 

@@ -16,8 +16,8 @@ from rich.text import Text
 from bnlab.report.figures import significant
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-COLOURS = ("cyan", "yellow", "magenta", "green")
-MARKS = "*+ox"  # one a series where there is no colour or no Unicode
+COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue")
+MARKS = "*+ox#@"  # one a series where there is no colour or no Unicode
 _SMALLEST_ERROR = 1e-4  # one image of the 10,000 of a test set
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # braille bits by column, then row from the top
 Axis = Literal["error", "log", "linear"]
@@ -83,7 +83,7 @@ def line_chart(
 ) -> list[Text]:
     """Return the lines of a chart of `curves` (name -> x, y), `width` columns wide with its labels.
 
-    The ticks show the values times `factor`. Without `braille` each curve is drawn with its own mark of `*+ox`.
+    The ticks show the values times `factor`. Without `braille` each curve is drawn with its own mark of `*+ox#@`.
     """
     points = {name: [(x, y) for x, y in zip(*curve, strict=True) if math.isfinite(y)] for name, curve in curves.items()}
     everything = [point for curve in points.values() for point in curve]

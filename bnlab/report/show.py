@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from rich.text import Text
 
 from bnlab.compare.arms import text_of
 from bnlab.measure.metrics import warnings_of
-from bnlab.report.chart import COLOURS, MARKS, Axis, line_chart
+from bnlab.report.chart import Axis
 from bnlab.report.console import clean, to_ascii
+from bnlab.report.curves import chart, finite, mapping, over_steps
 from bnlab.report.figures import number, significant
+from bnlab.report.layers import by_depth, over_training
 
 GROUPS = ("norm", "model", "data", "optim", "schedule", "trainer", "eval")
 SPLITS = ("train", "valid", "test")
@@ -50,8 +51,8 @@ def show_run(
     facts: list[tuple[str, Iterable[str]]] = [
         ("state", _state(state, summary, status, folder)),
         *_outcome(summary),
-        *_configuration(_mapping(summary.get("config")) or _mapping(status.get("config"))),
-        ("machine", _machine(_mapping(summary.get("environment")))),
+        *_configuration(mapping(summary.get("config")) or mapping(status.get("config"))),
+        ("machine", _machine(mapping(summary.get("environment")))),
     ]
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="dim")
@@ -62,8 +63,8 @@ def show_run(
             style = _ENDED.get(state, "red") if name == "state" else ""
             table.add_row(Text(name), Text(text if unicode else to_ascii(text), style))
     shown: list[RenderableType] = [Text(clean(folder) if unicode else to_ascii(clean(folder)), "bold"), table]
-    charts = _charts(_mapping(summary.get("curve")), width, unicode, unicode and coloured)
-    return Group(*shown, *charts, *_files(folder))
+    charts = _charts(summary, width, unicode and coloured)
+    return Group(*shown, *charts, *by_depth(summary, width, unicode=unicode), *_files(folder))
 
 
 def _state(state: str, summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path) -> Iterable[str]:
@@ -83,9 +84,11 @@ def _configuration(config: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[st
     if config.get("seed") is not None:
         yield "seed", [text_of(config["seed"])]
     for group in GROUPS:
-        keys = _mapping(config.get(group))
+        keys = mapping(config.get(group))
         named = [str(keys["name"])] if "name" in keys else []
         yield group, [*named, *(f"{key}={_value(value)}" for key, value in keys.items() if key != "name")]
+    if config.get("measure") is not None:
+        yield "measure", [text_of(config["measure"])]
 
 
 def _machine(environment: Mapping[str, Any]) -> Iterable[str]:
@@ -107,19 +110,19 @@ def _machine(environment: Mapping[str, Any]) -> Iterable[str]:
 
 def _outcome(summary: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[str]]]:
     """Yield the headline figures, each line only where the run has it."""
-    curve = _mapping(summary.get("curve"))
+    curve = mapping(summary.get("curve"))
     last = {name: values[-1] for name, values in curve.items() if isinstance(values, list) and values}
-    for what, show in (("accuracy", _percent), ("loss", lambda value: significant(_float(value)))):
+    for what, show in (("accuracy", _percent), ("loss", lambda value: significant(finite(value)))):
         yield what, [f"{split} {show(last[f'{split}.{what}'])}" for split in SPLITS if f"{split}.{what}" in last]
     yield "train-eval", _gap(last)
-    yield "momentum", _momentum(_mapping(summary.get("initial_share")))
+    yield "momentum", _momentum(mapping(summary.get("initial_share")))
     yield "time", _time(summary)
     for warning in warnings_of(summary):
         yield "warning", [warning]
 
 
 def _gap(last: Mapping[str, Any]) -> Iterable[str]:
-    gap, flips = _float(last.get("test.acc_gap")), _float(last.get("test.flip_rate"))
+    gap, flips = finite(last.get("test.acc_gap")), finite(last.get("test.flip_rate"))
     if gap is not None:
         yield f"accuracy {number(100 * gap, 2, signed=True)} points with the statistics of training"
     if flips is not None:
@@ -128,7 +131,7 @@ def _gap(last: Mapping[str, Any]) -> Iterable[str]:
 
 def _momentum(share: Mapping[str, Any]) -> Iterable[str]:
     """Both conventions: the weight of the new batch (torch), and of the old value (the papers, Keras)."""
-    new, old, half, left = (_float(share.get(key)) for key in ("momentum", "decay", "half_life_steps", "share_left"))
+    new, old, half, left = (finite(share.get(key)) for key in ("momentum", "decay", "half_life_steps", "share_left"))
     if new is not None:
         yield f"{new:g} of each new batch, {1 - new if old is None else old:g} of the old value"
     if half is not None:
@@ -142,61 +145,57 @@ def _share(left: float) -> str:
 
 
 def _time(summary: Mapping[str, Any]) -> Iterable[str]:
-    step = _mapping(summary.get("step_ms"))
-    steps, epochs = _float(summary.get("steps")), _float(summary.get("epochs"))
+    step = mapping(summary.get("step_ms"))
+    steps, epochs = finite(summary.get("steps")), finite(summary.get("epochs"))
     if steps is not None:
         yield f"{steps:,.0f} steps" + ("" if epochs is None else f" ({epochs:g} epochs)")
     for key, what in (("train_seconds", "training"), ("eval_seconds", "evaluation"), ("wall_seconds", "in all")):
-        value = _float(summary.get(key))
+        value = finite(summary.get(key))
         if value is not None:
             yield f"{number(value, 1)} s {what}"
-    median, low, high = (_float(step.get(key)) for key in ("median", "p10", "p90"))
+        if key == "eval_seconds":
+            yield _cost(summary)
+    median, low, high = (finite(step.get(key)) for key in ("median", "p10", "p90"))
     if median is not None:
         yield f"{significant(median)} ms a step" + (
             "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
         )
-    refresh = _float(summary.get("refresh_ms"))
+    refresh = finite(summary.get("refresh_ms"))
     if refresh is not None:
         yield f"of it {significant(refresh)} ms for statistics of the training set"
-    rate = _float(summary.get("images_per_second"))
+    rate = finite(summary.get("images_per_second"))
     if rate is not None:
         yield f"{rate:,.0f} images/s"
 
 
-def _charts(curve: Mapping[str, Any], width: int, unicode: bool, braille: bool) -> list[RenderableType]:
+def _cost(summary: Mapping[str, Any]) -> str:
+    seconds, share = (finite(summary.get(f"discrepancy_{key}")) for key in ("seconds", "share"))
+    if seconds is None or share is None:
+        return ""
+    return f"of evaluation {number(seconds, 1)} s ({number(100 * share, 0)} % of training) for train-versus-eval"
+
+
+def _charts(summary: Mapping[str, Any], width: int, braille: bool) -> list[RenderableType]:
     beside = width >= _SIDE_BY_SIDE
     room = min((width - 3) // 2 if beside else width, 100)
-    charts = [
-        Group(
-            Text(title, "bold"), *line_chart(curves, axis, room, factor=factor, braille=braille), _key(curves, braille)
-        )
-        for title, what, axis, factor in _CHARTS
-        if (curves := _curves(curve, what))
+    curve = mapping(summary.get("curve"))
+    pairs = [
+        [
+            chart(title, curves, axis, room, braille, factor=factor)
+            for title, what, axis, factor in _CHARTS
+            if (curves := over_steps(curve.get("step"), {split: curve.get(f"{split}.{what}") for split in SPLITS}))
+        ],
+        over_training(summary, room, braille=braille),
     ]
-    if beside and len(charts) == 2:
-        grid = Table.grid(padding=(0, 3, 0, 0))
-        grid.add_row(*charts)
-        return [Text(""), grid]
-    return [part for chart in charts for part in (Text(""), chart)]
-
-
-def _curves(curve: Mapping[str, Any], what: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Return split -> (steps, values), `nan` where a value is missing; only splits with two evaluations or more."""
-    steps = _numbers(curve.get("step"))
-    found = {split: _numbers(curve.get(f"{split}.{what}")) for split in SPLITS}
-    return {
-        split: (steps, values)
-        for split, values in found.items()
-        if len(values) == len(steps) > 1 and all(map(math.isfinite, steps))
-    }
-
-
-def _key(curves: Mapping[str, Any], braille: bool) -> Text:
-    text = Text("by step: ", "dim")
-    for index, split in enumerate(curves):
-        text.append("━ " if braille else f"{MARKS[index]} ", COLOURS[index])
-        text.append(f"{split}  ")
-    return text
+    shown: list[RenderableType] = []
+    for charts in pairs:
+        if beside and len(charts) == 2:
+            grid = Table.grid(padding=(0, 3, 0, 0))
+            grid.add_row(*charts)
+            shown += [Text(""), grid]
+        else:
+            shown += [part for drawn in charts for part in (Text(""), drawn)]
+    return shown
 
 
 def _files(folder: Path) -> list[RenderableType]:
@@ -211,24 +210,8 @@ def _files(folder: Path) -> list[RenderableType]:
     return [Text(""), table]
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _float(value: Any) -> float | None:
-    """Return a finite number as float, anything else as None: the file may hold any JSON."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
-        return None
-    return float(value)
-
-
-def _numbers(values: Any) -> list[float]:
-    known = [_float(value) for value in values] if isinstance(values, list) else []
-    return [math.nan if value is None else value for value in known]
-
-
 def _percent(value: Any) -> str:
-    share = _float(value)
+    share = finite(value)
     return f"{number(None if share is None else 100 * share, 2)} %"
 
 

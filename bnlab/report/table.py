@@ -46,7 +46,7 @@ def _section(section: Section, width: int, names: Sequence[str], unicode: bool) 
     if kept is None or width < NARROWEST:
         kept, left_out, body = columns, [], _blocks(columns, width)
     else:
-        body = [Text(""), *_table(kept, "─" if unicode else "-"), Text("")]
+        body = [Text(""), *table_lines(kept, "─" if unicode else "-"), Text("")]
     show = clean if unicode else to_ascii
     between = " · " if unicode else " | "
     legend = wrapped([show(part) for part in _legend(section, kept)], width, between)
@@ -69,7 +69,7 @@ def wrapped(parts: Sequence[str], width: int, between: str = " · ") -> list[str
     return lines
 
 
-def _table(columns: Sequence[Column], rule: str) -> list[Text]:
+def table_lines(columns: Sequence[Column], rule: str) -> list[Text]:
     """Return the lines of the table; every width is known, so rich need not measure the cells again."""
     tallest = max(len(column.header) for column in columns)
     title = [[""] * (tallest - len(column.header)) + column.header for column in columns]

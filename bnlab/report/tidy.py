@@ -32,7 +32,7 @@ def as_csv(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 def as_plain(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Return aligned text to grep: a line for each entry of `head`, then the rows."""
-    lines = [f"{key}: {clean(value)}" for key, value in head.items()]
+    lines = [f"{key}: {clean(value)}" for key, value in head.items() if value is not None]
     table = [list(rows[0]), *([_text(value) or "-" for value in row.values()] for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines += ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
@@ -41,7 +41,7 @@ def as_plain(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 def as_markdown(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Return `head` as a line each and the rows as one GitHub table."""
-    lines = [f"- {key}: {_escaped(str(value))}" for key, value in head.items()]
+    lines = [f"- {key}: {_escaped(str(value))}" for key, value in head.items() if value is not None]
     lines += ["", f"| {' | '.join(rows[0])} |", f"| {' | '.join('---' for _ in rows[0])} |"]
     lines += [f"| {' | '.join(_escaped(_text(value)) for value in row.values())} |" for row in rows]
     return "\n".join(lines) + "\n"

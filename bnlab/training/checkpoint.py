@@ -2,6 +2,8 @@
 
 checkpoint.pt        the newest          checkpoint.prev.pt   the one before
 checkpoint.sha256    the digests of both, written before the newest is renamed into place
+
+A single file of weights, such as a recalibrated model, has its digest in `<file>.sha256`, as `sha256sum` writes it.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import contextlib
 import hashlib
 import io
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bnlab.errors import RecordError
+from bnlab.errors import ConfigError, RecordError
 from bnlab.record.files import cannot_write, write_bytes
 
 CURRENT, PREVIOUS, DIGESTS = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256"
@@ -72,7 +76,7 @@ def load_file(path: Path) -> dict[str, Any]:
     """
     try:
         content = path.read_bytes()
-        beside = path.with_name(f"{path.name}.sha256")
+        beside = digest_beside(path)
         known = beside.read_text().split()[:1] if beside.exists() else []
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -87,6 +91,43 @@ def load_file(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise RecordError(f"{path}: holds a {type(state).__name__}, not a state dict\nsave model.state_dict()")
     return state
+
+
+def check_new_file(path: Path) -> None:
+    """Refuse a place where `save_file` would meet a file, or cannot write. Errors: ConfigError, EnvironmentFault."""
+    if os.path.lexists(path) or os.path.lexists(digest_beside(path)):
+        taken = path if os.path.lexists(path) else digest_beside(path)
+        raise ConfigError(f"{taken}: exists already, and nothing is written over\nname another file by --out")
+    if path.name in (PREVIOUS, CURRENT):
+        raise ConfigError(f"{path}: is a name that training writes to\nname another file by --out")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".sha256.tmp"):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def save_file(path: Path, state: Mapping[str, Any]) -> None:
+    """Put `state` into a new file, with its digest in `<file>.sha256`; both are there in the end, or neither.
+
+    Errors: as `check_new_file`.
+    """
+    check_new_file(path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content, beside = buffer.getvalue(), digest_beside(path)
+    try:
+        write_bytes(beside, f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode())
+        write_bytes(path, content)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def digest_beside(path: Path) -> Path:
+    """Return where the digest of a single file lies."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _known_digests(folder: Path) -> list[str]:

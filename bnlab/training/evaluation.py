@@ -1,4 +1,4 @@
-"""What a run measures at every evaluation: each split in evaluation mode, and the gap to training mode on probes.
+"""What a run measures at every evaluation: each split in evaluation mode, and the gap to training mode on a probe.
 
 `eval.stats` says which statistics the layers that keep some evaluate with; the others are as they are:
 
@@ -14,7 +14,7 @@ Statistics that are put in are taken out again, so that evaluating never changes
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -22,15 +22,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bnlab.clock import Stopwatch
 from bnlab.data import Batches, DataBundle, Split
+from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.calibration import refreshed
-from bnlab.measure.discrepancy import gap, logits_of, score
+from bnlab.measure.discrepancy import calibration_error, gap, logits_of, score
 from bnlab.measure.folding import check_foldable, folded
-from bnlab.measure.layers import Statistics, running_layers
+from bnlab.measure.layers import Statistics, gatherer, running_layers
+from bnlab.measure.mates import Probe, probe_indices
 from bnlab.measure.modes import evaluating, training_statistics
-from bnlab.measure.population import adopted, mixed_with_batch, plan, population, precise
+from bnlab.measure.moments import InstanceMoments, Moments
+from bnlab.measure.population import adopted, hooked, mixed_with_batch, plan, population, precise
+from bnlab.measure.probe import Probing, probe
 from bnlab.schema import param
-from bnlab.seeding import generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,10 @@ def check_eval(model: nn.Module, config: EvalConfig) -> None:
         check_foldable(model)
 
 
+Measure = Literal["cheap", "full"]
+LAYER_FIGURES = ("mean_z", "mean_z_max", "log_std_ratio", "log_std_ratio_max")  # of a LayerGap
+
+
 @dataclass(frozen=True)
 class Measured:
     """One figure of one split at one evaluation."""
@@ -62,11 +70,25 @@ class Measured:
     samples: int
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What one evaluation came to."""
+
+    figures: list[Measured]
+    layers: dict[str, list[LayerGap]]  # by what the running statistics are held against: probe, population
+    discrepancy_seconds: float = 0.0  # that went into telling training mode from evaluation mode
+
+
 class Evaluator:
     """Evaluates a model on the validation and test splits and on a fixed sample of the training split.
 
-    The probe samples are the same for every seed and strategy. Their training-mode batches have the size of the
-    training batches, since that is what the statistics of a batch depend on.
+    The probe is a fixed sample of the test split, the same for every seed and strategy. It goes through the model once
+    as in training and once as in evaluation, in the same batches of the size of the training batches: that is what the
+    statistics of a batch depend on, and a model that does not depend on them gives the same bits twice, so that its gap
+    is 0 and not merely small. In training mode each batch is the next step after the same past.
+
+    `resident` puts a split on the device, plain or as training sees it. With measure="full" every evaluation also takes
+    the measurements of `bnlab probe`.
     """
 
     def __init__(
@@ -75,65 +97,114 @@ class Evaluator:
         config: EvalConfig,
         train_batch_size: int,
         training_set: Batches,
-        resident: Callable[[Split], Batches],
+        resident: Callable[[Split, bool], Batches],
         precision: Callable[[], AbstractContextManager[object]],
+        measure: Measure = "cheap",
     ) -> None:
         self._config = config
         self._training_set = training_set
         self._probe_batch = train_batch_size
         self._precision = precision
-        self._probe_indices = {
-            "train": _probe(len(bundle.train), config.probe_samples, train_batch_size),
-            "test": _probe(len(bundle.test), config.probe_samples, train_batch_size),
+        chosen = {
+            name: probe_indices(len(split), config.probe_samples, train_batch_size)
+            for name, split in (("train", bundle.train), ("test", bundle.test))
         }
-        train_probe = bundle.train.take(self._probe_indices["train"])
-        test_probe = bundle.test.take(self._probe_indices["test"])
-        splits = {"train": train_probe, "valid": bundle.valid, "test": bundle.test}
-        self._splits = {name: resident(split) for name, split in splits.items() if len(split)}
-        self._probes = {"train": self._splits["train"], "test": resident(test_probe)}
+        train_probe = bundle.train.take(chosen["train"])
+        others = {"train": train_probe, "valid": bundle.valid}
+        self._others = {name: resident(split, False) for name, split in others.items() if len(split)}
+        self._test = resident(bundle.test, False)
+        beyond = torch.ones(len(bundle.test), dtype=torch.bool)
+        beyond[chosen["test"]] = False
+        self._probed = chosen["test"].to(self._test.device)
+        self._beyond = beyond.nonzero().flatten().to(self._test.device)  # test samples that are not in the probe
+        self._probes: list[Probe] = []
+        if measure == "full":
+            augments = training_set.augment.active
+            for name, split in (("train", train_probe), ("test", bundle.test.take(chosen["test"]))):
+                plain = self._others["train"] if name == "train" else resident(split, False)
+                augmented = resident(split, True) if augments else None
+                labels = split.labels.to(plain.device)
+                self._probes.append(Probe(name, plain, augmented, train_batch_size, labels))
 
-    def evaluate(self, model: nn.Module) -> list[Measured]:
+    def evaluate(self, model: nn.Module) -> Findings:
         """Measure the model and leave it as it was: modes, buffers and random state."""
         with self._precision():
             fresh = refreshed(model, self._training_set)
             with adopted(model, fresh):
                 evaluated, figures = self._splits_of(model)
-        # before its next step, a strategy that refreshes at every step would have these too
-        current = {layer: found for layer, found in fresh.items() if layer.refresh_every == 1}
-        with self._precision(), adopted(model, current), training_statistics(model):
-            for split, batches in self._probes.items():
-                trained, labels = logits_of(model, batches.sequential(self._probe_batch))
-                difference = gap(trained, evaluated[split], labels)
-                figures += [
-                    Measured(split, "acc_gap", difference.acc_gap, difference.samples),
-                    Measured(split, "loss_gap", difference.loss_gap, difference.samples),
-                    Measured(split, "flip_rate", difference.flip_rate, difference.samples),
-                ]
-        return figures
+            watch = Stopwatch(self._test.device)
+            watch.start()
+            # before its next step, a strategy that refreshes at every step would have these too
+            with adopted(model, {layer: found for layer, found in fresh.items() if layer.refresh_every == 1}):
+                trained, seen = self._as_in_training(model)
+            with adopted(model, fresh):
+                layers = {"probe": layer_gaps(model, seen)}
+            figures += _gaps(trained, *evaluated["test"])
+            figures += _calibration(evaluated)
+            if self._probes:
+                found = probe(model, self._probes, self._training_set, self._config.probe_samples)
+                figures += _in_full(found)
+                layers["population"] = list(found.layers)
+            watch.stop()
+        return Findings(figures, layers, watch.seconds)
 
-    def _splits_of(self, model: nn.Module) -> tuple[dict[str, Tensor], list[Measured]]:
-        """Return the logits on the probe samples, and loss and accuracy of each split."""
-        evaluated: dict[str, Tensor] = {}
+    def _splits_of(self, model: nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Measured]]:
+        """Return logits and labels of each split, those of the test probe first, with loss and accuracy."""
+        evaluated: dict[str, tuple[Tensor, Tensor]] = {}
         figures: list[Measured] = []
-        size = self._config.batch_size
         with adopted(model, self._of_training_set(model)):
             judged = folded(model) if self._config.stats == "folded" else model
-            for split, batches in self._splits.items():
-                with evaluating(judged), self._of_evaluated(model, batches):
-                    logits, labels = logits_of(judged, batches.sequential(size))
-                evaluated[split] = logits
-                found = score(logits, labels)
-                figures += [
-                    Measured(split, "loss", found.loss, found.samples),
-                    Measured(split, "accuracy", found.accuracy, found.samples),
-                ]
-            evaluated["test"] = evaluated["test"][self._probe_indices["test"].to(evaluated["test"].device)]
+            with evaluating(judged):
+                for split, batches in self._others.items():
+                    with self._of_evaluated(model, batches):
+                        evaluated[split] = logits_of(judged, batches.sequential(self._config.batch_size))
+                with self._of_evaluated(model, self._test):
+                    evaluated["test"] = self._of_test(judged)
             if judged is not model:
                 with evaluating(model):
-                    unfolded, labels = logits_of(model, self._probes["test"].sequential(size))
-                error = (evaluated["test"] - unfolded).abs().max() / unfolded.square().mean().sqrt()
+                    unfolded, labels = logits_of(model, self._probe_in_batches())
+                error = (evaluated["test"][0][: len(labels)] - unfolded).abs().max() / unfolded.square().mean().sqrt()
                 figures.append(Measured("test", "fold_error", error.item(), len(labels)))
+        for split, (logits, labels) in evaluated.items():
+            found = score(logits, labels)
+            figures += [
+                Measured(split, "loss", found.loss, found.samples),
+                Measured(split, "accuracy", found.accuracy, found.samples),
+            ]
         return evaluated, figures
+
+    def _of_test(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return logits and labels of the test split, the probe first."""
+        size = self._config.batch_size
+        if self._config.stats in ("batch", "mixed") and running_layers(model):  # the batches are part of what is asked
+            logits, labels = logits_of(model, self._test.sequential(size))
+            order = torch.cat([self._probed, self._beyond])
+            return logits[order], labels[order]
+        beyond = self._test.in_order(self._beyond, size) if len(self._beyond) else ()
+        return logits_of(model, itertools.chain(self._probe_in_batches(), beyond))
+
+    def _probe_in_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._test.in_order(self._probed, self._probe_batch)
+
+    def _as_in_training(self, model: nn.Module) -> tuple[Tensor, Statistics]:
+        """Return the probe's logits with the layers as in training, and the statistics that the layers saw.
+
+        Those are over all batches, of each layer that keeps some, in order of execution.
+        """
+        gathered: dict[nn.Module, Moments | InstanceMoments] = {}
+
+        def gather(layer: nn.Module, x: Tensor) -> None:
+            gathered.setdefault(layer, gatherer(layer)).add(x)
+
+        with training_statistics(model) as start_again, hooked(running_layers(model), gather):
+
+            def batches() -> Iterator[tuple[Tensor, Tensor]]:
+                for batch in self._probe_in_batches():
+                    start_again()
+                    yield batch
+
+            logits, _ = logits_of(model, batches())
+        return logits, {layer: moments.result() for layer, moments in gathered.items()}
 
     def _of_training_set(self, model: nn.Module) -> Statistics:
         """Return the statistics of the training set that evaluation was asked to use; none where it was not."""
@@ -152,11 +223,34 @@ class Evaluator:
         return nullcontext()
 
 
-def _probe(available: int, wanted: int, batch_size: int) -> Tensor:
-    """Return fixed sample indices; whole training batches only, unless there is less than one."""
-    count = min(available, wanted)
-    count -= count % batch_size if count > batch_size else 0
-    return torch.randperm(available, generator=generator(0, "probes"))[:count]
+def _gaps(trained: Tensor, evaluated: Tensor, labels: Tensor) -> list[Measured]:
+    """Compare the probe's logits in training with the first of those in evaluation."""
+    found = gap(trained, evaluated[: len(trained)], labels[: len(trained)])
+    names = ("acc_gap", "loss_gap", "flip_rate", "kl", "logit_rms")
+    return [Measured("test", name, getattr(found, name), found.samples) for name in names]
+
+
+def _calibration(evaluated: Mapping[str, tuple[Tensor, Tensor]]) -> list[Measured]:
+    splits = [(split, *evaluated[split]) for split in ("valid", "test") if split in evaluated]
+    return [Measured(split, "ece", calibration_error(logits, labels), len(labels)) for split, logits, labels in splits]
+
+
+def _in_full(found: Probing) -> list[Measured]:
+    """Return the figures of `bnlab probe`, without their intervals."""
+    figures = [
+        Measured(gaps.split, "mate_noise", gaps.mate_noise, gaps.samples)
+        for gaps in found.gaps
+        if gaps.mate_noise is not None
+    ]
+    for decomposition in found.decompositions:
+        for term in (*decomposition.terms, decomposition.total):
+            name = f"term_{term.name.replace(' ', '_')}"
+            for what, value in (("acc", term.accuracy.value), ("loss", term.loss.value), ("kl", term.moved)):
+                figures.append(Measured(decomposition.split, f"{name}_{what}", value, term.accuracy.n))
+    for way in found.curve:
+        name = f"stats_{way.name}" if way.batch_size is None else f"batch_curve_{way.batch_size}"
+        figures.append(Measured("test", name, way.accuracy.value, way.samples))
+    return figures
 
 
 def evaluation_steps(every: float, steps_per_epoch: int, total: int) -> Iterator[int]:

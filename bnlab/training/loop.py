@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from bnlab.clock import Stopwatch, step_clock
 from bnlab.data import Batches
+from bnlab.measure.by_layer import LayerGap
 from bnlab.measure.calibration import Calibration
 from bnlab.models import norm_layers
 from bnlab.record.tables import Cell
-from bnlab.training.evaluation import Evaluator, Measured, evaluation_steps
+from bnlab.training.evaluation import LAYER_FIGURES, Evaluator, Measured, evaluation_steps
 from bnlab.training.trainer import TrainerConfig, forward_of, loss_function
 from bnlab.watcher import Watcher
 from bnlab.workers import ALONE, Workers
@@ -43,6 +44,7 @@ class Recorder(Protocol):
     def steps(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def checkpoint(self, state: dict[str, Any]) -> None: ...
 
 
@@ -56,11 +58,13 @@ class Outcome:
     diverged_at: int | None = None
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    discrepancy_seconds: float = 0.0  # of these for what tells training mode from evaluation mode
     step_ms: dict[str, float] | None = None
     images_per_second: float | None = None
     warmup_seconds: float = 0.0
     refresh_ms: float | None = None  # median of the refreshes of statistics inside steps
     curve: dict[str, list[float]] = field(default_factory=dict)
+    layers: list[list[LayerGap]] = field(default_factory=list)  # an entry an evaluation, against the test probe
 
 
 def train_step(
@@ -71,14 +75,22 @@ def train_step(
     labels: Tensor,
     step: int,
     calibration: Calibration | None = None,
+    mark: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Do step `step`, counted from 0, and return its loss, a scalar on the device that nobody has waited for."""
+    """Do step `step`, counted from 0, and return its loss, a scalar on the device that nobody has waited for.
+
+    `mark` is called between forward and backward, and between backward and optimizer.
+    """
     if calibration is not None:
         calibration.before_step(step)
     loss = loss_of(model(images), labels)
+    if mark is not None:
+        mark()
     loss.backward()
     if calibration is not None:
         calibration.after_backward()
+    if mark is not None:
+        mark()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
@@ -227,11 +239,22 @@ class Training:
 
     def _evaluate(self) -> None:
         self._eval_watch.start()
-        figures = self._evaluator.evaluate(self._model)
+        found = self._evaluator.evaluate(self._model)
+        figures = found.figures
         self._eval_watch.stop()
         step, epoch = self.outcome.steps, self.outcome.steps / self._batches.steps_per_epoch
         self._recorder.evals([(step, epoch, m.split, m.metric, m.value, m.samples) for m in figures])
+        self._recorder.layers(
+            [
+                (step, epoch, layer.depth, layer.name, reference, name, getattr(layer, name), layer.channels)
+                for reference, layers in found.layers.items()
+                for layer in layers
+                for name in LAYER_FIGURES
+            ]
+        )
         self._extend_curve(step, epoch, figures)
+        self.outcome.layers.append(found.layers["probe"])
+        self.outcome.discrepancy_seconds += found.discrepancy_seconds
         self._watcher.evaluated(step, {f"{m.split}.{m.metric}": m.value for m in figures})
 
     def _extend_curve(self, step: int, epoch: float, figures: list[Measured]) -> None:

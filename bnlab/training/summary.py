@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from bnlab.measure.by_layer import LayerGap
 from bnlab.measure.metrics import warnings_of
 from bnlab.norms.base import NormLayer, Strategy
+from bnlab.training.evaluation import LAYER_FIGURES
 from bnlab.training.loop import Outcome
 
 
@@ -32,6 +34,8 @@ def summarize(
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": outcome.train_seconds,
         "eval_seconds": outcome.eval_seconds,
+        "discrepancy_seconds": outcome.discrepancy_seconds,
+        "discrepancy_share": outcome.discrepancy_seconds / outcome.train_seconds if outcome.train_seconds else None,
         "wall_seconds": wall_seconds,
         "warmup_seconds": outcome.warmup_seconds,
         "step_ms": outcome.step_ms,
@@ -40,6 +44,22 @@ def summarize(
         "unnormalizable_batches": max((layer.num_unnormalizable for layer in layers), default=0),
         "initial_share": None if share is None else asdict(share),
         "facts": asdict(used[0].facts),
-        "curve": {name: [v if math.isfinite(v) else None for v in values] for name, values in outcome.curve.items()},
+        "layers": _by_name(outcome.layers),
+        "curve": {name: _finite(values) for name, values in outcome.curve.items()},
     }
     return summary | {"warnings": warnings_of(summary)}
+
+
+def _by_name(evaluations: Sequence[Sequence[LayerGap]]) -> dict[str, Any]:
+    """Return layer -> its figures at the last evaluation, and those of the middle channel over all evaluations."""
+    found: dict[str, Any] = {}
+    for layer in evaluations[-1] if evaluations else ():
+        before = [gap for gaps in evaluations for gap in gaps if gap.name == layer.name]
+        figures = dict(zip(LAYER_FIGURES, _finite([getattr(layer, name) for name in LAYER_FIGURES]), strict=True))
+        curve = {name: _finite([getattr(gap, name) for gap in before]) for name in ("mean_z", "log_std_ratio")}
+        found[layer.name] = {"depth": layer.depth, "channels": layer.channels, **figures, "curve": curve}
+    return found
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]

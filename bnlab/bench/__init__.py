@@ -1,0 +1,1 @@
+"""Step time as a paired comparison: what a strategy costs, with an interval."""

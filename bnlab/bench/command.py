@@ -1,0 +1,72 @@
+"""`bnlab bench`: every contest in turn, each with its share of the budget, printed and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from bnlab.bench.arms import contest, read
+from bnlab.bench.engine import BenchConfig, Contest, ContestTime, figures, measure
+from bnlab.bench.layers import SHAPES, layer_contest
+from bnlab.bench.record import record
+from bnlab.bench.scaling import Level, Size, levels
+from bnlab.errors import ConfigError
+from bnlab.report.bench import bench_table, benching, scaling_table
+from bnlab.report.console import messages, results
+from bnlab.report.tidy import TIDY_FORMATS
+
+
+def bench(overrides: Sequence[str], layers: bool, scale: Size | None, form: str) -> None:
+    """Print the paired comparison that `overrides` stand for; `form` is `table` or one of TIDY_FORMATS.
+
+    `layers`: of normalization layers alone; `scale`: at growing sizes. Errors: ConfigError.
+    """
+    if layers and scale is not None:
+        raise ConfigError("--layers: not beside --scale\nleave out one of the two")
+    limits, sections, left_out = read(overrides)
+    for line in left_out:
+        messages().say(line)
+    grown: list[list[Level]] = []
+    if layers:
+        found = _measured(limits, [partial(layer_contest, section, shape) for section in sections for shape in SHAPES])
+        folder = record([], found)
+    else:
+        if scale is not None:
+            grown = [levels(section, scale) for section in sections]
+            sections = [level.section for part in grown for level in part]
+        found = _measured(limits, [partial(contest, section) for section in sections])
+        folder = record(sections, found)
+    if form != "table":
+        rows = [figures(item, arm) for item in found for arm in item.arms]
+        results().emit(TIDY_FORMATS[form]({"record": str(folder)}, rows))
+    else:
+        _print(found, grown, scale)
+    messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder} --metric step_ratio"))
+
+
+def _measured(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]]) -> list[ContestTime]:
+    """Measure one after the other; the seconds that one leaves are the others'."""
+    found: list[ContestTime] = []
+    left = limits.seconds
+    with benching(messages()) as watch:
+        for number, make in enumerate(contests):
+            ready = make()
+            if ready is not None:
+                share = left / (len(contests) - number)
+                found.append(measure(ready, limits, share, partial(watch, ready.title)))
+                left = max(left - found[-1].seconds, 0.0)
+    return found
+
+
+def _print(found: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale: Size | None) -> None:
+    out = results()
+    for number, item in enumerate(found):
+        if number:
+            out.say("")
+        out.print(bench_table(item, out))
+    done = 0
+    for part in grown:
+        out.say("")
+        sizes = [(level.label, level.size) for level in part]
+        out.print(scaling_table(str(scale), sizes, found[done : done + len(part)], out))
+        done += len(part)

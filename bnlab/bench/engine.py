@@ -1,0 +1,172 @@
+"""The paired comparison: contenders do one step each in turn until every ratio to the baseline is well known."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from bnlab.bench.pairing import Figures, Ratio, Turns, in_turn
+from bnlab.bench.traffic import Traffic
+from bnlab.clock import Stopwatch, copy_bandwidth
+from bnlab.schema import param
+
+CHECK_EVERY = 5  # rounds between two looks at the intervals
+CONTROL = "second copy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """When a bench stops."""
+
+    seconds: float = param(120.0, "budget of the whole bench", above=0.0)
+    precision: float = param(0.02, "half-width of each ratio's 95% interval to stop at, over the ratio", above=0.0)
+    rounds: int = param(20, "rounds at least", low=2)
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Something that goes one step at a time."""
+
+    step: Callable[[], Figures]  # ms of the step, and of its forward, backward and optimizer
+    traffic: Callable[[], Traffic]  # of one step, which it takes
+    num_parameters: int
+    widest: int  # bytes of the widest normalized activation
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Contenders that differ in one thing; the first is the baseline."""
+
+    title: str  # what tells it from other contests of the bench; empty where there is one only
+    setting: tuple[str, ...]  # what the contenders share, for a heading
+    batch_size: int
+    device: torch.device
+    make: Mapping[str, Callable[[], Stepper]]
+
+
+@dataclass(frozen=True)
+class ArmTime:
+    """One contender's step: medians over rounds, and its ratio to the baseline's."""
+
+    label: str
+    step_ms: float
+    p10_ms: float
+    p90_ms: float
+    forward_ms: float
+    backward_ms: float
+    optimizer_ms: float
+    ratio: Ratio
+    floor: float  # the ratio that its additional traffic alone would give, at the measured bandwidth
+    images_per_second: float
+    traffic: Traffic
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class ContestTime:
+    """What a contest came to; the control is a second copy of the baseline, the noise floor of the ratios."""
+
+    title: str
+    setting: tuple[str, ...]
+    arms: tuple[ArmTime, ...]
+    control: Ratio
+    rounds: int
+    stopped_by: Literal["precision", "budget"]
+    seconds: float
+    bandwidth: float  # bytes a second, read and written, of a copy as large as the widest normalized activation
+    device: torch.device
+    threads: int
+
+
+def measure(
+    contest: Contest, limits: BenchConfig, seconds: float, watch: Callable[[Turns[str], float], None]
+) -> ContestTime:
+    """Take steps in turn until every ratio is within `limits.precision`, or `seconds` are over.
+
+    `watch` is told of every round, with the seconds left.
+    """
+    clock = Stopwatch(contest.device)
+    clock.start()
+    reference = next(iter(contest.make))
+    steppers = {label: make() for label, make in contest.make.items()}
+    traffic = {label: stepper.traffic() for label, stepper in steppers.items()}
+    bandwidth = copy_bandwidth(max(stepper.widest for stepper in steppers.values()), contest.device)
+    control = contest.make[reference]()
+    control.traffic()  # so that it has taken as many steps
+    contenders = {label: stepper.step for label, stepper in steppers.items()} | {CONTROL: control.step}
+    stopped_by: Literal["precision", "budget"] = "budget"
+    for turns in in_turn(contenders, reference):
+        watch(turns, seconds - clock.seconds)
+        if turns.rounds >= limits.rounds and turns.rounds % CHECK_EVERY == 0 and _known(turns, limits.precision):
+            stopped_by = "precision"
+            break
+        if clock.seconds >= seconds and turns.rounds >= 2:
+            break
+    clock.stop()
+    base = turns.medians(reference)[0]
+
+    def arm(label: str) -> ArmTime:
+        step, forward, backward, optimizer = turns.medians(label)
+        cuts = statistics.quantiles([figures[0] for figures in turns.figures[label]], n=10, method="inclusive")
+        more_ms = (traffic[label].moved - traffic[reference].moved) / bandwidth * 1e3
+        return ArmTime(
+            label=label,
+            step_ms=step,
+            p10_ms=cuts[0],
+            p90_ms=cuts[-1],
+            forward_ms=forward,
+            backward_ms=backward,
+            optimizer_ms=optimizer,
+            ratio=turns.ratio(label),
+            floor=(base + more_ms) / base,
+            images_per_second=contest.batch_size / step * 1e3,
+            traffic=traffic[label],
+            num_parameters=steppers[label].num_parameters,
+        )
+
+    return ContestTime(
+        contest.title,
+        contest.setting,
+        tuple(map(arm, steppers)),
+        turns.ratio(CONTROL),
+        turns.rounds,
+        stopped_by,
+        clock.seconds,
+        bandwidth,
+        contest.device,
+        torch.get_num_threads(),
+    )
+
+
+def _known(turns: Turns[str], precision: float) -> bool:
+    return all(turns.ratio(name).half_width <= precision for name in turns.figures if name != turns.reference)
+
+
+def figures(found: ContestTime, arm: ArmTime) -> dict[str, Any]:
+    """Return a contender's figures as plain values."""
+    return {
+        "contest": found.title,
+        "norm": arm.label,
+        "step_ms": arm.step_ms,
+        "forward_ms": arm.forward_ms,
+        "backward_ms": arm.backward_ms,
+        "optimizer_ms": arm.optimizer_ms,
+        "baseline": found.arms[0].label,
+        "ratio": arm.ratio.value,
+        "ratio_low": arm.ratio.low,
+        "ratio_high": arm.ratio.high,
+        "floor": arm.floor,
+        "images_per_second": arm.images_per_second,
+        "peak_bytes": arm.traffic.peak,
+        "moved_bytes": arm.traffic.moved,
+        "bandwidth": found.bandwidth,
+        "control": found.control.value,
+        "control_low": found.control.low,
+        "control_high": found.control.high,
+        "rounds": found.rounds,
+        "stopped_by": found.stopped_by,
+    }

@@ -1,0 +1,72 @@
+"""Normalization layers alone: forward and backward of one layer on one activation, by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnlab.bench.arms import Section
+from bnlab.bench.engine import Contest, Stepper
+from bnlab.bench.traffic import traffic_of
+from bnlab.clock import phase_clock
+from bnlab.errors import MisfitError
+from bnlab.norms import Strategy
+from bnlab.prepare import device_of
+from bnlab.training.allocator import keep_freed_memory
+
+SHAPES = ((64, 32, 28, 28), (128, 64, 16, 16), (256, 128, 8, 8), (64, 256))
+
+
+def layer_contest(section: Section, shape: Sequence[int]) -> Contest | None:
+    """Return the contest of the strategies of `section` on one shape; `none`, which has no layer, is left out.
+
+    The baseline is `batch`, or the first strategy where it is not among them. None where no strategy takes the shape.
+    Errors: MisfitError without any but `none`.
+    """
+    keep_freed_memory()
+    trainer = section.arms[0].config.trainer
+    if trainer.threads:
+        torch.set_num_threads(trainer.threads)
+    device, threads = device_of(trainer.device), torch.get_num_threads()
+    norms = {arm.label: arm.config.norm for arm in section.arms if arm.config.norm.name != "none"}
+    if not norms:
+        raise MisfitError("norm=none: has no layer to measure\nname others, such as norm=batch,layer")
+    has_space = len(shape) == 4
+    fitting = [label for label, norm in norms.items() if has_space or not norm.facts.needs_space]
+    if not fitting:
+        return None
+    layout = "channels_last" if trainer.channels_last and has_space else "contiguous"
+    steppers = {
+        label: partial(_stepper, norms[label], shape, device, layout == "channels_last")
+        for label in sorted(fitting, key=lambda label: norms[label].name != "batch")
+    }
+    setting = (f"{device.type}, {threads} thread{'s' if threads > 1 else ''}", layout)
+    return Contest(f"a layer on {' x '.join(map(str, shape))}", setting, shape[0], device, steppers)
+
+
+def _stepper(norm: Strategy, shape: Sequence[int], device: torch.device, channels_last: bool) -> Stepper:
+    draw = torch.Generator().manual_seed(0)
+    layout: dict[str, Any] = {"memory_format": torch.channels_last} if channels_last else {}
+
+    def random() -> Tensor:
+        return torch.randn(*shape, generator=draw).to(device).contiguous(**layout)
+
+    layer, x, gradient = norm.layer(shape[1]).to(device).train(), random().requires_grad_(), random()
+    clock = phase_clock(device)
+
+    def step() -> tuple[float, float, float, float]:
+        clock.mark()
+        y = layer(x)
+        clock.mark()
+        y.backward(gradient)
+        clock.mark()
+        forward, backward = clock.flush()
+        for tensor in (x, *layer.parameters()):
+            tensor.grad = None
+        return forward + backward, forward, backward, 0.0
+
+    return Stepper(step, lambda: traffic_of(step), sum(p.numel() for p in layer.parameters()), x.nbytes)

@@ -1,0 +1,48 @@
+"""What a bench leaves on disk: a run folder an arm, which `bnlab compare` reads like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnlab import hydra_app
+from bnlab.bench.arms import Section
+from bnlab.bench.engine import ContestTime, figures
+from bnlab.clock import utc_now
+from bnlab.config import identity
+from bnlab.prepare import bundle_of, surroundings
+from bnlab.record.files import write_bytes
+from bnlab.record.folder import RunFolder, fresh_folder
+from bnlab.report.tidy import as_csv
+
+
+def record(sections: Sequence[Section], found: Sequence[ContestTime], base: Path = Path("runs")) -> Path:
+    """Write a run folder an arm of each of `sections`, and all figures to `bench.csv`; return the folder."""
+    folder = fresh_folder(base, "bench")
+    rows = [figures(times, arm) for times in found for arm in times.arms]
+    write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
+    number = 0
+    for section, times in zip(sections, found, strict=False):
+        bundle = section.images or bundle_of(section.arms[0].config.data)
+        where = surroundings(times.device, bundle, workers=1)
+        for arm, time in zip(section.arms, times.arms, strict=True):
+            tree = dict(arm.tree)
+            place = folder / str(number)
+            place.mkdir()
+            number += 1
+            run = RunFolder(place, tree, hydra_app.as_yaml(tree), identity(tree, bundle.fingerprint), utc_now())
+            run.write_environment(where)
+            run.finish(
+                "done",
+                summary={
+                    "state": "done",
+                    "steps": times.rounds,
+                    "num_parameters": time.num_parameters,
+                    "step_ms": {"median": time.step_ms, "p10": time.p10_ms, "p90": time.p90_ms},
+                    "images_per_second": time.images_per_second,
+                    "bench": figures(times, time),
+                    "curve": {},
+                    "environment": where,
+                },
+            )
+    return folder

@@ -1,0 +1,99 @@
+"""The same comparison at growing sizes: does the overhead of a normalization grow or shrink with its layers?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from bnlab.bench.arms import Arm, Section
+from bnlab.config import parse_config
+from bnlab.data import DataBundle, Split
+from bnlab.errors import ConfigError
+from bnlab.prepare import bundle_of
+
+Size = Literal["width", "image", "batch"]
+WIDTHS = (0.5, 1.0, 2.0, 4.0)  # times the model's own
+IMAGES = (8, 16, 32, 64)  # pixels a side, random images
+BATCHES = (16, 64, 256, 1024)
+RANDOM_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Level:
+    """One size: what it is called, its place on an axis, and the contest's section."""
+
+    label: str
+    size: float
+    section: Section
+
+
+def levels(section: Section, size: Size) -> list[Level]:
+    """Return `section` at each size. Errors: ConfigError where the data set is smaller than every batch."""
+    bundle = bundle_of(section.arms[0].config.data)
+    found = {"width": _by_width, "image": _by_image, "batch": _by_batch}[size](section, bundle)
+    return [
+        replace(level, section=replace(level.section, title=f"{section.title} {size} {level.label}".strip()))
+        for level in found
+    ]
+
+
+def _by_width(section: Section, bundle: DataBundle) -> list[Level]:
+    found = []
+    for factor in WIDTHS:
+
+        def wider(tree: dict[str, Any], factor: float = factor) -> None:
+            model = tree["model"]
+            if "widths" in model:
+                model["widths"] = [max(1, round(width * factor)) for width in model["widths"]]
+            else:
+                model["width"] = max(1, round(model["width"] * factor))
+
+        changed = _changed(section, wider)
+        model = changed.arms[0].tree["model"]
+        widths = model.get("widths") or [model["width"]]
+        found.append(Level("-".join(map(str, widths)), max(widths), changed))
+    return found
+
+
+def _by_image(section: Section, bundle: DataBundle) -> list[Level]:
+    return [Level(f"{side} x {side}", side, replace(section, images=_random_images(bundle, side))) for side in IMAGES]
+
+
+def _by_batch(section: Section, bundle: DataBundle) -> list[Level]:
+    found = []
+    for batch in BATCHES:
+        if batch > len(bundle.train):
+            continue
+
+        def larger(tree: dict[str, Any], batch: int = batch) -> None:
+            tree["data"]["batch_size"] = batch
+
+        found.append(Level(f"{batch:,}", batch, _changed(section, larger)))
+    if not found:
+        raise ConfigError(f"data={bundle.name}: has {len(bundle.train):,} training images\ntake a larger data set")
+    return found
+
+
+def _changed(section: Section, change: Callable[[dict[str, Any]], None]) -> Section:
+    arms = []
+    for arm in section.arms:
+        tree = _copy(arm.tree)
+        change(tree)
+        arms.append(Arm(arm.label, parse_config(tree), tree))
+    return replace(section, arms=tuple(arms))
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _random_images(bundle: DataBundle, side: int) -> DataBundle:
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(
+        0, 256, (RANDOM_IMAGES, bundle.image_shape[0], side, side), dtype=torch.uint8, generator=draw
+    )
+    labels = torch.randint(0, bundle.num_classes, (RANDOM_IMAGES,), generator=draw)
+    return replace(bundle, train=Split(pixels, labels))

@@ -1,0 +1,63 @@
+"""`bnlab probe`: one model in training and in evaluation mode, every measure of the difference, and its causes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnlab.conformance.subject import described
+from bnlab.errors import BnlabError, ConfigError
+from bnlab.laboratory.specimen import Specimen, find
+from bnlab.measure.probe import Probing
+from bnlab.measure.probe import probe as measured
+from bnlab.measure.verdict import verdict
+from bnlab.report.console import messages, results
+from bnlab.report.probe import Probed, probe_head, probe_rows, probe_tables, working
+from bnlab.report.tidy import TIDY_FORMATS
+
+
+def probe(
+    targets: Sequence[str], module: str | None, weights: Path | None, data: str | None, samples: int, form: str
+) -> None:
+    """Print what tells training mode from evaluation mode in the model that the command line names.
+
+    `samples`: training images that the population statistics are over, at most; `form` is `table` or one of
+    TIDY_FORMATS. Errors: ConfigError, RecordError, DataError; MisfitError of a layer that is called twice in one pass.
+    """
+    with working(messages()) as tell:
+        tell("reading model and data")
+        specimen = find(targets, module, weights, data)
+        tell(f"probing {specimen.label}")
+        probing = _probing(specimen, module, samples)
+    found = Probed(
+        specimen.label,
+        specimen.about,
+        _step(specimen),
+        specimen.batch_size,
+        probing,
+        tuple(map(verdict, probing.decompositions)),
+    )
+    out = results()
+    if form == "table":
+        out.print(probe_tables(found, out))
+    else:
+        out.emit(TIDY_FORMATS[form](probe_head(found), probe_rows(found)))
+
+
+def _probing(specimen: Specimen, module: str | None, samples: int) -> Probing:
+    try:
+        with specimen.precision():
+            return measured(specimen.model, [specimen.probe("train"), specimen.probe("test")], specimen.train, samples)
+    except BnlabError:
+        raise
+    except Exception as error:
+        if module is None:
+            raise
+        raise ConfigError(
+            f"--module {module}: fails in training mode or in batches of another size: {described(error)}"
+        ) from error
+
+
+def _step(specimen: Specimen) -> int | None:
+    step = (specimen.state or {}).get("step")
+    return step if isinstance(step, int) else None

@@ -1,0 +1,513 @@
+"""Recalibration: the statistics it takes, what it says of them, and the one new file that it leaves."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnlab.data import Batches, Split
+from bnlab.errors import ConfigError, EnvironmentFault, MisfitError
+from bnlab.laboratory import recalibrate as command
+from bnlab.laboratory.specimen import of_module, of_run
+from bnlab.measure.by_layer import layer_gaps
+from bnlab.measure.interval import exactly
+from bnlab.measure.layers import Statistics, initial_left, running_layers
+from bnlab.measure.modes import training_statistics
+from bnlab.measure.population import adopted
+from bnlab.measure.recalibration import (
+    Level,
+    Stats,
+    curve_sizes,
+    enough,
+    new_entries,
+    recalibrated,
+    recalibration,
+    samples_used,
+)
+from bnlab.norms import strategies
+from bnlab.training import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+BNLAB = [sys.executable, "-m", "bnlab"]
+HERE = ["trainer.device=cpu", "trainer.threads=1"]
+
+
+def bnlab(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")}
+    surroundings = kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **env}
+    return subprocess.run(
+        [*BNLAB, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, env=surroundings, check=False
+    )
+
+
+# ---------------------------------------------------------------- the statistics
+
+
+class Images(Batches):
+    """Random images in float64, (2, 6, 6), of four classes."""
+
+    def __init__(self, count: int) -> None:
+        draw = torch.Generator().manual_seed(count)
+        pixels = torch.randint(0, 256, (count, 2, 6, 6), generator=draw, dtype=torch.uint8)
+        super().__init__(Split(pixels, torch.randint(0, 4, (count,), generator=draw)), batch_size=4)
+        self._images = self._images.double()
+
+
+def network(norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    """Two convolutions, each with a normalization, in float64."""
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(2, 5, 3), nn.Conv2d(5, 3, 3)
+    layers = [first, norm(5), nn.ReLU(), nn.Dropout(), second, norm(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4)]
+    return nn.Sequential(*layers).double().eval()
+
+
+@torch.no_grad()
+def of_one_forward(model: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Mean and biased variance that torch itself finds in one forward pass over all of `images`."""
+    model = copy.deepcopy(model)
+    found = []
+    x = images
+    for layer in model:  # type: ignore[attr-defined]
+        if isinstance(layer, nn.BatchNorm2d):
+            found.append((x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)))
+            x = F.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
+        else:
+            x = layer(x)
+    return found
+
+
+@pytest.mark.parametrize("stats", ["population", "precise"])
+@pytest.mark.parametrize("count", [None, 7])
+def test_statistics_are_those_of_one_forward_over_the_whole_batch(stats: Stats, count: int | None) -> None:
+    model, images = network(), Images(23)
+    found = recalibrated(model, images, stats, count, batch_size=23)
+    whole, _ = next(images.sequential(count or 23))
+    expected = of_one_forward(model, whole)
+    assert list(found) == [model[1], model[5]]  # type: ignore[index]
+    for (mean, var), (other_mean, other_var) in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(mean, other_mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(var, other_var, rtol=1e-12, atol=1e-12)
+
+
+def test_precise_pools_whole_batches_each_normalized_by_its_own() -> None:
+    model, images = network(), Images(23)
+    assert samples_used(images, "precise", None, 5) == 20
+    found = recalibrated(model, images, "precise", None, batch_size=5)
+    whole, _ = next(images.sequential(20))
+    inputs = [of_one_forward(model, batch)[1] for batch in whole.split(5)]
+    means = torch.stack([mean for mean, _ in inputs])
+    mean, var = found[model[5]]  # type: ignore[index]
+    torch.testing.assert_close(mean, means.mean(0), rtol=1e-12, atol=1e-12)
+    within = torch.stack([var for _, var in inputs]).mean(0)
+    torch.testing.assert_close(var, within + means.var(0, correction=0), rtol=1e-12, atol=1e-12)
+
+
+def test_layers_of_another_kind_keep_what_they_hold() -> None:
+    model = network()
+    model[1] = strategies["frozen"]().layer(5).double()  # type: ignore[index]
+    model[1].running_mean.fill_(0.25)  # type: ignore[index,operator]
+    model.eval()
+    found = recalibrated(model, Images(9), "population", None, 4)
+    assert list(found) == [model[5]]  # type: ignore[index]
+    inputs: list[Tensor] = []
+    model[5].register_forward_pre_hook(lambda _, x: inputs.append(x[0]))  # type: ignore[index]
+    model(Images(9).sequential(9).__next__()[0])
+    torch.testing.assert_close(found[model[5]][0], inputs[0].mean((0, 2, 3)), rtol=1e-12, atol=1e-12)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("norm", ["layer", "none", "group", "frozen", "population"])
+def test_a_model_without_averages_is_refused(norm: str) -> None:
+    model = nn.Sequential(strategies[norm]().layer(8) if norm != "none" else nn.Identity(), nn.Flatten())
+    with pytest.raises(MisfitError, match=r"nothing to recalibrate: .*\n.*leave (it|them)"):
+        recalibrated(model, Images(8), "population", None, 4)
+
+
+def test_a_layer_that_is_called_twice_has_statistics_by_precise_only() -> None:
+    shared = nn.BatchNorm2d(2).double()
+    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Flatten())
+    with pytest.raises(MisfitError, match=r"called more than once.*\nstats=precise pools"):
+        recalibrated(model, Images(8), "population", None, 8)
+    x, _ = next(Images(8).sequential(8))
+    both = torch.cat([x, F.batch_norm(x, None, None, training=True).tanh()])
+    mean, _ = recalibrated(model, Images(8), "precise", None, 8)[shared]
+    torch.testing.assert_close(mean, both.mean((0, 2, 3)), rtol=1e-10, atol=1e-10)
+
+
+# ---------------------------------------------------------------- how many samples
+
+
+def level(accuracy_off: float, loss_off: float, n: int = 10_000) -> Level:
+    zero = exactly(0.0, n)
+    return Level(zero, zero, exactly(accuracy_off, n), exactly(loss_off, n))
+
+
+def test_enough_is_where_nothing_is_far_from_all_any_more() -> None:
+    near, far, nan = level(0.0009, -0.004), level(0.0, 0.006), level(0.0, float("nan"))
+    sizes = [16, 64, 256, 1000]
+    assert enough([near, near, near, near], sizes) == 16
+    assert enough([near, far, near, near], sizes) == 256
+    assert enough([far, far, far, near], sizes) == 1000
+    assert enough([nan, near, near, near], sizes) == 64
+    assert enough([nan], [16]) == 16
+    coarse = level(1 / 200, 0.0, n=200)  # a single sample
+    assert enough([level(2 / 200, 0.0, n=200), coarse, level(0.0, 0.0, 200)], [16, 64, 90]) == 64
+    assert enough([level(1 / 200, 0.0), near], [16, 64]) == 64
+
+
+def test_the_curve_takes_whole_batches_for_precise() -> None:
+    images = Images(300)
+    assert curve_sizes(images, "population", 300, 50) == [16, 64, 256]
+    assert curve_sizes(images, "precise", 300, 50) == [50, 250]
+    assert curve_sizes(images, "precise", 300, 300) == []
+    assert curve_sizes(images, "population", 16, 50) == []
+
+
+def test_the_curve_and_the_changes_are_those_of_models_with_these_statistics() -> None:
+    model, images, held_out = network(), Images(90), Images(31)
+    found = recalibration(model, images, {"valid": held_out, "test": Images(40)}, "population", None, 8, 16)
+    assert [point.samples for point in found.curve] == [16, 64, 90]
+    x, labels = next(held_out.sequential(31))
+    logits = []
+    for count in (None, 16, 90):
+        other = copy.deepcopy(model)
+        if count:
+            statistics = of_one_forward(model, next(images.sequential(count))[0])
+            for layer, (mean, var) in zip(running_layers(other), statistics, strict=True):
+                layer.running_mean, layer.running_var = mean, var  # type: ignore[assignment]
+        logits.append(other(x).detach().float().double())
+    before, few, after = logits
+    change, point = found.changes[0], found.curve[0].levels["valid"]
+    close = pytest.approx
+    assert change.split == found.judged_on == "valid"
+    assert change.accuracy_before.value == close((before.argmax(1) == labels).double().mean().item())
+    assert change.loss.value == close((F.cross_entropy(after, labels) - F.cross_entropy(before, labels)).item())
+    assert change.flips.value == close((before.argmax(1) != after.argmax(1)).double().mean().item())
+    off = F.cross_entropy(few, labels, reduction="none") - F.cross_entropy(after, labels, reduction="none")
+    assert point.loss_off.value == close(off.mean().item(), abs=1e-7)
+    half = 2.0423 * off.std().item() / 31**0.5  # Student's t with 30 degrees of freedom
+    assert point.loss_off.high == close(off.mean().item() + half, abs=1e-6)
+    assert found.curve[-1].levels["test"].loss_off == exactly(0.0, 40)
+    assert max(gap.mean_z_max for gap in found.gaps_before) > 0.1
+    assert max(gap.mean_z_max for gap in found.gaps_after) < 1e-12
+
+
+# ---------------------------------------------------------------- what comes back
+
+
+class Interrupting(nn.Module):
+    """Is interrupted in its forward pass number `after`."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.left = torch.tensor(after)  # no buffer: it must not come back
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return x
+
+
+def everything(model: nn.Module) -> tuple[Any, ...]:
+    modules = list(model.modules())
+    tensors = [(name, value.numpy().tobytes()) for name, value in model.state_dict().items()]
+    return (
+        tensors,
+        [module.training for module in modules],
+        [len(module._forward_pre_hooks) for module in modules],
+        [getattr(module, "momentum", 0) for module in modules],
+        torch.get_rng_state().numpy().tobytes(),
+    )
+
+
+@pytest.mark.parametrize("stats", ["population", "precise"])
+@pytest.mark.parametrize("after", [0, 1, 3, 6, 10, 10**6])
+def test_the_model_comes_back_as_it_was_also_when_interrupted(stats: Stats, after: int) -> None:
+    model = network()
+    model.insert(6, Interrupting(after))  # type: ignore[operator]
+    model.train()
+    before = everything(model)
+    splits = {"valid": Images(12), "test": Images(20)}
+    if after < 100:
+        with pytest.raises(KeyboardInterrupt):
+            recalibration(model, Images(40), splits, stats, None, 8, 8)
+    else:
+        found = recalibration(model, Images(40), splits, stats, None, 8, 8)
+        assert new_entries(model, found.statistics)
+    assert everything(model) == before
+
+
+# ---------------------------------------------------------------- the entries of a file
+
+
+def test_counts_begin_anew_where_a_share_is_told_from_them() -> None:
+    fixed, cumulative = nn.BatchNorm2d(2, momentum=0.001), nn.BatchNorm2d(2, momentum=None)
+    streaming = strategies["streaming"]().layer(2)
+    model = nn.Sequential(fixed, cumulative, streaming)
+    for layer in running_layers(model):
+        layer.num_batches_tracked.fill_(500)  # type: ignore[operator,union-attr]
+    assert initial_left(fixed) == pytest.approx(0.999**500)
+    new: Statistics = {layer: (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.5])) for layer in running_layers(model)}
+    entries = new_entries(model, new)
+    assert [int(entries[f"{i}.num_batches_tracked"]) for i in range(3)] == [0, 500, 500]
+    assert torch.equal(entries["0.running_mean"], torch.tensor([1.0, 2.0]))
+    assert set(entries) == {
+        f"{i}.{k}" for i in range(3) for k in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    assert int(fixed.num_batches_tracked or 0) == 500
+    model.load_state_dict(entries, strict=False)
+    assert [initial_left(layer) for layer in running_layers(model)] == [None, 0.0, None]
+
+
+def test_a_layer_that_is_the_model_or_is_known_by_two_names_is_named_as_in_the_state_dict() -> None:
+    alone = nn.BatchNorm2d(2)
+    new: Statistics = {alone: (torch.ones(2), torch.ones(2))}
+    assert set(new_entries(alone, new)) == {"running_mean", "running_var", "num_batches_tracked"}
+    twice = nn.ModuleDict({"a": alone, "b": alone})
+    assert set(new_entries(twice, new)) == {
+        name for name in twice.state_dict() if "weight" not in name and "bias" not in name
+    }
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_new_file_has_its_digest_and_is_never_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "new.pt"
+    checkpoint.save_file(path, {"model": {"a": torch.ones(2)}})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (tmp_path / "new.pt.sha256").read_text() == f"{digest}  new.pt\n"
+    assert torch.equal(checkpoint.load_file(path)["model"]["a"], torch.ones(2))
+    with pytest.raises(ConfigError, match=r"exists already.*\n.*--out"):
+        checkpoint.save_file(path, {})
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("checkpoint", ConfigError),  # its digest would take the place of the run's
+        ("checkpoint.prev.pt", ConfigError),
+        ("link.pt", ConfigError),
+        (".", ConfigError),
+        ("missing/new.pt", EnvironmentFault),
+        ("file/new.pt", EnvironmentFault),
+        ("x" * 240 + ".pt", EnvironmentFault),
+    ],
+)
+def test_places_that_are_refused_before_the_work(tmp_path: Path, place: str, error: type[Exception]) -> None:
+    (tmp_path / "checkpoint.sha256").write_text("0\n")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link.pt").symlink_to("nowhere")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(error):
+        checkpoint.check_new_file(tmp_path / place)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_is_full_leaves_neither_file_nor_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = checkpoint.write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if path.suffix == ".pt":
+            raise EnvironmentFault("no space left")
+        written(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    with pytest.raises(EnvironmentFault, match="no space"):
+        checkpoint.save_file(tmp_path / "new.pt", {"a": 1})
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Short trainings on the digits whose running statistics are still mostly 0 and 1."""
+    place = tmp_path_factory.mktemp("runs")
+    sizes = ["data=digits", "data.valid_size=200", "model.widths=[8,16]", "trainer.steps=60"]
+    done = bnlab(
+        "train", "-m", "norm=batch,renorm", "norm.momentum=0.001", "name=low", "optim.lr=0.1", *sizes, *HERE, cwd=place
+    )
+    assert done.returncode == 0, done.stderr
+    folders = sorted(place.glob("runs/*low*/[01]"))
+    return dict(zip(("batch", "renorm"), folders, strict=True))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rows_of(text: str) -> dict[tuple[str, ...], float]:
+    keys = ("table", "split", "name", "samples", "metric")
+    return {tuple(row[key] for key in keys): float(row["value"]) for row in csv.DictReader(io.StringIO(text))}
+
+
+def test_recalibrating_a_run_removes_the_gap_of_a_low_momentum(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = runs["batch"]
+    old = files(folder)
+    done = bnlab("recalibrate", str(folder), *HERE, "--format", "csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    file = folder / "recalibrated-population-1237.pt"
+    assert {name for name in files(folder) if name not in old} == {file.name, f"{file.name}.sha256"}
+    assert {name: content for name, content in files(folder).items() if name in old} == old
+    rows = rows_of(done.stdout)
+    change = {metric: rows["change", "test", "", "1237", metric] for metric in ("accuracy_before", "accuracy_after")}
+    assert change["accuracy_after"] > change["accuracy_before"] + 0.05
+    assert max(v for k, v in rows.items() if k[0] == "layer before" and k[4] == "mean_z") > 0.3
+    assert max(v for k, v in rows.items() if k[0] == "layer after" and k[4] == "mean_z_max") < 1e-5
+
+    # the gap to the statistics of training is gone, and what the file holds is what the table says
+    before, after = of_run(folder), of_run(folder, file)
+    images, labels = next(after.test.sequential(360))
+    with torch.no_grad():
+        with training_statistics(before.model):
+            in_training = F.cross_entropy(before.model(images).double(), labels).item()
+        gaps = [rows["change", "test", "", "1237", f"loss_{when}"] - in_training for when in ("before", "after")]
+        assert abs(gaps[1]) < 0.02 < 0.2 < gaps[0]
+        accuracy = (after.model(images).argmax(1) == labels).double().mean().item()
+        loss = F.cross_entropy(after.model(images).double(), labels).item()
+    assert accuracy == pytest.approx(change["accuracy_after"])
+    assert loss == pytest.approx(rows["change", "test", "", "1237", "loss_after"], rel=1e-4)
+    fresh = recalibrated(after.model, after.train, "population", None, 64)
+    assert max(abs(gap.log_std_ratio_max) for gap in layer_gaps(after.model, fresh)) < 1e-5
+
+    # nothing else differs, and nothing says that mean 0 and variance 1 are left
+    new, known = checkpoint.load_file(file), checkpoint.load(folder)
+    assert list(new) == [*known, "recalibrated"]
+    assert new["recalibrated"] == {"stats": "population", "samples": 1237}
+    changed = {name for name in known["model"] if not torch.equal(known["model"][name], new["model"][name])}
+    assert {name.rpartition(".")[2] for name in changed} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert all(gap.initial_left is None for gap in layer_gaps(after.model, fresh))
+    assert [initial_left(layer) for layer in running_layers(before.model)] == [pytest.approx(0.999**60)] * 2
+
+
+def test_a_schedule_told_from_the_count_stays_at_its_end(runs: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "new.pt"
+    command.recalibrate([str(runs["renorm"])], None, None, None, "precise", 200, out, "plain")
+    assert checkpoint.load_file(out)["recalibrated"] == {"stats": "precise", "samples": 192}
+    for before, after in zip(
+        running_layers(of_run(runs["renorm"]).model), running_layers(of_run(runs["renorm"], out).model), strict=True
+    ):
+        assert [float(bound) for bound in after.bounds()] == [float(bound) for bound in before.bounds()] == [3.0, 5.0]  # type: ignore[operator]
+        assert initial_left(after) is None
+
+
+def test_the_table_reads_well_at_any_width(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = str(runs["batch"]), tmp_path / "a.pt"
+    monkeypatch.setenv("COLUMNS", "120")
+    command.recalibrate([run], None, None, None, "precise", 300, out, "table")
+    wide = capsys.readouterr().out
+    arguments = ["recalibrate", run, "--samples", "300", "--stats", "precise"]
+    done = bnlab(*arguments, "--out", "b.pt", cwd=tmp_path, COLUMNS="80", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+    for text, columns in ((wide, 120), (done.stdout, 80)):
+        assert max(map(len, text.splitlines())) <= columns
+        words = " ".join(text.split())
+        assert "precise: in one pass with training behaviour" in words
+        assert "over 256 of 1,237 training samples" in words
+        assert "samples were" in words
+        assert "Recalibration made it better (accuracy on valid, loss on valid" in words
+    again = bnlab(*arguments, "--out", "a.pt", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr == "a.pt: exists already, and nothing is written over\nname another file by --out\n"
+
+
+def test_json_says_what_was_enough_and_where_the_file_is(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new.pt"
+    command.recalibrate([str(runs["batch"])], None, None, None, "population", None, out, "json")
+    found = json.loads(capsys.readouterr().out)
+    assert (found["file"], found["stats"], found["samples"], found["judged_on"]) == (
+        str(out),
+        "population",
+        1237,
+        "valid",
+    )
+    assert found["enough"] in (16, 64, 256, 1024, 1237)
+    assert found["verdict"].startswith(("All ", f"{found['enough']:,} of 1,237 samples were enough"))
+
+
+def test_an_interruption_leaves_no_file(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnlab.measure.recalibration.layer_gaps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command.recalibrate([str(runs["batch"])], None, None, None, "population", 20, tmp_path / "new.pt", "plain")
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- modules
+
+MODULE = """
+from torch import nn
+
+def net(norm=nn.BatchNorm2d):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), nn.ReLU(), nn.Conv2d(4, 8, 3, stride=2), norm(8), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+def plain():
+    return net(nn.Identity)
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's own, importable in the working directory."""
+    name = f"their_net_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return name
+
+
+@pytest.mark.parametrize("nesting", ["flat", "nested and wrapped", "none"])
+def test_a_module_gets_a_file_in_the_form_of_its_own(theirs: str, nesting: str, tmp_path: Path) -> None:
+    factory = f"{theirs}:net"
+    own = of_module(factory, None, ["data=digits", *HERE]).model.state_dict()
+    state: dict[str, Any] = own
+    if nesting == "nested and wrapped":
+        state = {"epoch": 3, "state_dict": OrderedDict((f"module.{name}", value) for name, value in own.items())}
+    weights = None if nesting == "none" else tmp_path / "place" / "weights.pt"
+    if weights is not None:
+        weights.parent.mkdir()
+        torch.save(state, weights)
+    command.recalibrate(["trainer.device=cpu"], factory, weights, "digits", "population", 50, None, "plain")
+    new = (weights.parent if weights else tmp_path) / "recalibrated-population-50.pt"
+    found = torch.load(new, weights_only=True)
+    assert list(found) == list(state)
+    inner, names = (found["state_dict"], state["state_dict"]) if "state_dict" in state else (found, state)
+    assert list(inner) == list(names)
+    specimen = of_module(factory, new, ["data=digits", *HERE])
+    reference = of_module(factory, weights, ["data=digits", *HERE])
+    expected = recalibrated(reference.model, reference.train, "population", 50, 64)
+    with adopted(reference.model, expected):
+        for name, value in reference.model.state_dict().items():
+            assert name.endswith("tracked") or torch.equal(specimen.model.state_dict()[name], value)
+
+
+def test_a_module_without_averages_is_refused_and_leaves_nothing(theirs: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*.pt"))
+    with pytest.raises(MisfitError, match=f"{theirs}:plain: nothing to recalibrate"):
+        command.recalibrate(HERE, f"{theirs}:plain", None, "digits", "population", None, None, "table")
+    assert sorted(tmp_path.rglob("*.pt")) == before == []

@@ -92,7 +92,7 @@ def resident(
     return Batches(
         split,
         batch_size=config.data.batch_size,
-        last_batch=config.data.last_batch,
+        last_batch=config.data.last_batch if training else "keep",
         seed=config.seed,
         device=device,
         channels_last=_channels_last(config),

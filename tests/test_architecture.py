@@ -20,8 +20,9 @@ LAYERS = [
     {"hydra_app", "prepare"},
     {"worker"},
     {"compare"},
+    {"bench"},
     {"report"},
-    {"bench", "check", "completion", "doctor", "laboratory", "sweep"},
+    {"check", "completion", "doctor", "laboratory", "sweep"},
     {"cli"},
     {"__main__"},
 ]

@@ -349,7 +349,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("own_norm:grouped", "no module own_norm .* did you mean own_norms"),
         ("own_norms.deeper:grouped", "no module own_norms.deeper"),
         ("own_norms:groupd", "own_norms has no groupd; did you mean grouped"),
-        ("own_norms:number", "must be a function of the number of channels"),
+        ("own_norms:number", "must be a function or a class"),
         ("own_norms:words", "must return a torch.nn.Module, not str"),
         ("own_norms:halved", r"must return the shape of its input \(8, 32, 4, 3\), not shape \(8, 32, 2, 1\)"),
         ("own_norms:refuses", "fails: RuntimeError: not today"),

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
 from bnlab import hydra_app
 from bnlab.bench.engine import BenchConfig, Contest, Stepper
-from bnlab.bench.stepper import stepper
+from bnlab.bench.stepper import first_batches, stepper
 from bnlab.config import Config, parse_config
 from bnlab.data import DataBundle
 from bnlab.errors import ConfigError, MisfitError
 from bnlab.models.base import check_fit
-from bnlab.prepare import bundle_of, device_of, resident
+from bnlab.norms import strategies
+from bnlab.prepare import bundle_of, device_of, model_of, resident
 from bnlab.schema import parse
 from bnlab.training.allocator import keep_freed_memory
 
 DEFAULT_NORMS = "norm=none,batch,ghost,instance,layer,group"
 OWN = "bench."  # keys that are the bench's and no run's
+_THREADS = torch.get_num_threads()  # where trainer.threads leaves them to torch
 
 
 @dataclass(frozen=True)
 class Arm:
     """One configuration."""
 
-    label: str  # `none`, `ghost size=16`
+    label: str  # `none`, `ghost size=16`; no two of a section have the same
     config: Config
     tree: Mapping[str, Any]
 
@@ -40,12 +42,23 @@ class Section:
     title: str  # what tells this section from the others, `model=mlp data.batch_size=16`; empty where there is one only
     arms: tuple[Arm, ...]
     images: DataBundle | None = None  # in place of the data set
+    left_out: tuple[str, ...] = ()  # a sentence for each arm that other sections have and that does not fit here
+
+
+@dataclass
+class _Draft:
+    """A section while its arms are gathered."""
+
+    title: str
+    lines: list[str]  # overrides of its first arm
+    found: list[tuple[Config, dict[str, Any]]] = field(default_factory=list)
 
 
 def read(overrides: Sequence[str]) -> tuple[BenchConfig, list[Section], list[str]]:
-    """Return when to stop, the sections, and a line for each combination that was left out as it does not fit.
+    """Return when to stop, the sections, and a line for each arm that was left out or added.
 
-    Errors: ConfigError for keys and values, and where nothing is left.
+    A key of a strategy, `norm.size=8,16`, is for those of the strategies that have it. Errors: ConfigError for keys and
+    values, and where nothing is left; as of reading the data.
     """
     own = [line for line in overrides if line.startswith(OWN)]
     rest = [line for line in overrides if not line.startswith(OWN)]
@@ -54,56 +67,131 @@ def read(overrides: Sequence[str]) -> tuple[BenchConfig, list[Section], list[str
     bench = parse(BenchConfig, hydra_app.adjusted(defaults, own, keys)["bench"], "bench")
     if not any(line.startswith("norm=") for line in rest):
         rest.append(DEFAULT_NORMS)
-    found: dict[str, list[Arm]] = {}
-    titles: dict[str, list[str]] = {}
-    left_out = []
-    jobs = hydra_app.planned(rest, multirun=True)
+    drafts: dict[str, _Draft] = {}
+    notes: list[str] = []
+    jobs = [job for lines in _by_strategy(rest) for job in hydra_app.planned(lines, multirun=True)]
     shared = set.intersection(*(set(lines) for lines, _ in jobs))
     for lines, tree in jobs:
         changed = [line for line in lines if line not in shared]
+        name = " ".join(changed) or f"norm={tree['norm']['name']}"
         try:
             config = parse_config(tree)
-            check_fit(config.model, config.norm)
+            check(config, bundle_of(config.data))
         except MisfitError as error:
-            left_out.append(f"left out: {' '.join(changed) or config_name(tree)}: {str(error).partition(chr(10))[0]}")
+            notes.append(left_out(name, error))
             continue
-        key = json.dumps({k: v for k, v in tree.items() if k not in ("norm", "seed", "name")}, sort_keys=True)
-        found.setdefault(key, []).append(Arm(_label(changed, tree), config, tree))
-        titles.setdefault(key, [line for line in changed if not line.startswith(("norm=", "norm."))])
-    if not found:
-        raise ConfigError("nothing to measure: no strategy fits\n" + "\n".join(left_out[:2]))
-    return bench, [Section(" ".join(titles[key]), _with_baseline(arms)) for key, arms in found.items()], left_out
+        title = " ".join(line for line in changed if not line.startswith(("norm=", "norm.", "seed=", "name=")))
+        draft = drafts.setdefault(_without(tree, "norm"), _Draft(title, lines))
+        if any(_without(tree) == _without(other) for _, other in draft.found):
+            notes.append(f"left out: {name}: a bench has one seed, and this differs from another arm in no more")
+        else:
+            draft.found.append((config, tree))
+    if not drafts:
+        raise ConfigError("nothing to measure: no strategy fits\n" + "\n".join(notes[:2]))
+    notes += [note for draft in drafts.values() for note in _given_a_baseline(draft)]
+    return bench, [Section(draft.title, _labelled(draft.found)) for draft in drafts.values()], notes
 
 
-def config_name(tree: Mapping[str, Any]) -> str:
-    """Return the strategy of a configuration as written on a command line."""
-    return f"norm={tree['norm']['name']}"
+def check(config: Config, bundle: DataBundle) -> None:
+    """Refuse a strategy that does not fit its model, its batch or the images. Errors: MisfitError."""
+    check_fit(config.model, config.norm)
+    model_of(config, bundle)
 
 
-def _label(changed: Sequence[str], tree: Mapping[str, Any]) -> str:
-    own = [line.removeprefix("norm.") for line in changed if line.startswith("norm.")]
-    return " ".join([tree["norm"]["name"], *own])
+def left_out(name: str, error: MisfitError) -> str:
+    """Return a line that names an arm and says what does not fit, without the way out."""
+    reason = str(error).partition("\n")[0]
+    return f"left out: {name}: {reason.removeprefix(f'{name}: ').removeprefix(f'norm={name}: ')}"
 
 
-def _with_baseline(arms: list[Arm]) -> tuple[Arm, ...]:
-    """Put `none` first; where it is not among the arms, the first as named is the baseline."""
+def _by_strategy(lines: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the overrides of each strategy, without the keys that it has not and another one of them has."""
+    place = next(i for i, line in enumerate(lines) if line.startswith("norm="))
+    globbed = hydra_app.globbed(lines, "norm")
+    names = lines[place].removeprefix("norm=").split(",") if globbed is None else globbed[1]
+    if any(name not in strategies for name in names):
+        yield list(lines)  # Hydra reads it, or says what is wrong with it
+        return
+    known = {name: {f"norm.{field.name}" for field in fields(strategies[name])} for name in names}
+    anywhere = set.union(*known.values())
+    for name in dict.fromkeys(names):
+        foreign = anywhere - known[name]
+        kept = [line for line in lines if line.partition("=")[0].lstrip("+~") not in foreign]
+        yield [f"norm={name}" if line == lines[place] else line for line in kept]
+
+
+def _without(tree: Mapping[str, Any], *keys: str) -> str:
+    return json.dumps({key: value for key, value in tree.items() if key not in ("seed", "name", *keys)}, sort_keys=True)
+
+
+def _given_a_baseline(draft: _Draft) -> Iterator[str]:
+    """Put `none` beside a single arm, and say so."""
+    if len(draft.found) > 1:
+        return
+    ((_, tree),) = draft.found
+    name = tree["norm"]["name"]
+    if name == "none":
+        yield "norm=none: there is nothing to compare it with but its second copy; name others, such as norm=none,batch"
+        return
+    lines = [line for line in draft.lines if not line.lstrip("+~").startswith(("norm=", "norm."))]
+    ((_, base),) = hydra_app.planned([*lines, "norm=none"], multirun=True)
+    draft.found.append((parse_config(base), base))
+    yield f"norm={name} alone has nothing to be compared with: norm=none is added as its baseline"
+
+
+def _labelled(found: Sequence[tuple[Config, dict[str, Any]]]) -> tuple[Arm, ...]:
+    """Name each arm by its strategy and the keys in which that occurs more than once; `none` first."""
+    arms = []
+    for config, tree in found:
+        mates = [other["norm"] for _, other in found if other["norm"]["name"] == tree["norm"]["name"]]
+        changed = [key for key, value in tree["norm"].items() if any(mate[key] != value for mate in mates)]
+        label = " ".join([config.norm.name, *(f"{key}={_typed(tree['norm'][key])}" for key in changed)])
+        arms.append(Arm(label, config, tree))
     return tuple(sorted(arms, key=lambda arm: arm.config.norm.name != "none"))
+
+
+def _typed(value: Any) -> str:
+    """Return a value as one types it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def fitting(section: Section, images: DataBundle) -> Section | None:
+    """Return the section with the arms that fit `images` and says which do not; None where none does."""
+    kept, missing = [], list(section.left_out)
+    for arm in section.arms:
+        try:
+            check(arm.config, images)
+            kept.append(arm)
+        except MisfitError as error:
+            missing.append(left_out(arm.label, error))
+    return replace(section, arms=tuple(kept), left_out=tuple(missing)) if kept else None
+
+
+def set_threads(threads: int | None) -> int:
+    """Have torch use `threads`, None: as many as at the start of the process; return how many these are."""
+    torch.set_num_threads(threads or _THREADS)
+    return torch.get_num_threads()
 
 
 def contest(section: Section) -> Contest:
     """Return the contest of a section's training steps. Errors: as of reading its data and finding its device."""
     keep_freed_memory()
     config = section.arms[0].config
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+    threads = set_threads(config.trainer.threads)
+    if config.trainer.compile:
+        from torch._dynamo import config as dynamo  # takes a second to import
+
+        # Contenders share the code of their models; beyond 8 versions of it the rest would silently run eagerly.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * (len(section.arms) + 1))
     device = device_of(config.trainer.device)
     bundle = section.images or bundle_of(config.data)
     training_set = resident(config, bundle, bundle.train, device, training=True)
-    threads = torch.get_num_threads()
+    batches = first_batches(training_set)
+    size = len(batches[0][1])
     layout = "channels_last" if config.trainer.channels_last and config.model.has_space else "contiguous"
     setting = (
-        config.data.name if section.images is None else "random images",
-        f"{config.model.name}, batch {config.data.batch_size}",
+        bundle.name,
+        f"{config.model.name}, batch {size}",
         f"{device.type}, {threads} thread{'s' if threads > 1 else ''}",
         layout,
         *([config.trainer.precision] if config.trainer.precision != "float32" else []),
@@ -111,7 +199,7 @@ def contest(section: Section) -> Contest:
     )
 
     def make(config: Config) -> Callable[[], Stepper]:
-        return lambda: stepper(config, bundle, training_set, device)
+        return lambda: stepper(config, bundle, training_set, batches, device)
 
     steppers = {arm.label: make(arm.config) for arm in section.arms}
-    return Contest(section.title, setting, config.data.batch_size, device, steppers)
+    return Contest(section.title, setting, size, device, steppers, section.left_out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +16,8 @@ from bnlab.bench.traffic import Traffic
 from bnlab.clock import Stopwatch, copy_bandwidth
 from bnlab.schema import param
 
-CHECK_EVERY = 5  # rounds between two looks at the intervals
 CONTROL = "second copy"
+FEWEST_ROUNDS = 6  # below there is no 95% interval of a median, not even from the smallest to the largest ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class Contest:
     batch_size: int
     device: torch.device
     make: Mapping[str, Callable[[], Stepper]]
+    left_out: tuple[str, ...] = ()  # a sentence for each that does not fit
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class ContestTime:
     bandwidth: float  # bytes a second, read and written, of a copy as large as the widest normalized activation
     device: torch.device
     threads: int
+    left_out: tuple[str, ...] = ()
 
 
 def measure(
@@ -87,24 +91,26 @@ def measure(
 ) -> ContestTime:
     """Take steps in turn until every ratio is within `limits.precision`, or `seconds` are over.
 
-    `watch` is told of every round, with the seconds left.
+    There are FEWEST_ROUNDS at least. `watch` is told of every round, with the seconds left.
     """
+    gc.collect()  # the models of the contest before
     clock = Stopwatch(contest.device)
     clock.start()
     reference = next(iter(contest.make))
-    steppers = {label: make() for label, make in contest.make.items()}
-    traffic = {label: stepper.traffic() for label, stepper in steppers.items()}
+    # The copy is made and treated as the others are, or it would not show what the place in memory does.
+    steppers = {label: make() for label, make in {**contest.make, CONTROL: contest.make[reference]}.items()}
+    traffic = {label: _traffic(stepper) for label, stepper in steppers.items()}
     bandwidth = copy_bandwidth(max(stepper.widest for stepper in steppers.values()), contest.device)
-    control = contest.make[reference]()
-    control.traffic()  # so that it has taken as many steps
-    contenders = {label: stepper.step for label, stepper in steppers.items()} | {CONTROL: control.step}
     stopped_by: Literal["precision", "budget"] = "budget"
-    for turns in in_turn(contenders, reference):
+    look_at = max(limits.rounds, FEWEST_ROUNDS)
+    for turns in in_turn({label: stepper.step for label, stepper in steppers.items()}, reference):
         watch(turns, seconds - clock.seconds)
-        if turns.rounds >= limits.rounds and turns.rounds % CHECK_EVERY == 0 and _known(turns, limits.precision):
-            stopped_by = "precision"
-            break
-        if clock.seconds >= seconds and turns.rounds >= 2:
+        if turns.rounds >= look_at:  # at ever longer distances, for a look takes as long as many small steps
+            if _known(turns, limits.precision):
+                stopped_by = "precision"
+                break
+            look_at = math.ceil(1.1 * turns.rounds)
+        if clock.seconds >= seconds and turns.rounds >= FEWEST_ROUNDS:
             break
     clock.stop()
     base = turns.medians(reference)[0]
@@ -131,7 +137,7 @@ def measure(
     return ContestTime(
         contest.title,
         contest.setting,
-        tuple(map(arm, steppers)),
+        tuple(map(arm, contest.make)),
         turns.ratio(CONTROL),
         turns.rounds,
         stopped_by,
@@ -139,7 +145,14 @@ def measure(
         bandwidth,
         contest.device,
         torch.get_num_threads(),
+        contest.left_out,
     )
+
+
+def _traffic(stepper: Stepper) -> Traffic:
+    """Count in the second step: the first one makes what the optimizer keeps."""
+    stepper.step()
+    return stepper.traffic()
 
 
 def _known(turns: Turns[str], precision: float) -> bool:
@@ -150,8 +163,10 @@ def figures(found: ContestTime, arm: ArmTime) -> dict[str, Any]:
     """Return a contender's figures as plain values."""
     return {
         "contest": found.title,
-        "norm": arm.label,
+        "arm": arm.label,
         "step_ms": arm.step_ms,
+        "p10_ms": arm.p10_ms,
+        "p90_ms": arm.p90_ms,
         "forward_ms": arm.forward_ms,
         "backward_ms": arm.backward_ms,
         "optimizer_ms": arm.optimizer_ms,
@@ -163,10 +178,14 @@ def figures(found: ContestTime, arm: ArmTime) -> dict[str, Any]:
         "images_per_second": arm.images_per_second,
         "peak_bytes": arm.traffic.peak,
         "moved_bytes": arm.traffic.moved,
+        "num_parameters": arm.num_parameters,
         "bandwidth": found.bandwidth,
         "control": found.control.value,
         "control_low": found.control.low,
         "control_high": found.control.high,
         "rounds": found.rounds,
+        "seconds": found.seconds,
         "stopped_by": found.stopped_by,
+        "device": str(found.device),
+        "threads": found.threads,
     }

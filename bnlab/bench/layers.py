@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.bench.arms import Section
+from bnlab.bench.arms import Section, left_out, set_threads
 from bnlab.bench.engine import Contest, Stepper
 from bnlab.bench.traffic import traffic_of
 from bnlab.clock import phase_clock
@@ -29,23 +29,36 @@ def layer_contest(section: Section, shape: Sequence[int]) -> Contest | None:
     """
     keep_freed_memory()
     trainer = section.arms[0].config.trainer
-    if trainer.threads:
-        torch.set_num_threads(trainer.threads)
-    device, threads = device_of(trainer.device), torch.get_num_threads()
+    device, threads = device_of(trainer.device), set_threads(trainer.threads)
     norms = {arm.label: arm.config.norm for arm in section.arms if arm.config.norm.name != "none"}
     if not norms:
         raise MisfitError("norm=none: has no layer to measure\nname others, such as norm=batch,layer")
-    has_space = len(shape) == 4
-    fitting = [label for label, norm in norms.items() if has_space or not norm.facts.needs_space]
+    fitting, missing = [], []
+    for label, norm in norms.items():
+        try:
+            _check(norm, shape)
+            fitting.append(label)
+        except MisfitError as error:
+            missing.append(left_out(label, error))
     if not fitting:
         return None
+    has_space = len(shape) == 4
     layout = "channels_last" if trainer.channels_last and has_space else "contiguous"
     steppers = {
         label: partial(_stepper, norms[label], shape, device, layout == "channels_last")
         for label in sorted(fitting, key=lambda label: norms[label].name != "batch")
     }
     setting = (f"{device.type}, {threads} thread{'s' if threads > 1 else ''}", layout)
-    return Contest(f"a layer on {' x '.join(map(str, shape))}", setting, shape[0], device, steppers)
+    title = f"a layer on {' x '.join(map(str, shape))}"
+    return Contest(title, setting, shape[0], device, steppers, tuple(missing))
+
+
+def _check(norm: Strategy, shape: Sequence[int]) -> None:
+    """Refuse a strategy that is undefined on an activation of this shape. Errors: MisfitError."""
+    if norm.facts.needs_space and len(shape) != 4:
+        raise MisfitError(f"norm={norm.name}: is over the pixels of an image, and there are none")
+    norm.check_batch(shape[0])
+    norm.layer(shape[1])
 
 
 def _stepper(norm: Strategy, shape: Sequence[int], device: torch.device, channels_last: bool) -> Stepper:

@@ -17,6 +17,7 @@ import numpy as np
 K = TypeVar("K", bound=Hashable)
 Figures = tuple[float, ...]  # of one turn, the one to compare first
 WARMUP_ROUNDS = 3  # fill caches, and are not counted
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Turns(Generic[K]):
 
     reference: K
     figures: dict[K, list[Figures]] = field(default_factory=dict)
+    _ratios: dict[K, tuple[int, Ratio]] = field(default_factory=dict)  # with the rounds that they are over
 
     @property
     def rounds(self) -> int:
@@ -55,21 +57,18 @@ class Turns(Generic[K]):
 
     def ratio(self, name: K) -> Ratio:
         """Return a contender's first figure over the reference's, round by round."""
-        pairs = zip(self.figures[name], self.figures[self.reference], strict=True)
-        return ratio_of([mine[0] / reference[0] for mine, reference in pairs])
+        if name not in self._ratios or self._ratios[name][0] != self.rounds:
+            pairs = zip(self.figures[name], self.figures[self.reference], strict=True)
+            self._ratios[name] = self.rounds, ratio_of([mine[0] / reference[0] for mine, reference in pairs])
+        return self._ratios[name][1]
 
 
 def ratio_of(ratios: Sequence[float]) -> Ratio:
-    """Return the median with its percentile bootstrap interval (2,000 resamples, the same for the same ratios)."""
-    middle = statistics.median(ratios)
-    if len(set(ratios)) < 2:
-        return Ratio(middle, middle, middle)
-    from scipy import stats  # takes a second to import
-
-    found = stats.bootstrap(
-        (np.asarray(ratios),), np.median, n_resamples=2000, method="percentile", vectorized=True, axis=0, rng=0
-    ).confidence_interval
-    return Ratio(middle, float(found.low), float(found.high))
+    """Return the median with its percentile bootstrap interval, the same for the same ratios."""
+    values = np.asarray(ratios)
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
+    return Ratio(statistics.median(ratios), float(low), float(high))
 
 
 def in_turn(contenders: Mapping[K, Callable[[], Figures]], reference: K, seed: int = 0) -> Iterator[Turns[K]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from bnlab.bench.arms import Arm, Section
+from bnlab.bench.arms import Arm, Section, fitting, left_out
 from bnlab.config import parse_config
 from bnlab.data import DataBundle, Split
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, MisfitError
 from bnlab.prepare import bundle_of
 
 Size = Literal["width", "image", "batch"]
@@ -31,17 +31,23 @@ class Level:
 
 
 def levels(section: Section, size: Size) -> list[Level]:
-    """Return `section` at each size. Errors: ConfigError where the data set is smaller than every batch."""
+    """Return `section` at each size, without the arms that do not fit there.
+
+    Errors: ConfigError where there is none, as the data set is smaller than every batch.
+    """
     bundle = bundle_of(section.arms[0].config.data)
     found = {"width": _by_width, "image": _by_image, "batch": _by_batch}[size](section, bundle)
-    return [
-        replace(level, section=replace(level.section, title=f"{section.title} {size} {level.label}".strip()))
-        for level in found
-    ]
+    named = []
+    for label, level, changed in found:
+        fits = fitting(changed, changed.images or bundle)
+        if fits is not None:
+            named.append(Level(label, level, replace(fits, title=f"{section.title} {size} {label}".strip())))
+    if not named:
+        raise ConfigError(f"--scale {size}: nothing fits\n{bundle.name} has {len(bundle.train):,} training images")
+    return named
 
 
-def _by_width(section: Section, bundle: DataBundle) -> list[Level]:
-    found = []
+def _by_width(section: Section, bundle: DataBundle) -> Iterator[tuple[str, float, Section]]:
     for factor in WIDTHS:
 
         def wider(tree: dict[str, Any], factor: float = factor) -> None:
@@ -52,38 +58,37 @@ def _by_width(section: Section, bundle: DataBundle) -> list[Level]:
                 model["width"] = max(1, round(model["width"] * factor))
 
         changed = _changed(section, wider)
-        model = changed.arms[0].tree["model"]
-        widths = model.get("widths") or [model["width"]]
-        found.append(Level("-".join(map(str, widths)), max(widths), changed))
-    return found
+        if changed.arms:
+            model = changed.arms[0].tree["model"]
+            widths = model.get("widths") or [model["width"]]
+            yield "-".join(map(str, widths)), max(widths), changed
 
 
-def _by_image(section: Section, bundle: DataBundle) -> list[Level]:
-    return [Level(f"{side} x {side}", side, replace(section, images=_random_images(bundle, side))) for side in IMAGES]
+def _by_image(section: Section, bundle: DataBundle) -> Iterator[tuple[str, float, Section]]:
+    for side in IMAGES:
+        yield f"{side} x {side}", side, replace(section, images=_random_images(bundle, side))
 
 
-def _by_batch(section: Section, bundle: DataBundle) -> list[Level]:
-    found = []
+def _by_batch(section: Section, bundle: DataBundle) -> Iterator[tuple[str, float, Section]]:
     for batch in BATCHES:
-        if batch > len(bundle.train):
-            continue
 
         def larger(tree: dict[str, Any], batch: int = batch) -> None:
             tree["data"]["batch_size"] = batch
 
-        found.append(Level(f"{batch:,}", batch, _changed(section, larger)))
-    if not found:
-        raise ConfigError(f"data={bundle.name}: has {len(bundle.train):,} training images\ntake a larger data set")
-    return found
+        if batch <= len(bundle.train):
+            yield f"{batch:,}", batch, _changed(section, larger)
 
 
 def _changed(section: Section, change: Callable[[dict[str, Any]], None]) -> Section:
-    arms = []
+    arms, missing = [], list(section.left_out)
     for arm in section.arms:
         tree = _copy(arm.tree)
         change(tree)
-        arms.append(Arm(arm.label, parse_config(tree), tree))
-    return replace(section, arms=tuple(arms))
+        try:
+            arms.append(Arm(arm.label, parse_config(tree), tree))
+        except MisfitError as error:
+            missing.append(left_out(arm.label, error))
+    return replace(section, arms=tuple(arms), left_out=tuple(missing))
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,4 +101,5 @@ def _random_images(bundle: DataBundle, side: int) -> DataBundle:
         0, 256, (RANDOM_IMAGES, bundle.image_shape[0], side, side), dtype=torch.uint8, generator=draw
     )
     labels = torch.randint(0, bundle.num_classes, (RANDOM_IMAGES,), generator=draw)
-    return replace(bundle, train=Split(pixels, labels))
+    name = f"random images {side} x {side}"
+    return replace(bundle, name=name, train=Split(pixels, labels), fingerprint=name)

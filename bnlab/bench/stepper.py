@@ -25,12 +25,21 @@ from bnlab.prepare import model_of, placed
 from bnlab.training.loop import train_step
 from bnlab.training.trainer import forward_of, loss_function, precision_of
 
+Batch = tuple[Tensor, Tensor]
 BATCHES = 8  # of the training set, taken in turn
 TOTAL_STEPS = 10_000  # that strategies with a schedule of their own are told
 
 
-def stepper(config: Config, bundle: DataBundle, training_set: Batches, device: torch.device) -> Stepper:
-    """Return the stepper of a configuration; equal configurations start from equal weights and see equal batches."""
+def first_batches(training_set: Batches) -> list[Batch]:
+    """Return the first batches of a training, all of one size: a short last one is left out."""
+    batches = list(itertools.islice(training_set.epoch(0), BATCHES))
+    return [batch for batch in batches if len(batch[1]) == len(batches[0][1])]
+
+
+def stepper(
+    config: Config, bundle: DataBundle, training_set: Batches, batches: Sequence[Batch], device: torch.device
+) -> Stepper:
+    """Return the stepper of a configuration on `batches` in turn; equal configurations start from equal weights."""
     model = placed(model_of(config, bundle), config, device)
     for _, layer in norm_layers(model):
         layer.begin(TOTAL_STEPS)
@@ -42,12 +51,12 @@ def stepper(config: Config, bundle: DataBundle, training_set: Batches, device: t
     if Calibration.needed_by(model):
         calibration = Calibration(model, training_set, precision_of(config.trainer, device), device)
         calibration.begin()
-    batches = itertools.cycle(_first(training_set))
+    stream = itertools.cycle(batches)
     clock, count = phase_clock(device), itertools.count()
     model.train()
 
     def step() -> tuple[float, float, float, float]:
-        images, labels = next(batches)
+        images, labels = next(stream)
         clock.mark()
         train_step(forward, optimizer, loss_of, images, labels, next(count), calibration, clock.mark)
         clock.mark()
@@ -58,10 +67,10 @@ def stepper(config: Config, bundle: DataBundle, training_set: Batches, device: t
         return sum(phases), ahead, back, update
 
     parameters = sum(p.numel() for p in model.parameters())
-    return Stepper(step, lambda: traffic_of(step), parameters, _widest(model, training_set))
+    return Stepper(step, lambda: traffic_of(step), parameters, _widest(model, batches[0][0]))
 
 
-def _widest(model: nn.Module, training_set: Batches) -> int:
+def _widest(model: nn.Module, images: Tensor) -> int:
     """Return the bytes of the widest normalized activation of a training batch."""
     widest = 0
 
@@ -70,9 +79,5 @@ def _widest(model: nn.Module, training_set: Batches) -> int:
         widest = max(widest, x.nbytes)
 
     with torch.no_grad(), evaluating(model), hooked(normalizations(model).values(), look):
-        model(_first(training_set)[0][0])
+        model(images)
     return widest
-
-
-def _first(training_set: Batches) -> Sequence[tuple[Tensor, Tensor]]:
-    return list(itertools.islice(training_set.epoch(0), BATCHES))

@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_NOTHING_MOVED = ("empty", "empty_like", "empty_strided", "new_empty", "detach", "alias")
+_FREE = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "detach", "alias"}
+_FREE |= {"_unsafe_view"}  # a view that its schema does not call one
+# What the first argument holds is not read.
+_OVERWRITING = {"copy_", "fill_", "zero_", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,24 @@ class _Counter(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         schema = func._schema
-        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-        if not is_view and schema.name.removeprefix("aten::") not in _NOTHING_MOVED:
-            self.moved += sum(map(_bytes, _tensors([args, kwargs]))) + sum(map(_bytes, _tensors(result)))
-        if not is_view:
-            for tensor in _tensors(result):
-                self._born(tensor)
+        if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
+            return result  # a view
+        given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | dict(kwargs or {})
+        before = {tensor.untyped_storage()._cdata for tensor in _tensors(given)}
+        born = [tensor for tensor in _tensors(result) if tensor.untyped_storage()._cdata not in before]
+        if (name := schema.name.removeprefix("aten::")) not in _FREE:
+            changed = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+            unread = {a.name for a in schema.arguments if a.is_out}
+            if name in _OVERWRITING:
+                unread.add(schema.arguments[0].name)
+            read = [value for key, value in given.items() if key not in unread]
+            written = [value for key, value in given.items() if key in changed]
+            self.moved += sum(map(_bytes, _tensors([read, written, born])))
+        for tensor in born:
+            self._born(tensor.untyped_storage())
         return result
 
-    def _born(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
+    def _born(self, storage: torch.UntypedStorage) -> None:
         if (key := storage._cdata) in self._known:
             return
         self._known.add(key)

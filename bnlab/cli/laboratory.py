@@ -153,12 +153,19 @@ def bench(
     scale: Annotated[
         Optional[Size], typer.Option("--scale", help="The same comparison at growing width, image or batch size.")
     ] = None,
+    workers: Annotated[
+        Optional[int],
+        typer.Option("--workers", min=2, help="Training on so many processes, one of them late: who waits for it?"),
+    ] = None,
+    delay: Annotated[
+        str, typer.Option("--delay", metavar="MS,...", help="By how many milliseconds it is late, beside --workers.")
+    ] = "0,5,20",
     format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
 ) -> None:
     """Compare training steps: all arms in one process, one step each in turn, as ratios with intervals.
 
     Stops when every ratio is known to 2 % or after two minutes, and says which.
     """
-    from bnlab.bench.command import bench as print_bench
+    from bnlab.laboratory.bench import bench as print_bench
 
-    print_bench(overrides or [], layers, None if scale is None else scale.value, format.value)
+    print_bench(overrides or [], layers, None if scale is None else scale.value, format.value, workers, delay)

@@ -45,15 +45,16 @@ class Arm:
 
 
 def sections_of(runs: Sequence[Run]) -> list[list[Run]]:
-    """Split runs by the data they were made on: name and fingerprint, in the order of their names.
+    """Split runs by the data they were made on: name and fingerprint, in the order of their names, trainings first.
 
+    What was timed by `bnlab bench` is a section of its own: it has other figures than a training.
     A run that ended before its fingerprint was known goes with the other runs on data of that name.
     """
     known = {_data_of(run): mark for run in runs if (mark := _fingerprint(run)) is not None}
-    sections: dict[tuple[str, str], list[Run]] = {}
+    sections: dict[tuple[bool, str, str], list[Run]] = {}
     for run in runs:
         name = _data_of(run)
-        sections.setdefault((name, _fingerprint(run) or known.get(name, "")), []).append(run)
+        sections.setdefault((run.is_bench, name, _fingerprint(run) or known.get(name, "")), []).append(run)
     return [sections[key] for key in sorted(sections)]
 
 

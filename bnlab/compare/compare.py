@@ -23,9 +23,11 @@ from bnlab.compare.read import Run, read_runs, without_collector
 from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
 from bnlab.compare.statistics import Paired, estimate_mean, estimate_median, holm, paired_difference, restrict
 from bnlab.errors import ConfigError, RecordError, did_you_mean
-from bnlab.measure.metrics import TARGETS, Censored, Metric, find_metric
+from bnlab.measure.metrics import TARGETS, Censored, Metric, find_metric, step_ratio_interval
 
 DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
+RATIO = "step_ratio"  # is to the baseline already
+BENCH_METRICS = (RATIO, "step_ms", "images_per_second")
 
 
 @without_collector()
@@ -47,9 +49,8 @@ def compare(
     Errors: ConfigError for an unknown metric, key, value or baseline; RecordError when there is no run folder at all.
     """
     paths = list(paths)
-    columns = [find_metric(name) for name in dict.fromkeys(metrics or DEFAULT_METRICS)]
-    if sort not in (None, "arm"):
-        columns += [m for m in (find_metric(str(sort)),) if m not in columns]
+    asked = [find_metric(name) for name in metrics or ()]
+    ranked = [find_metric(sort)] if sort not in (None, "arm") else []
     if target is not None and not 0 < target <= 1:
         raise ConfigError(f"--target {target:g}: must be a fraction above 0 and at most 1, such as 0.98")
     runs, skipped = read_runs(paths)
@@ -60,7 +61,8 @@ def compare(
     known = {key: None for run in runs for key in run.config}
     keys = [find_key(word, known) for word in by] if runs else []
     built = [
-        _Builder(part, keys, baseline, columns, target, explicit=metrics is not None) for part in sections_of(kept)
+        _Builder(part, keys, baseline, _columns(asked, ranked, part), target, explicit=metrics is not None)
+        for part in sections_of(kept)
     ]
     if baseline is not None and built and not any(builder.has_baseline for builder in built):
         labels = [arm.label for builder in built for arm in builder.arms]
@@ -70,6 +72,12 @@ def compare(
     return Comparison([builder.section(sort) for builder in built], skipped)
 
 
+def _columns(asked: Sequence[Metric], ranked: Sequence[Metric], runs: Sequence[Run]) -> list[Metric]:
+    """Return the metrics of a section: those asked for or the usual ones, and the one to sort by."""
+    usual = BENCH_METRICS if runs[0].is_bench else DEFAULT_METRICS
+    return list(dict.fromkeys([*(asked or map(find_metric, usual)), *ranked]))
+
+
 @dataclass
 class Observed:
     """One metric of one arm, by seed; `math.inf` where a target was not reached by `limits[seed]`."""
@@ -77,9 +85,10 @@ class Observed:
     values: dict[int, float] = field(default_factory=dict)
     limits: dict[int, float] = field(default_factory=dict)
     num_unmeasured: int = 0
+    within: tuple[float, float] | None = None  # the interval that a bench gives to the ratio of its only run
 
 
-def observe(runs: Iterable[Run], metric: Metric, target: float | None) -> Observed:
+def observe(runs: Sequence[Run], metric: Metric, target: float | None) -> Observed:
     """Derive `metric` from finished runs; several runs of a seed (pooled by `--by`) give the mean over them."""
     by_seed: dict[int, list[float]] = {}
     found = Observed()
@@ -93,6 +102,8 @@ def observe(runs: Iterable[Run], metric: Metric, target: float | None) -> Observ
             continue
         by_seed.setdefault(run.seed, []).append(value)
     found.values = {seed: v[0] if len(v) == 1 else statistics.fmean(v) for seed, v in by_seed.items()}
+    if metric.name == RATIO and sum(map(len, by_seed.values())) == 1:
+        found.within = next(filter(None, (step_ratio_interval(run.summary or {}) for run in runs)), None)
     return found
 
 
@@ -148,6 +159,7 @@ class _Builder:
             main=main,
             rows=rows,
             notes=notes_on(evidence),
+            is_bench=self.runs[0].is_bench,
             target=self.target,
         )
 
@@ -159,7 +171,7 @@ class _Builder:
             label=arm.label,
             n=len(done),
             states=arm.states(),
-            is_baseline=i in self.mates,
+            is_baseline=any(map(_is_reference, done)) if self.runs[0].is_bench else i in self.mates,
             metrics={m.name: _estimate(self.observed[i][m.name], m) for m in self.columns},
             vs_baseline=vs_baseline,
             curve=_median_curve(done, self.columns[0]),
@@ -171,7 +183,7 @@ class _Builder:
         for i, mate in enumerate(self.mates):
             pairs: dict[str, Paired] = {}
             if mate is not None and mate != i:
-                for metric in self.columns:
+                for metric in (m for m in self.columns if m.name != RATIO):
                     pair = _paired(self.observed[i][metric.name], self.observed[mate][metric.name])
                     if pair is not None:
                         pairs[metric.name] = pair
@@ -192,6 +204,12 @@ class _Builder:
         return {name: count for name, count in counts.items() if count}
 
 
+def _is_reference(run: Run) -> bool:
+    """Whether a run was the baseline of its bench."""
+    bench = (run.summary or {})["bench"]
+    return bench.get("arm") is not None and bench.get("arm") == bench.get("baseline")
+
+
 def _paired(arm: Observed, baseline: Observed) -> Paired | None:
     seeds = sorted(arm.values.keys() & baseline.values.keys())
     values, others = [arm.values[s] for s in seeds], [baseline.values[s] for s in seeds]
@@ -203,6 +221,8 @@ def _paired(arm: Observed, baseline: Observed) -> Paired | None:
 
 def _estimate(found: Observed, metric: Metric) -> Estimate:
     values = list(found.values.values())
+    if found.within is not None and found.within[0] < found.within[1]:
+        return Estimate(values[0], *found.within, 1, 1, kind="median")
     if metric.kind == "mean":
         return estimate_mean(values)
     return estimate_median(values, max(found.limits.values(), default=None))

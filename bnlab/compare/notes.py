@@ -34,6 +34,9 @@ class Evidence:
 
 def notes_on(found: Evidence) -> list[str]:
     """Return all notes, the most important first."""
+    if found.runs[0].is_bench:
+        return [*_bench(found), *_states(found), *_hidden(found), *_pooled(found), *_missing(found),
+                *_environments(found)]  # fmt: skip
     return [
         *_seeds(found),
         *_states(found),
@@ -60,6 +63,30 @@ def _seeds(found: Evidence) -> Iterator[str]:
     if single:
         which = "Each arm has" if len(single) == len(found.rows) else f"{_named([r.label for r in single])}: there is"
         yield f"{which} one finished run (n=1): no interval and no p can be given, and seeds differ."
+
+
+def _bench(found: Evidence) -> Iterator[str]:
+    """What the ratios of a bench are to; its steps were taken in turn, so there are no seeds to count."""
+    benches = [run.summary["bench"] for run in found.runs if run.summary]
+    names = list(dict.fromkeys(str(bench.get("baseline")) for bench in benches))
+    yield (
+        f"step ratio: an arm's step over that of {_named(names)}, taken in turn in one process; "
+        "its interval is over the rounds of the bench."
+    )
+    folders = list(dict.fromkeys(run.folder.parent for run in found.runs))
+    if len(folders) > 1:
+        yield (
+            f"The arms come from {len(folders)} benches: each ratio is to the baseline in its own bench, "
+            "and milliseconds of different benches cannot be compared closely."
+        )
+    yield f"More figures: {_named([str(folder / 'bench.csv') for folder in folders])}."
+    doubtful = [
+        f"{low:.3f} to {high:.3f}"
+        for low, high in dict.fromkeys((bench.get("control_low"), bench.get("control_high")) for bench in benches)
+        if isinstance(low, float) and isinstance(high, float) and not low <= 1 <= high
+    ]
+    if doubtful:
+        yield f"A second copy of the baseline took {_named(doubtful)} of it, not 1: take no finer difference for real."
 
 
 def _states(found: Evidence) -> Iterator[str]:

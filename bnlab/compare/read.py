@@ -49,6 +49,11 @@ class Run:
     environment: dict[str, Any]
     summary: dict[str, Any] | None  # of a run that is done or diverged; its curves are arrays, nan where missing
 
+    @property
+    def is_bench(self) -> bool:
+        """Whether its steps were timed by `bnlab bench`, and nothing was trained."""
+        return self.summary is not None and isinstance(self.summary.get("bench"), dict)
+
 
 @contextmanager
 def without_collector() -> Iterator[None]:

@@ -63,6 +63,7 @@ class Section:
     rows: list[Row]
     notes: list[str]  # what a careful reader must know, one sentence each
     target: float | None = None  # validation accuracy that the times to a target mean; None: this data has none
+    is_bench: bool = False  # steps timed by `bnlab bench`, nothing trained
 
 
 @dataclass(frozen=True)

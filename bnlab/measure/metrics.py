@@ -31,7 +31,17 @@ TARGETS = {
 }
 MOST_INITIAL_SHARE = 0.01  # of the initial statistics left at the end of a run, before it is worth a warning
 
-__all__ = ["MOST_INITIAL_SHARE", "TARGETS", "Censored", "Metric", "find_metric", "metrics", "share_left", "warnings_of"]
+__all__ = [
+    "MOST_INITIAL_SHARE",
+    "TARGETS",
+    "Censored",
+    "Metric",
+    "find_metric",
+    "metrics",
+    "share_left",
+    "step_ratio_interval",
+    "warnings_of",
+]
 
 
 def find_metric(name: str) -> Metric:
@@ -202,6 +212,12 @@ def step_ms(run: Summary) -> float | None:
     return _number(times, "median") if isinstance(times, Mapping) else None
 
 
+@metric("step ratio", "", "lower")
+def step_ratio(run: Summary) -> float | None:
+    """median over the rounds of a bench of the arm's step over the baseline's in the same round"""
+    return _of_bench(run, "ratio")
+
+
 @metric("refresh ms", "ms", "lower")
 def refresh_ms(run: Summary) -> float | None:
     """median time of a refresh of training-set statistics, which is part of its step"""
@@ -230,6 +246,12 @@ def num_parameters(run: Summary) -> float | None:
 def fold_error(run: Summary) -> float | None:
     """largest logit difference after eval.stats=folded merged the norms into the weights, over the RMS of the logits"""
     return _final(run, "test.fold_error")
+
+
+def step_ratio_interval(run: Summary) -> tuple[float, float] | None:
+    """Return the bootstrap 95% interval, over the rounds of the bench, that `step_ratio` has; None without one."""
+    low, high = _of_bench(run, "ratio_low"), _of_bench(run, "ratio_high")
+    return None if low is None or high is None else (low, high)
 
 
 def share_left(run: Summary) -> float | None:
@@ -273,6 +295,11 @@ def _of_farthest_layer(run: Summary, figure: str) -> float | None:
         return None
     found = [_number(layer, figure) for layer in layers.values() if isinstance(layer, Mapping)]
     return max((value for value in found if value is not None), key=abs, default=None)
+
+
+def _of_bench(run: Summary, figure: str) -> float | None:
+    bench = run.get("bench")
+    return _number(bench, figure) if isinstance(bench, Mapping) else None
 
 
 def _number(values: Mapping[str, Any], key: str) -> float | None:

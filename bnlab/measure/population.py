@@ -76,7 +76,7 @@ def plan(model: nn.Module, takers: Takers, images: Batches, chunk: int | None = 
             name = next(name for name, module in model.named_modules() if module is layer)
             raise MisfitError(
                 f"layer {name}: called more than once in a forward pass, so its statistics are ambiguous\n"
-                "give each call a layer of its own; precise statistics, which pool the calls, can be had"
+                "give each call a layer of its own"
             )
         order[layer] = takers[layer]
         widest = max(widest, x.nbytes)

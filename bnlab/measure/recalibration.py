@@ -130,7 +130,8 @@ def recalibrated(
             try:
                 how = plan(model, dict.fromkeys(layers, count), training_set)
             except MisfitError as error:
-                raise MisfitError(f"{error}\nstats=precise pools all its calls") from error
+                reason = str(error).partition("\n")[0]
+                raise MisfitError(f"{reason}\nstats=precise pools all its calls") from error
             found = population(model, how)
         else:
             whole = min(batch_size, count)

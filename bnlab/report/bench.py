@@ -16,14 +16,17 @@ from bnlab.report.columns import Column, fold, in_ascii
 from bnlab.report.console import Terminal, clean
 from bnlab.report.curves import chart
 from bnlab.report.figures import number, significant
-from bnlab.report.table import table_lines, wrapped
+from bnlab.report.table import NARROWEST, blocks, table_lines, wrapped
 
 if TYPE_CHECKING:
     from bnlab.bench.engine import ArmTime, ContestTime
     from bnlab.bench.pairing import Ratio, Turns
 
 LINE_SECONDS = 10.0  # between two lines where no terminal is there to be redrawn
+REDRAW_SECONDS = 0.5  # between two pictures in a terminal
+FEW = 6  # rounds, below which there is no interval to show
 _MEGA = 1e6
+_LONGEST_NAME = 12  # of a baseline in the title of a column
 
 
 def bench_table(found: ContestTime, out: Terminal) -> Group:
@@ -34,7 +37,10 @@ def bench_table(found: ContestTime, out: Terminal) -> Group:
     between = " · " if out.unicode else " | "
     heading = [out.show(part) for part in (found.title or "one training step", *found.setting)]
     lines: list[RenderableType] = [Text(line, "bold") for line in wrapped(heading, out.width, between)]
-    lines += [Text(""), *table_lines(kept or columns[:3], "─" if out.unicode else "-"), Text("")]
+    if kept is None or out.width < NARROWEST:
+        left_out, lines = [], [*lines, *blocks(columns, out.width)]
+    else:
+        lines += [Text(""), *table_lines(kept, "─" if out.unicode else "-"), Text("")]
     for note in _notes(found, [column.title for column in left_out]):
         for count, line in enumerate(textwrap.wrap(out.show(note), max(out.width - 2, 20), break_long_words=False)):
             lines.append(Text(("  " if count else "· " if out.unicode else "- ") + line, "dim"))
@@ -43,7 +49,8 @@ def bench_table(found: ContestTime, out: Terminal) -> Group:
 
 def scaling_table(size: str, levels: Sequence[tuple[str, float]], found: Sequence[ContestTime], out: Terminal) -> Group:
     """Return the ratios of every contender against a growing size, as a table and a chart."""
-    labels = [arm.label for arm in found[0].arms[1:]]
+    baseline = found[0].arms[0].label
+    labels = list(dict.fromkeys(arm.label for times in found for arm in times.arms if arm.label != baseline))
     ratios = {label: [_ratio_of(times, label) for times in found] for label in labels}
     columns = [Column("norm", [clean(label) for label in labels], left=True, is_arm=True)]
     for place, (title, _) in enumerate(levels):
@@ -51,8 +58,8 @@ def scaling_table(size: str, levels: Sequence[tuple[str, float]], found: Sequenc
         short = [cell.partition(" ")[0] for cell in cells]
         columns.append(Column(f"{size} {title}", cells, title, short=short, rank=1))
     columns = columns if out.unicode else [in_ascii(column) for column in columns]
-    kept, _ = fold(columns, out.width)
-    heading = f"step of each strategy over that of {clean(found[0].arms[0].label)}, by {size}"
+    kept, left_out = fold(columns, out.width)
+    heading = f"step of each strategy over that of {clean(baseline)}, by {size}"
     curves = {
         label: (
             [math.log2(level) for _, level in levels],
@@ -62,7 +69,8 @@ def scaling_table(size: str, levels: Sequence[tuple[str, float]], found: Sequenc
     }
     drawn = chart("", curves, "linear", min(out.width, 100), out.unicode and out.coloured, over=f"log2 of the {size}")
     rule = "─" if out.unicode else "-"
-    return Group(Text(out.show(heading), "bold"), *table_lines(kept or columns, rule), drawn)
+    shown = blocks(columns, out.width) if kept is None or left_out else table_lines(kept, rule)
+    return Group(Text(out.show(heading), "bold"), *shown, Text(""), drawn)
 
 
 def _ratio_of(found: ContestTime, label: str) -> Ratio | None:
@@ -83,9 +91,13 @@ def _columns(found: ContestTime) -> list[Column]:
 
     ratios = ["baseline", *(ratio_text(arm.ratio) for arm in arms[1:])]
     return [
-        Column("norm", [clean(arm.label) for arm in arms], left=True, is_arm=True),
+        Column("arm", [clean(arm.label) for arm in arms], left=True, is_arm=True),
         column("step ms", lambda arm: significant(arm.step_ms), 0),
-        Column(f"vs {clean(base)}", ratios, styles=["dim", *(_style(arm.ratio, found.control) for arm in arms[1:])]),
+        Column(
+            f"vs {clean(base) if len(base) <= _LONGEST_NAME else 'baseline'}",
+            ratios,
+            styles=["dim", *(_style(arm.ratio, found.control) for arm in arms[1:])],
+        ),
         column("floor", lambda arm: "" if arm is arms[0] else number(arm.floor, 3), 1),
         column("forward ms", lambda arm: significant(arm.forward_ms), 3),
         column("backward ms", lambda arm: significant(arm.backward_ms), 3),
@@ -106,10 +118,8 @@ def _notes(found: ContestTime, left_out: Sequence[str]) -> Iterator[str]:
     why = (
         "the asked precision was reached" if found.stopped_by == "precision" else "the budget (bench.seconds) was spent"
     )
-    yield (
-        f"{found.rounds} rounds in {found.seconds:.0f} s, one step of each in turn; {why}: "
-        f"the widest interval is ±{100 * widest:.1f} % of its ratio."
-    )
+    width = f": the widest interval is ±{100 * widest:.1f} % of its ratio" if len(found.arms) > 1 else ""
+    yield f"{found.rounds} rounds in {found.seconds:.0f} s, one step of each in turn; {why}{width}."
     doubt = "" if found.control.contains_one else ", which does not contain 1: something favoured one of them"
     yield (
         f"A second copy of {found.arms[0].label} took {ratio_text(found.control)} of the first{doubt}. "
@@ -119,6 +129,7 @@ def _notes(found: ContestTime, left_out: Sequence[str]) -> Iterator[str]:
         "floor: the ratio that the bytes moved beyond the baseline's would give by themselves at "
         f"{found.bandwidth / 1e9:.0f} GB/s, measured by copying the widest normalized activation."
     )
+    yield from found.left_out
     if left_out:
         yield f"left out for width: {', '.join(left_out)} (a wider terminal or --format shows them)"
 
@@ -133,13 +144,13 @@ def benching(out: Terminal) -> Iterator[Callable[[str, Turns[str], float], None]
     last = [float("inf")]  # seconds left when the last line was written
 
     def watch(title: str, turns: Turns[str], left: float) -> None:
-        if turns.rounds % 5:
+        if last[0] - left < (REDRAW_SECONDS if live is not None else LINE_SECONDS) and left <= last[0]:
             return
+        last[0] = left
         if live is not None:
             live.update(_state(title, turns, left, out), refresh=True)
-        elif last[0] - left >= LINE_SECONDS or left > last[0]:
-            last[0] = left
-            out.say(f"{title or 'bench'}: round {turns.rounds}, at most {left:.0f} s left, {_widest(turns)}")
+        else:
+            out.say(f"{title or 'bench'}: round {turns.rounds}, at most {max(left, 0):.0f} s left{_widest(turns)}")
 
     if live is None:
         yield watch
@@ -152,12 +163,14 @@ def _state(title: str, turns: Turns[str], left: float, out: Terminal) -> Text:
     lines = [f"{title or 'bench'}: round {turns.rounds}, at most {max(left, 0):.0f} s left"]
     width = max(map(len, turns.figures))
     for name in turns.figures:
-        if name != turns.reference:
+        if name != turns.reference and turns.rounds >= FEW:
             ratio = turns.ratio(name)
             lines.append(f"  {name:<{width}}  {ratio.value:.3f} ±{100 * ratio.half_width:4.1f} %")
     return Text("\n".join(out.show(line) for line in lines), "dim")
 
 
 def _widest(turns: Turns[str]) -> str:
+    if turns.rounds < FEW:
+        return ""
     widths = [turns.ratio(name).half_width for name in turns.figures if name != turns.reference]
-    return f"widest interval ±{100 * max(widths, default=0.0):.1f} %"
+    return f", widest interval ±{100 * max(widths, default=0.0):.1f} %"

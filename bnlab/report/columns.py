@@ -19,6 +19,7 @@ from bnlab.report.heading import runs_text, usual_seeds
 
 # beside the main metric and the difference, in the order of the table; the number says which folds first: the highest
 DEFAULT_COLUMNS = {"steps_to_target": 1, "seconds_to_target": 5, "step_ms": 4, "acc_gap": 3, "flip_rate": 6}
+BENCH_COLUMNS = {"step_ms": 1, "images_per_second": 2}
 CURVE_RANK = 2
 GAP = 2
 _SPARK = (12, 8)  # columns of the curve: where there is room, and where not
@@ -60,10 +61,11 @@ class Column:
 def section_columns(section: Section, names: Sequence[str] = ()) -> list[Column]:
     """Return all columns in display order; `names` are the metrics beside the main one, by default DEFAULT_COLUMNS."""
     rows = section.rows
-    ranks = {name: rank for rank, name in enumerate(names, 1)} if names else DEFAULT_COLUMNS
+    usual = BENCH_COLUMNS if section.is_bench else DEFAULT_COLUMNS
+    ranks = {name: rank for rank, name in enumerate(names, 1)} if names else usual
     measured = [n for n in ranks if n != section.main and any(n in row.metrics for row in rows)]
     columns = [*_arm_columns(section), _main_column(section)]
-    if any(row.vs_baseline for row in rows):
+    if any(row.vs_baseline for row in rows) and section.main != "step_ratio":  # a ratio is to the baseline already
         columns.append(_difference_column(section))
     columns += [_metric_column(section, metrics[name], ranks[name]) for name in measured]
     scale = curve_scale(section)
@@ -157,9 +159,11 @@ def _arm_columns(section: Section) -> Iterator[Column]:
 def _main_column(section: Section) -> Column:
     metric = metrics[section.main]
     cells = _estimates(section.rows, metric)
+    is_ratio = metric.name == "step_ratio"
+    remarks = ["n=1" if not is_ratio else "baseline" if row.is_baseline else "" for row in section.rows]
     marked = [
-        replace(cell, remark="n=1") if row.n == 1 and not cell.tail and cell.head != MISSING else cell
-        for cell, row in zip(cells, section.rows, strict=True)
+        replace(cell, remark=remark) if row.n == 1 and not cell.tail and cell.head != MISSING else cell
+        for cell, row, remark in zip(cells, section.rows, remarks, strict=True)
     ]
     return Column(table_title(metric, section), aligned(marked), metric.name, styles=_best(section.rows, metric))
 

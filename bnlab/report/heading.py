@@ -18,10 +18,11 @@ def heading(section: Section) -> list[str]:
     """Return the header's parts: data, model, training, machine, versions, seeds; a key that differs is not named."""
     get = section.settings.get
     parts = [
+        "bench" if section.is_bench else None,
         get("data.name"),
         _model(section.settings),
         get("norm.name"),
-        _joined(_optimizer(get("optim.name"), get("optim.lr")), *_training(section.settings)),
+        _joined(_optimizer(get("optim.name"), get("optim.lr")), *_training(section.settings, section.is_bench)),
         _joined(
             _device(section),
             _counted("trainer.threads", "thread", section),
@@ -29,7 +30,7 @@ def heading(section: Section) -> list[str]:
             *_flags(section.settings),
         ),
         _named("torch", _distinct(section.environments, "torch")),
-        _seeds(section.rows),
+        "" if section.is_bench else _seeds(section.rows),
     ]
     return [str(part) for part in parts if part]
 
@@ -57,8 +58,11 @@ def _optimizer(name: Any, rate: Any) -> str:
     return _joined(name, None if rate is None else f"lr {text_of(rate)}", by=" ")
 
 
-def _training(settings: Mapping[str, Any]) -> Iterable[str]:
+def _training(settings: Mapping[str, Any], is_bench: bool) -> Iterable[str]:
+    """Yield how long was trained, which a bench does not, and with which batches."""
     schedule, epochs, steps = (settings.get(key) for key in ("schedule.name", "trainer.epochs", "trainer.steps"))
+    if is_bench:
+        schedule = epochs = steps = None
     if schedule is not None:
         yield str(schedule).replace("_", "-")
     if epochs is not None:

@@ -63,6 +63,8 @@ def show_run(
             style = _ENDED.get(state, "red") if name == "state" else ""
             table.add_row(Text(name), Text(text if unicode else to_ascii(text), style))
     shown: list[RenderableType] = [Text(clean(folder) if unicode else to_ascii(clean(folder)), "bold"), table]
+    if "bench" in summary:
+        return Group(*shown)  # no curves, and tables without rows
     charts = _charts(summary, width, unicode and coloured)
     return Group(*shown, *charts, *by_depth(summary, width, unicode=unicode), *_files(folder))
 
@@ -116,9 +118,29 @@ def _outcome(summary: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[str]]]:
         yield what, [f"{split} {show(last[f'{split}.{what}'])}" for split in SPLITS if f"{split}.{what}" in last]
     yield "train-eval", _gap(last)
     yield "momentum", _momentum(mapping(summary.get("initial_share")))
+    yield "bench", _bench(mapping(summary.get("bench")))
     yield "time", _time(summary)
     for warning in warnings_of(summary):
         yield "warning", [warning]
+
+
+def _bench(bench: Mapping[str, Any]) -> Iterable[str]:
+    """The step beside the baseline's, and what stopped the measurement."""
+    for key, what in (("ratio", f"the step of {bench.get('baseline')}"), ("control", "that of a second copy of it")):
+        value, low, high = (finite(bench.get(f"{key}{end}")) for end in ("", "_low", "_high"))
+        if value is not None and low is not None and high is not None:
+            yield f"{value:.3f} ({low:.3f}–{high:.3f}) times {what}"
+    for phase in ("forward", "backward", "optimizer"):
+        value = finite(bench.get(f"{phase}_ms"))
+        if value is not None:
+            yield f"{phase} {significant(value)} ms"
+    for key, what in (("moved", "moved"), ("peak", "at most at once")):
+        value = finite(bench.get(f"{key}_bytes"))
+        if value is not None:
+            yield f"{number(value / 1e6, 1)} MB {what}"
+    rounds = finite(bench.get("rounds"))
+    if rounds is not None:
+        yield f"{rounds:,.0f} rounds, stopped by {bench.get('stopped_by')}"
 
 
 def _gap(last: Mapping[str, Any]) -> Iterable[str]:
@@ -147,7 +169,7 @@ def _share(left: float) -> str:
 def _time(summary: Mapping[str, Any]) -> Iterable[str]:
     step = mapping(summary.get("step_ms"))
     steps, epochs = finite(summary.get("steps")), finite(summary.get("epochs"))
-    if steps is not None:
+    if steps is not None and "bench" not in summary:
         yield f"{steps:,.0f} steps" + ("" if epochs is None else f" ({epochs:g} epochs)")
     for key, what in (("train_seconds", "training"), ("eval_seconds", "evaluation"), ("wall_seconds", "in all")):
         value = finite(summary.get(key))

@@ -44,7 +44,7 @@ def _section(section: Section, width: int, names: Sequence[str], unicode: bool) 
     kept, left_out = fold(columns, width)
     body: list[RenderableType]
     if kept is None or width < NARROWEST:
-        kept, left_out, body = columns, [], _blocks(columns, width)
+        kept, left_out, body = columns, [], blocks(columns, width)
     else:
         body = [Text(""), *table_lines(kept, "─" if unicode else "-"), Text("")]
     show = clean if unicode else to_ascii
@@ -100,7 +100,7 @@ def _padded(column: Column, text: str) -> str:
     return text + margin if column.left else margin + text
 
 
-def _blocks(columns: Sequence[Column], width: int) -> list[RenderableType]:
+def blocks(columns: Sequence[Column], width: int) -> list[RenderableType]:
     """Return each arm as a block: what names it, then one line a figure, or two where the figure would be cut."""
     figures = [column for column in columns if not column.is_arm]
     margin = max(cell_len(column.title) for column in figures)
@@ -123,7 +123,8 @@ def _legend(section: Section, kept: Sequence[Column]) -> list[str]:
     cells = [cell for column in kept for cell in column.cells]
     parts = []
     if any("±" in cell or "+-" in cell for cell in cells):
-        parts.append("±: 95% interval over seeds")
+        over = "the rounds of a bench" if section.is_bench else "seeds"
+        parts.append(f"±: 95% interval over {over}")
     if any(is_clear(d) for row in section.rows if (d := row.vs_baseline.get(section.main))):
         parts.append(f"*: differs from {baseline_name(section)} at the 5% level, paired by seed, Holm-corrected")
     return parts

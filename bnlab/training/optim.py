@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,7 +63,7 @@ class Sgd(OptimizerSpec):
             raise ConfigError("optim.momentum=0: Nesterov needs momentum; set optim.nesterov=false as well")
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
+        return lean(torch.optim.SGD)(
             self.groups(model), lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True
         )
 
@@ -79,4 +81,15 @@ class AdamW(OptimizerSpec):
     beta2: float = param(0.999, "decay of the gradient's mean square", low=0.0, high=0.999999)
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.groups(model), lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
+        return lean(torch.optim.AdamW)(self.groups(model), lr=self.lr, betas=(self.beta1, self.beta2), fused=True)
+
+
+def lean(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Return torch's optimizer `kind` without the decorators of its methods.
+
+    They import torch's compiler at the first call, which takes longer than building the model and the data, and let it
+    see each step; nothing here compiles an optimizer.
+    """
+    decorated = ("add_param_group", "zero_grad", "step", "state_dict", "load_state_dict")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(kind, name)) for name in decorated}
+    return type(f"Lean{kind.__name__}", (kind,), methods | {"step": torch.no_grad()(methods["step"])})

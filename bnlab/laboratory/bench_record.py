@@ -10,6 +10,7 @@ from bnlab.bench.arms import Section
 from bnlab.bench.engine import ContestTime, figures
 from bnlab.clock import utc_now
 from bnlab.config import identity
+from bnlab.errors import MisfitError
 from bnlab.prepare import bundle_of, surroundings
 from bnlab.record.files import write_bytes
 from bnlab.record.folder import RunFolder, fresh_folder
@@ -17,16 +18,22 @@ from bnlab.report.tidy import as_csv
 
 
 def record(sections: Sequence[Section], found: Sequence[ContestTime], base: Path = Path("runs")) -> Path:
-    """Write a run folder an arm of each of `sections`, and all figures to `bench.csv`; return the folder."""
+    """Write a run folder an arm of each of `sections`, and all figures to `bench.csv`; return the folder.
+
+    Errors: MisfitError where nothing was measured.
+    """
+    if not found:
+        raise MisfitError("nothing to measure: no strategy fits any shape")
     folder = fresh_folder(base, "bench")
     rows = [figures(times, arm) for times in found for arm in times.arms]
     write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
     number = 0
     for section, times in zip(sections, found, strict=False):
         bundle = section.images or bundle_of(section.arms[0].config.data)
-        where = surroundings(times.device, bundle, workers=1)
+        where = surroundings(times.device, bundle, workers=1) | {"threads": times.threads}
+        named = {"data": {**section.arms[0].tree["data"], "name": bundle.name}}
         for arm, time in zip(section.arms, times.arms, strict=True):
-            tree = dict(arm.tree)
+            tree = {**arm.tree, **named}
             place = folder / str(number)
             place.mkdir()
             number += 1

@@ -8,21 +8,37 @@ from functools import partial
 from bnlab.bench.arms import contest, read
 from bnlab.bench.engine import BenchConfig, Contest, ContestTime, figures, measure
 from bnlab.bench.layers import SHAPES, layer_contest
-from bnlab.bench.record import record
 from bnlab.bench.scaling import Level, Size, levels
 from bnlab.errors import ConfigError
+from bnlab.laboratory.bench_record import record
+from bnlab.laboratory.parallel import DEFAULT_DELAYS, parallel
 from bnlab.report.bench import bench_table, benching, scaling_table
 from bnlab.report.console import messages, results
 from bnlab.report.tidy import TIDY_FORMATS
 
 
-def bench(overrides: Sequence[str], layers: bool, scale: Size | None, form: str) -> None:
+def bench(
+    overrides: Sequence[str],
+    layers: bool,
+    scale: Size | None,
+    form: str,
+    workers: int | None = None,
+    delay: str = DEFAULT_DELAYS,
+) -> None:
     """Print the paired comparison that `overrides` stand for; `form` is `table` or one of TIDY_FORMATS.
 
-    `layers`: of normalization layers alone; `scale`: at growing sizes. Errors: ConfigError.
+    `layers`: of normalization layers alone; `scale`: at growing sizes; `workers`: on so many
+    processes, of which one is late by each `delay` in ms. Errors: ConfigError.
     """
     if layers and scale is not None:
         raise ConfigError("--layers: not beside --scale\nleave out one of the two")
+    if workers is not None:
+        if layers or scale is not None:
+            raise ConfigError("--workers: not beside --layers or --scale\nleave out one of the two")
+        parallel(overrides, workers, delay, form)
+        return
+    if delay != DEFAULT_DELAYS:
+        raise ConfigError(f"--delay={delay}: only beside --workers")
     limits, sections, left_out = read(overrides)
     for line in left_out:
         messages().say(line)
@@ -41,7 +57,7 @@ def bench(overrides: Sequence[str], layers: bool, scale: Size | None, form: str)
         results().emit(TIDY_FORMATS[form]({"record": str(folder)}, rows))
     else:
         _print(found, grown, scale)
-    messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder} --metric step_ratio"))
+    messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder}"))
 
 
 def _measured(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]]) -> list[ContestTime]:
@@ -55,6 +71,7 @@ def _measured(limits: BenchConfig, contests: Sequence[Callable[[], Contest | Non
                 share = left / (len(contests) - number)
                 found.append(measure(ready, limits, share, partial(watch, ready.title)))
                 left = max(left - found[-1].seconds, 0.0)
+                del ready  # its data and models, before the next are built
     return found
 
 

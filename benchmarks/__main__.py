@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import compare, growth, loops, steps
-from benchmarks.pairing import Ratio, side_by_side
-from bnlab.norms import strategies
+from benchmarks import growth, loops, processes, steps
+from benchmarks.pairing import Row, side_by_side
 from bnlab.record.provenance import environment
+from bnlab.report.bench import bench_table
+from bnlab.report.console import results
 from bnlab.training.allocator import keep_freed_memory
 
 console = Console()
@@ -32,22 +29,21 @@ def main() -> None:
     )
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        for kind, count in (("mlp", 600), ("cnn", 60)):
-            found = side_by_side(loops.contenders(kind, count, Path(folder)), "minimal loop", rounds=9)
+        for kind, count in (("mlp", 450), ("cnn", 60)):
+            found = side_by_side(loops.contenders(kind, count, Path(folder)), "minimal loop", rounds=7)
             show(f"training throughput, {kind}", "images/s", found)
-    for kind, channels_last, rounds in (("cnn", True, 100), ("cnn", False, 100), ("mlp", True, 400)):
-        layout = "" if kind == "mlp" else (", channels_last" if channels_last else ", contiguous")
-        fitting = [n for n in strategies if kind != "mlp" or not strategies[n]().facts.needs_space]
-        found = side_by_side(steps.contenders(kind, channels_last, fitting), "none", rounds=rounds)
-        show(f"one training step, {kind}{layout}", "ms", found)
-        pair = {name: steps.one_step(kind, channels_last, name) for name in ("batch", "ghost")}
-        show(f"ghost over batch, {kind}{layout}", "ms", side_by_side(pair, "batch", rounds=rounds))
+    out = results()
+    for kind, channels_last in (("cnn", True), ("cnn", False), ("mlp", True)):
+        for norms, seconds in (("glob(*)", 40.0), ("batch,ghost", 10.0)):
+            out.print(bench_table(steps.times(kind, channels_last, norms, seconds), out))
+            out.say("")
     for kind in ("cnn", "mlp"):
-        show_growth(kind, growth.growth(kind, ("batch", "population"), rounds=9))
-    show_times()
+        show_growth(kind, growth.growth(kind, ("batch", "population"), rounds=7))
+    show("step of the cnn by allocator, a process each", "ms", processes.allocator())
+    show_seconds(processes.whole_processes())
 
 
-def show(title: str, unit: str, found: list[Ratio]) -> None:
+def show(title: str, unit: str, found: list[Row]) -> None:
     table = Table(
         title=f"{title} (ratio: median of {found[0].rounds} rounds, 95% interval)", title_justify="left", box=None
     )
@@ -78,30 +74,14 @@ def show_growth(kind: str, found: list[growth.Growth]) -> None:
     console.print()
 
 
-def show_times() -> None:
-    """Whole processes: start of the command line, a comparison of 1,000 runs."""
+def show_seconds(found: list[processes.Seconds]) -> None:
     table = Table(title="whole processes (median of 7, range)", title_justify="left", box=None)
     table.add_column("")
     table.add_column("seconds", justify="right")
     table.add_column("range", justify="right")
-    with tempfile.TemporaryDirectory() as folder:
-        compare.write_runs(Path(folder), 1000)
-        bnlab = [sys.executable, "-m", "bnlab"]
-        commands = {
-            "python -c pass": [sys.executable, "-c", "pass"],
-            "bnlab --help": [*bnlab, "--help"],
-            "bnlab compare, 1,000 runs": [*bnlab, "compare", folder],
-        }
-        for name, command in commands.items():
-            seconds = sorted(process_seconds(command) for _ in range(7))
-            table.add_row(name, f"{statistics.median(seconds):.2f}", f"{seconds[0]:.2f} to {seconds[-1]:.2f}")
+    for row in found:
+        table.add_row(row.name, f"{row.median:.2f}", f"{row.low:.2f} to {row.high:.2f}")
     console.print(table)
-
-
-def process_seconds(command: list[str]) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

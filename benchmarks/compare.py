@@ -27,7 +27,7 @@ def write_runs(base: Path, count: int) -> None:
             "trainer": {"epochs": 5.0, "device": "cpu"},
         }
         folder = base / f"{number:04d}"
-        folder.mkdir()
+        folder.mkdir(parents=True)
         run = RunFolder(folder, config, "", f"{number:016x}", "2026-01-01T00:00:00+00:00")
         run.finish("done", summary=_summary(arm, seed))
 

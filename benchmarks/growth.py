@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from benchmarks.loops import BATCH
 from benchmarks.steps import one_step
-from bnlab.compare.statistics import bootstrap_interval
+from bnlab.bench.pairing import ratio_of
 
 SIZES = (512, 1024, 2048, 4096, 8192)
 
@@ -45,10 +45,9 @@ def growth(kind: str, names: tuple[str, ...], rounds: int) -> list[Growth]:
         exponents = [
             exponent({size: figures[name, size][number] * size / BATCH for size in SIZES}) for number in range(rounds)
         ]
-        middle = statistics.median(exponents)
-        low, high = bootstrap_interval(exponents) or (middle, middle)
+        fitted = ratio_of(exponents)
         medians = {size: statistics.median(figures[name, size]) for size in SIZES}
-        found.append(Growth(name, medians, middle, low, high, rounds))
+        found.append(Growth(name, medians, fitted.value, fitted.low, fitted.high, rounds))
     return found
 
 

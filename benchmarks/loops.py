@@ -10,13 +10,14 @@ from __future__ import annotations
 import struct
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.data import Batches, Split
 from bnlab.models import build, models
@@ -54,12 +55,15 @@ def contenders(kind: str, steps: int, folder: Path) -> dict[str, Callable[[], fl
     split = images(steps * BATCH)
     write_mnist(split, folder)
     batches = Batches(split, batch_size=BATCH, channels_last=True, mean=MEAN, std=STD)
-    return {
+    found = {
         "minimal loop": lambda: minimal(kind, split, steps),
         "bnlab train": lambda: recorded(kind, batches, steps, folder, TrainerConfig()),
         "DataLoader loop": lambda: dataloader(kind, folder, steps),
         "bnlab train, bfloat16": lambda: recorded(kind, batches, steps, folder, TrainerConfig(precision="bfloat16")),
     }
+    if find_spec("lightning"):
+        found["Lightning's Trainer"] = lambda: lightning(kind, folder, steps)
+    return found
 
 
 def recorded(kind: str, batches: Batches, steps: int, folder: Path, config: TrainerConfig) -> float:
@@ -106,10 +110,7 @@ def minimal(kind: str, split: Split, steps: int) -> float:
 
 def dataloader(kind: str, folder: Path, steps: int) -> float:
     """The loop of torch's MNIST example: images one by one through PIL and transforms, contiguous tensors."""
-    from torchvision import datasets, transforms
-
-    convert = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN.tolist(), STD.tolist())])
-    loader = torch.utils.data.DataLoader(datasets.MNIST(folder, transform=convert), batch_size=BATCH, shuffle=True)
+    loader = mnist_loader(folder)
     model = network(kind).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, nesterov=True)
     model.train()
@@ -119,6 +120,36 @@ def dataloader(kind: str, folder: Path, steps: int) -> float:
         F.cross_entropy(model(images_), labels).backward()
         optimizer.step()
     return steps * BATCH / (time.perf_counter() - start)
+
+
+def lightning(kind: str, folder: Path, steps: int) -> float:
+    """Lightning's Trainer on the loader of torch's MNIST example, without logger, checkpoints and bar."""
+    from lightning.pytorch import LightningModule, Trainer
+
+    class Module(LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = network(kind).to(memory_format=torch.contiguous_format)
+
+        def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+            return F.cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=LR, momentum=0.9, nesterov=True)
+
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", **quiet)
+    start = time.perf_counter()
+    trainer.fit(Module(), mnist_loader(folder))
+    return steps * BATCH / (time.perf_counter() - start)
+
+
+def mnist_loader(folder: Path) -> Iterable[tuple[Tensor, Tensor]]:
+    """Images one by one through PIL and transforms."""
+    from torchvision import datasets, transforms
+
+    convert = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN.tolist(), STD.tolist())])
+    return torch.utils.data.DataLoader(datasets.MNIST(folder, transform=convert), batch_size=BATCH, shuffle=True)
 
 
 def write_mnist(split: Split, folder: Path) -> None:

@@ -1,17 +1,16 @@
-"""Contenders in turn, in an order drawn anew each round, and their ratios round by round."""
+"""Contenders in turn for a fixed number of rounds, by `bnlab bench`'s own pairing."""
 
 from __future__ import annotations
 
-import random
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from bnlab.compare.statistics import bootstrap_interval
+from bnlab.bench.pairing import in_turn
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Row:
     """A contender's figure over the reference's: median over rounds with a bootstrap 95% interval."""
 
     name: str
@@ -22,25 +21,16 @@ class Ratio:
     rounds: int
 
 
-def side_by_side(contenders: Mapping[str, Callable[[], float]], reference: str, rounds: int) -> list[Ratio]:
-    """Call every contender once a round; each returns its figure, such as images a second.
-
-    The order of each round is drawn: in a fixed or alternating one each contender has the same neighbours, whose caches
-    it finds, and with A B C, C B A the outer two follow themselves (a second copy of `none` took 1.04 of the first so).
-    The first round is not counted: it fills caches.
-    """
-    names = list(contenders)
-    draw = random.Random(0)
-    figures: dict[str, list[float]] = {name: [] for name in names}
-    for round_number in range(rounds + 1):
-        for name in draw.sample(names, len(names)):
-            figure = contenders[name]()
-            if round_number:
-                figures[name].append(figure)
+def side_by_side(contenders: Mapping[str, Callable[[], float]], reference: str, rounds: int) -> list[Row]:
+    """Call every contender once a round; each returns its figure, such as images a second."""
+    singles = {name: partial(_single, contender) for name, contender in contenders.items()}
+    turns = next(turns for turns in in_turn(singles, reference, warmup=1) if turns.rounds == rounds)
     found = []
-    for name in names:
-        ratios = [a / b for a, b in zip(figures[name], figures[reference], strict=True)]
-        middle = statistics.median(ratios)
-        low, high = bootstrap_interval(ratios) or (middle, middle)
-        found.append(Ratio(name, statistics.median(figures[name]), middle, low, high, rounds))
+    for name in contenders:
+        ratio = turns.ratio(name)
+        found.append(Row(name, turns.medians(name)[0], ratio.value, ratio.low, ratio.high, rounds))
     return found
+
+
+def _single(contender: Callable[[], float]) -> tuple[float]:
+    return (contender(),)

@@ -71,14 +71,16 @@ def ratio_of(ratios: Sequence[float]) -> Ratio:
     return Ratio(statistics.median(ratios), float(low), float(high))
 
 
-def in_turn(contenders: Mapping[K, Callable[[], Figures]], reference: K, seed: int = 0) -> Iterator[Turns[K]]:
+def in_turn(
+    contenders: Mapping[K, Callable[[], Figures]], reference: K, seed: int = 0, warmup: int = WARMUP_ROUNDS
+) -> Iterator[Turns[K]]:
     """Call every contender once a round, without end, and yield what there is after each round that counts."""
     names = list(contenders)
     draw = random.Random(seed)
     turns = Turns(reference, {name: [] for name in names})
     for number in range(2**31):
         found = {name: contenders[name]() for name in draw.sample(names, len(names))}
-        if number >= WARMUP_ROUNDS:
+        if number >= warmup:
             for name, figures in found.items():
                 turns.figures[name].append(figures)
             yield turns

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnlab.conformance.subject import described
-from bnlab.errors import BnlabError, ConfigError
 from bnlab.laboratory.specimen import Specimen, find
-from bnlab.measure.probe import Probing
 from bnlab.measure.probe import probe as measured
 from bnlab.measure.verdict import verdict
 from bnlab.report.console import messages, results
@@ -28,7 +25,9 @@ def probe(
         tell("reading model and data")
         specimen = find(targets, module, weights, data)
         tell(f"probing {specimen.label}")
-        probing = _probing(specimen, module, samples)
+        with specimen.examined():
+            probes = [specimen.probe("train"), specimen.probe("test")]
+            probing = measured(specimen.model, probes, specimen.train, samples)
     found = Probed(
         specimen.label,
         specimen.about,
@@ -42,20 +41,6 @@ def probe(
         out.print(probe_tables(found, out))
     else:
         out.emit(TIDY_FORMATS[form](probe_head(found), probe_rows(found)))
-
-
-def _probing(specimen: Specimen, module: str | None, samples: int) -> Probing:
-    try:
-        with specimen.precision():
-            return measured(specimen.model, [specimen.probe("train"), specimen.probe("test")], specimen.train, samples)
-    except BnlabError:
-        raise
-    except Exception as error:
-        if module is None:
-            raise
-        raise ConfigError(
-            f"--module {module}: fails in training mode or in batches of another size: {described(error)}"
-        ) from error
 
 
 def _step(specimen: Specimen) -> int | None:

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from bnlab.conformance.subject import described
-from bnlab.errors import BnlabError, ConfigError, MisfitError
+from bnlab.errors import MisfitError
 from bnlab.laboratory.specimen import INSIDE, Specimen, find
 from bnlab.measure.recalibration import (
     Recalibration,
@@ -55,7 +54,7 @@ def recalibrate(
         place = out or _folder(specimen, weights) / f"recalibrated-{stats}-{count}.pt"
         checkpoint.check_new_file(place)
         tell(f"recalibrating {specimen.label}")
-        found = _measured(specimen, module, how, samples)
+        found = _measured(specimen, how, samples)
         checkpoint.save_file(place, _state(specimen, weights, found))
     report = Recalibrated(specimen.label, specimen.about, str(place), found)
     terminal = results()
@@ -72,27 +71,18 @@ def _folder(specimen: Specimen, weights: Path | None) -> Path:
     return Path() if weights is None else weights.parent
 
 
-def _measured(specimen: Specimen, module: str | None, stats: Stats, samples: int | None) -> Recalibration:
+def _measured(specimen: Specimen, stats: Stats, samples: int | None) -> Recalibration:
     judged = {"train": specimen.probe("train").plain} if specimen.valid is None else {"valid": specimen.valid}
-    try:
-        with specimen.precision():
-            return recalibration(
-                specimen.model,
-                specimen.train,
-                judged | {"test": specimen.test},
-                stats,
-                samples,
-                specimen.batch_size,
-                specimen.config.eval.batch_size,
-            )
-    except BnlabError:
-        raise
-    except Exception as error:
-        if module is None:
-            raise
-        raise ConfigError(
-            f"--module {module}: fails in batches of another size or in training mode: {described(error)}"
-        ) from error
+    with specimen.examined():
+        return recalibration(
+            specimen.model,
+            specimen.train,
+            judged | {"test": specimen.test},
+            stats,
+            samples,
+            specimen.batch_size,
+            specimen.config.eval.batch_size,
+        )
 
 
 def _state(specimen: Specimen, weights: Path | None, found: Recalibration) -> dict[str, Any]:

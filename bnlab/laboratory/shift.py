@@ -83,14 +83,15 @@ def _study(
         try:
             found = robustness(model, samples, on_device, stats, batch_size, config.eval.prior)
         except MisfitError as error:
+            reason = str(error).partition("\n")[0]
             raise MisfitError(
-                f"{error}\nleave out the statistics of the test set: --stats running,mixed,batch"
+                f"{reason}\nleave out the statistics of the test set: --stats running,mixed,batch"
             ) from error
         amount = kind.amounts[severity - 1] if kind else None
         return Condition(name, severity, amount, kind.unit if kind else "", found)
 
     conditions = []
-    with checking(messages()) as tell, specimen.precision(), adopted(model, refreshed(model, specimen.train)):
+    with checking(messages()) as tell, specimen.examined(), adopted(model, refreshed(model, specimen.train)):
         for name, severity in [("none", 0), *product(names, severities)]:
             tell(f"{name} {severity}" if severity else "the test images as they are")
             conditions.append(condition(name, severity))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from bnlab.compare.read import read_documents
 from bnlab.config import Config, parse_config
 from bnlab.conformance.subject import described, load_factory
 from bnlab.data import Batches, DataBundle
-from bnlab.errors import ConfigError, RecordError
+from bnlab.errors import BnlabError, ConfigError, RecordError
 from bnlab.measure.mates import Probe, probe_indices
 from bnlab.models import norm_layers
 from bnlab.prepare import bundle_of, device_of, model_of, placed, resident
@@ -56,10 +56,20 @@ class Specimen:
         own = (f"norm={config.norm.name}", f"model={config.model.name}")
         return (f"data={config.data.name}", *((type(self.model).__name__,) if self.folder is None else own))
 
-    @property
-    def precision(self) -> Callable[[], AbstractContextManager[object]]:
-        """Return the context that the forward passes of training ran in."""
-        return precision_of(self.config.trainer, self.device)
+    @contextmanager
+    def examined(self) -> Iterator[None]:
+        """Let forward passes run as those of training did; what a user's own module raises becomes a ConfigError."""
+        try:
+            with precision_of(self.config.trainer, self.device)():
+                yield
+        except BnlabError:
+            raise
+        except Exception as error:
+            if self.folder is not None:
+                raise
+            raise ConfigError(
+                f"--module {self.label}: fails in training mode or in batches of another size: {described(error)}"
+            ) from error
 
     @cached_property
     def train(self) -> Batches:
@@ -271,7 +281,7 @@ def _try_out(factory: str, specimen: Specimen) -> None:
     images, _ = next(specimen.test.sequential(2))
     shape, classes = tuple(images.shape), specimen.bundle.num_classes
     try:
-        with torch.no_grad(), specimen.precision():
+        with torch.no_grad(), precision_of(specimen.config.trainer, specimen.device)():
             logits = specimen.model(images)
     except Exception as error:
         raise ConfigError(

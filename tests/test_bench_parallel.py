@@ -297,7 +297,7 @@ if os.environ["RANK"] == "1" and trouble == "dies":
 if trouble == "left alone":
     from bnlab.bench.parallel_worker import _end_with_stdin
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-print(json.dumps({"title": "", "round": int(os.environ["RANK"]), "left": 1.0}), flush=True)
+print(json.dumps({"title": "", "round": int(os.environ["RANK"]), "left": 1.0}) + "\\n", end="", flush=True)
 time.sleep(100)
 """
 

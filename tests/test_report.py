@@ -402,7 +402,8 @@ def test_a_chart_rises_with_its_curve(braille: bool) -> None:
 def shown(summary: Any, status: Any, folder: Path, width: int = 80) -> str:
     stream = io.StringIO()
     terminal = Terminal(stream)
-    terminal.print(show_run(summary, status, folder, width), width=width)
+    terminal.width = width  # whatever COLUMNS says
+    terminal.print(show_run(summary, status, folder, width))
     return stream.getvalue()
 
 

@@ -292,7 +292,7 @@ def _work_off(plan: Mapping[str, Any], workers: Workers) -> None:
 
 
 def _tell(**said: Any) -> None:
-    print(json.dumps(said), flush=True)
+    print(json.dumps(said) + "\n", end="", flush=True)  # in one piece, beside what others write
 
 
 def _end_with_stdin() -> None:

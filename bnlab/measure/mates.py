@@ -77,3 +77,14 @@ def logits_with_mates(
         done += len(logits)
     assert found is not None
     return found
+
+
+def mate_noise(drawn: Tensor, reference: Tensor) -> float:
+    """Return how much a sample's logits vary with its batch mates, over the RMS of the `reference` logits.
+
+    The mean over samples of the standard deviation over draws of `drawn`, (K, N, classes); 0 for a single draw.
+    """
+    off = drawn.double() - drawn[:1].double()  # from the first draw, so that equal logits have noise 0
+    if len(drawn) < 2 or not off.any():
+        return 0.0
+    return (off.var(0).mean(-1).sqrt().mean() / reference.double().square().mean().sqrt()).item()

@@ -114,6 +114,11 @@ def population(model: nn.Module, how: Plan, factors: Mapping[nn.Module, float] |
     return found
 
 
+def population_of(model: nn.Module, images: Batches) -> Statistics:
+    """Return the statistics over all of `images` of every layer that keeps some. Errors: as of `plan`."""
+    return population(model, plan(model, dict.fromkeys(running_layers(model)), images))
+
+
 def _scaled(mean: Tensor, var: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     return mean, var * factor
 

@@ -15,7 +15,7 @@ from bnlab.measure.calibration import refreshed
 from bnlab.measure.decomposition import Decomposition, Stages, decompose, divergence, levels, nats, right, stages
 from bnlab.measure.interval import Interval, mean_of, share_of
 from bnlab.measure.layers import Statistics
-from bnlab.measure.mates import Probe
+from bnlab.measure.mates import Probe, mate_noise
 from bnlab.measure.modes import evaluating, learners, preserved
 from bnlab.measure.population import adopted, mixed_with_batch, plan, precise
 
@@ -110,8 +110,6 @@ def split_gap(probe: Probe, found: Stages) -> SplitGap:
     """Return how the statistics of training and those of evaluation differ on one probe."""
     training, evaluation, labels = found.undropped, found.running, probe.labels
     rms = evaluation.double().square().mean().sqrt()
-    off = training.double() - training[:1].double()  # from the first draw, so that equal logits have noise 0
-    noise = off.var(0).mean(-1).sqrt().mean() if len(training) > 1 else torch.zeros((), dtype=torch.float64)
     return SplitGap(
         split=probe.split,
         samples=len(probe),
@@ -122,7 +120,7 @@ def split_gap(probe: Probe, found: Stages) -> SplitGap:
         flip_rate=share_of(training.argmax(-1) != evaluation.argmax(-1)),
         kl=mean_of(divergence(training, evaluation)),
         logit_rms=_over_rms((training.double() - evaluation.double()).square().mean().sqrt(), rms),
-        mate_noise=_over_rms(noise, rms) if len(probe) >= 2 * probe.batch_size else None,
+        mate_noise=mate_noise(training, evaluation) if len(probe) >= 2 * probe.batch_size else None,
     )
 
 

@@ -18,9 +18,9 @@ from bnlab.measure.decomposition import nats, right
 from bnlab.measure.discrepancy import calibration_error
 from bnlab.measure.interval import Interval, mean_of
 from bnlab.measure.layers import running_layers
-from bnlab.measure.mates import logits_with_mates
+from bnlab.measure.mates import logits_with_mates, mate_noise
 from bnlab.measure.modes import evaluating, preserved
-from bnlab.measure.population import adopted, mixed_with_batch, plan, population
+from bnlab.measure.population import adopted, mixed_with_batch, population_of
 from bnlab.seeding import generator
 
 STATS = ("running", "mixed", "batch", "test")
@@ -108,7 +108,7 @@ def _with_other_mates(model: nn.Module, images: Batches, batch_size: int) -> Ten
 
 def _with_statistics_of(model: nn.Module, source: Batches, images: Batches, batch_size: int) -> Tensor:
     """Return the logits (N, classes) of `images`, normalized with the statistics of all of `source`."""
-    with adopted(model, population(model, plan(model, dict.fromkeys(running_layers(model)), source))):
+    with adopted(model, population_of(model, source)):
         return logits_with_mates(model, images, batch_size)
 
 
@@ -123,8 +123,6 @@ def _halves(samples: int) -> tuple[Tensor, ...]:
 def _judged(stats: str, logits: Tensor, drawn: Tensor, plain: Tensor, labels: Tensor) -> Robustness:
     """Judge logits (N, classes) against those of running statistics; `drawn` (K, N, classes) are with other mates."""
     hits = right(logits, labels)
-    rms = logits.double().square().mean().sqrt()
-    noise = (drawn.double() - drawn[:1].double()).var(0).mean(-1).sqrt().mean() if len(drawn) > 1 else None
     return Robustness(
         stats,
         len(labels),
@@ -132,6 +130,6 @@ def _judged(stats: str, logits: Tensor, drawn: Tensor, plain: Tensor, labels: Te
         None if stats == "running" else mean_of(hits - right(plain, labels)),
         mean_of(nats(logits, labels)),
         calibration_error(logits, labels),
-        (drawn[1:].argmax(-1) != drawn[0].argmax(-1)).double().mean().item() if noise is not None else None,
-        (noise / rms if rms > 0 else noise).item() if noise is not None else None,
+        (drawn[1:].argmax(-1) != drawn[0].argmax(-1)).double().mean().item() if len(drawn) > 1 else None,
+        mate_noise(drawn, logits) if len(drawn) > 1 else None,
     )

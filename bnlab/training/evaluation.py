@@ -32,7 +32,7 @@ from bnlab.measure.layers import Statistics, gatherer, running_layers
 from bnlab.measure.mates import Probe, probe_indices
 from bnlab.measure.modes import evaluating, training_statistics
 from bnlab.measure.moments import InstanceMoments, Moments
-from bnlab.measure.population import adopted, hooked, mixed_with_batch, plan, population, precise
+from bnlab.measure.population import adopted, hooked, mixed_with_batch, population_of, precise
 from bnlab.measure.probe import Probing, probe
 from bnlab.schema import param
 
@@ -211,13 +211,13 @@ class Evaluator:
         if self._config.stats == "precise":
             return precise(model, self._training_set.sequential(self._probe_batch))
         if self._config.stats == "population":
-            return population(model, plan(model, dict.fromkeys(running_layers(model)), self._training_set))
+            return population_of(model, self._training_set)
         return {}
 
     def _of_evaluated(self, model: nn.Module, batches: Batches) -> AbstractContextManager[None]:
         """Return the context that puts in statistics of what is evaluated, where they were asked for."""
         if self._config.stats == "test":
-            return adopted(model, population(model, plan(model, dict.fromkeys(running_layers(model)), batches)))
+            return adopted(model, population_of(model, batches))
         if self._config.stats in ("batch", "mixed"):
             return mixed_with_batch(model, 0.0 if self._config.stats == "batch" else self._config.prior)
         return nullcontext()

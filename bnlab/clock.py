@@ -7,9 +7,9 @@ an interval is over, so that no step waits for the device.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
-from datetime import UTC, datetime
 from typing import Protocol
 
 import torch
@@ -21,17 +21,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def utc_now() -> str:
-    """Return the wall-clock time as ISO 8601 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 class Stopwatch:
     """Seconds between `start` and `stop`, added up; the device is waited for on both ends."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._total_ns = 0
+        self._total_ns = 0.0
         self._since: int | None = None
 
     def start(self) -> None:
@@ -43,6 +38,10 @@ class Stopwatch:
         if self._since is not None:
             self._total_ns += time.perf_counter_ns() - self._since
             self._since = None
+
+    def add(self, seconds: float) -> None:
+        """Count seconds that another process took for the same."""
+        self._total_ns += seconds * 1e9
 
     @property
     def seconds(self) -> float:
@@ -123,6 +122,11 @@ def step_clock(device: torch.device) -> StepClock:
 class PhaseClock(Protocol):
     """Marks moments inside one step."""
 
+    @property
+    def host_ms(self) -> float:
+        """Milliseconds that the host took to issue what was flushed last; NaN where it does all the work itself."""
+        ...
+
     def mark(self) -> None: ...
 
     def flush(self) -> tuple[float, ...]:
@@ -132,6 +136,8 @@ class PhaseClock(Protocol):
 
 class HostPhases:
     """Phase clock of the CPU."""
+
+    host_ms = math.nan
 
     def __init__(self) -> None:
         self._marks: list[int] = []
@@ -145,18 +151,22 @@ class HostPhases:
 
 
 class CudaPhases:
-    """Phase clock of a CUDA device: events in its stream."""
+    """Phase clock of a CUDA device: events in its stream, and when the host put them there."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.current_stream(device)
         self._events: list[torch.cuda.Event] = []
+        self._issuing = HostPhases()
+        self.host_ms = math.nan
 
     def mark(self) -> None:
         event = torch.cuda.Event(enable_timing=True)
         event.record(self._stream)
         self._events.append(event)
+        self._issuing.mark()
 
     def flush(self) -> tuple[float, ...]:
+        self.host_ms = sum(self._issuing.flush())
         events, self._events = self._events, []
         if events:
             events[-1].synchronize()

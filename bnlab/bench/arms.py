@@ -60,11 +60,8 @@ def read(overrides: Sequence[str]) -> tuple[BenchConfig, list[Section], list[str
     A key of a strategy, `norm.size=8,16`, is for those of the strategies that have it. Errors: ConfigError for keys and
     values, and where nothing is left; as of reading the data.
     """
-    own = [line for line in overrides if line.startswith(OWN)]
+    bench = limits_of(overrides)
     rest = [line for line in overrides if not line.startswith(OWN)]
-    defaults = {"bench": asdict(BenchConfig())}
-    keys = [f"bench.{field.name}" for field in fields(BenchConfig)]
-    bench = parse(BenchConfig, hydra_app.adjusted(defaults, own, keys)["bench"], "bench")
     if not any(line.startswith("norm=") for line in rest):
         rest.append(DEFAULT_NORMS)
     drafts: dict[str, _Draft] = {}
@@ -76,6 +73,8 @@ def read(overrides: Sequence[str]) -> tuple[BenchConfig, list[Section], list[str
         name = " ".join(changed) or f"norm={tree['norm']['name']}"
         try:
             config = parse_config(tree)
+            if bench.graph and device_of(config.trainer.device).type != "cuda":
+                raise ConfigError("bench.graph=true: there are graphs on CUDA only\nleave it out")
             check(config, bundle_of(config.data))
         except MisfitError as error:
             notes.append(left_out(name, error))
@@ -90,6 +89,14 @@ def read(overrides: Sequence[str]) -> tuple[BenchConfig, list[Section], list[str
         raise ConfigError("nothing to measure: no strategy fits\n" + "\n".join(notes[:2]))
     notes += [note for draft in drafts.values() for note in _given_a_baseline(draft)]
     return bench, [Section(draft.title, _labelled(draft.found)) for draft in drafts.values()], notes
+
+
+def limits_of(overrides: Sequence[str]) -> BenchConfig:
+    """Return what `overrides` say of the bench itself. Errors: ConfigError."""
+    own = [line for line in overrides if line.startswith(OWN)]
+    defaults = {"bench": asdict(BenchConfig())}
+    keys = [f"bench.{field.name}" for field in fields(BenchConfig)]
+    return parse(BenchConfig, hydra_app.adjusted(defaults, own, keys)["bench"], "bench")
 
 
 def check(config: Config, bundle: DataBundle) -> None:
@@ -173,8 +180,11 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
-def contest(section: Section) -> Contest:
-    """Return the contest of a section's training steps. Errors: as of reading its data and finding its device."""
+def contest(section: Section, graph: bool = False) -> Contest:
+    """Return the contest of a section's training steps, replayed from a `graph` or not.
+
+    Errors: as of reading its data and finding its device.
+    """
     keep_freed_memory()
     config = section.arms[0].config
     threads = set_threads(config.trainer.threads)
@@ -196,10 +206,11 @@ def contest(section: Section) -> Contest:
         layout,
         *([config.trainer.precision] if config.trainer.precision != "float32" else []),
         *(["compiled"] if config.trainer.compile else []),
+        *(["graph replay"] if graph else []),
     )
 
     def make(config: Config) -> Callable[[], Stepper]:
-        return lambda: stepper(config, bundle, training_set, batches, device)
+        return lambda: stepper(config, bundle, training_set, batches, device, graph)
 
     steppers = {arm.label: make(arm.config) for arm in section.arms}
-    return Contest(section.title, setting, size, device, steppers, section.left_out)
+    return Contest(section.title, setting, size, device, steppers, section.left_out, graph)

@@ -14,26 +14,30 @@ import torch
 from bnlab.bench.pairing import Figures, Ratio, Turns, in_turn
 from bnlab.bench.traffic import Traffic
 from bnlab.clock import Stopwatch, copy_bandwidth
+from bnlab.errors import MisfitError
 from bnlab.schema import param
 
 CONTROL = "second copy"
+FIGURES = ("step_ms", "forward_ms", "backward_ms", "optimizer_ms", "host_ms")  # of one step, in this order
+LAUNCH_BOUND = 0.8  # of the step that the host takes to issue it
 FEWEST_ROUNDS = 6  # below there is no 95% interval of a median, not even from the smallest to the largest ratio
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """When a bench stops."""
+    """How a bench takes steps, and when it stops."""
 
     seconds: float = param(120.0, "budget of the whole bench", above=0.0)
     precision: float = param(0.02, "half-width of each ratio's 95% interval to stop at, over the ratio", above=0.0)
     rounds: int = param(20, "rounds at least", low=2)
+    graph: bool = param(False, "on CUDA, replay each arm's step from a graph, without launching its kernels one by one")
 
 
 @dataclass(frozen=True)
 class Stepper:
     """Something that goes one step at a time."""
 
-    step: Callable[[], Figures]  # ms of the step, and of its forward, backward and optimizer
+    step: Callable[[], Figures]  # those of FIGURES that there are, NaN for one that is not known
     traffic: Callable[[], Traffic]  # of one step, which it takes
     num_parameters: int
     widest: int  # bytes of the widest normalized activation
@@ -47,26 +51,43 @@ class Contest:
     setting: tuple[str, ...]  # what the contenders share, for a heading
     batch_size: int
     device: torch.device
-    make: Mapping[str, Callable[[], Stepper]]
+    make: Mapping[str, Callable[[], Stepper]]  # may raise MisfitError: then it is left out
     left_out: tuple[str, ...] = ()  # a sentence for each that does not fit
+    graph: bool = False  # steps are replayed from a CUDA graph
 
 
 @dataclass(frozen=True)
 class ArmTime:
-    """One contender's step: medians over rounds, and its ratio to the baseline's."""
+    """One contender's step: medians over rounds, and its ratio to the baseline's; None: not known."""
 
     label: str
     step_ms: float
     p10_ms: float
     p90_ms: float
-    forward_ms: float
-    backward_ms: float
-    optimizer_ms: float
+    forward_ms: float | None
+    backward_ms: float | None
+    optimizer_ms: float | None
+    host_ms: float | None  # that the host took to issue the step to the device
     ratio: Ratio
     floor: float  # the ratio that its additional traffic alone would give, at the measured bandwidth
     images_per_second: float
     traffic: Traffic
     num_parameters: int
+
+    @property
+    def launch_bound(self) -> bool | None:
+        """Whether the device waits for the host; None where the host does the work."""
+        return None if self.host_ms is None else launch_bound(self.host_ms, self.step_ms)
+
+
+def launch_bound(host_ms: float, step_ms: float) -> bool:
+    """Return whether the device waits for the host, which needs `host_ms` to issue a step of `step_ms`.
+
+    A step begins on a device without work. Where kernels outlast their launches, the host is through early and the rest
+    of the step is work that was queued; where the device waits for each launch, both end together. From LAUNCH_BOUND
+    on at most a fifth of the step was queued. A step in which the host waits for the device looks the same.
+    """
+    return host_ms >= LAUNCH_BOUND * step_ms
 
 
 @dataclass(frozen=True)
@@ -84,6 +105,7 @@ class ContestTime:
     device: torch.device
     threads: int
     left_out: tuple[str, ...] = ()
+    graph: bool = False
 
 
 def measure(
@@ -91,14 +113,14 @@ def measure(
 ) -> ContestTime:
     """Take steps in turn until every ratio is within `limits.precision`, or `seconds` are over.
 
-    There are FEWEST_ROUNDS at least. `watch` is told of every round, with the seconds left.
+    There are FEWEST_ROUNDS at least. `watch` is told of every round, with the seconds left. Errors: MisfitError where
+    no contender is left.
     """
     gc.collect()  # the models of the contest before
     clock = Stopwatch(contest.device)
     clock.start()
-    reference = next(iter(contest.make))
-    # The copy is made and treated as the others are, or it would not show what the place in memory does.
-    steppers = {label: make() for label, make in {**contest.make, CONTROL: contest.make[reference]}.items()}
+    steppers, left_out = _made(contest)
+    reference = next(iter(steppers))
     traffic = {label: _traffic(stepper) for label, stepper in steppers.items()}
     bandwidth = copy_bandwidth(max(stepper.widest for stepper in steppers.values()), contest.device)
     stopped_by: Literal["precision", "budget"] = "budget"
@@ -116,20 +138,21 @@ def measure(
     base = turns.medians(reference)[0]
 
     def arm(label: str) -> ArmTime:
-        step, forward, backward, optimizer = turns.medians(label)
+        known = {key: value for key, value in zip(FIGURES, turns.medians(label), strict=False) if not math.isnan(value)}
         cuts = statistics.quantiles([figures[0] for figures in turns.figures[label]], n=10, method="inclusive")
         more_ms = (traffic[label].moved - traffic[reference].moved) / bandwidth * 1e3
         return ArmTime(
             label=label,
-            step_ms=step,
+            step_ms=known["step_ms"],
             p10_ms=cuts[0],
             p90_ms=cuts[-1],
-            forward_ms=forward,
-            backward_ms=backward,
-            optimizer_ms=optimizer,
+            forward_ms=known.get("forward_ms"),
+            backward_ms=known.get("backward_ms"),
+            optimizer_ms=known.get("optimizer_ms"),
+            host_ms=known.get("host_ms"),
             ratio=turns.ratio(label),
             floor=(base + more_ms) / base,
-            images_per_second=contest.batch_size / step * 1e3,
+            images_per_second=contest.batch_size / known["step_ms"] * 1e3,
             traffic=traffic[label],
             num_parameters=steppers[label].num_parameters,
         )
@@ -137,7 +160,7 @@ def measure(
     return ContestTime(
         contest.title,
         contest.setting,
-        tuple(map(arm, contest.make)),
+        tuple(arm(label) for label in steppers if label != CONTROL),
         turns.ratio(CONTROL),
         turns.rounds,
         stopped_by,
@@ -145,8 +168,25 @@ def measure(
         bandwidth,
         contest.device,
         torch.get_num_threads(),
-        contest.left_out,
+        left_out,
+        contest.graph,
     )
+
+
+def _made(contest: Contest) -> tuple[dict[str, Stepper], tuple[str, ...]]:
+    """Make every contender and the control; return them with a sentence for each that is left out."""
+    steppers: dict[str, Stepper] = {}
+    left_out = list(contest.left_out)
+    for label, make in contest.make.items():
+        try:
+            steppers[label] = make()
+        except MisfitError as error:
+            left_out.append(f"left out: {label}: {error}")
+    if not steppers:
+        raise MisfitError("nothing to measure\n" + "\n".join(left_out[:2]))
+    # The copy is made and treated as the others are, or it would not show what the place in memory does.
+    steppers[CONTROL] = contest.make[next(iter(steppers))]()
+    return steppers, tuple(left_out)
 
 
 def _traffic(stepper: Stepper) -> Traffic:
@@ -170,6 +210,8 @@ def figures(found: ContestTime, arm: ArmTime) -> dict[str, Any]:
         "forward_ms": arm.forward_ms,
         "backward_ms": arm.backward_ms,
         "optimizer_ms": arm.optimizer_ms,
+        "host_ms": arm.host_ms,
+        "launch_bound": arm.launch_bound,
         "baseline": found.arms[0].label,
         "ratio": arm.ratio.value,
         "ratio_low": arm.ratio.low,
@@ -188,4 +230,5 @@ def figures(found: ContestTime, arm: ArmTime) -> dict[str, Any]:
         "stopped_by": found.stopped_by,
         "device": str(found.device),
         "threads": found.threads,
+        "graph": found.graph,
     }

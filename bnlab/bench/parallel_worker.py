@@ -29,17 +29,14 @@ from torch.utils._pytree import tree_leaves
 from bnlab.bench.engine import FEWEST_ROUNDS, BenchConfig
 from bnlab.bench.late import MODES, LateStep, Mode, ParallelTime
 from bnlab.bench.pairing import Figures, Ratio, Turns, in_turn, ratio_of
-from bnlab.bench.stepper import BATCHES, TOTAL_STEPS
-from bnlab.clock import Stopwatch, phase_clock
+from bnlab.bench.stepper import BATCHES, Mark, trainee
+from bnlab.clock import Stopwatch
 from bnlab.config import Config, parse_config
 from bnlab.data import Batches, DataBundle
 from bnlab.errors import BnlabError
-from bnlab.measure.calibration import Calibration
-from bnlab.models import norm_layers
-from bnlab.prepare import bundle_of, device_of, model_of, placed, resident
+from bnlab.prepare import bundle_of, device_of, resident
 from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.loop import train_step
-from bnlab.training.trainer import forward_of, loss_function, precision_of
 from bnlab.workers import Workers, from_environment
 
 Key = tuple[str, Mode, float]  # strategy, what becomes of the gradients, delay in ms
@@ -68,36 +65,17 @@ class Contender:
         workers: Workers,
         mode: Mode,
     ) -> None:
-        model = placed(model_of(config, bundle, workers), config, device)
-        for _, layer in norm_layers(model):
-            layer.begin(TOTAL_STEPS)
-        self._optimizer = config.optim.make(model)
-        for group in self._optimizer.param_groups:
-            group["lr"] = config.schedule.rate_of(config.optim.lr, TOTAL_STEPS)(0)
-        trained = workers.shared(model, device) if mode == "averaged" else model
-        self._forward = forward_of(trained, config.trainer, device)
-        self._mean_loss = loss_function(config.trainer)
+        self._one = trainee(config, bundle, training_set, device, workers, averaged=mode == "averaged")
         self._per_label = workers.size / training_set.sizes[0]  # weighs a part of the batch as training does
-        self._calibration: Calibration | None = None
-        if Calibration.needed_by(model):
-            self._calibration = Calibration(model, training_set, precision_of(config.trainer, device), device)
-            self._calibration.begin()
         first = itertools.islice(zip(training_set.epoch(0), training_set.sizes, strict=False), BATCHES)
         self._batches = itertools.cycle([batch for batch, size in first if size == training_set.sizes[0]])
         self._is_late = workers.rank == workers.size - 1
-        self._clock, self._count = phase_clock(device), itertools.count()
-        model.train()
+        self._count = itertools.count()
 
     def turn(self, delay_ms: float) -> Figures:
         """Take a step, the last worker `delay_ms` late; return ms of the step, its forward, backward and optimizer."""
         dist.barrier()
-        self._clock.mark()
-        self._step(delay_ms, self._clock.mark)
-        self._clock.mark()
-        phases = self._clock.flush()
-        if self._calibration is not None:
-            self._calibration.flush()
-        return sum(phases), *phases
+        return self._one.timed(partial(self._step, delay_ms))
 
     def collectives(self) -> Collectives:
         """Return what one step sends; takes more than that one."""
@@ -108,17 +86,19 @@ class Contender:
         forward, backward, _ = counter.calls
         return Collectives(forward, backward, counter.bytes)
 
-    def _step(self, delay_ms: float, mark: Callable[[], None]) -> None:
+    def _step(self, delay_ms: float, mark: Mark) -> None:
+        one = self._one
+
         def forward(images: Tensor) -> Tensor:
             if delay_ms and self._is_late:
                 time.sleep(delay_ms / 1e3)
-            return self._forward(images)
+            return one.forward(images)
 
         images, labels = next(self._batches)
-        train_step(forward, self._optimizer, self._loss_of, images, labels, next(self._count), self._calibration, mark)
+        train_step(forward, one.optimizer, self._loss_of, images, labels, next(self._count), one.calibration, mark)
 
     def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._mean_loss(logits, labels) * (len(labels) * self._per_label)
+        return self._one.mean_loss(logits, labels) * (len(labels) * self._per_label)
 
 
 class _Counter(TorchDispatchMode):
@@ -227,7 +207,7 @@ def _known(turns: Turns[Key], precision: float) -> bool:
 def _late_steps(turns: Turns[Key], sent: Mapping[tuple[str, Mode], Collectives]) -> Iterator[LateStep]:
     for key in turns.figures:
         norm, mode, delay = key
-        step, forward, backward, optimizer = turns.medians(key)
+        step, forward, backward, optimizer, _ = turns.medians(key)
         more, ahead = _growth(turns, key, 0), _growth(turns, key, 1)
         collectives = sent[norm, mode]
         yield LateStep(

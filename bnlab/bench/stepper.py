@@ -6,17 +6,23 @@ The step is the training loop's own `train_step`, on batches that lie on the dev
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bnlab.bench.engine import Stepper
-from bnlab.bench.traffic import traffic_of
-from bnlab.clock import phase_clock
+from bnlab.bench.pairing import Figures
+from bnlab.bench.traffic import Traffic, traffic_of
+from bnlab.clock import PhaseClock, phase_clock
 from bnlab.config import Config
 from bnlab.data import Batches, DataBundle
-from bnlab.measure.calibration import Calibration
+from bnlab.errors import MisfitError
+from bnlab.measure.calibration import Calibration, bnlab_layers
 from bnlab.measure.layers import normalizations
 from bnlab.measure.modes import evaluating
 from bnlab.measure.population import hooked
@@ -24,8 +30,10 @@ from bnlab.models import norm_layers
 from bnlab.prepare import model_of, placed
 from bnlab.training.loop import train_step
 from bnlab.training.trainer import forward_of, loss_function, precision_of
+from bnlab.workers import ALONE, Workers
 
 Batch = tuple[Tensor, Tensor]
+Mark = Callable[[], None]
 BATCHES = 8  # of the training set, taken in turn
 TOTAL_STEPS = 10_000  # that strategies with a schedule of their own are told
 
@@ -36,38 +44,132 @@ def first_batches(training_set: Batches) -> list[Batch]:
     return [batch for batch in batches if len(batch[1]) == len(batches[0][1])]
 
 
-def stepper(
-    config: Config, bundle: DataBundle, training_set: Batches, batches: Sequence[Batch], device: torch.device
-) -> Stepper:
-    """Return the stepper of a configuration on `batches` in turn; equal configurations start from equal weights."""
-    model = placed(model_of(config, bundle), config, device)
+@dataclass(frozen=True)
+class Trainee:
+    """A model in training, and what a step of it takes."""
+
+    model: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    mean_loss: Callable[[Tensor, Tensor], Tensor]
+    calibration: Calibration | None
+    clock: PhaseClock
+
+    def timed(self, step: Callable[[Mark], object]) -> Figures:
+        """Run a step, which marks the ends of its phases; return ms of the step, of each phase, and of the host."""
+        self.clock.mark()
+        step(self.clock.mark)
+        self.clock.mark()
+        phases = self.clock.flush()
+        if self.calibration is not None:
+            self.calibration.flush()
+        return sum(phases), *phases, self.clock.host_ms
+
+
+def trainee(
+    config: Config,
+    bundle: DataBundle,
+    training_set: Batches,
+    device: torch.device,
+    workers: Workers = ALONE,
+    averaged: bool = True,
+) -> Trainee:
+    """Return a configuration's model at the start of its training; equal ones start from equal weights.
+
+    `averaged`: over the workers, its gradients. The learning rate stays that of the first step.
+    """
+    model = placed(model_of(config, bundle, workers), config, device)
     for _, layer in norm_layers(model):
         layer.begin(TOTAL_STEPS)
     optimizer = config.optim.make(model)
     for group in optimizer.param_groups:
         group["lr"] = config.schedule.rate_of(config.optim.lr, TOTAL_STEPS)(0)
-    forward, loss_of = forward_of(model, config.trainer, device), loss_function(config.trainer)
+    forward = forward_of(workers.shared(model, device) if averaged else model, config.trainer, device)
     calibration = None
     if Calibration.needed_by(model):
         calibration = Calibration(model, training_set, precision_of(config.trainer, device), device)
         calibration.begin()
-    stream = itertools.cycle(batches)
-    clock, count = phase_clock(device), itertools.count()
     model.train()
+    return Trainee(model, forward, optimizer, loss_function(config.trainer), calibration, phase_clock(device))
 
-    def step() -> tuple[float, float, float, float]:
+
+def stepper(
+    config: Config,
+    bundle: DataBundle,
+    training_set: Batches,
+    batches: Sequence[Batch],
+    device: torch.device,
+    graph: bool = False,
+) -> Stepper:
+    """Return the stepper of a configuration on `batches` in turn; `graph`: it replays a step captured on CUDA.
+
+    Errors: MisfitError for what cannot be captured.
+    """
+    one = trainee(config, bundle, training_set, device)
+    stream, count = itertools.cycle(batches), itertools.count()
+    parameters, widest = sum(p.numel() for p in one.model.parameters()), _widest(one.model, batches[0][0])
+
+    def train(images: Tensor, labels: Tensor, mark: Mark | None) -> None:
+        train_step(one.forward, one.optimizer, one.mean_loss, images, labels, next(count), one.calibration, mark)
+
+    def step() -> Figures:
         images, labels = next(stream)
-        clock.mark()
-        train_step(forward, optimizer, loss_of, images, labels, next(count), calibration, clock.mark)
-        clock.mark()
-        phases = clock.flush()
-        if calibration is not None:
-            calibration.flush()
-        ahead, back, update = phases
-        return sum(phases), ahead, back, update
+        return one.timed(lambda mark: train(images, labels, mark))
 
-    parameters = sum(p.numel() for p in model.parameters())
-    return Stepper(step, lambda: traffic_of(step), parameters, _widest(model, batches[0][0]))
+    if graph:
+        replay, traffic = _captured(one, lambda images, labels: train(images, labels, None), stream, device)
+        return Stepper(replay, lambda: traffic, parameters, widest)
+    return Stepper(step, lambda: traffic_of(step), parameters, widest)
+
+
+def _captured(
+    one: Trainee, train: Callable[[Tensor, Tensor], None], stream: Iterator[Batch], device: torch.device
+) -> tuple[Callable[[], Figures], Traffic]:
+    """Capture a step in a CUDA graph; return what replays it on the next batch, and what it moves.
+
+    As PyTorch's notes on CUDA graphs ask, steps before it on the stream of the capture leave nothing to be set up, and
+    the graph reads each batch from the same memory. A batch comes there before the clock starts, as no step's time
+    holds the fetching of its batch.
+    """
+    if any(layer.refresh_every or layer.gradient_through for layer in bnlab_layers(one.model)):
+        raise MisfitError("its steps read the training set, and a CUDA graph repeats one step with another batch")
+    for group in one.optimizer.param_groups:
+        if "capturable" in group:  # AdamW refuses to be captured without
+            group["capturable"] = True
+    images, labels = (part.clone() for part in next(stream))
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        train(images, labels)  # makes what the optimizer keeps
+        traffic = traffic_of(lambda: train(images, labels))
+    try:
+        with torch.cuda.stream(side), _no_waiting():
+            train(images, labels)
+        with torch.cuda.graph(graph, stream=side):
+            train(images, labels)
+    except RuntimeError as error:
+        raise MisfitError(f"cannot be captured in a CUDA graph: {str(error).partition(chr(10))[0]}") from error
+    torch.cuda.current_stream(device).wait_stream(side)
+
+    def replay() -> Figures:
+        for target, part in zip((images, labels), next(stream), strict=True):
+            target.copy_(part)
+        whole, _, host = one.timed(lambda mark: graph.replay())
+        return whole, math.nan, math.nan, math.nan, host
+
+    return replay, traffic
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Raise RuntimeError where the host waits for the device: in a capture that would leave the device unusable."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is said to find most cases only
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def _widest(model: nn.Module, images: Tensor) -> int:

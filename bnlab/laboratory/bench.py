@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from bnlab.bench.arms import contest, read
+from bnlab.bench.arms import contest, limits_of, read
 from bnlab.bench.engine import BenchConfig, Contest, ContestTime, figures, measure
 from bnlab.bench.layers import SHAPES, layer_contest
 from bnlab.bench.scaling import Level, Size, levels
@@ -32,6 +32,8 @@ def bench(
     """
     if layers and scale is not None:
         raise ConfigError("--layers: not beside --scale\nleave out one of the two")
+    if (layers or workers is not None) and limits_of(overrides).graph:
+        raise ConfigError("bench.graph=true: not beside --layers or --workers\nleave out one of the two")
     if workers is not None:
         if layers or scale is not None:
             raise ConfigError("--workers: not beside --layers or --scale\nleave out one of the two")
@@ -50,7 +52,7 @@ def bench(
         if scale is not None:
             grown = [levels(section, scale) for section in sections]
             sections = [level.section for part in grown for level in part]
-        found = _measured(limits, [partial(contest, section) for section in sections])
+        found = _measured(limits, [partial(contest, section, limits.graph) for section in sections])
         folder = record(sections, found)
     if form != "table":
         rows = [figures(item, arm) for item in found for arm in item.arms]

@@ -129,6 +129,15 @@ def _notes(found: ContestTime, left_out: Sequence[str]) -> Iterator[str]:
         "floor: the ratio that the bytes moved beyond the baseline's would give by themselves at "
         f"{found.bandwidth / 1e9:.0f} GB/s, measured by copying the widest normalized activation."
     )
+    bound = [f"{arm.label} ({arm.host_ms / arm.step_ms:.0%})" for arm in found.arms if arm.host_ms and arm.launch_bound]
+    if bound:
+        way_out = "" if found.graph else "; bench.graph=true times them without launches"
+        yield (
+            f"Bound by launches: {', '.join(bound)}. The host takes so much of the step to issue it that the device "
+            f"waits for the host, and the ratios are of launches more than of kernels{way_out}."
+        )
+    if found.graph:
+        yield "Each step was replayed from a CUDA graph; its phases cannot be told apart."
     yield from found.left_out
     if left_out:
         yield f"left out for width: {', '.join(left_out)} (a wider terminal or --format shows them)"

@@ -20,7 +20,7 @@ NOT_COMPARED = frozenset({"seed", "name", "data.root", "eval.batch_size", "measu
 FIRST_KEYS = ("norm.name", "model.name", "data.name", "optim.name", "schedule.name")
 NORM_ORDER = ("none", "batch", "ghost", "instance", "layer")
 OVER = ("done", "diverged")  # states with a summary
-_MISSING = object()  # a key that a run does not have; null is a value
+MISSING = object()  # a key that a run does not have; null is a value
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Arm:
     label: str = ""
     runs: list[Run] = field(default_factory=list)
     pooled: dict[str, list[Value]] = field(default_factory=dict)  # keys that differ within the arm
+    best: dict[str, Value] = field(default_factory=dict)  # the setting its runs were chosen for, where one was
 
     def done(self) -> list[Run]:
         """Return the finished runs."""
@@ -63,7 +64,7 @@ def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], int]:
     keys = differing_keys(runs)
     kept: dict[tuple[object, ...], Run] = {}
     for run in runs:
-        key = (run.seed, *(run.config.get(k, _MISSING) for k in keys))
+        key = (run.seed, *(run.config.get(k, MISSING) for k in keys))
         if key not in kept or _precedence(run) > _precedence(kept[key]):
             kept[key] = run
     return list(kept.values()), len(runs) - len(kept)
@@ -73,24 +74,28 @@ def _precedence(run: Run) -> tuple[bool, int]:
     return run.state in OVER, run.order
 
 
-def arms_of(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[Arm], list[str]]:
+def arms_of(
+    runs: Sequence[Run], by: Sequence[str] = (), *, apart: Sequence[str] = (), first: Sequence[str] = ()
+) -> tuple[list[Arm], list[str]]:
     """Group runs into arms and return them in order, with the keys that tell them apart.
 
     With `by` (full keys) runs are grouped by these alone, and each arm says in `pooled` what else differs within it.
+    The keys `apart` make no arm and are not pooled; the keys `first` are always shown, before all others.
     """
-    changed = list(by) or _shown_keys(runs) or [key for key in FIRST_KEYS[:1] if key in runs[0].config]
+    changed = list(by) or _shown_keys(runs, apart, first) or [key for key in FIRST_KEYS[:1] if key in runs[0].config]
     arms: dict[tuple[object, ...], Arm] = {}
     for run in runs:
-        key = tuple(run.config.get(k, _MISSING) for k in changed)
+        key = tuple(run.config.get(k, MISSING) for k in changed)
         if key not in arms:
             arms[key] = Arm({k: run.config[k] for k in changed if k in run.config})
         arms[key].runs.append(run)
-    ordered = sorted(arms.values(), key=lambda arm: [_sort_key(k, arm.values.get(k, _MISSING)) for k in changed])
+    ordered = sorted(arms.values(), key=lambda arm: [sort_key(k, arm.values.get(k, MISSING)) for k in changed])
     names = short_names(changed)
     for arm in ordered:
         arm.label = _label(arm.values, names)
         if by:
-            arm.pooled = {k: distinct(k, arm.runs) for k in differing_keys(arm.runs) if k not in changed}
+            inside = [key for key in differing_keys(arm.runs) if key not in changed and key not in apart]
+            arm.pooled = {key: distinct(key, arm.runs) for key in inside}
     return ordered, changed
 
 
@@ -107,17 +112,17 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     for config in configs:
         keys |= dict.fromkeys(config)
     differing = [
-        key for key in keys if key not in NOT_COMPARED and len({config.get(key, _MISSING) for config in configs}) > 1
+        key for key in keys if key not in NOT_COMPARED and len({config.get(key, MISSING) for config in configs}) > 1
     ]
     return sorted(differing, key=lambda key: FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS))
 
 
-def _shown_keys(runs: Sequence[Run]) -> list[str]:
+def _shown_keys(runs: Sequence[Run], apart: Sequence[str], first: Sequence[str]) -> list[str]:
     """Return the keys that settle all that differs, leaving out each that those before it already settle."""
-    differing = differing_keys(runs)
-    rows = {tuple(run.config.get(k, _MISSING) for k in differing) for run in runs}
-    shown: list[int] = []
-    for i in range(len(differing)):
+    differing = [*first, *(key for key in differing_keys(runs) if key not in apart and key not in first)]
+    rows = {tuple(run.config.get(k, MISSING) for k in differing) for run in runs}
+    shown = list(range(len(first)))
+    for i in range(len(first), len(differing)):
         without = {tuple(row[j] for j in shown) for row in rows}
         with_it = {tuple(row[j] for j in (*shown, i)) for row in rows}
         if len(with_it) > len(without):
@@ -136,7 +141,7 @@ def followers(runs: Sequence[Run], changed: Sequence[str]) -> dict[str, list[Val
 
 def distinct(key: str, runs: Iterable[Run]) -> list[Value]:
     """Return the values of `key` in order."""
-    return sorted({run.config[key] for run in runs if key in run.config}, key=lambda value: _sort_key(key, value))
+    return sorted({run.config[key] for run in runs if key in run.config}, key=lambda value: sort_key(key, value))
 
 
 def _data_of(run: Run) -> str:
@@ -220,10 +225,13 @@ def where_of(conditions: Iterable[str], runs: Sequence[Run]) -> list[Run]:
     return kept
 
 
-def _sort_key(key: str, value: object) -> tuple[int, int | float, str]:
-    """Order values: absent, null, false, true, numbers by size, the norms as the tables list them, then text."""
-    if value is _MISSING or value is None:
-        return (0 if value is _MISSING else 1, 0, "")
+def sort_key(key: str, value: object) -> tuple[int, int | float, str]:
+    """Return what orders the values of `key`.
+
+    Absent, null, false, true, numbers by size, the norms as the tables list them, then text.
+    """
+    if value is MISSING or value is None:
+        return (0 if value is MISSING else 1, 0, "")
     if isinstance(value, (bool, int, float)):
         return (2 if isinstance(value, bool) else 3, value, "")
     text = str(value)

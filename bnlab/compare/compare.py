@@ -5,7 +5,8 @@
         print(row.label, row.n, row.metrics["test_accuracy"].center)
 
 Means are over finished runs; a run that diverged, failed or was killed counts in its arm's states. Nothing is chosen on
-the test split here. Runs on different data are never compared: each data set is a section of its own.
+the test split here: `best_of` chooses on validation. Runs on different data are never compared: each data set is a
+section of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bnlab.compare.arms import arms_of, find_key, sections_of, shared_settings, where_of, without_duplicates
+from bnlab.compare.arms import (
+    NOT_COMPARED,
+    arms_of,
+    find_key,
+    sections_of,
+    shared_settings,
+    where_of,
+    without_duplicates,
+)
 from bnlab.compare.baseline import baselines
+from bnlab.compare.best import choose, notes_on_choice, refuse_without_choice
 from bnlab.compare.notes import Evidence, environments_of, notes_on
+from bnlab.compare.pivot import check_pivot, pivot_keys, refuse_more_keys
 from bnlab.compare.read import Run, read_runs, without_collector
 from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
 from bnlab.compare.statistics import Paired, estimate_mean, estimate_median, holm, paired_difference, restrict
@@ -40,42 +51,83 @@ def compare(
     where: Sequence[str] = (),
     sort: str | None = None,
     target: float | None = None,
+    best_of: Sequence[str] = (),
+    pivot: str | None = None,
 ) -> Comparison:
     """Compare all runs under `paths`; the first of `metrics` is the main one.
 
     `by` groups by these keys alone, `where` keeps runs (`norm=batch,ghost`), `sort` is a metric (best first) or `arm`,
-    `target` is a validation accuracy as a fraction and replaces the data set's usual one.
+    `target` is a validation accuracy as a fraction and replaces the data set's usual one. `best_of` are keys of which
+    each arm keeps its best setting only. `pivot` (`normxmodel`) makes arms of two keys, to be read as a matrix of the
+    first metric, without a baseline.
 
-    Errors: ConfigError for an unknown metric, key, value or baseline; RecordError when there is no run folder at all.
+    Errors: ConfigError for an unknown metric, key, value or baseline, for a choice that cannot be made and for a matrix
+    with a third key; RecordError when there is no run folder at all.
     """
     paths = list(paths)
     asked = [find_metric(name) for name in metrics or ()]
     ranked = [find_metric(sort)] if sort not in (None, "arm") else []
     if target is not None and not 0 < target <= 1:
         raise ConfigError(f"--target {target:g}: must be a fraction above 0 and at most 1, such as 0.98")
+    if pivot is not None:
+        check_pivot(pivot, baseline, sort)
     runs, skipped = read_runs(paths)
     if not runs and not skipped:
         places = ", ".join(map(str, paths))
         raise RecordError(f"no runs in {places}\nstart one with `bnlab train`, or give the folder that has them")
     kept = where_of(where, runs) if runs else []
     known = {key: None for run in runs for key in run.config}
+    axes = pivot_keys(pivot, known) if pivot is not None and runs else None
     keys = [find_key(word, known) for word in by] if runs else []
-    built = [
-        _Builder(part, keys, baseline, _columns(asked, ranked, part), target, explicit=metrics is not None)
-        for part in sections_of(kept)
-    ]
+    plan = _Plan(
+        by=list(dict.fromkeys([*(axes or ()), *keys])) if keys else [],
+        best_of=list(dict.fromkeys(find_key(word, known) for word in best_of)) if runs else [],
+        axes=axes,
+        baseline=baseline,
+        target=target,
+        explicit=metrics is not None,
+    )
+    plan.check()
+    last = 1 if axes is not None else None  # a matrix shows one metric
+    built = [_Builder(part, plan, _columns(asked, ranked, part)[:last]) for part in sections_of(kept)]
+    if built:
+        refuse_without_choice([choice for builder in built for choice in builder.choices], plan.best_of, kept)
+    if axes is not None and pivot is not None:
+        refuse_more_keys(pivot, axes, [(builder.changed, builder.runs) for builder in built])
     if baseline is not None and built and not any(builder.has_baseline for builder in built):
         labels = [arm.label for builder in built for arm in builder.arms]
         raise ConfigError(
             f"--baseline {baseline}: no such arm{did_you_mean(baseline, labels)}\nthere are: {', '.join(labels[:12])}"
         )
-    return Comparison([builder.section(sort) for builder in built], skipped)
+    return Comparison([builder.section(sort) for builder in built], skipped, axes)
 
 
 def _columns(asked: Sequence[Metric], ranked: Sequence[Metric], runs: Sequence[Run]) -> list[Metric]:
     """Return the metrics of a section: those asked for or the usual ones, and the one to sort by."""
     usual = BENCH_METRICS if runs[0].is_bench else DEFAULT_METRICS
     return list(dict.fromkeys([*(asked or map(find_metric, usual)), *ranked]))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is asked of every section; all keys in full."""
+
+    by: list[str]
+    best_of: list[str]
+    axes: tuple[str, str] | None  # of a matrix
+    baseline: str | None
+    target: float | None
+    explicit: bool  # the metrics were named
+
+    def check(self) -> None:
+        """Raise ConfigError for a key that cannot be chosen, or is to be compared too."""
+        for key in NOT_COMPARED.intersection(self.best_of):
+            raise ConfigError(f"--best-of {key}: this is no setting of the training, so none of its values is the best")
+        both = [key for key in self.best_of if key in (*self.by, *(self.axes or ()))]
+        if both:
+            raise ConfigError(
+                f"--best-of {both[0]}: this key tells the arms apart; it can be compared or chosen, not both"
+            )
 
 
 @dataclass
@@ -113,20 +165,23 @@ class _Builder:
     def __init__(
         self,
         runs: Sequence[Run],
-        by: Sequence[str],
-        baseline: str | None,
+        plan: _Plan,
         columns: Sequence[Metric],
-        target: float | None,
-        explicit: bool,
     ) -> None:
         self.runs, self.num_duplicates = without_duplicates(runs)
-        self.arms, self.changed = arms_of(self.runs, by)
-        found = baselines(self.arms, self.changed, baseline)
+        self.best_of = [] if runs[0].is_bench else plan.best_of  # a bench has no validation split to choose on
+        self.is_matrix = plan.axes is not None
+        self.arms, self.changed = arms_of(self.runs, plan.by, apart=self.best_of, first=plan.axes or ())
+        self.choices = choose(self.arms, self.best_of) if self.best_of else []
+        if self.choices:
+            read = {id(run) for arm in self.arms for run in arm.runs}
+            self.runs = [run for run in self.runs if id(run) in read]
+        found = None if self.is_matrix else baselines(self.arms, self.changed, plan.baseline)
         self.has_baseline = found is not None
         self.mates = found or [None] * len(self.arms)
-        self.target = TARGETS.get(str(runs[0].config.get("data.name"))) if target is None else target
+        self.target = TARGETS.get(str(runs[0].config.get("data.name"))) if plan.target is None else plan.target
         usable = [m for m in columns if m.kind == "mean" or self.target is not None]
-        self.without_target = [m.name for m in columns if m not in usable] if explicit else []
+        self.without_target = [m.name for m in columns if m not in usable] if plan.explicit else []
         self.columns = usable
         if not usable:
             raise ConfigError(f"{columns[0].name}: this data has no usual target\ngive one with --target, such as 0.9")
@@ -140,8 +195,10 @@ class _Builder:
         if sort not in (None, "arm") and any(m.name == sort for m in self.columns):
             rows.sort(key=lambda row: _rank(row, find_metric(str(sort))))
         main = self.columns[0].name
+        environments = environments_of(self.runs)
         evidence = Evidence(
             runs=self.runs,
+            environments=environments,
             arms=self.arms,
             rows=rows,
             changed=self.changed,
@@ -151,16 +208,19 @@ class _Builder:
             unmeasured=self._unmeasured(),
             has_baseline=self.has_baseline,
             without_target=self.without_target,
+            chosen=self.best_of,
+            is_matrix=self.is_matrix,
         )
         return Section(
-            settings=shared_settings(self.runs),
-            environments=environments_of(self.runs),
+            settings={key: v for key, v in shared_settings(self.runs).items() if key not in self.best_of},
+            environments=environments,
             changed=self.changed,
             main=main,
             rows=rows,
-            notes=notes_on(evidence),
+            notes=[*notes_on_choice(self.choices, self.best_of, self.columns), *notes_on(evidence)],
             is_bench=self.runs[0].is_bench,
             target=self.target,
+            chosen=self.best_of,
         )
 
     def _row(self, i: int, vs_baseline: dict[str, Difference]) -> Row:
@@ -175,6 +235,7 @@ class _Builder:
             metrics={m.name: _estimate(self.observed[i][m.name], m) for m in self.columns},
             vs_baseline=vs_baseline,
             curve=_median_curve(done, self.columns[0]),
+            best=arm.best,
         )
 
     def _pairs(self) -> list[dict[str, Paired]]:

@@ -21,6 +21,7 @@ class Evidence:
     """One section's figures, and what went into them."""
 
     runs: Sequence[Run]
+    environments: Sequence[Mapping[str, object]]  # the distinct ones
     arms: Sequence[Arm]
     rows: Sequence[Row]
     changed: Sequence[str]
@@ -30,6 +31,8 @@ class Evidence:
     unmeasured: Mapping[str, int]  # finished runs without a finite value, by metric
     without_target: Sequence[str]  # metrics asked for that need a target
     has_baseline: bool  # False: the baseline that was asked for is not among these arms
+    chosen: Sequence[str] = ()  # keys at each arm's own best value
+    is_matrix: bool = False  # no arm is compared with another
 
 
 def notes_on(found: Evidence) -> list[str]:
@@ -61,7 +64,7 @@ def environments_of(runs: Sequence[Run]) -> list[dict[str, object]]:
 def _seeds(found: Evidence) -> Iterator[str]:
     single = [row for row in found.rows if row.n == 1]
     if single:
-        which = "Each arm has" if len(single) == len(found.rows) else f"{_named([r.label for r in single])}: there is"
+        which = "Each arm has" if len(single) == len(found.rows) else f"{named([r.label for r in single])}: there is"
         yield f"{which} one finished run (n=1): no interval and no p can be given, and seeds differ."
 
 
@@ -70,7 +73,7 @@ def _bench(found: Evidence) -> Iterator[str]:
     benches = [run.summary["bench"] for run in found.runs if run.summary]
     names = list(dict.fromkeys(str(bench.get("baseline")) for bench in benches))
     yield (
-        f"step ratio: an arm's step over that of {_named(names)}, taken in turn in one process; "
+        f"step ratio: an arm's step over that of {named(names)}, taken in turn in one process; "
         "its interval is over the rounds of the bench."
     )
     folders = list(dict.fromkeys(run.folder.parent for run in found.runs))
@@ -79,14 +82,14 @@ def _bench(found: Evidence) -> Iterator[str]:
             f"The arms come from {len(folders)} benches: each ratio is to the baseline in its own bench, "
             "and milliseconds of different benches cannot be compared closely."
         )
-    yield f"More figures: {_named([str(folder / 'bench.csv') for folder in folders])}."
+    yield f"More figures: {named([str(folder / 'bench.csv') for folder in folders])}."
     doubtful = [
         f"{low:.3f} to {high:.3f}"
         for low, high in dict.fromkeys((bench.get("control_low"), bench.get("control_high")) for bench in benches)
         if isinstance(low, float) and isinstance(high, float) and not low <= 1 <= high
     ]
     if doubtful:
-        yield f"A second copy of the baseline took {_named(doubtful)} of it, not 1: take no finer difference for real."
+        yield f"A second copy of the baseline took {named(doubtful)} of it, not 1: take no finer difference for real."
 
 
 def _states(found: Evidence) -> Iterator[str]:
@@ -102,11 +105,12 @@ def _states(found: Evidence) -> Iterator[str]:
             "means are over finished runs only, which flatters an arm that loses some."
         )
     if found.num_duplicates:
-        yield f"{_count(found.num_duplicates, 'run')} left out: same configuration and seed as a later or finished one."
+        runs = count_of(found.num_duplicates, "run")
+        yield f"{runs} left out: same configuration and seed as a later or finished one."
 
 
 def _rates(found: Evidence) -> Iterator[str]:
-    if "norm.name" not in found.changed:
+    if "norm.name" not in found.changed or "optim.lr" in found.chosen:
         return
     rates = distinct("optim.lr", found.runs)
     if len(rates) == 1:
@@ -119,7 +123,7 @@ def _rates(found: Evidence) -> Iterator[str]:
 def _hidden(found: Evidence) -> Iterator[str]:
     if any(arm.pooled for arm in found.arms):
         return
-    keys = followers(found.runs, found.changed)
+    keys = followers(found.runs, [*found.changed, *found.chosen])
     if keys:
         yield f"The arms differ in more than the table shows, always together with it: {_keys(keys)}."
 
@@ -145,21 +149,23 @@ def _initial(found: Evidence) -> Iterator[str]:
     if much:
         yield (
             "Evaluated with running statistics of which a part is still the initial mean 0 and variance 1: "
-            f"{_named(much)}."
+            f"{named(much)}."
         )
 
 
 def _pairing(found: Evidence) -> Iterator[str]:
+    if found.is_matrix:
+        return
     if not found.has_baseline:
         yield "The baseline is none of these arms, so there are no differences."
         return
     main = found.columns[0].name
     alone = [r.label for r in found.rows if not r.is_baseline and r.n and main not in r.vs_baseline]
     if alone:
-        yield f"{_named(alone)}: no difference, since no baseline shares a seed and the other settings."
+        yield f"{named(alone)}: no difference, since no baseline shares a seed and the other settings."
     partly = [r.label for r in found.rows if main in r.vs_baseline and r.vs_baseline[main].n < r.metrics[main].n]
     if partly:
-        yield f"{_named(partly)}: the difference is over the seeds that the baseline has too."
+        yield f"{named(partly)}: the difference is over the seeds that the baseline has too."
 
 
 def _power(found: Evidence) -> Iterator[str]:
@@ -186,7 +192,7 @@ def _power(found: Evidence) -> Iterator[str]:
             text = f"more than {MOST_PAIRS:,}" if needed is None else f"about {max(needed, seen.n + 1):,}"
             plans.append(f"{row.label} {text}")
     if plans:
-        yield f"Seeds an arm needs to show the difference now seen, if it is real: {_named(plans)}."
+        yield f"Seeds an arm needs to show the difference now seen, if it is real: {named(plans)}."
 
 
 def _times(found: Evidence) -> Iterator[str]:
@@ -214,31 +220,33 @@ def _times(found: Evidence) -> Iterator[str]:
 
 def _missing(found: Evidence) -> Iterator[str]:
     if found.without_target:
-        yield f"{_named(found.without_target)}: this data has no usual target; give one with --target."
+        yield f"{named(found.without_target)}: this data has no usual target; give one with --target."
     for name, count in found.unmeasured.items():
-        yield f"{name}: {_count(count, 'finished run')} without a finite value, left out of its mean."
+        yield f"{name}: {count_of(count, 'finished run')} without a finite value, left out of its mean."
 
 
 def _environments(found: Evidence) -> Iterator[str]:
-    environments = environments_of(found.runs)
+    environments = found.environments
     mixed: list[str] = []
     for key in dict.fromkeys(key for environment in environments for key in environment):
         values = list(dict.fromkeys(str(environment.get(key)) for environment in environments))
         if len(values) > 1:
-            mixed.append(f"{key} {_named(values)}")
+            mixed.append(f"{key} {named(values)}")
     if mixed:
         yield f"The runs come from different environments: {'; '.join(mixed)}."
 
 
 def _keys(keys: Mapping[str, Sequence[Value]]) -> str:
     names = short_names(list(keys))
-    return ", ".join(f"{names[key]} ({_named([text_of(value) for value in values])})" for key, values in keys.items())
+    return ", ".join(f"{names[key]} ({named([text_of(value) for value in values])})" for key, values in keys.items())
 
 
-def _named(names: Sequence[str]) -> str:
+def named(names: Sequence[str], by: str = ", ") -> str:
+    """Return the names as a list, at most MOST_NAMED of them."""
     rest = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return by.join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _count(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
+    """Return `1 run`, `2 runs`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -50,6 +50,7 @@ class Row:
     metrics: dict[str, Estimate]
     vs_baseline: dict[str, Difference]
     curve: list[float]  # median over seeds of the main metric's curve, at common evaluation steps
+    best: dict[str, Value] = field(default_factory=dict)  # the setting chosen for this arm on validation, if any was
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,13 @@ class Section:
     notes: list[str]  # what a careful reader must know, one sentence each
     target: float | None = None  # validation accuracy that the times to a target mean; None: this data has none
     is_bench: bool = False  # steps timed by `bnlab bench`, nothing trained
+    chosen: list[str] = field(default_factory=list)  # keys at each arm's own best value, in `Row.best`
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All sections, and what was left out with the reason."""
+    """All sections, and what was left out with the reason; with `pivot` they are to be read as matrices."""
 
     sections: list[Section]
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+    pivot: tuple[str, str] | None = None  # the keys of the rows and of the columns

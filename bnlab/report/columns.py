@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from rich.cells import cell_len
 
 from bnlab.compare.arms import short_names, text_of
-from bnlab.compare.result import Row, Section
+from bnlab.compare.result import Estimate, Row, Section
 from bnlab.measure.metrics import Metric, metrics
 from bnlab.report.chart import Axis, Scale, sparkline
 from bnlab.report.console import clean, to_ascii
@@ -150,6 +150,9 @@ def _arm_columns(section: Section) -> Iterator[Column]:
         yield Column(clean(short[key]), cells, left=True, is_arm=True)
     if not section.changed:
         yield Column("arm", [clean(row.label) or MISSING for row in section.rows], left=True, is_arm=True)
+    for key, name in short_names(section.chosen).items():
+        cells = [clean(text_of(row.best[key])) if key in row.best else MISSING for row in section.rows]
+        yield Column(clean(f"best {name}"), cells, left=True, is_arm=True)
     usual = usual_seeds(section.rows)
     runs = ["\n".join(clean(line) for line in runs_text(row, usual)) for row in section.rows]
     if any(runs):
@@ -165,7 +168,12 @@ def _main_column(section: Section) -> Column:
         replace(cell, remark=remark) if row.n == 1 and not cell.tail and cell.head != MISSING else cell
         for cell, row, remark in zip(cells, section.rows, remarks, strict=True)
     ]
-    return Column(table_title(metric, section), aligned(marked), metric.name, styles=_best(section.rows, metric))
+    return Column(
+        table_title(metric, section),
+        aligned(marked),
+        metric.name,
+        styles=best_styles(_of(section.rows, metric), metric),
+    )
 
 
 def _difference_column(section: Section) -> Column:
@@ -187,7 +195,7 @@ def _metric_column(section: Section, metric: Metric, rank: int) -> Column:
     cells = _estimates(section.rows, metric)
     short = [replace(cell, interval="") for cell in cells]
     return Column(table_title(metric, section), aligned(cells), metric.name, aligned(short), rank,
-                  styles=_best(section.rows, metric))  # fmt: skip
+                  styles=best_styles(_of(section.rows, metric), metric))  # fmt: skip
 
 
 def _curve_column(section: Section, scale: Scale, rank: int) -> Column:
@@ -196,7 +204,11 @@ def _curve_column(section: Section, scale: Scale, rank: int) -> Column:
 
 
 def _estimates(rows: Sequence[Row], metric: Metric) -> list[Cell]:
-    return estimate_cells([row.metrics.get(metric.name) for row in rows], metric.scale, whole=metric.unit == "steps")
+    return estimate_cells(_of(rows, metric), metric.scale, whole=metric.unit == "steps")
+
+
+def _of(rows: Sequence[Row], metric: Metric) -> list[Estimate | None]:
+    return [row.metrics.get(metric.name) for row in rows]
 
 
 def _places(section: Section) -> int:
@@ -208,8 +220,9 @@ def _places(section: Section) -> int:
     return decimals_for(centers, [])
 
 
-def _best(rows: Sequence[Row], metric: Metric) -> list[str]:
-    centers = [e.center if (e := row.metrics.get(metric.name)) else None for row in rows]
+def best_styles(estimates: Sequence[Estimate | None], metric: Metric) -> list[str]:
+    """Return the style of each cell of a column: the best one is bold, where one direction is the better one."""
+    centers = [e.center if e else None for e in estimates]
     known = [c for c in centers if c is not None]
     if metric.better is None or len(known) < 2:
         return []

@@ -53,30 +53,33 @@ def as_markdown(comparison: Comparison) -> str:
         text_columns = {*titles[: titles.index("n")], "states"}
         ruler = ["---" if titles[i] in text_columns else "---:" for i in range(len(titles))]
         table = [titles, ruler, *rows]
-        blocks.append(_escaped(" · ".join(map(clean, heading(section)))))
-        blocks.append("\n".join(f"| {' | '.join(row if row is ruler else map(_escaped, row))} |" for row in table))
+        blocks.append(escaped(" · ".join(map(clean, heading(section)))))
+        blocks.append("\n".join(f"| {' | '.join(row if row is ruler else map(escaped, row))} |" for row in table))
         if section.notes:
-            blocks.append("\n".join(f"- {_escaped(clean(note))}" for note in section.notes))
+            blocks.append("\n".join(f"- {escaped(clean(note))}" for note in section.notes))
     return "\n\n".join(blocks) + "\n" if blocks else ""
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Return one line an arm and metric; an arm's keys are columns of their own, empty where a section has them not."""
+    """Return one line an arm and metric; its keys are columns of their own, empty where a section has them not."""
     keys = list(dict.fromkeys(key for section in comparison.sections for key in section.changed))
+    chosen = list(dict.fromkeys(key for section in comparison.sections for key in section.chosen))
+    names = [*keys, *(f"best {key}" for key in chosen)]
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(map(_inert, ["section", *keys, "arm", "baseline", "states", "metric", "unit", *_CSV_FIGURES]))
+    writer.writerow(map(inert, ["section", *names, "arm", "baseline", "states", "metric", "unit", *_CSV_FIGURES]))
     for number, section in enumerate(comparison.sections, 1):
         for row in section.rows:
-            arm = [number, *(row.arm.get(key) for key in keys), row.label, row.is_baseline, _states(row)]
+            values = [*(row.arm.get(key) for key in keys), *(row.best.get(key) for key in chosen)]
+            arm = [number, *values, row.label, row.is_baseline, states_text(row)]
             for metric, estimate, difference in _measured(row):
-                figures = _estimate(estimate, metric) | {"center": _shown(estimate.center, metric)}
+                figures = estimate_values(estimate, metric) | {"center": _shown(estimate.center, metric)}
                 if difference is not None:
                     against = _difference(difference, metric)
                     figures |= {"difference": against["difference"], "p": against["p"]}
                     figures |= {"difference_low": against["low"], "difference_high": against["high"]}
                 cells = [*arm, metric.name, metric.unit, *(figures.get(name) for name in _CSV_FIGURES)]
-                writer.writerow(map(_inert, cells))
+                writer.writerow(map(inert, cells))
     return target.getvalue()
 
 
@@ -85,12 +88,13 @@ def as_json(comparison: Comparison) -> str:
 
     A section is {"schema", "baseline" (its label, or a list of several), "settings", "environments", "main", "target",
     "rows", "notes"}, the whole adds "skipped". A metric is {"mean" or "median", "low", "high", "n", "num_reached",
-    "limit", "kind", "unit", "better"}; what is unknown or not finite is null.
+    "limit", "kind", "unit", "better"}; what is unknown or not finite is null. "best" of a row is the setting that was
+    chosen for it on validation.
     """
     sections = [_section(section) for section in comparison.sections]
     whole = sections[0] if len(sections) == 1 else {"schema": SCHEMA, "sections": sections}
     whole["skipped"] = [{"path": str(path), "reason": reason} for path, reason in comparison.skipped]
-    return json.dumps(_finite(whole), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(whole), indent=2, allow_nan=False) + "\n"
 
 
 FORMATS: Mapping[str, Callable[[Comparison], str]] = {
@@ -112,7 +116,9 @@ def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]
     ]
     if not columns:
         columns = [("arm", [row.label for row in rows])]
-    columns += [("n", [str(row.n) for row in rows]), ("states", [_states(row) for row in rows])]
+    for key, name in short_names(section.chosen).items():
+        columns.append((f"best {key if plain else name}", [text_of(row.best.get(key, "")) for row in rows]))
+    columns += [("n", [str(row.n) for row in rows]), ("states", [states_text(row) for row in rows])]
     measured = [name for name in metrics if any(name in row.metrics for row in rows)]
     for name in sorted(measured, key=lambda name: name != section.main):
         metric = metrics[name]
@@ -132,7 +138,8 @@ def _texts(cells: list[Cell], plain: bool) -> list[str]:
     return aligned(cells) if plain else [str(cell) for cell in cells]
 
 
-def _states(row: Row) -> str:
+def states_text(row: Row) -> str:
+    """Return an arm's runs by state: `done=4 diverged=1`."""
     return " ".join(f"{state}={count}" for state, count in row.states.items())
 
 
@@ -160,17 +167,19 @@ def _row(row: Row) -> dict[str, Any]:
     measured = list(_measured(row))
     return {
         "arm": row.arm,
+        "best": row.best,
         "label": row.label,
         "is_baseline": row.is_baseline,
         "n": row.n,
         "status": row.states,
-        "metrics": {metric.name: _estimate(estimate, metric) for metric, estimate, _ in measured},
+        "metrics": {metric.name: estimate_values(estimate, metric) for metric, estimate, _ in measured},
         "vs_baseline": {metric.name: _difference(d, metric) for metric, _, d in measured if d is not None},
         "curve": row.curve,
     }
 
 
-def _estimate(e: Estimate, metric: Metric) -> dict[str, Any]:
+def estimate_values(e: Estimate, metric: Metric) -> dict[str, Any]:
+    """Return an estimate as JSON shows it, in the metric's unit."""
     return {
         e.kind: _shown(e.center, metric),
         "low": _shown(e.low, metric),
@@ -194,15 +203,16 @@ def _shown(value: float | None, metric: Metric) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value * metric.scale:.12g}")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return the value with null for every number that is not finite, which JSON cannot hold."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _inert(value: Any) -> Any:
+def inert(value: Any) -> Any:
     """Return a CSV cell: numbers as they are, text cleaned and never a formula."""
     if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
         return value
@@ -210,5 +220,6 @@ def _inert(value: Any) -> Any:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return text that Markdown shows as it is, in a table too."""
     return re.sub(r"([\\*<\[|])", r"\\\1", text.strip())

@@ -65,10 +65,10 @@ def _training(settings: Mapping[str, Any], is_bench: bool) -> Iterable[str]:
         schedule = epochs = steps = None
     if schedule is not None:
         yield str(schedule).replace("_", "-")
-    if epochs is not None:
+    if steps is not None:  # epochs are not looked at then
+        yield f"{_plain(steps)} step{'' if steps == 1 else 's'}"
+    elif epochs is not None:
         yield f"{_plain(epochs)} epoch{'' if epochs == 1 else 's'}"
-    elif steps is not None:
-        yield f"{_plain(steps)} steps"
     if settings.get("data.batch_size") is not None:
         yield f"batch {_plain(settings['data.batch_size'])}"
 

@@ -47,15 +47,28 @@ def _section(section: Section, width: int, names: Sequence[str], unicode: bool) 
         kept, left_out, body = columns, [], blocks(columns, width)
     else:
         body = [Text(""), *table_lines(kept, "─" if unicode else "-"), Text("")]
+    notes = [*_curve_note(section, kept), *_left_out(left_out), *map(clean, section.notes)]
+    return framed(section, body, _legend(section, kept), notes, width, unicode)
+
+
+def framed(
+    section: Section,
+    body: Sequence[RenderableType],
+    legend: Sequence[str],
+    notes: Sequence[str],
+    width: int,
+    unicode: bool,
+) -> list[RenderableType]:
+    """Return the section's header, `body`, what its signs mean, and the notes, each line as wide as there is room."""
     show = clean if unicode else to_ascii
     between = " · " if unicode else " | "
-    legend = wrapped([show(part) for part in _legend(section, kept)], width, between)
-    notes: list[RenderableType] = []
-    for note in (*_curve_note(section, kept), *_left_out(left_out), *map(clean, section.notes)):
+    lines: list[RenderableType] = []
+    for note in notes:
         for number, line in enumerate(textwrap.wrap(show(note), max(width - 2, 20), break_long_words=False)):
-            notes.append(Text(("  " if number else "· " if unicode else "- ") + line, "dim"))
+            lines.append(Text(("  " if number else "· " if unicode else "- ") + line, "dim"))
     head = wrapped([show(clean(part)) for part in heading(section)], width, between)
-    return [*(Text(line, "bold") for line in head), *body, *(Text(line, "dim") for line in legend), *notes]
+    signs = wrapped([show(part) for part in legend], width, between)
+    return [*(Text(line, "bold") for line in head), *body, *(Text(line, "dim") for line in signs), *lines]
 
 
 def wrapped(parts: Sequence[str], width: int, between: str = " · ") -> list[str]:
@@ -120,14 +133,17 @@ def blocks(columns: Sequence[Column], width: int) -> list[RenderableType]:
 
 def _legend(section: Section, kept: Sequence[Column]) -> list[str]:
     """Return what the signs in the table mean, only those that are there."""
-    cells = [cell for column in kept for cell in column.cells]
-    parts = []
-    if any("±" in cell or "+-" in cell for cell in cells):
-        over = "the rounds of a bench" if section.is_bench else "seeds"
-        parts.append(f"±: 95% interval over {over}")
+    parts = interval_sign(section, kept)
     if any(is_clear(d) for row in section.rows if (d := row.vs_baseline.get(section.main))):
         parts.append(f"*: differs from {baseline_name(section)} at the 5% level, paired by seed, Holm-corrected")
     return parts
+
+
+def interval_sign(section: Section, columns: Sequence[Column]) -> list[str]:
+    """Return what `±` means, where it stands in a cell."""
+    over = "the rounds of a bench" if section.is_bench else "seeds"
+    cells = [cell for column in columns for cell in column.cells]
+    return [f"±: 95% interval over {over}"] if any("±" in cell or "+-" in cell for cell in cells) else []
 
 
 def _curve_note(section: Section, kept: Sequence[Column]) -> list[str]:

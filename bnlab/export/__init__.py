@@ -1,0 +1,1 @@
+"""Runs for other programs: spreadsheets and pandas (csv, parquet), TensorBoard, MLflow."""

@@ -28,7 +28,7 @@ def write_runs(base: Path, count: int) -> None:
         }
         folder = base / f"{number:04d}"
         folder.mkdir(parents=True)
-        run = RunFolder(folder, config, "", f"{number:016x}", "2026-01-01T00:00:00+00:00")
+        run = RunFolder(folder, config, "", f"{number:016x}")
         run.finish("done", summary=_summary(arm, seed))
 
 

@@ -70,7 +70,8 @@ def recorded(kind: str, batches: Batches, steps: int, folder: Path, config: Trai
     """bnlab's loop, writing the rows of every step into a run folder."""
     model = network(kind)
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        run = RunFolder(Path(place), {}, "", "", "")
+        run = RunFolder(Path(place), {}, "", "")
+        run.begin()
         training = Training(
             model=model,
             batches=batches,
@@ -173,5 +174,7 @@ class _Rows:
     def __init__(self, run: RunFolder) -> None:
         self.steps, self.times = run.steps.append, run.times.append
         self.evals, self.layers = run.evals.append, run.layers.append
+
+        self.sizes: dict[str, int] = {}
 
     def checkpoint(self, state: dict[str, Any]) -> None: ...

@@ -8,9 +8,8 @@ codes stay ours. Configurations name options, never Python objects.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config"
 TRUSTED_TARGETS = ("hydra._internal.", "hydra.core.", "hydra_plugins.", "optuna.samplers.", "optuna.pruners.")
-Task = Callable[["DictConfig"], "float | str"]
 
 
 def conf_dir() -> Path:
@@ -85,10 +83,10 @@ def _put_first(hydra: Hydra, folder: Path) -> None:
 def compose(overrides: Sequence[str], multirun: bool = False, extra_dir: Path | None = None) -> DictConfig:
     """Return what `overrides` come to, Hydra's own part included; refuse anything that names a Python object."""
     with session(extra_dir) as hydra:
-        return _compose(hydra, overrides, multirun)
+        return composed(hydra, overrides, multirun)
 
 
-def _compose(hydra: Hydra, overrides: Sequence[str], multirun: bool) -> DictConfig:
+def composed(hydra: Hydra, overrides: Sequence[str], multirun: bool) -> DictConfig:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
@@ -149,11 +147,11 @@ def planned(
     what all of them share can be looked at before.
     """
     with session(extra_dir) as hydra:
-        whole = _compose(hydra, [] if multirun else overrides, multirun)
+        whole = composed(hydra, [] if multirun else overrides, multirun)
         if not multirun:
             return [(list(overrides), plain(whole))]
         parts = _sweep(hydra, overrides)
-        return [(part, plain(_compose(hydra, part, True))) for part in parts]
+        return [(part, plain(composed(hydra, part, True))) for part in parts]
 
 
 def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
@@ -197,7 +195,7 @@ def _sweep(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:
         if override.is_sweep_override() and override.is_hydra_override():
             raise ConfigError(f"{override.get_key_element()}: hydra's own keys cannot be swept")
     settings = [o.input_line for o in parsed if o.is_hydra_override() or not o.is_sweep_override()]
-    base = _compose(hydra, [line for line in settings if line], True)
+    base = composed(hydra, [line for line in settings if line], True)
     swept = [o for o in parsed if not o.is_hydra_override()]
     if base.hydra.sweeper.get("_target_") != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper":
         return [[line for line in settings if line]]
@@ -208,40 +206,12 @@ def _sweep(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:
     return [[*hydra_settings, *part] for part in batch]
 
 
-def run(task: Task, overrides: Sequence[str], folder: Path, multirun: bool, extra_dir: Path | None = None) -> None:
-    """Launch the job, or all jobs of a sweep, below `folder`; what came of them is read from the disk."""
-    with session(extra_dir) as hydra:
-        key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-        lines = [*overrides, f"hydra.mode={'MULTIRUN' if multirun else 'RUN'}", f"{key}='{folder}'"]
-        launch = hydra.multirun if multirun else hydra.run
-        launch(config_name=CONFIG_NAME, task_function=task, overrides=lines)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What Hydra says of the job that runs now."""
-
-    folder: Path
-    number: int | None
-    overrides: list[str]
-
-
-def current_job() -> Job:
-    """Return the job inside of which this is called."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    settings = HydraConfig.get()
-    number = None if OmegaConf.is_missing(settings.job, "num") else settings.job.num
-    return Job(Path(settings.runtime.output_dir), number, list(settings.overrides.task))
-
-
 def show_config(
     overrides: Sequence[str], part: str, resolve: bool, package: str | None, extra_dir: Path | None = None
 ) -> None:
     """Print the composed configuration as Hydra's `--cfg` does."""
     with session(extra_dir) as hydra:
-        _compose(hydra, overrides, False)
+        composed(hydra, overrides, False)
         hydra.show_cfg(
             config_name=CONFIG_NAME, overrides=list(overrides), cfg_type=part, package=package, resolve=resolve
         )
@@ -276,6 +246,9 @@ def _readable(error: Exception) -> str:
         return f"{group}={option}: no such option{did_you_mean(option, known)}{there}"
     if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = found.group(1) or found.group(2)
+        if having := _known_keys().get(key):
+            group = key.partition(".")[0]
+            return f"{key}: the chosen {group} has no such key\nit is a key of: {', '.join(having)}"
         return f"{key}: no such key{did_you_mean(key, _known_keys())}\n`bnlab train --cfg job` prints every key"
     if "Ambiguous value for argument" in text:
         argument = text.partition("'")[2].partition("'")[0]
@@ -285,8 +258,8 @@ def _readable(error: Exception) -> str:
 
 
 @cache
-def _known_keys() -> tuple[str, ...]:
-    """Every dotted key of every option, for "did you mean"."""
+def _known_keys() -> dict[str, list[str]]:
+    """Every dotted key, with the options of its group that have it."""
     from omegaconf import OmegaConf
 
     def walk(node: Any, path: str) -> Iterator[str]:
@@ -298,11 +271,10 @@ def _known_keys() -> tuple[str, ...]:
     root = conf_dir()
     top = OmegaConf.to_container(OmegaConf.load(root / f"{CONFIG_NAME}.yaml"))
     assert isinstance(top, dict)
-    keys = [key for key in walk(top, "") if not key.startswith(("hydra", "defaults"))]
+    known: dict[str, list[str]] = {key: [] for key in walk(top, "") if not key.startswith(("hydra", "defaults"))}
     for group, options in groups().items():
-        keys.append(group)
+        known[group] = []
         for option in options:
-            tree = OmegaConf.to_container(OmegaConf.load(root / group / f"{option}.yaml"))
-            assert isinstance(tree, dict)
-            keys += walk(tree, f"{group}.")
-    return tuple(dict.fromkeys(keys))
+            for key in walk(OmegaConf.to_container(OmegaConf.load(root / group / f"{option}.yaml")), f"{group}."):
+                known.setdefault(key, []).append(option)
+    return known

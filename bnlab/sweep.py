@@ -1,84 +1,183 @@
-"""One command line of `bnlab train`: check all its jobs, launch them, say what came of each."""
+"""One command line of `bnlab train` or `bnlab resume`: check all its jobs, have them done, say what came of each.
+
+A sweep is taken apart here and its jobs handed to Hydra's launcher one by one; `basic` does them in turn, in one warm
+worker. What came of them is read from the disk, the same under every launcher.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bnlab import hydra_app, worker
+from bnlab import hydra_app, launchers, supervisor
 from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.compare.read import Run, read_runs
-from bnlab.errors import BnlabError, MisfitError
+from bnlab.errors import BnlabError, ConfigError, MisfitError
+from bnlab.jobs import Job, Terminated
 from bnlab.measure.metrics import metrics, warnings_of
-from bnlab.record.folder import fresh_folder
+from bnlab.record.folder import fresh_folder, hold
+from bnlab.record.sweep import SweepRecord
 from bnlab.report.console import messages, results
+from bnlab.report.jobs import jobs_table
 from bnlab.report.progress import make_progress
-from bnlab.watcher import Watcher
-from bnlab.workers import ALONE, from_environment
+from bnlab.supervisor import FAILED_FAST, Care, Crew, Supervisor, Task
 
 RUNS = Path("runs")
 HEADLINE = ("test_accuracy", "acc_gap", "step_ms", "train_seconds")
+ELSEWHERE = ("submitit_slurm",)  # launchers whose jobs go on without the command line
+BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 
 
-def launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None) -> int:
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a command line, all checked, and where they go."""
+
+    folder: Path
+    jobs: tuple[Job, ...]  # to be done now
+    expected: int  # runs in the folder when all is done; those done before included
+    multirun: bool
+    overrides: tuple[str, ...] = ()
+    config_dir: Path | None = None
+    launcher: str = "basic"
+    search: bool = False  # jobs are chosen while it goes on
+
+
+def launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None, care: Care, dry_run: bool = False) -> int:
     """Train one run or a sweep; print a line a run on stdout; return the exit code.
 
-    Of several workers the first does so; the others run the same jobs unseen and return the same code.
-    Errors: ConfigError or EnvironmentFault when any job could not run: then none was started and no folder was made.
+    Of several workers that torchrun started the first does so; the others run the same jobs unseen and return the same
+    code. Errors: ConfigError or EnvironmentFault when any job could not run: then none was started and no folder made.
     """
-    worker.workers = workers = from_environment() or ALONE
-    workers.connect()
-    return _launch(overrides, multirun, config_dir) if workers.first else _unseen(overrides, multirun, config_dir)
+    if any(name not in os.environ for name in BY_TORCHRUN):
+        with Supervisor(care) as crew:
+            crew.start()
+            return _launch(crew, overrides, multirun, config_dir, care, dry_run)
+    from bnlab import worker, workers
 
-
-def _unseen(overrides: Sequence[str], multirun: bool, config_dir: Path | None) -> int:
-    """Do what the first worker does, in a passing folder, without a word; what is no user's error is still raised."""
+    worker.workers = team = workers.from_environment() or workers.ALONE
+    team.connect()
+    crew_here = worker.InProcess()
+    if team.first:
+        return _launch(crew_here, overrides, multirun, config_dir, care, dry_run)
     with tempfile.TemporaryDirectory(prefix="bnlab-") as folder, open(os.devnull, "w") as nowhere:
         try:
             with redirect_stdout(nowhere), redirect_stderr(nowhere):
-                code = _launch(overrides, multirun, config_dir, Path(folder))
+                code = _launch(crew_here, overrides, multirun, config_dir, care, dry_run, Path(folder))
         except BnlabError as error:
             code = error.exit_code
-    worker.workers.outlast()
+    team.outlast()
     return code
 
 
-def _launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None, folder: Path | None = None) -> int:
-    with worker.workers.agreed():
-        overrides, trees = _fitting(overrides, multirun, config_dir)
-        worker.preflight(trees)
-        if folder is None:
-            name = trees[0].get("name")
+def _launch(
+    crew: Crew,
+    overrides: Sequence[str],
+    multirun: bool,
+    config_dir: Path | None,
+    care: Care,
+    dry_run: bool,
+    folder: Path | None = None,
+) -> int:
+    with crew.agreed():
+        launcher, sweeper = launchers.machinery(overrides, config_dir) if multirun else ("basic", "basic")
+        if launcher != "basic" and not isinstance(crew, Supervisor):
+            raise ConfigError(
+                "trainer.distributed=true: hydra/launcher must be basic, the workers run the jobs themselves"
+            )
+        overrides, planned = _fitting(crew, overrides, multirun, config_dir)
+        identities = crew.preflight([tree for _, tree in planned])
+        if folder is None and not dry_run:
+            name = planned[0][1].get("name")
             folder = fresh_folder(RUNS, "-".join(filter(None, [name, "sweep" if multirun else "run"])))
+    search = sweeper != "basic"
+    place = folder or RUNS / "…"
+    jobs = tuple(
+        job_of(place / str(i) if multirun else place, tree, labels, i, known)
+        for i, ((_, tree), labels, known) in enumerate(zip(planned, labels(planned), identities, strict=True))
+    )
+    if dry_run:
+        results().print(jobs_table(jobs, [""] * len(jobs), results().width))
+        return 0
+    expected = len(jobs)
+    plan = Plan(place, () if search else jobs, expected, multirun, tuple(overrides), config_dir, launcher, search)
+    if not multirun:
+        return carry_out(plan, crew, care)
+    with held(place):
+        SweepRecord(tuple(overrides), config_dir, search).write(place)
+        return carry_out(plan, crew, care)
+
+
+def carry_out(plan: Plan, crew: Crew, care: Care) -> int:
+    """Have the jobs of a plan done, report on all runs of its folder, and return the exit code.
+
+    The folder of a sweep is held by the caller.
+    """
     failure: Exception | None = None
     stopped = 0
-    worker.shared_overrides = frozenset(o for o in overrides if not _swept(o))
     with make_progress(sys.stderr) as progress:
-        worker.watcher = progress
+        crew.watcher = progress
+        (plan.folder / FAILED_FAST).unlink(missing_ok=True)
         try:
-            if multirun:
-                progress.sweep_started(len(trees))
-            hydra_app.run(worker.job, overrides, folder, multirun, config_dir)
+            if plan.multirun:
+                progress.sweep_started(len(plan.jobs) or 1)
+            _do(plan, crew, care)
         except KeyboardInterrupt:
-            stopped = 130
-        except SystemExit as stop:
+            stopped = 128 + signal.SIGINT
+        except Terminated as stop:
             stopped = stop.code if isinstance(stop.code, int) else 1
         except Exception as error:  # a launcher gave up; what its jobs did is on the disk
             failure = error
-    worker.watcher = Watcher()
-    trouble = _report(folder, len(trees), failure, multirun, "was not started" if stopped else "left no record")
+    trouble = _report(plan, failure, "was not started" if stopped or care.fail_fast else "left no record")
     return stopped or trouble
 
 
+def _do(plan: Plan, crew: Crew, care: Care) -> None:
+    """Do the jobs in turn, or let a launcher or a search do so. Errors: whatever a launcher raises."""
+    above = plan.folder.resolve()
+    away = {job.folder.name: replace(job, folder=above / job.folder.name) for job in plan.jobs}
+    task = Task(care, above, Path.cwd(), away, None if plan.launcher in ELSEWHERE else os.getpid())
+    if plan.search:
+        supervisor.here = crew
+        launchers.search(task, plan.overrides, above, plan.config_dir)
+    elif plan.launcher == "basic":
+        for job in plan.jobs:
+            task.do(job, crew)
+    elif plan.jobs:
+        launchers.distribute(task, plan.overrides, above, list(away), plan.config_dir)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder of a sweep, so that no other process works on it; a run holds its own."""
+    lock = hold(folder)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def job_of(folder: Path, tree: Mapping[str, Any], label: str, index: int, identity: str) -> Job:
+    """Return the job of a configuration."""
+    return Job(folder, tree, hydra_app.as_yaml(tree), index, label, identity)
+
+
+def labels(planned: Sequence[tuple[Sequence[str], Any]]) -> list[str]:
+    """Return what tells each job from the others: its overrides without those that all have."""
+    shared = set.intersection(*(set(lines) for lines, _ in planned)) if len(planned) > 1 else set()
+    return [" ".join(line for line in lines if line not in shared) for lines, _ in planned]
+
+
 def _fitting(
-    overrides: Sequence[str], multirun: bool, config_dir: Path | None
-) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    crew: Crew, overrides: Sequence[str], multirun: bool, config_dir: Path | None
+) -> tuple[Sequence[str], list[tuple[list[str], dict[str, Any]]]]:
     """Return the overrides and the jobs they stand for, without the strategies of `norm=glob(...)` that do not fit.
 
     They are named on stderr. A strategy that the command line names itself is left to `preflight`, which refuses it.
@@ -87,15 +186,15 @@ def _fitting(
     planned = hydra_app.planned(overrides, multirun, config_dir)
     found = hydra_app.globbed(overrides, "norm", config_dir) if any("glob(" in line for line in overrides) else None
     if found is None:
-        return overrides, [tree for _, tree in planned]
+        return overrides, planned
     place, names = found
     misfits: dict[str, MisfitError] = {}
-    trees: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    jobs: dict[str, list[tuple[list[str], dict[str, Any]]]] = {name: [] for name in names}
     for lines, tree in planned:
         name = next(line.removeprefix("norm=") for line in lines if line.startswith("norm="))
-        trees[name].append(tree)
+        jobs[name].append((lines, tree))
         try:
-            worker.preflight([tree])
+            crew.preflight([tree])
         except MisfitError as error:
             misfits[name] = error
     for name, misfit in misfits.items():
@@ -105,20 +204,15 @@ def _fitting(
     if not left:
         raise MisfitError(f"{overrides[place]}: none of these strategies fits the rest of the configuration")
     chosen = [*overrides[:place], f"norm={','.join(left)}", *overrides[place + 1 :]]
-    return chosen, [tree for name in left for tree in trees[name]]
+    return chosen, [job for name in left for job in jobs[name]]
 
 
-def _swept(override: str) -> bool:
-    """Return whether an override may stand for several jobs; only the labels of jobs depend on it."""
-    value = override.partition("=")[2]
-    return "," in value or "(" in value
-
-
-def _report(folder: Path, expected: int, failure: Exception | None, multirun: bool, absent: str) -> int:
+def _report(plan: Plan, failure: Exception | None, absent: str) -> int:
     """Print a line a run on stdout and what went wrong on stderr; return the exit code.
 
     `absent` says what is to be thought of a job without a folder.
     """
+    folder, expected, multirun = plan.folder, plan.expected, plan.multirun
     runs, skipped = read_runs([folder])
     out, err = results(), messages()
     arms, changed = arms_of(runs) if runs else ([], [])
@@ -145,6 +239,8 @@ def _report(folder: Path, expected: int, failure: Exception | None, multirun: bo
         err.say(f"the launcher stopped: {str(failure).partition(chr(10))[0]}")
     if multirun:
         err.say(f"{len(runs) - len(bad)} of {expected} jobs done; bnlab compare {folder}")
+    if missing > 0 or any(run.state != "diverged" for run in bad):
+        err.say(f"to finish: bnlab resume {folder}")
     return int(bool(bad or skipped or missing > 0 or failure is not None))
 
 

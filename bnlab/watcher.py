@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Literal
 
-Ending = Literal["done", "diverged", "failed", "interrupted"]
+from bnlab.jobs import EndState
 
 
 class Watcher:
@@ -27,8 +26,11 @@ class Watcher:
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """The current job was evaluated; `metrics` are curve values such as `valid.accuracy` (0 to 1)."""
 
-    def job_ended(self, index: int, state: Ending, headline: str) -> None:
+    def job_ended(self, index: int, state: EndState, headline: str) -> None:
         """Job `index` ended; `headline` says in a few words how."""
+
+    def noted(self, text: str) -> None:
+        """Something that the user should know, in a line."""
 
     def closed(self) -> None:
         """Nothing follows; a display is taken away and the cursor shown. A second call does nothing."""

@@ -1,57 +1,58 @@
-"""Runs jobs: checks all of them before the first, trains each, and leaves a record whatever happens.
+"""Trains jobs: all of them are checked before the first, each leaves a record whatever happens.
 
-A process stays warm from job to job: torch and the data sets it has read are kept. Of several workers each runs all
-jobs; the folder of every worker but the first is a passing one (`sweep.py`), and its rows and checkpoints go nowhere.
+A process stays warm from job to job: torch and the data sets it has read are kept. `worker_process.py` runs this in a
+process of its own, which `supervisor.py` watches. Under torchrun it runs in each of torchrun's processes: all of them
+run all jobs; the folder of every one but the first is a passing one (`sweep.py`), and its rows go nowhere.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from bnlab import hydra_app
-from bnlab.clock import Stopwatch, utc_now
+from bnlab.clock import Stopwatch
 from bnlab.config import Config, check_workers, identity, parse_config
 from bnlab.data import DataBundle
 from bnlab.data.batches import batch_sizes
-from bnlab.errors import BnlabError, MisfitError
+from bnlab.errors import BnlabError, MisfitError, RecordError
+from bnlab.jobs import INTERRUPTED, Ending, Job, Stop, Terminated
 from bnlab.measure.calibration import Calibration, bnlab_layers
 from bnlab.prepare import bundle_of, device_of, model_of, placed, resident, surroundings
-from bnlab.record.folder import RunFolder
+from bnlab.record.files import open_plain, read_plain
+from bnlab.record.folder import FINAL, RunFolder
 from bnlab.record.tables import Cell
 from bnlab.seeding import derived_seed
 from bnlab.training import checkpoint
 from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.evaluation import Evaluator, check_eval
-from bnlab.training.loop import Outcome, Training
+from bnlab.training.loop import Training
+from bnlab.training.outcome import Outcome
 from bnlab.training.summary import summarize
 from bnlab.training.trainer import precision_of
 from bnlab.watcher import Watcher
 from bnlab.workers import ALONE, WorkerLost
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 DEFAULT_THREADS = torch.get_num_threads()
 log = logging.getLogger("bnlab")
 
 
-watcher = Watcher()  # of this process; only the one with the terminal has another than this, which looks away
-shared_overrides: frozenset[str] = frozenset()  # of all jobs of the sweep; a job's label leaves them out
-workers = ALONE  # of which this process is one
+workers = ALONE  # of one training, of which this process is one
 
 
-def preflight(trees: Sequence[Mapping[str, Any]]) -> None:
+def preflight(trees: Sequence[Mapping[str, Any]]) -> list[str]:
     """Check every job before the first is started: keys, device, data, and that the model can be built.
 
-    Errors: ConfigError or EnvironmentFault, naming the first job that cannot run.
+    Returns the identity of each. Errors: ConfigError or EnvironmentFault, naming the first job that cannot run.
     """
     seen = set()
+    found = []
     for tree in trees:
         config = parse_config(tree)
         check_workers(config, workers)
@@ -59,6 +60,8 @@ def preflight(trees: Sequence[Mapping[str, Any]]) -> None:
         if (key := (config.norm, config.model, config.data, config.eval.stats, device)) not in seen:
             seen.add(key)
             _check_model(config)
+        found.append(identity(tree, bundle_of(config.data).fingerprint, workers.size))
+    return found
 
 
 def _check_model(config: Config) -> None:
@@ -79,60 +82,63 @@ def _check_model(config: Config) -> None:
             )
 
 
-def job(cfg: DictConfig) -> float | str:
-    """Hydra's task function: train one run in its folder; return the validation accuracy, or why there is none.
+def run(job: Job, watcher: Watcher, stop: Stop | None = None) -> Ending:
+    """Train one job in its folder, from its checkpoint on if there is one; say what came of it.
 
-    An exception costs this job only. An interruption is recorded and goes on to the caller.
+    An exception costs this job only; so does `sys.exit`. Raises KeyboardInterrupt, with the state recorded, when `stop`
+    or a signal ends it.
     """
-    current = hydra_app.current_job()
-    label = " ".join(o for o in current.overrides if o not in shared_overrides)
-    index = current.number or 0
-    tree = hydra_app.plain(cfg)
     folder: RunFolder | None = None
     try:
-        config = parse_config(tree)
+        config = parse_config(job.tree)
         check_workers(config, workers)
         bundle = bundle_of(config.data)
-        known = identity(tree, bundle.fingerprint, workers.size)
-        folder = RunFolder(current.folder, tree, hydra_app.as_yaml(tree), known, utc_now())
+        known = identity(job.tree, bundle.fingerprint, workers.size)
+        folder = RunFolder(job.folder, job.tree, job.yaml, known)
+        if folder.earlier in FINAL:
+            folder.release()
+            return _recorded(job.folder)
         device = device_of(config.trainer.device, workers)
         with _logging_to(folder.path / "run.log"), workers.together(device, config.trainer.timeout):
-            outcome = _train(config, tree, bundle, folder, index, label)
-    except (KeyboardInterrupt, SystemExit):
+            outcome = _train(config, job, bundle, folder, watcher, stop)
+    except (KeyboardInterrupt, Terminated):
         if folder is not None:
-            folder.finish("interrupted", error="stopped by a signal before its end")
-        watcher.job_ended(index, "interrupted", "")
+            folder.finish("interrupted", error=INTERRUPTED)
         raise
-    except Exception as error:
-        reason = _reason(error, tree)
+    except (Exception, SystemExit) as error:
+        reason = _reason(error, job.tree)
         if folder is not None:
             folder.finish("failed", error=reason)
-        watcher.job_ended(index, "failed", reason.partition("\n")[0])
         if isinstance(error, WorkerLost):
-            raise SystemExit(error.exit_code) from error
-        return reason
-    watcher.job_ended(index, outcome.state, _headline(outcome))
-    if outcome.state == "diverged":
-        return f"diverged at step {outcome.diverged_at}"
-    return outcome.curve.get("valid.accuracy", outcome.curve["train.accuracy"])[-1]
+            raise Terminated(error.exit_code) from error
+        return Ending("failed", reason, reason.partition("\n")[0])
+    if outcome.diverged_at is not None:
+        step = outcome.diverged_at
+        return Ending("diverged", f"diverged at step {step}", f"loss not finite at step {step:,}")
+    headline = f"test {100 * outcome.curve['test.accuracy'][-1]:.2f} %, {outcome.train_seconds:.1f} s"
+    return Ending("done", "", headline, _score(outcome.curve))
 
 
 def _train(
-    config: Config, tree: Mapping[str, Any], bundle: DataBundle, folder: RunFolder, index: int, label: str
+    config: Config, job: Job, bundle: DataBundle, folder: RunFolder, watcher: Watcher, stop: Stop | None
 ) -> Outcome:
     device = device_of(config.trainer.device, workers)
     wall = Stopwatch(device)
     wall.start()
+    earlier = _checkpoint(job, folder, watcher)
     keep_freed_memory()
-    torch.set_num_threads(config.trainer.threads or DEFAULT_THREADS)
+    torch.set_num_threads(config.trainer.threads or (earlier or {}).get("threads") or DEFAULT_THREADS)
     torch.manual_seed(derived_seed(config.seed, "dropout", workers.rank))
     model = placed(model_of(config, bundle, workers), config, device)
     batches = resident(config, bundle, bundle.train, device, training=True, workers=workers)
     total = config.trainer.total_steps(batches.steps_per_epoch)
-    watcher.job_started(index, label, total)
+    watcher.job_started(job.index, job.label, total)
     where = surroundings(device, bundle, workers.size)
     folder.write_environment(where)
-    log.info("training %s: %d steps on %s", label or "one run", total, device)
+    folder.begin(None if earlier is None else earlier["tables"])
+    log.info("training %s: %d steps on %s", job.label or "one run", total, device)
+    if earlier is not None:
+        log.info("going on from step %d", earlier["step"])
     precision = precision_of(config.trainer, device)
     calibration = Calibration(model, batches, precision, device) if Calibration.needed_by(model) else None
     training = Training(
@@ -157,8 +163,9 @@ def _train(
         watcher=watcher,
         calibration=calibration,
         workers=workers,
+        stop=stop,
     )
-    outcome = training.run()
+    outcome = training.run(earlier)
     wall.stop()
     log.info("%s after %d steps, %.1f s of training", outcome.state, outcome.steps, outcome.train_seconds)
     folder.finish(
@@ -172,13 +179,44 @@ def _train(
     return outcome
 
 
-def _headline(outcome: Outcome) -> str:
-    if outcome.diverged_at is not None:
-        return f"loss not finite at step {outcome.diverged_at:,}"
-    return f"test {100 * outcome.curve['test.accuracy'][-1]:.2f} %, {outcome.train_seconds:.1f} s"
+def _checkpoint(job: Job, folder: RunFolder, watcher: Watcher) -> dict[str, Any] | None:
+    """Return the checkpoint to go on from; None for a run that begins anew.
+
+    Errors: RecordError when there are only damaged ones: what is there is not written over without being asked.
+    """
+    if job.from_scratch or not checkpoint.present(folder.path):
+        checkpoint.discard(folder.path)
+        return None
+    if workers.size > 1:
+        raise RecordError(
+            f"{folder.path}: a training of several processes cannot be gone on with\n"
+            "the running statistics of all but the first are not in its checkpoint; start over with --from-scratch"
+        )
+    try:
+        found = checkpoint.load(folder.path, watcher.noted)
+    except RecordError as error:
+        raise RecordError(f"{error}\nstart over with --from-scratch") from error
+    if (then := found.get("torch")) != torch.__version__:
+        watcher.noted(f"{folder.path}: begun with torch {then}, now {torch.__version__}: last digits may differ")
+    return found
 
 
-def _reason(error: Exception, tree: Mapping[str, Any]) -> str:
+def _recorded(folder: Path) -> Ending:
+    """Return what a finished run says of itself."""
+    summary = json.loads(read_plain(folder / "summary.json"))
+    score = _score(summary["curve"]) if summary["state"] == "done" else None
+    return Ending(summary["state"], "", "was done before", score, skipped=True)
+
+
+def _score(curve: Mapping[str, Sequence[float]]) -> float:
+    return curve.get("valid.accuracy", curve["train.accuracy"])[-1]
+
+
+def _reason(error: BaseException, tree: Mapping[str, Any]) -> str:
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({'' if error.code is None else error.code})"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"out of memory at data.batch_size={tree['data']['batch_size']}\ntry a smaller batch"
     if isinstance(error, torch.OutOfMemoryError):
         peak = torch.cuda.max_memory_allocated() / 2**30
         batch = tree["data"]["batch_size"]
@@ -191,6 +229,7 @@ def _reason(error: Exception, tree: Mapping[str, Any]) -> str:
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Write bnlab's log and the traceback of a failure to `path`; nothing of it reaches the terminal."""
+    os.close(open_plain(path, os.O_WRONLY | os.O_CREAT))  # or a link would be followed
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -212,6 +251,10 @@ class _Recorder:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self._folder.sizes
+
     def steps(self, rows: list[tuple[Cell, ...]]) -> None:
         self._folder.steps.append(rows)
 
@@ -225,14 +268,40 @@ class _Recorder:
         self._folder.layers.append(rows)
 
     def checkpoint(self, state: dict[str, Any]) -> None:
-        checkpoint.save(self._folder.path, state)
+        about = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        checkpoint.save(self._folder.path, state | about)
 
 
 class _Unrecorded:
     """Looks away: the recorder of every worker but the first."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
 
     def steps(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def checkpoint(self, state: dict[str, Any]) -> None: ...
+
+
+class InProcess:
+    """Trains jobs in this very process, which torchrun watches: in place of a supervised worker."""
+
+    def __init__(self) -> None:
+        self.watcher = Watcher()  # of the process with the terminal; the others look away
+
+    def agreed(self) -> AbstractContextManager[None]:
+        return workers.agreed()
+
+    def preflight(self, trees: Sequence[Mapping[str, Any]]) -> list[str]:
+        return preflight(trees)
+
+    def run(self, job: Job) -> Ending:
+        try:
+            ending = run(job, self.watcher)
+        except (KeyboardInterrupt, Terminated):
+            self.watcher.job_ended(job.index, "interrupted", "")
+            raise
+        self.watcher.job_ended(job.index, ending.state, ending.headline)
+        return ending

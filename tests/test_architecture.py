@@ -13,16 +13,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower layers first; a module may import from its own layer's earlier entries and from lower layers.
 LAYERS = [
-    {"errors", "registry", "schema", "seeding", "clock", "watcher", "workers"},
+    {"errors", "registry", "schema", "seeding", "clock", "jobs", "watcher", "workers"},
     {"norms", "models", "data", "download", "record"},
     {"conformance", "measure", "training"},
     {"config"},
-    {"hydra_app", "prepare"},
+    {"hydra_app", "launchers", "prepare"},
     {"worker"},
+    {"worker_process", "supervisor"},
     {"compare"},
     {"bench"},
     {"report"},
-    {"check", "completion", "doctor", "laboratory", "sweep"},
+    {"check", "completion", "doctor", "export", "laboratory", "resume", "sweep"},
     {"cli"},
     {"__main__"},
 ]
@@ -32,17 +33,25 @@ BESIDE = {
     ("registry", "errors"),
     ("schema", "errors"),
     ("workers", "errors"),
+    ("watcher", "jobs"),
+    ("launchers", "hydra_app"),
+    ("supervisor", "worker_process"),
+    ("resume", "sweep"),
     ("models", "norms"),
     ("data", "download"),
     ("training", "measure"),
 }
 # Where each library may be imported; torch may be nowhere that a comparison or the command line passes.
 AT_HOME = {
-    "hydra": {"hydra_app"},
-    "omegaconf": {"hydra_app", "worker"},  # worker: a type only
+    "hydra": {"hydra_app", "launchers"},
+    "omegaconf": {"hydra_app", "launchers", "supervisor"},  # in the latter two a type only
     "typer": {"cli"},
     "rich": {"report", "cli"},
     "pandas": {"compare"},
+    "tensorboard": {"export"},
+    "mlflow": {"export"},
+    "sqlalchemy": {"export"},
+    "pyarrow": set(),  # through pandas
 }
 WITHOUT_TORCH = {
     "errors",
@@ -54,6 +63,12 @@ WITHOUT_TORCH = {
     "compare",
     "report",
     "hydra_app",
+    "launchers",
+    "jobs",
+    "worker_process",
+    "supervisor",
+    "sweep",
+    "resume",
     "completion",
     "cli",
 }

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from helpers_network import DRAWS, KINDS, Array, Flat, interval, kl, nats, right, twins
 from helpers_probe import Doubles, probe_of, samples
+from helpers_training import train
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from bnlab import hydra_app, worker
 from bnlab.data import Augment, Batches
 from bnlab.laboratory.specimen import of_run
 from bnlab.measure.calibration import refreshed
@@ -372,7 +372,7 @@ RUN = ("model.widths=[8,8]", "trainer.device=cpu", "trainer.threads=1", "eval.pr
 
 
 def probed(folder: Path, *overrides: str) -> Probing:
-    hydra_app.run(worker.job, [*RUN, *overrides], folder, multirun=False)
+    train([*RUN, *overrides], folder)
     specimen = of_run(folder)
     probes = [specimen.probe("train"), specimen.probe("test")]
     found = probe(specimen.model, probes, specimen.train, 1000)

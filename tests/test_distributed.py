@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_training import train
 from helpers_workers import environment_of, free_port, on_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ from bnlab.errors import BnlabError, ConfigError, EnvironmentFault
 from bnlab.models import build, models
 from bnlab.norms import strategies
 from bnlab.record.tables import Cell
+from bnlab.supervisor import Care
 from bnlab.training import checkpoint
 from bnlab.training.evaluation import Findings
 from bnlab.training.loop import Training
@@ -88,6 +90,7 @@ class Kept:
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.state: dict[str, Any] = {}
+        self.sizes: dict[str, int] = {}
 
     def steps(self, rows: list[tuple[Cell, ...]]) -> None:
         self.losses += [float(row[2]) for row in rows]
@@ -332,7 +335,7 @@ def test_a_sweep_under_torchrun_is_that_of_one_process(tmp_path: Path) -> None:
     process = torchrun(tmp_path, "-m", "norm=sync,batch", *common)
     alone = {"0": ["norm=batch"], "1": ["norm=ghost", "norm.size=32"]}
     for number, norm in alone.items():
-        hydra_app.run(worker.job, [*common, *norm, *SHORT], tmp_path / "alone" / number, multirun=False)
+        train([*common, *norm, *SHORT], tmp_path / "alone" / number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     lines = out.splitlines()
@@ -398,7 +401,7 @@ def command_line(workers: Workers, folder: str, overrides: list[str], multirun: 
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            code = sweep.launch(["trainer.distributed=true", *overrides, *SHORT], multirun, None)
+            code = sweep.launch(["trainer.distributed=true", *overrides, *SHORT], multirun, None, Care())
         except BnlabError as error:
             code = error.exit_code
             err.write(str(error))

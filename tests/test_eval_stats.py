@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_training import train
 from torch import Tensor, nn
 
-from bnlab import hydra_app, worker
 from bnlab.data import Batches, DataBundle, Split
 from bnlab.errors import MisfitError
 from bnlab.measure.calibration import Calibration
@@ -322,7 +322,7 @@ def test_strategies_without_statistics_do_not_care(stats: str) -> None:
 def curve_of(folder: Path, *overrides: str) -> dict[str, Any]:
     short = ("trainer.steps=8", "trainer.device=cpu", "trainer.threads=1", "model.widths=[4,8]", "optim.lr=0.02")
     short += ("data.train_size=256", "data.valid_size=64", "data.batch_size=32", "eval.probe_samples=64")
-    hydra_app.run(worker.job, [*short, *overrides], folder, multirun=False)
+    train([*short, *overrides], folder)
     curve: dict[str, Any] = json.loads((folder / "summary.json").read_text())["curve"]
     return curve
 

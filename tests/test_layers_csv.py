@@ -13,6 +13,7 @@ from typing import Any
 import pandas
 import pytest
 import torch
+from helpers_training import train
 from torch import Tensor, nn
 
 from bnlab import hydra_app, prepare, worker
@@ -26,7 +27,7 @@ from bnlab.norms.base import NormLayer
 from bnlab.seeding import generator
 from bnlab.training import checkpoint
 from bnlab.training.evaluation import Evaluator
-from bnlab.training.loop import Outcome
+from bnlab.training.outcome import Outcome
 from bnlab.training.summary import summarize
 
 BATCH = 32
@@ -36,7 +37,7 @@ FIGURES = ["mean_z", "mean_z_max", "log_std_ratio", "log_std_ratio_max"]
 
 
 def trained(folder: Path, *overrides: str) -> Path:
-    hydra_app.run(worker.job, [*SHORT, *overrides], folder, multirun=False)
+    train([*SHORT, *overrides], folder)
     return folder
 
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from test_norm_formulas import LAYOUTS, close, ids, laid_out, make, moved, sample, with_gradients
 from torch import Tensor
 
-from bnlab import hydra_app, worker
 from bnlab.norms import NormLayer, strategies
 from bnlab.norms.recurrence import linear_recurrence
 
@@ -571,7 +570,7 @@ def accuracy_of(tmp_path: Path) -> Callable[..., float]:
 
     def train(*overrides: str) -> float:
         fixed = ["trainer.device=cpu", "trainer.threads=1", "eval.every=100"]
-        hydra_app.run(worker.job, [*fixed, *overrides], tmp_path / "run", multirun=False)
+        train([*fixed, *overrides], tmp_path / "run")
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert summary["state"] == "done"
         return float(summary["curve"]["test.accuracy"][-1])

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_training import train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bnlab import hydra_app, worker
 from bnlab.data import Batches, Split
 from bnlab.errors import ConfigError
 from bnlab.measure import calibration as calibrations
@@ -459,7 +459,7 @@ SHORT = ("trainer.steps=14", "trainer.device=cpu", "trainer.threads=1", "model.w
     ],
 )
 def test_runs(tmp_path: Path, norm: str, more: tuple[str, ...], refreshed_in_steps: bool) -> None:
-    hydra_app.run(worker.job, [*SHORT, f"norm={norm}", *more], tmp_path / "run", multirun=False)
+    train([*SHORT, f"norm={norm}", *more], tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["state"] == "done"
     assert (summary["refresh_ms"] is not None) == refreshed_in_steps

@@ -28,7 +28,7 @@ from bnlab.training import checkpoint
 
 def run_folder(path: Path) -> RunFolder:
     path.mkdir(exist_ok=True)
-    return RunFolder(path, {"seed": 0}, "seed: 0\n", "0123456789abcdef", "2026-01-01T00:00:00+00:00")
+    return RunFolder(path, {"seed": 0}, "seed: 0\n", "0123456789abcdef")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_training import train
 from torch import nn
 
-from bnlab import hydra_app, prepare, worker
+from bnlab import hydra_app, prepare
 from bnlab.config import parse_config
 from bnlab.measure.discrepancy import calibration_error, gap, logits_of, score
 from bnlab.measure.modes import evaluating, training_statistics
@@ -40,14 +41,14 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
     """Train in a fresh folder; return it."""
     count = 0
 
-    def train(*overrides: str) -> Path:
+    def trained_by(*overrides: str) -> Path:
         nonlocal count
         count += 1
         folder = tmp_path / f"run{count}"
-        hydra_app.run(worker.job, [*SHORT, *overrides], folder, multirun=False)
+        train([*SHORT, *overrides], folder)
         return folder
 
-    return train
+    return trained_by
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Annotated
 import typer
 
 from bnlab import __version__
+from bnlab.cli.export import export
 from bnlab.cli.laboratory import bench, check, probe, recalibrate, shift
 from bnlab.cli.machine import data_fetch, data_list, doctor, list_options
-from bnlab.cli.runs import compare, show, train
+from bnlab.cli.runs import compare, resume, show, train
 from bnlab.errors import BnlabError
 
 app = typer.Typer(
@@ -45,8 +46,10 @@ def root(
 
 
 app.command(short_help="Train one run, or a sweep with -m.")(train)
+app.command(short_help="Finish a run or a sweep.")(resume)
 app.command(short_help="Compare arms with intervals, paired by seed.")(compare)
 app.command(short_help="Show one run: settings, outcome, curves.")(show)
+app.command(short_help="Write runs for pandas, TensorBoard, MLflow.")(export)
 app.command(short_help="Train against eval: every measure, and the causes.")(probe)
 app.command(short_help="Put statistics of the training set into a model.")(recalibrate)
 app.command(short_help="Evaluate under shifts of the test images.")(shift)

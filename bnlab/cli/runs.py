@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 import signal
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from bnlab.cli.options import Format, complete_override
 from bnlab.errors import ConfigError
+from bnlab.jobs import terminated
 
 
 class CfgPart(enum.StrEnum):
@@ -26,6 +27,12 @@ class InfoPart(enum.StrEnum):
     defaults_tree = "defaults-tree"
     plugins = "plugins"
     searchpath = "searchpath"
+
+
+Timeout = Annotated[Optional[float], typer.Option("--timeout", help="Seconds for one job; then it is ended.", min=0.1)]
+Retries = Annotated[int, typer.Option("--retries", help="Further attempts of a job that failed or died.", min=0)]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Start no job after one that was not done.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and list the jobs, run nothing.")]
 
 
 def train(
@@ -50,6 +57,10 @@ def train(
         Optional[Path],
         typer.Option("--config-dir", exists=True, file_okay=False, help="A folder of further configurations."),
     ] = None,
+    timeout: Timeout = None,
+    retries: Retries = 0,
+    fail_fast: FailFast = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train one model, or with -m a whole sweep; one line a run on stdout: folder, status, headline figures.
 
@@ -64,14 +75,56 @@ def train(
         raise ConfigError("--resolve and --package go with --cfg")
     if info is not None:
         return hydra_app.show_info(lines, info.value, config_dir)
+    from bnlab.supervisor import Care
     from bnlab.sweep import launch
 
-    signal.signal(signal.SIGTERM, _terminated)
-    raise typer.Exit(launch(lines, multirun, config_dir))
+    signal.signal(signal.SIGTERM, terminated)
+    raise typer.Exit(launch(lines, multirun, config_dir, Care(timeout, retries, fail_fast), dry_run))
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a sweep.")],
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="In place of a sweep's own: seed=0,1,2,3 adds a seed. A launcher is given anew.",
+            autocompletion=complete_override,
+        ),
+    ] = None,
+    errored: Annotated[bool, typer.Option("--errored", help="Only jobs that failed or were killed.")] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Begin unfinished jobs anew, without their checkpoints.")
+    ] = False,
+    config_dir: Annotated[
+        Optional[Path],
+        typer.Option("--config-dir", exists=True, file_okay=False, help="A folder of further configurations."),
+    ] = None,
+    timeout: Timeout = None,
+    retries: Retries = 0,
+    fail_fast: FailFast = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Finish a run or a sweep: what is done is skipped, the rest goes on from its checkpoints.
+
+    A run that was interrupted ends with the same tables and weights, bit for bit on a CPU, as one that never was.
+    """
+    from bnlab.resume import resume as go_on
+    from bnlab.supervisor import Care
+
+    signal.signal(signal.SIGTERM, terminated)
+    care = Care(timeout, retries, fail_fast)
+    raise typer.Exit(
+        go_on(
+            folder,
+            overrides or [],
+            care,
+            config_dir=config_dir,
+            errored=errored,
+            from_scratch=from_scratch,
+            dry_run=dry_run,
+        )
+    )
 
 
 def compare(
@@ -91,6 +144,14 @@ def compare(
     target: Annotated[
         Optional[float], typer.Option("--target", help="Validation accuracy to reach, such as 0.98.", min=0.0, max=1.0)
     ] = None,
+    best_of: Annotated[
+        Optional[list[str]],
+        typer.Option("--best-of", metavar="KEY", help="Each arm at its best value of KEY, chosen on validation."),
+    ] = None,
+    pivot: Annotated[
+        Optional[str],
+        typer.Option("--pivot", metavar="ROWxCOL", help="A matrix, each column's best bold: 'norm x model'."),
+    ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a run folder cannot be read.")] = False,
 ) -> None:
@@ -107,9 +168,18 @@ def compare(
         where=where or (),
         sort=sort,
         target=target,
+        best_of=best_of or (),
+        pivot=pivot,
     )
     out = results()
-    if format is Format.table:
+    if pivot is not None:
+        from bnlab.report.pivot import PIVOT_FORMATS, pivot_table
+
+        if format is Format.table:
+            out.print(pivot_table(found, width=out.width, unicode=out.unicode))
+        else:
+            out.emit(PIVOT_FORMATS[format.value](found))
+    elif format is Format.table:
         out.print(comparison_table(found, width=out.width, unicode=out.unicode, names=(metric or [])[1:]))
     else:
         from bnlab.report.formats import FORMATS

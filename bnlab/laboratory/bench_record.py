@@ -8,7 +8,6 @@ from pathlib import Path
 from bnlab import hydra_app
 from bnlab.bench.arms import Section
 from bnlab.bench.engine import ContestTime, figures
-from bnlab.clock import utc_now
 from bnlab.config import identity
 from bnlab.errors import MisfitError
 from bnlab.prepare import bundle_of, surroundings
@@ -32,12 +31,15 @@ def record(sections: Sequence[Section], found: Sequence[ContestTime], base: Path
         bundle = section.images or bundle_of(section.arms[0].config.data)
         where = surroundings(times.device, bundle, workers=1) | {"threads": times.threads}
         named = {"data": {**section.arms[0].tree["data"], "name": bundle.name}}
-        for arm, time in zip(section.arms, times.arms, strict=True):
+        timed = {time.label: time for time in times.arms}
+        for arm in section.arms:
+            if (time := timed.get(arm.label)) is None:
+                continue  # it was left out
             tree = {**arm.tree, **named}
             place = folder / str(number)
             place.mkdir()
             number += 1
-            run = RunFolder(place, tree, hydra_app.as_yaml(tree), identity(tree, bundle.fingerprint), utc_now())
+            run = RunFolder(place, tree, hydra_app.as_yaml(tree), identity(tree, bundle.fingerprint))
             run.write_environment(where)
             run.finish(
                 "done",

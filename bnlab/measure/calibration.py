@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.clock import step_clock
 from bnlab.data import Batches
@@ -50,6 +50,14 @@ class Calibration:
     def begin(self) -> None:
         """Put statistics into every layer that reads the training set, under the initial weights."""
         self._take(self._layers)
+
+    def state(self) -> list[tuple[int, Tensor, Tensor]]:
+        """Return what a checkpoint needs beside the model's own buffers; plain values for `restore`."""
+        return [(i, *self._beside[layer]) for i, layer in enumerate(self._others) if layer in self._beside]
+
+    def restore(self, state: list[tuple[int, Tensor, Tensor]]) -> None:
+        """Go on in place of `begin` from what `state` returned."""
+        self._beside = {self._others[i]: (mean, var) for i, mean, var in state}
 
     def before_step(self, step: int) -> None:
         """Refresh what is due before step `step`, counted from 0; `begin` has done it for the first."""

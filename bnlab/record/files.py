@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,26 @@ def write_bytes(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def open_plain(path: Path | str, flags: int) -> int:
+    """Open a regular file with `flags` and return its descriptor; a link is not followed, a FIFO not waited for.
+
+    A run folder may come from anywhere, and writing through a link in it would reach any file. Errors: OSError.
+    """
+    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_plain(path: Path, largest: int | None = None) -> bytes:
+    """Return the content of a regular file, opened as `open_plain` does. Errors: OSError, as for one of more bytes."""
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        if largest is not None and os.fstat(file.fileno()).st_size > largest:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        return file.read()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

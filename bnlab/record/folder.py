@@ -5,21 +5,25 @@ runs/<sweep or date>/<run>/   status.json first (state `running`), tables while 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import os
 import secrets
 import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from bnlab.errors import RecordError
-from bnlab.record.files import cannot_write, write_bytes, write_json
+from bnlab.record.files import cannot_write, open_plain, read_plain, write_bytes, write_json
 from bnlab.record.tables import Table
 
 SCHEMA = 1
-State = Literal["running", "done", "diverged", "failed", "interrupted"]
+State = Literal["running", "done", "diverged", "failed", "interrupted", "killed"]
+LARGEST_STATUS = 2**20  # bytes; bnlab's own has about 3,000
+FINAL = ("done", "diverged")  # more of the same would come to the same
 
 STEPS = ("step", "epoch", "loss", "lr", "finite")
 EVALS = ("step", "epoch", "split", "metric", "value", "samples")
@@ -27,6 +31,7 @@ EVALS = ("step", "epoch", "split", "metric", "value", "samples")
 LAYERS = ("step", "epoch", "depth", "layer", "reference", "metric", "value", "channels")
 # Clock readings have a table of their own, so that the others are byte-identical between equal runs.
 TIMES = ("step", "data_ms", "step_ms", "warmup")
+TABLES = {"steps": STEPS, "evals": EVALS, "layers": LAYERS, "times": TIMES}
 
 
 def fresh_folder(base: Path, label: str) -> Path:
@@ -46,49 +51,104 @@ def fresh_folder(base: Path, label: str) -> Path:
 
 
 class RunFolder:
-    """The record of one run, held by a kernel lock that ends with the process, kill -9 included."""
+    """The record of one run, held by a kernel lock that ends with the process, kill -9 included.
 
-    def __init__(self, path: Path, config: Mapping[str, Any], config_yaml: str, identity: str, started: str) -> None:
+    A folder that holds this run already is taken up again: `earlier` is the state it was in.
+    Errors: RecordError when another process holds it, or another run lies there; EnvironmentFault.
+    """
+
+    steps: Table
+    times: Table
+    evals: Table
+    layers: Table
+
+    def __init__(self, path: Path, config: Mapping[str, Any], config_yaml: str, identity: str) -> None:
         self.path, self.identity = path, identity
-        self._lock = _locked(path)
+        self._lock = hold(path)
+        before = read_status(path)
+        if before is not None and before.get("identity") != identity:
+            os.close(self._lock)
+            raise RecordError(
+                f"{path} holds another run: other settings, data or version of bnlab\nnothing is written over it"
+            )
+        self.earlier: str | None = None if before is None else str(before.get("state"))
         self._status = {
             "schema": SCHEMA,
             "state": "running",
             "identity": identity,
-            "order": time.time_ns(),
-            "started": started,
+            "order": time.time_ns() if before is None else before.get("order"),
+            "started": datetime.now(UTC).isoformat(timespec="seconds") if before is None else before.get("started"),
             "pid": os.getpid(),
             "error": None,
             "config": dict(config),
         }
-        write_bytes(path / "config.yaml", config_yaml.encode())
-        write_json(path / "status.json", self._status)
-        self.steps = Table(path / "steps.csv", STEPS)
-        self.evals = Table(path / "evals.csv", EVALS)
-        self.layers = Table(path / "layers.csv", LAYERS)
-        self.times = Table(path / "times.csv", TIMES)
+        self._tables: list[Table] = []
+        if self.earlier not in FINAL:
+            write_bytes(path / "config.yaml", config_yaml.encode())
+            write_json(path / "status.json", self._status)
+
+    def begin(self, sizes: Mapping[str, int] | None = None) -> None:
+        """Open the tables: new ones, or those of a checkpoint, each cut to the size that it had then."""
+        for name, columns in TABLES.items():
+            table = Table(self.path / f"{name}.csv", columns, None if sizes is None else sizes[name])
+            setattr(self, name, table)
+            self._tables.append(table)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each table."""
+        return {table.path.stem: table.size for table in self._tables}
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         write_json(self.path / "environment.json", dict(environment))
 
     def finish(self, state: State, *, error: str | None = None, summary: Mapping[str, Any] | None = None) -> None:
         """Set the final state; a summary is renamed into place before the state says that it is there."""
-        self._close_tables()
+        for table in self._tables:
+            table.close()
         if summary is not None:
             known = {"schema": SCHEMA, "identity": self.identity, "config": self._status["config"]}
             write_json(self.path / "summary.json", known | dict(summary))
         self._status |= {"state": state, "error": error}
         write_json(self.path / "status.json", self._status)
+        self.release()
+
+    def release(self) -> None:
+        """Let another process have the folder; what lies in it stays as it is."""
         os.close(self._lock)
 
-    def _close_tables(self) -> None:
-        for table in (self.steps, self.evals, self.layers, self.times):
-            table.close()
+
+def settle(path: Path, state: State, error: str) -> None:
+    """Say in a folder whose process died how it ended; nothing where another process holds it or it was over."""
+    with contextlib.suppress(RecordError):
+        lock = hold(path)
+        status = read_status(path)
+        if status is not None and status.get("state") not in FINAL:
+            write_json(path / "status.json", status | {"state": state, "error": error})
+        os.close(lock)
 
 
-def _locked(path: Path) -> int:
+def read_status(path: Path) -> dict[str, Any] | None:
+    """Return what a folder's status.json says; None without one. Errors: RecordError if it is no record of a run."""
     try:
-        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        found = json.loads(read_plain(path / "status.json", LARGEST_STATUS))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"{path / 'status.json'}: cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise RecordError(f"{path / 'status.json'}: is no record of a run")
+    return found
+
+
+def hold(path: Path) -> int:
+    """Make the folder where it is missing, lock it and return the lock; closing that ends it.
+
+    Errors: RecordError when another process holds it, EnvironmentFault when nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open_plain(path / ".lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:

@@ -9,22 +9,39 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from bnlab.record.files import cannot_write
+from bnlab.errors import RecordError
+from bnlab.record.files import cannot_write, open_plain
 
 Cell = str | int | float | bool
 
 
 class Table:
-    """One CSV file; floats are written so that reading them back gives the same bits."""
+    """One CSV file; floats are written so that reading them back gives the same bits.
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    With `size` its first so many bytes are kept, and rows follow them; without, it begins with its header.
+    Errors: EnvironmentFault where it cannot be written; RecordError if it is shorter than `size`.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], size: int | None = None) -> None:
         self.path = path
         self.columns = tuple(columns)
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self._file = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            there = os.fstat(self._file).st_size
+            if size is None or size <= there:
+                os.ftruncate(self._file, size or 0)
         except OSError as error:
             raise cannot_write(path, error) from error
-        self._write([self.columns])
+        if size is None:
+            self._write([self.columns])
+        elif size > there:
+            self.close()
+            raise RecordError(f"{path}: {there} bytes, the checkpoint counts on {size}\nstart over with --from-scratch")
+
+    @property
+    def size(self) -> int:
+        """Return the bytes written so far."""
+        return os.fstat(self._file).st_size
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Add rows with one write, so that a kill leaves none of them torn in the usual case."""

@@ -28,15 +28,22 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bnlab.jobs import EndState
 from bnlab.report.console import Terminal
 from bnlab.report.figures import number
-from bnlab.watcher import Ending, Watcher
+from bnlab.watcher import Watcher
 
 REDRAW_SECONDS = 0.5  # a redraw takes 1 to 2 ms
 LINE_SECONDS = 10.0  # between two lines about evaluations where there is no terminal
 LAST_JOBS = 12
 _BAR = 20  # columns
-_MARKS = {"done": ("✓", "green"), "diverged": ("∞", "yellow"), "failed": ("✗", "red"), "interrupted": ("–", "yellow")}
+_MARKS = {
+    "done": ("✓", "green"),
+    "diverged": ("∞", "yellow"),
+    "failed": ("✗", "red"),
+    "interrupted": ("–", "yellow"),
+    "killed": ("✗", "red"),
+}
 
 
 def make_progress(stream: IO[str]) -> Watcher:
@@ -95,7 +102,7 @@ class _Reporter(Watcher):
             self._job.step = max(step, self._job.step)
             self._job.metrics = dict(metrics)
 
-    def job_ended(self, index: int, state: Ending, headline: str) -> None:
+    def job_ended(self, index: int, state: EndState, headline: str) -> None:
         self._ended += 1
         self._job = None
 
@@ -142,11 +149,14 @@ class PlainProgress(_Reporter):
             self._last_line = self._now()
             self._say(f"{self._name(self._job.index)}: step {', '.join(filter(None, self._facts().values()))}")
 
-    def job_ended(self, index: int, state: Ending, headline: str) -> None:
+    def job_ended(self, index: int, state: EndState, headline: str) -> None:
         name = self._name(index)
         super().job_ended(index, state, headline)
         left = _duration(self._sweep_left()) if self._ended < self._num_jobs else ""
         self._say(", ".join(part for part in (f"{name}: {state}", headline, left and f"{left} left in all") if part))
+
+    def noted(self, text: str) -> None:
+        self._say(text)
 
     def _name(self, index: int) -> str:
         label = self._job.label if self._job else ""
@@ -161,7 +171,7 @@ class LiveProgress(_Reporter):
 
     def __init__(self, terminal: Terminal, now: Callable[[], float] | None = None) -> None:
         super().__init__(terminal, now)
-        self._jobs: deque[tuple[Ending, str, str]] = deque(maxlen=LAST_JOBS)
+        self._jobs: deque[tuple[EndState, str, str]] = deque(maxlen=LAST_JOBS)
         self._finished = Text()
         self._drawn = -math.inf
         # results go to stdout meanwhile: where that is a terminal too they must come above the display
@@ -189,12 +199,15 @@ class LiveProgress(_Reporter):
         super().evaluated(step, metrics)
         self._draw()
 
-    def job_ended(self, index: int, state: Ending, headline: str) -> None:
+    def job_ended(self, index: int, state: EndState, headline: str) -> None:
         label = self._job.label if self._job else f"job {index + 1}"
         super().job_ended(index, state, headline)
         self._jobs.append((state, label, self._terminal.show(headline)))
         self._finished = self._last_jobs() if self._num_jobs else Text()
         self._draw(force=True)
+
+    def noted(self, text: str) -> None:
+        self._live.console.print(Text(self._terminal.show(text)))
 
     def closed(self) -> None:
         atexit.unregister(self._live.stop)

@@ -13,16 +13,17 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bnlab.errors import ConfigError, RecordError
-from bnlab.record.files import cannot_write, write_bytes
+from bnlab.record.files import cannot_write, read_plain, write_bytes
 
 CURRENT, PREVIOUS, DIGESTS = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256"
+LARGEST_DIGESTS = 4096  # bytes
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -45,8 +46,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     write_bytes(current, content)
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """Return the newest checkpoint whose digest is right.
+def load(folder: Path, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Return the newest checkpoint whose digest is right; `warn` is told why an older one is taken.
 
     Errors: RecordError naming each file and what is wrong with it. Only tensors and plain values are read
     (`weights_only`): a file that would run code is refused.
@@ -54,7 +55,7 @@ def load(folder: Path) -> dict[str, Any]:
     known, wrong = _known_digests(folder), []
     for path in (folder / CURRENT, folder / PREVIOUS):
         try:
-            content = path.read_bytes()
+            content = read_plain(path)
         except OSError as error:
             wrong.append(f"{path}: {error.strerror}")
             continue
@@ -63,10 +64,24 @@ def load(folder: Path) -> dict[str, Any]:
             continue
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            for reason in wrong:
+                warn(f"{reason}; going on from {path.name}")
             return state
         except Exception as error:  # torch raises many kinds for a file that it will not read
             wrong.append(f"{path}: refused ({type(error).__name__})")
     raise RecordError("no checkpoint can be read\n" + "\n".join(wrong))
+
+
+def present(folder: Path) -> bool:
+    """Return whether there is any checkpoint, good or damaged."""
+    return any(os.path.lexists(folder / name) for name in (CURRENT, PREVIOUS))
+
+
+def discard(folder: Path) -> None:
+    """Remove the checkpoints of a run that begins anew; their tables are gone."""
+    for name in (DIGESTS, CURRENT, PREVIOUS):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).unlink()
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -132,6 +147,6 @@ def digest_beside(path: Path) -> Path:
 
 def _known_digests(folder: Path) -> list[str]:
     try:
-        return (folder / DIGESTS).read_text().split()
+        return read_plain(folder / DIGESTS, LARGEST_DIGESTS).decode().split()
     except (OSError, UnicodeDecodeError):
         return []

@@ -13,58 +13,27 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bnlab.clock import Stopwatch, step_clock
 from bnlab.data import Batches
-from bnlab.measure.by_layer import LayerGap
+from bnlab.jobs import Stop
 from bnlab.measure.calibration import Calibration
 from bnlab.models import norm_layers
-from bnlab.record.tables import Cell
+from bnlab.norms.base import NormLayer
 from bnlab.training.evaluation import LAYER_FIGURES, Evaluator, Measured, evaluation_steps
+from bnlab.training.outcome import WARMUP_STEPS, Outcome, Pace, Recorder
 from bnlab.training.trainer import TrainerConfig, forward_of, loss_function
 from bnlab.watcher import Watcher
 from bnlab.workers import ALONE, Workers
 
-WARMUP_STEPS = 10  # kept and marked, but left out of the step-time figures
 INTERVAL_SECONDS = 0.5  # about how often losses are brought to the host
 LONGEST_INTERVAL = 500  # steps
 CHECKPOINT_SECONDS = 10.0  # training time between two checkpoints, at least
-
-
-class Recorder(Protocol):
-    """Where a training leaves its rows."""
-
-    def steps(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def checkpoint(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class Outcome:
-    """What came of a training; the curve has one entry an evaluation."""
-
-    state: Literal["done", "diverged"] = "done"
-    steps: int = 0
-    epochs: float = 0.0
-    diverged_at: int | None = None
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    discrepancy_seconds: float = 0.0  # of these for what tells training mode from evaluation mode
-    step_ms: dict[str, float] | None = None
-    images_per_second: float | None = None
-    warmup_seconds: float = 0.0
-    refresh_ms: float | None = None  # median of the refreshes of statistics inside steps
-    curve: dict[str, list[float]] = field(default_factory=dict)
-    layers: list[list[LayerGap]] = field(default_factory=list)  # an entry an evaluation, against the test probe
 
 
 def train_step(
@@ -114,7 +83,9 @@ class Training:
         watcher: Watcher,
         calibration: Calibration | None = None,
         workers: Workers = ALONE,
+        stop: Stop | None = None,
     ) -> None:
+        self._stop, self._device = stop or Stop(), device
         self._model, self._batches, self._evaluator = model, batches, evaluator
         self._optimizer, self._rate_of, self._total = optimizer, rate_of, total_steps
         self._forward = forward_of(workers.shared(model, device), config, device)
@@ -127,21 +98,38 @@ class Training:
         self._clock = step_clock(device)
         self._pending: list[Tensor] = []  # losses on the device, since the last flush
         self._interval = 1
-        self._step_ms: list[float] = []
-        self._refresh_ms: list[float] = []
-        self._busy_ms, self._busy_images = 0.0, 0
+        self._pace = Pace()
         self._saved_at = 0.0
+        self._evaluated = -1  # the step of the last evaluation
+        self._ended = False
         self.outcome = Outcome()
 
-    def run(self) -> Outcome:
-        """Train to the last step, or to the first whose loss is not finite."""
+    def run(self, earlier: Mapping[str, Any] | None = None) -> Outcome:
+        """Train to the last step, or to the first whose loss is not finite; from the checkpoint `earlier` on, if given.
+
+        Raises KeyboardInterrupt when asked to stop, with a checkpoint saved.
+        """
+        for _, layer in norm_layers(self._model):
+            layer.begin(self._total)
+        if earlier is None:
+            self._calibrate()
+        else:
+            self._restore(earlier)
+        if not self._ended:
+            self._train()
+        return self._finish()
+
+    def _train(self) -> None:
         outcome, total = self.outcome, self._total
-        self._begin()
-        self._evaluate()
+        next_eval = next(step for step in itertools.chain([0], self._eval_steps) if step > self._evaluated)
+        if next_eval == outcome.steps:  # the initial weights, or an evaluation that was interrupted
+            self._evaluate()
+            if outcome.steps == total:
+                return self._end()
+            next_eval = next(self._eval_steps)
         self._model.train()
-        next_eval = next(self._eval_steps)
         self._watch.start()
-        for images, labels in self._stream():
+        for images, labels in self._stream(outcome.steps):
             rate = self._rate_of(outcome.steps)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
@@ -152,35 +140,41 @@ class Training:
             self._clock.end()
             outcome.steps += 1
             at_eval = outcome.steps == next_eval
-            if at_eval or len(self._pending) >= self._interval:
+            if at_eval or len(self._pending) >= self._interval or self._stop.requested:
                 self._watch.stop()
                 if not self._flush():
-                    break
+                    return None
                 if at_eval:
                     self._evaluate()
                     next_eval = next(self._eval_steps, total)
-                if outcome.steps == total and self._calibration is not None:
-                    self._calibration.end()
-                if outcome.steps == total or self._watch.seconds - self._saved_at >= CHECKPOINT_SECONDS:
-                    self._save()
                 if outcome.steps == total:
-                    break
+                    return self._end()
+                if self._stop.requested or self._watch.seconds - self._saved_at >= CHECKPOINT_SECONDS:
+                    self._save()
+                if self._stop.requested:
+                    raise KeyboardInterrupt
                 self._watch.start()
-        return self._finish()
+        return None
 
-    def _begin(self) -> None:
-        """Tell the norm layers how long the run is, and give those that read the training set its statistics."""
-        for _, layer in norm_layers(self._model):
-            layer.begin(self._total)
+    def _calibrate(self) -> None:
+        """Give the layers that read the training set its statistics."""
         if self._calibration is not None:
             self._watch.start()
             self._calibration.begin()
             self._watch.stop()
 
-    def _stream(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches epoch after epoch, marking when each was asked for and when it was there."""
-        for epoch in itertools.count():
-            batches = self._batches.epoch(epoch)
+    def _end(self) -> None:
+        """Put the statistics of the final weights in, and save them."""
+        if self._calibration is not None:
+            self._calibration.end()
+        self._ended = True
+        self._save()
+
+    def _stream(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches epoch after epoch from `step` on, marking when each was asked for and when it was there."""
+        current, first = divmod(step, self._batches.steps_per_epoch)
+        for epoch in itertools.count(current):
+            batches = self._batches.epoch(epoch, first if epoch == current else 0)
             while True:
                 self._clock.begin()
                 batch = next(batches, None)
@@ -197,7 +191,7 @@ class Training:
         first = self.outcome.steps - len(losses)
         times = self._clock.flush()
         if self._calibration is not None:
-            self._refresh_ms += self._calibration.flush()
+            self._pace.refresh_ms += self._calibration.flush()
         bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             losses, times = losses[: bad + 1], times[: bad + 1]
@@ -213,20 +207,12 @@ class Training:
         self._recorder.times(
             [(step + 1, data, ms, int(step < WARMUP_STEPS)) for step, (data, ms) in enumerate(times, first)]
         )
-        self._take_times(first, times)
-        if bad is None:
-            self._watcher.advanced(self.outcome.steps, losses[-1], self._speed())
-        return bad is None
-
-    def _take_times(self, first: int, times: list[tuple[float, float]]) -> None:
-        settled = times[max(0, WARMUP_STEPS - first) :]
-        warmup = times[: len(times) - len(settled)]
-        self.outcome.warmup_seconds += sum(data + ms for data, ms in warmup) / 1e3
-        self._step_ms += [ms for _, ms in settled]
-        self._busy_ms += sum(data + ms for data, ms in settled)
-        self._busy_images += sum(self._batch_size(first + i) for i in range(len(warmup), len(times)))
+        self._pace.take(first, times, self._batch_size)
         lately = self._workers.mean_number(sum(data + ms for data, ms in times) / len(times))
         self._interval = max(1, min(LONGEST_INTERVAL, int(INTERVAL_SECONDS * 1e3 / max(lately, 1e-6))))
+        if bad is None:
+            self._watcher.advanced(self.outcome.steps, losses[-1], self._pace.images_per_second)
+        return bad is None
 
     def _batch_size(self, step: int) -> int:
         """Return the samples of step `step`, counted from 0, of all workers together."""
@@ -239,9 +225,15 @@ class Training:
 
     def _evaluate(self) -> None:
         self._eval_watch.start()
-        found = self._evaluator.evaluate(self._model)
+        try:
+            with self._stop.at_once():  # it leaves the model as it was, interrupted or not
+                found = self._evaluator.evaluate(self._model)
+        except KeyboardInterrupt:
+            self._save()
+            raise
         figures = found.figures
         self._eval_watch.stop()
+        self._evaluated = self.outcome.steps
         step, epoch = self.outcome.steps, self.outcome.steps / self._batches.steps_per_epoch
         self._recorder.evals([(step, epoch, m.split, m.metric, m.value, m.samples) for m in figures])
         self._recorder.layers(
@@ -265,26 +257,48 @@ class Training:
 
     def _save(self) -> None:
         self._saved_at = self._watch.seconds
+        on_cuda = self._device.type == "cuda"
+        counts = [layer.num_unnormalizable for layer in self._model.modules() if isinstance(layer, NormLayer)]
         self._recorder.checkpoint(
             {
                 "step": self.outcome.steps,
                 "model": self._model.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state(self._device) if on_cuda else None,
+                "unnormalizable": counts,
+                "calibration": None if self._calibration is None else self._calibration.state(),
+                "evaluated": self._evaluated,
+                "ended": self._ended,
+                "outcome": self.outcome.as_plain(),
+                "seconds": (self._watch.seconds, self._eval_watch.seconds),
+                "pace": self._pace.as_plain(),
+                "tables": self._recorder.sizes,
             }
         )
 
-    def _speed(self) -> float:
-        return self._busy_images / self._busy_ms * 1e3 if self._busy_ms else 0.0
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `_save` saved: the steps that follow are those that would have followed then."""
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self._device)
+        layers = [layer for layer in self._model.modules() if isinstance(layer, NormLayer)]
+        for layer, count in zip(layers, state["unnormalizable"], strict=True):
+            layer.num_unnormalizable = count
+        if self._calibration is not None:
+            self._calibration.restore(state["calibration"])
+        self._evaluated, self._ended = state["evaluated"], state["ended"]
+        self.outcome = Outcome.of_plain(state["outcome"])
+        for watch, seconds in zip((self._watch, self._eval_watch), state["seconds"], strict=True):
+            watch.add(seconds)
+        self._saved_at = self._watch.seconds
+        self._pace = Pace.of_plain(state["pace"])
 
     def _finish(self) -> Outcome:
         outcome = self.outcome
         outcome.epochs = outcome.steps / self._batches.steps_per_epoch
         outcome.train_seconds, outcome.eval_seconds = self._watch.seconds, self._eval_watch.seconds
-        if self._refresh_ms:
-            outcome.refresh_ms = statistics.median(self._refresh_ms)
-        if len(self._step_ms) > 1:
-            cuts = statistics.quantiles(self._step_ms, n=10, method="inclusive")
-            outcome.step_ms = {"median": statistics.median(self._step_ms), "p10": cuts[0], "p90": cuts[-1]}
-            outcome.images_per_second = self._speed()
+        outcome.pace(self._pace)
         return outcome

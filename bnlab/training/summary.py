@@ -13,7 +13,7 @@ from bnlab.measure.by_layer import LayerGap
 from bnlab.measure.metrics import warnings_of
 from bnlab.norms.base import NormLayer, Strategy
 from bnlab.training.evaluation import LAYER_FIGURES
-from bnlab.training.loop import Outcome
+from bnlab.training.outcome import Outcome
 
 
 def summarize(

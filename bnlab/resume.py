@@ -1,0 +1,146 @@
+"""`bnlab resume`: finish a run or a sweep; what is done is recognized by its identity and left alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bnlab import hydra_app, launchers
+from bnlab.compare.read import Run, read_runs
+from bnlab.errors import ConfigError, RecordError
+from bnlab.jobs import Job
+from bnlab.record.folder import FINAL, read_status
+from bnlab.record.sweep import SweepRecord
+from bnlab.report.console import messages, results
+from bnlab.report.jobs import jobs_table
+from bnlab.supervisor import Care, Supervisor
+from bnlab.sweep import Plan, carry_out, held, job_of, labels
+
+MOVABLE = ("data.root", "data.path", "name")  # what may be another when a run is gone on with
+
+
+def resume(
+    folder: Path,
+    overrides: Sequence[str],
+    care: Care,
+    *,
+    config_dir: Path | None = None,
+    errored: bool = False,
+    from_scratch: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Finish what lies in `folder`; print a line a run on stdout; return the exit code.
+
+    `overrides` take the place of a sweep's own of the same key, so `seed=0,1,2,3` adds a seed; of a run they may only
+    say where its data lie. `errored`: only jobs that failed. `from_scratch`: leave the checkpoints of unfinished jobs.
+    Errors: ConfigError, EnvironmentFault, RecordError; then nothing was touched.
+    """
+    if not folder.is_dir() or folder.is_symlink():
+        raise ConfigError(f"{folder}: is not a folder\ngive the folder of a run or of a sweep")
+    record = SweepRecord.read(folder)
+    with Supervisor(care) as crew:
+        crew.start()
+        if record is None:
+            plan, states = _run(folder, overrides, crew), [""]
+            return _finish(plan, states, crew, care, from_scratch, dry_run)
+        with held(folder):
+            plan, states = _sweep(folder, record, overrides, config_dir, crew, errored)
+            return _finish(plan, states, crew, care, from_scratch, dry_run)
+
+
+def _finish(plan: Plan, states: Sequence[str], crew: Supervisor, care: Care, from_scratch: bool, dry_run: bool) -> int:
+    jobs = tuple(replace(job, from_scratch=from_scratch) for job in plan.jobs)
+    if dry_run:
+        results().print(jobs_table(jobs, states, results().width))
+        return 0
+    if not jobs:
+        messages().say(f"{plan.folder}: nothing is left to do")
+    return carry_out(replace(plan, jobs=jobs), crew, care)
+
+
+def _run(folder: Path, overrides: Sequence[str], crew: Supervisor) -> Plan:
+    """Return the plan of a single run, from its own record."""
+    if read_status(folder) is None:
+        raise ConfigError(f"{folder}: holds neither a run nor a sweep\ngive the folder of a run or of a sweep")
+    return Plan(folder, (_recorded(folder, overrides, 0, crew),), 1, multirun=False)
+
+
+def _recorded(folder: Path, overrides: Sequence[str], index: int, crew: Supervisor) -> Job:
+    """Return the job that a run's record tells of. Errors: ConfigError, RecordError."""
+    config = (read_status(folder) or {}).get("config")
+    if not isinstance(config, dict):
+        raise RecordError(f"{folder / 'status.json'}: has no configuration")
+    tree = hydra_app.adjusted(config, overrides, MOVABLE) if overrides else config
+    (identity,) = crew.preflight([tree])
+    return job_of(folder, tree, f"norm={tree['norm']['name']} seed={tree['seed']}", index, identity)
+
+
+def _sweep(
+    folder: Path,
+    record: SweepRecord,
+    overrides: Sequence[str],
+    config_dir: Path | None,
+    crew: Supervisor,
+    errored: bool,
+) -> tuple[Plan, list[str]]:
+    """Return the plan of what is left of a sweep, and in which state each of its jobs is."""
+    runs, skipped = read_runs([folder])
+    for path, reason in skipped:
+        raise RecordError(f"{path}: {reason}\nmove it away, then its job is done anew")
+    for run in runs:
+        if run.state == "running":
+            raise RecordError(f"{run.folder} is in use by another process\nwait for it, or stop it")
+    # A launcher can start programs, so it is taken from this command line only, never from what lies in a folder.
+    launcher, sweeper = launchers.machinery(overrides, config_dir)
+    if sweeper != "basic":
+        raise ConfigError("a search cannot be gone on with here\ngive `bnlab train` the storage of its study")
+    pairs: list[tuple[Job, Run | None]]
+    if record.search:
+        pairs = [(_recorded(run.folder, (), i, crew), run) for i, run in enumerate(runs)]
+    else:
+        pairs = _paired(folder, runs, _merged(record.overrides, overrides), config_dir or record.config_dir, crew)
+    left = [(job, run) for job, run in pairs if _is_left(run, errored)]
+    expected = len(runs) + sum(run is None for _, run in pairs)
+    plan = Plan(folder, tuple(job for job, _ in left), expected, True, tuple(overrides), config_dir, launcher)
+    return plan, ["new" if run is None else run.state for _, run in left]
+
+
+def _paired(
+    folder: Path, runs: Sequence[Run], lines: Sequence[str], config_dir: Path | None, crew: Supervisor
+) -> list[tuple[Job, Run | None]]:
+    """Return the jobs that a sweep comes to, each with its run if it was begun; a new one gets a number of its own."""
+    planned = hydra_app.planned(lines, True, config_dir)
+    identities = crew.preflight([tree for _, tree in planned])
+    begun = defaultdict[str, list[Run]](list)
+    for run in runs:
+        begun[run.identity].append(run)
+    taken = {run.folder.name for run in runs}
+    pairs: list[tuple[Job, Run | None]] = []
+    for i, ((_, tree), label, identity) in enumerate(zip(planned, labels(planned), identities, strict=True)):
+        found = begun[identity].pop(0) if begun[identity] else None
+        name = next(n for n in map(str, itertools.chain([i], itertools.count(len(planned)))) if n not in taken)
+        if found is None:
+            taken.add(name)
+        place = folder / name if found is None else found.folder
+        pairs.append((job_of(place, tree, label, i, identity), found))
+    return pairs
+
+
+def _merged(recorded: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Return a sweep's overrides with those of this command line in their place; Hydra's own are not taken over."""
+    new = {_key(line) for line in given}
+    kept = [line for line in recorded if _key(line) not in new and line not in launchers.hydra_lines([line])]
+    return [*kept, *(line for line in given if line not in launchers.hydra_lines([line]))]
+
+
+def _key(line: str) -> str:
+    return line.partition("=")[0].strip().lstrip("+~")
+
+
+def _is_left(run: Run | None, errored: bool) -> bool:
+    if run is None:
+        return not errored
+    return run.state in ("failed", "killed") if errored else run.state not in FINAL

@@ -1,0 +1,289 @@
+"""Jobs in a worker process that is watched: it stays warm from job to job, and is replaced when it died.
+
+Whatever a job does to its process (an exception, `sys.exit`, a segmentation fault, kill -9, too much memory, no end)
+costs that job only, with its reason recorded. The same under every launcher: `Task` is what Hydra's launchers carry to
+their own processes, and each of those watches a worker here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bnlab import errors, hydra_app
+from bnlab.errors import EnvironmentFault, RecordError
+from bnlab.jobs import INTERRUPTED, Ending, EndState, Job, Terminated, terminated
+from bnlab.launchers import current_job
+from bnlab.record.folder import RunFolder, settle
+from bnlab.watcher import Watcher
+from bnlab.worker_process import receive, send
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+LOOK_SECONDS = 0.2  # how often time-outs, signals and the process above are looked at
+STOP_SECONDS = 10.0  # for a job to save its checkpoint when it is asked to stop; then it is killed
+FAILED_FAST = ".failed-fast"  # lies in a sweep's folder when a job failed and the rest is not to start
+
+
+@dataclass(frozen=True)
+class Care:
+    """How jobs are looked after."""
+
+    timeout: float | None = None  # seconds for one job
+    retries: int = 0  # further attempts of a job that failed or died
+    fail_fast: bool = False  # start no job after one that was not done
+
+
+class Supervisor:
+    """One warm worker at a time; leaving its `with` block ends it.
+
+    `place` is the folder that relative paths of data sets start from. This process and its worker end as soon as the
+    process `above` does.
+    """
+
+    def __init__(self, care: Care, place: Path | None = None, above: int | None = None) -> None:
+        self.care, self.watcher = care, Watcher()
+        self._place, self._above = place, above
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._runs = 0
+
+    def agreed(self) -> AbstractContextManager[None]:
+        """There is nobody else to agree with, as the processes of torchrun must."""
+        return nullcontext()
+
+    def start(self) -> None:
+        """Start a worker unless there is one; it loads torch meanwhile."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        self._pipe, theirs = Pipe()
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115  what it says before its first job; `close` closes it
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "bnlab.worker_process", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._words,
+                stderr=self._words,
+                cwd=self._place,
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # a Ctrl-C of the terminal reaches us alone
+            )
+
+    def preflight(self, trees: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Check jobs before the first starts, and return their identities. Errors: as of `worker.preflight`."""
+        self.start()
+        assert self._pipe is not None
+        try:
+            send(self._pipe, {"do": "preflight", "trees": list(trees)})
+            answer = receive(self._pipe)
+        except (EOFError, OSError) as error:
+            raise EnvironmentFault(f"the worker process ended: {self._death()[1]}\n{self._last_words()}") from error
+        if "error" in answer:
+            raise getattr(errors, answer["error"], EnvironmentFault)(answer["text"])
+        identities: list[str] = answer["identities"]
+        return identities
+
+    def run(self, job: Job) -> Ending:
+        """Train one job and return what came of it; raise KeyboardInterrupt or Terminated when it is to end."""
+        for attempt in range(1 + self.care.retries):
+            ending = self._attempt(job)
+            if ending.state in ("done", "diverged"):
+                break
+            if attempt < self.care.retries:
+                first = ending.reason.partition("\n")[0]
+                self.watcher.noted(f"{job.label or job.folder} {ending.state}: {first}; once more")
+        self.watcher.job_ended(job.index, ending.state, ending.headline)
+        return ending
+
+    def _attempt(self, job: Job) -> Ending:
+        with _signals_kept() as signals:
+            try:
+                self.start()
+                ending = self._watched(job, signals)
+            except (EOFError, OSError):
+                ending = self._settled(job, *self._death())
+            except BaseException:  # of another's signal handler, such as submitit's before it starts the job again
+                self._ended_early(job)
+                self.watcher.job_ended(job.index, "interrupted", "")
+                raise
+            if signals:
+                self.watcher.job_ended(job.index, "interrupted", "")
+        if signals:
+            raise KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(128 + signals[0])
+        return ending
+
+    def _watched(self, job: Job, signals: list[int]) -> Ending:
+        """Send the job and follow it to its end. Errors: EOFError or OSError when the worker died."""
+        assert self._pipe is not None
+        self._runs += 1
+        send(self._pipe, {"do": "run", "number": self._runs, "job": job.as_plain()})
+        end = None if self.care.timeout is None else time.monotonic() + self.care.timeout
+        while True:
+            if self._pipe.poll(LOOK_SECONDS):
+                answer = receive(self._pipe)
+                if "ending" in answer:
+                    return Ending(**answer["ending"])
+                getattr(self.watcher, answer["tell"])(*answer["with"])
+            if signals:
+                return self._ended_early(job)
+            if end is not None and time.monotonic() >= end:
+                return self._ended_early(job, f"took longer than {self.care.timeout:g} s (--timeout)")
+            if self._above is not None and not _lives(self._above):
+                os._exit(1)  # the worker follows
+
+    def _ended_early(self, job: Job, reason: str = "") -> Ending:
+        """Ask the job to stop, kill it when it does not, and record why."""
+        assert self._pipe is not None
+        try:
+            send(self._pipe, {"do": "stop", "number": self._runs})
+            end = time.monotonic() + STOP_SECONDS
+            while self._pipe.poll(max(0.0, end - time.monotonic())):
+                if "ending" in (answer := receive(self._pipe)):
+                    ending = Ending(**answer["ending"])
+                    stopped = reason and ending.state == "interrupted"
+                    return self._settled(job, "killed", reason) if stopped else ending
+        except (EOFError, OSError, ValueError):
+            pass
+        self.close()
+        return self._settled(job, "killed" if reason else "interrupted", reason or INTERRUPTED)
+
+    def _settled(self, job: Job, state: EndState, reason: str) -> Ending:
+        """Record the end of a job that could not do so itself."""
+        try:
+            if (job.folder / "status.json").exists():
+                settle(job.folder, state, reason)
+            else:
+                RunFolder(job.folder, job.tree, job.yaml, job.identity).finish(state, error=reason)
+        except (RecordError, EnvironmentFault) as error:
+            reason = f"{reason}; {error}"
+        return Ending(state, reason, reason)
+
+    def _death(self) -> tuple[EndState, str]:
+        """Return how the worker ended, once it has."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return "killed", "its process closed the pipe"
+        if code >= 0:
+            return "failed", f"its process ended with exit code {code}"
+        name = signal.Signals(-code).name
+        return "killed", f"killed by {name}" + (", by the system if memory was short" if name == "SIGKILL" else "")
+
+    def _last_words(self) -> str:
+        self._words.seek(0)
+        lines = self._words.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._words.close()
+            self._pipe = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _lives(process: int) -> bool:
+    """Return whether a process runs; one that only waits to be asked how it ended does not."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_bytes()
+        return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return False
+    try:  # a system without /proc
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextmanager
+def _signals_kept() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGUSR2 instead of being torn out by them; those that another handles are left."""
+    kept: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        ours = (signal.SIG_DFL, signal.default_int_handler, terminated)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            if signal.getsignal(number) in ours:
+                before[number] = signal.signal(number, lambda number, _: kept.append(number))
+    try:
+        yield kept
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Crew(Protocol):
+    """Who trains jobs: a supervised worker, or this very process among those of torchrun."""
+
+    watcher: Watcher
+
+    def agreed(self) -> AbstractContextManager[None]: ...
+    def preflight(self, trees: Sequence[Mapping[str, Any]]) -> list[str]: ...
+    def run(self, job: Job) -> Ending: ...
+
+
+here: Crew | None = None  # of this process; a launcher's own process makes one with its first job
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a launcher carries to its processes and calls there, once for each job."""
+
+    care: Care
+    folder: Path  # of the sweep, absolute as those of its jobs
+    place: Path  # where the command line was given
+    jobs: Mapping[str, Job]  # by folder name; a search chooses others while it goes on
+    above: int | None  # the process of the command line, if the launcher's are to end with it
+
+    def __call__(self, cfg: DictConfig) -> float | str:
+        """Do the job that Hydra hands over."""
+        global here
+        handed = current_job()
+        job = self.jobs.get(handed.subdir)
+        if job is None:
+            tree = hydra_app.plain(cfg)
+            label = " ".join(handed.overrides)
+            job = Job(self.folder / handed.subdir, tree, hydra_app.as_yaml(tree), handed.number, label)
+        if here is None:
+            here = Supervisor(self.care, self.place, self.above)
+        return self.do(job, here).returned
+
+    def do(self, job: Job, crew: Crew) -> Ending:
+        """Do a job unless another one failed and `fail_fast` holds."""
+        mark = self.folder / FAILED_FAST
+        if self.care.fail_fast and mark.exists():
+            return Ending("interrupted", "not started: another job failed (--fail-fast)")
+        ending = crew.run(job)
+        if self.care.fail_fast and ending.state != "done":
+            with contextlib.suppress(OSError):
+                mark.touch()
+        return ending

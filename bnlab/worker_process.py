@@ -1,0 +1,160 @@
+"""A worker in a process of its own: `python -m bnlab.worker_process FD` takes requests from a pipe, one after another.
+
+Requests and answers are JSON, so that neither side can make the other run code. The pipe's end means that the
+supervisor is gone, kill -9 included: then this process ends at once.
+
+    {"do": "preflight", "trees": [...]}        ->  {"identities": [...]} or {"error": "MisfitError", "text": ...}
+    {"do": "run", "number": 3, "job": {...}}   ->  {"tell": "advanced", "with": [...]} ... {"ending": {...}}
+    {"do": "stop", "number": 3}                    ends that run, with a checkpoint; the process stays
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from bnlab.errors import BnlabError
+from bnlab.jobs import INTERRUPTED, Ending, Job, Stop
+from bnlab.record.files import open_plain
+from bnlab.watcher import Watcher
+
+LAST_SECONDS = 10.0  # for the checkpoint of a job that was asked to stop before the supervisor went
+
+
+class _Teller(Watcher):
+    """Passes on what jobs report."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def _tell(self, name: str, *values: object) -> None:
+        send(self._pipe, {"tell": name, "with": values})
+
+    def job_started(self, index: int, label: str, total_steps: int) -> None:
+        self._tell("job_started", index, label, total_steps)
+
+    def advanced(self, step: int, loss: float, images_per_second: float) -> None:
+        self._tell("advanced", step, loss, images_per_second)
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._tell("evaluated", step, metrics)
+
+    def noted(self, text: str) -> None:
+        self._tell("noted", text)
+
+
+def send(pipe: Connection, message: Mapping[str, Any]) -> None:
+    """Send one message. Errors: OSError when the other side is gone."""
+    pipe.send_bytes(json.dumps(message).encode())
+
+
+def receive(pipe: Connection) -> dict[str, Any]:
+    """Wait for one message. Errors: EOFError or OSError when the other side is gone."""
+    message: dict[str, Any] = json.loads(pipe.recv_bytes())
+    return message
+
+
+class _Desk:
+    """Takes in requests beside the job that runs; a wish to stop it is heard at once."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._requests = queue.SimpleQueue[dict[str, Any]]()
+        self._stop, self._number = Stop(), -1
+        self._unwanted: set[int] = set()  # runs that are to stop
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it in what it starts
+        signal.signal(signal.SIGINT, lambda *_: self._stop.request())
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def next(self) -> dict[str, Any]:
+        """Wait for a request."""
+        self._number = -1
+        return self._requests.get()
+
+    def stop_of(self, number: int) -> Stop:
+        """Return what run `number` must look at; it may be unwanted already."""
+        self._stop = Stop()
+        self._number = number
+        self._stop.requested = number in self._unwanted
+        return self._stop
+
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                request = receive(self._pipe)
+                if request["do"] != "stop":
+                    self._requests.put(request)
+                    continue
+                self._unwanted.add(request["number"])
+                if request["number"] == self._number:
+                    os.kill(os.getpid(), signal.SIGINT)  # Python calls the handler in the main thread
+        if self._stop.requested:
+            time.sleep(LAST_SECONDS)
+        os._exit(1)
+
+
+def main(descriptor: int) -> None:
+    """Answer requests until the pipe ends."""
+    pipe = Connection(descriptor)
+    desk, teller = _Desk(pipe), _Teller(pipe)
+    faulthandler.enable()
+
+    from bnlab import worker  # torch
+
+    while True:
+        request = desk.next()
+        if request["do"] == "preflight":
+            send(pipe, _checked(worker.preflight, request["trees"]))
+            continue
+        job = Job.of_plain(request["job"])
+        try:
+            with _output_in(job.folder / "run.log"):
+                ending = worker.run(job, teller, desk.stop_of(request["number"]))
+        except KeyboardInterrupt:
+            ending = Ending("interrupted", INTERRUPTED)
+        send(pipe, {"ending": asdict(ending)})
+
+
+def _checked(preflight: Callable[[Any], list[str]], trees: Any) -> dict[str, Any]:
+    try:
+        return {"identities": preflight(trees)}
+    except BnlabError as error:
+        return {"error": type(error).__name__, "text": str(error)}
+
+
+@contextlib.contextmanager
+def _output_in(log: Path) -> Iterator[None]:
+    """Let what libraries print, and the last words of a crash, go into the job's log."""
+    kept = [os.dup(1), os.dup(2)]
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = open_plain(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except OSError:  # the job itself will say so
+        file = os.dup(2)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, saved in enumerate(kept, 1):
+            os.dup2(saved, number)
+            os.close(saved)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

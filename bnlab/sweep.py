@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bnlab import hydra_app, launchers, supervisor
+from bnlab import hydra_app, launchers, slurm, supervisor
 from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.compare.read import Run, read_runs
 from bnlab.errors import BnlabError, ConfigError, MisfitError
@@ -92,11 +92,13 @@ def _launch(
             raise ConfigError(
                 "trainer.distributed=true: hydra/launcher must be basic, the workers run the jobs themselves"
             )
+        given = overrides
         overrides, planned = _fitting(crew, overrides, multirun, config_dir)
         identities = crew.preflight([tree for _, tree in planned])
         if folder is None and not dry_run:
             name = planned[0][1].get("name")
             folder = fresh_folder(RUNS, "-".join(filter(None, [name, "sweep" if multirun else "run"])))
+            slurm.claim(folder, given)
     search = sweeper != "basic"
     place = folder or RUNS / "…"
     jobs = tuple(

@@ -19,7 +19,7 @@ LAYERS = [
     {"config"},
     {"hydra_app", "launchers", "prepare"},
     {"worker"},
-    {"worker_process", "supervisor"},
+    {"slurm", "supervisor", "worker_process"},
     {"compare"},
     {"bench"},
     {"report"},
@@ -69,6 +69,7 @@ WITHOUT_TORCH = {
     "supervisor",
     "sweep",
     "resume",
+    "slurm",
     "completion",
     "cli",
 }

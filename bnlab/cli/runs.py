@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import signal
 from pathlib import Path
 from typing import Annotated, Optional
@@ -75,11 +76,27 @@ def train(
         raise ConfigError("--resolve and --package go with --cfg")
     if info is not None:
         return hydra_app.show_info(lines, info.value, config_dir)
+    from bnlab import slurm
+    from bnlab.resume import resume as go_on
     from bnlab.supervisor import Care
-    from bnlab.sweep import launch
+    from bnlab.sweep import RUNS, launch
 
+    _hear_signals()
+    care = Care(timeout, retries, fail_fast)
+    if (folder := slurm.earlier(RUNS, lines)) is not None:
+        code = go_on(folder, (), care, config_dir=config_dir)
+    else:
+        code = launch(lines, multirun, config_dir, care, dry_run)
+    if code == 128 + signal.SIGUSR2:
+        slurm.requeue()
+    raise typer.Exit(code)
+
+
+def _hear_signals() -> None:
+    """Let SIGTERM, and under Slurm SIGUSR2 before its time is over, end jobs with a checkpoint."""
     signal.signal(signal.SIGTERM, terminated)
-    raise typer.Exit(launch(lines, multirun, config_dir, Care(timeout, retries, fail_fast), dry_run))
+    if "SLURM_JOB_ID" in os.environ:
+        signal.signal(signal.SIGUSR2, terminated)
 
 
 def resume(
@@ -112,7 +129,7 @@ def resume(
     from bnlab.resume import resume as go_on
     from bnlab.supervisor import Care
 
-    signal.signal(signal.SIGTERM, terminated)
+    _hear_signals()
     care = Care(timeout, retries, fail_fast)
     raise typer.Exit(
         go_on(

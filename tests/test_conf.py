@@ -162,3 +162,19 @@ def test_configurations_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "norm" / "mine.yaml").write_text("name: ghost\nsize: 8\nupdate: pooled\nmomentum: 0.5\n")
     (tree,) = hydra_app.jobs(["norm=mine"], multirun=False, extra_dir=tmp_path)
     assert tree["norm"]["size"] == 8
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["norm=ghost,batch", "seed=0,1", "optim.lr=0.1,0.01"],
+        ["data=digits", "data.crop=0,1", "model=cnn,mlp", "model.widths=[8,16],[16]"],
+        ["optim=adamw,sgd", "optim.lr=1e-3,0.1", "schedule=cosine", "++trainer.steps=3,4"],
+        ["data=digits,mnist", "seed=range(0,3)", "trainer.threads=null,1", "name=abc"],
+    ],
+)
+def test_the_jobs_of_a_sweep_are_what_hydra_composes_one_by_one(overrides: list[str]) -> None:
+    planned = hydra_app.planned(overrides, multirun=True)
+    assert len(planned) >= 4
+    for lines, tree in planned:
+        assert tree == hydra_app.plain(hydra_app.compose(lines, multirun=True))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bnlab import hydra_app
+from bnlab import devices
+from bnlab.config_files import conf_dir, groups
 from bnlab.errors import BnlabError
 from bnlab.record.files import write_bytes
 from bnlab.record.folder import fresh_folder
@@ -54,13 +55,19 @@ def _devices() -> Iterator[Finding]:
             "import", "bad", f"{type(error).__name__}: {error}; let pip resolve torch and torchvision together"
         )
         return
+    from bnlab.prepare import gpu_name
     from bnlab.training.allocator import keep_freed_memory
 
     yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch; trainer.threads sets it")
     count = torch.cuda.device_count()
     for index in range(count):
         about = torch.cuda.get_device_properties(index)
-        yield Finding(f"cuda:{index}", "ok", f"{about.name}, {about.total_memory / 2**30:.0f} GiB")
+        gpu = f"{about.name}, {about.total_memory / 2**30:.0f} GiB"
+        try:
+            held = devices.held(gpu_name(index), devices.lock_folder())
+            yield Finding(f"cuda:{index}", "ok", f"{gpu}, {'a job holds it' if held else 'free'}")
+        except BnlabError as error:
+            yield Finding(f"cuda:{index}", "bad", f"{gpu}; {str(error).replace(chr(10), '; ')}")
     if not count:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         yield Finding("cuda", "note", f"no device; {built}; runs use the CPU")
@@ -71,10 +78,10 @@ def _devices() -> Iterator[Finding]:
 
 def _configurations() -> Finding:
     try:
-        groups = hydra_app.groups()
+        found = groups()
     except BnlabError as error:
         return Finding("conf", "bad", str(error))
-    return Finding("conf", "ok", f"{hydra_app.conf_dir()}: {', '.join(f'{len(o)} {g}' for g, o in groups.items())}")
+    return Finding("conf", "ok", f"{conf_dir()}: {', '.join(f'{len(o)} {g}' for g, o in found.items())}")
 
 
 def _writing(runs: Path) -> Finding:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -59,25 +58,19 @@ class Ending:
 
 
 class Stop:
-    """A wish to end: heard between two steps, or at once where nothing would be left half done."""
+    """A wish to end, looked at between two steps and between the layers of an evaluation.
+
+    Nothing is torn out of what it is doing: an exception between any two instructions would also come while something
+    is put back as it was.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self._at_once = False
 
     def request(self) -> None:
-        """Ask to end. Raises KeyboardInterrupt inside of `at_once`."""
         self.requested = True
-        if self._at_once:
-            raise KeyboardInterrupt
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Let a request interrupt what is done inside; one from before counts too."""
-        self._at_once = True
-        try:
-            if self.requested:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self._at_once = False
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if the end was asked for."""
+        if self.requested:
+            raise KeyboardInterrupt

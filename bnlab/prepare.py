@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from bnlab import devices
 from bnlab.config import Config
 from bnlab.data import Batches, DataBundle, DataSpec, Split, load
 from bnlab.errors import EnvironmentFault, MisfitError
+from bnlab.jobs import Job, Stop
 from bnlab.models import build
 from bnlab.record.provenance import environment
+from bnlab.watcher import Watcher
 from bnlab.workers import ALONE, Workers
 
+log = logging.getLogger("bnlab")
 _bundles: dict[DataSpec, DataBundle] = {}
 
 
@@ -33,6 +40,43 @@ def device_of(name: str, workers: Workers = ALONE) -> torch.device:
             raise EnvironmentFault(f"{workers.local_size} workers, but {count} CUDA devices\ntry trainer.device=cpu")
         device = torch.device("cuda", device.index or workers.local_rank)
     return device
+
+
+@contextmanager
+def device_held(name: str, workers: Workers, stop: Stop, job: Job, watcher: Watcher) -> Iterator[torch.device]:
+    """Hold the device of a training: a CUDA device is one job's at a time, and a job waits until one is free.
+
+    `auto` and `cuda` take any that is free, `cuda:N` waits for that one. Several workers of one training claim nothing:
+    each has that of its local rank. That `job` waits is told `watcher` once; a request to `stop` ends that.
+    Raises KeyboardInterrupt then. Errors: EnvironmentFault.
+    """
+    device = device_of(name, workers)
+    if device.type != "cuda" or workers.size > 1:
+        yield device
+        return
+    last = torch.cuda.current_device()  # of the job before: what CUDA needs in its memory for a process is there
+    one = name not in ("auto", "cuda")
+    numbers = [device.index] if one else sorted(range(torch.cuda.device_count()), key=lambda number: number != last)
+
+    def waiting() -> None:
+        taken = f"cuda:{numbers[0]} is" if len(numbers) == 1 else f"all {len(numbers)} CUDA devices are"
+        watcher.noted(f"{job.label or job.folder}: {taken} in use by other jobs; waiting")
+        log.info("waiting: %s in use by other jobs", taken)
+
+    names = [gpu_name(number) for number in numbers]
+    with devices.claimed(names, devices.lock_folder(), stop, waiting) as place:
+        device = torch.device("cuda", numbers[place])
+        torch.cuda.set_device(device)
+        try:
+            yield device
+        finally:
+            torch.cuda.synchronize(device)  # raises where the device is lost: this process is of no use for more jobs
+            torch.cuda.empty_cache()  # for the next process to hold it
+
+
+def gpu_name(number: int) -> str:
+    """Return what a CUDA device is called in every process: its UUID."""
+    return str(torch.cuda.get_device_properties(number).uuid)
 
 
 def bundle_of(spec: DataSpec) -> DataBundle:

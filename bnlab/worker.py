@@ -7,11 +7,12 @@ run all jobs; the folder of every one but the first is a passing one (`sweep.py`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from bnlab.clock import Stopwatch
 from bnlab.config import Config, check_workers, identity, parse_config
 from bnlab.data import DataBundle
 from bnlab.data.batches import batch_sizes
-from bnlab.errors import BnlabError, MisfitError, RecordError
+from bnlab.errors import BnlabError, EnvironmentFault, MisfitError, RecordError
 from bnlab.jobs import INTERRUPTED, Ending, Job, Stop, Terminated
 from bnlab.measure.calibration import Calibration, bnlab_layers
-from bnlab.prepare import bundle_of, device_of, model_of, placed, resident, surroundings
+from bnlab.prepare import bundle_of, device_held, device_of, model_of, placed, resident, surroundings
 from bnlab.record.files import open_plain, read_plain
-from bnlab.record.folder import FINAL, RunFolder
+from bnlab.record.folder import FINAL, RunFolder, State
 from bnlab.record.tables import Cell
 from bnlab.seeding import derived_seed
 from bnlab.training import checkpoint
@@ -89,6 +90,7 @@ def run(job: Job, watcher: Watcher, stop: Stop | None = None) -> Ending:
     or a signal ends it.
     """
     folder: RunFolder | None = None
+    held, stop = ExitStack(), stop or Stop()  # its device is held until nothing of the job is left there
     try:
         config = parse_config(job.tree)
         check_workers(config, workers)
@@ -98,20 +100,21 @@ def run(job: Job, watcher: Watcher, stop: Stop | None = None) -> Ending:
         if folder.earlier in FINAL:
             folder.release()
             return _recorded(job.folder)
-        device = device_of(config.trainer.device, workers)
-        with _logging_to(folder.path / "run.log"), workers.together(device, config.trainer.timeout):
-            outcome = _train(config, job, bundle, folder, watcher, stop)
+        with _logging_to(folder.path / "run.log"):
+            device = held.enter_context(device_held(config.trainer.device, workers, stop, job, watcher))
+            with workers.together(device, config.trainer.timeout):
+                outcome = _train(config, job, bundle, folder, watcher, stop, device)
     except (KeyboardInterrupt, Terminated):
-        if folder is not None:
-            folder.finish("interrupted", error=INTERRUPTED)
+        _record(folder, "interrupted", INTERRUPTED)
         raise
     except (Exception, SystemExit) as error:
         reason = _reason(error, job.tree)
-        if folder is not None:
-            folder.finish("failed", error=reason)
+        _record(folder, "failed", reason)
         if isinstance(error, WorkerLost):
             raise Terminated(error.exit_code) from error
         return Ending("failed", reason, reason.partition("\n")[0])
+    finally:
+        held.close()
     if outcome.diverged_at is not None:
         step = outcome.diverged_at
         return Ending("diverged", f"diverged at step {step}", f"loss not finite at step {step:,}")
@@ -120,9 +123,8 @@ def run(job: Job, watcher: Watcher, stop: Stop | None = None) -> Ending:
 
 
 def _train(
-    config: Config, job: Job, bundle: DataBundle, folder: RunFolder, watcher: Watcher, stop: Stop | None
+    config: Config, job: Job, bundle: DataBundle, folder: RunFolder, watcher: Watcher, stop: Stop, device: torch.device
 ) -> Outcome:
-    device = device_of(config.trainer.device, workers)
     wall = Stopwatch(device)
     wall.start()
     earlier = _checkpoint(job, folder, watcher)
@@ -195,10 +197,20 @@ def _checkpoint(job: Job, folder: RunFolder, watcher: Watcher) -> dict[str, Any]
     try:
         found = checkpoint.load(folder.path, watcher.noted)
     except RecordError as error:
-        raise RecordError(f"{error}\nstart over with --from-scratch") from error
+        raise RecordError(f"{error}; start over with --from-scratch") from error
     if (then := found.get("torch")) != torch.__version__:
         watcher.noted(f"{folder.path}: begun with torch {then}, now {torch.__version__}: last digits may differ")
     return found
+
+
+def _record(folder: RunFolder | None, state: State, reason: str) -> None:
+    """Write down how a run ended early; on a full disk it cannot be, and the run counts as killed."""
+    if folder is None:
+        return
+    try:
+        folder.finish(state, error=reason)
+    except EnvironmentFault:
+        folder.release()
 
 
 def _recorded(folder: Path) -> Ending:
@@ -242,7 +254,8 @@ def _logging_to(path: Path) -> Iterator[None]:
         raise
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk has a message of its own already
+            handler.close()
 
 
 class _Recorder:

@@ -194,6 +194,21 @@ def test_the_record_is_of_the_arms_that_were_timed(tmp_path: Path) -> None:
     assert (shown.returncode, "forward" in shown.stdout) == (0, False), shown.stderr
 
 
+def test_replayed_and_eager_steps_of_an_arm_are_two_arms(tmp_path: Path) -> None:
+    found = sections("norm=none,batch")
+    eager, replayed = ({key: timed[key] for key in ("none", "batch")} for timed in (EAGER, REPLAYED))
+    folders = [
+        record(found, [imagined(eager)], tmp_path / "eager"),
+        record(found, [imagined(eager)], tmp_path / "again"),
+        record(found, [imagined(replayed, graph=True)], tmp_path / "replayed"),
+    ]
+    (section,) = compare(folders).sections
+    assert section.changed == ["norm.name", "bench.graph"]
+    ratios = {(row.arm["norm.name"], row.arm["bench.graph"]): row.metrics["step_ratio"].center for row in section.rows}
+    assert ratios == {("none", False): 1.0, ("none", True): 1.0, ("batch", False): 2.0, ("batch", True): 1.5}
+    assert any("2 runs left out" in note or "2 earlier" in note for note in section.notes), section.notes
+
+
 # ---------------------------------------------------------------- the capture, on a CUDA that only pretends
 
 

@@ -205,7 +205,7 @@ def _shown(value: float | None, metric: Metric) -> float | None:
 
 def finite(value: Any) -> Any:
     """Return the value with null for every number that is not finite, which JSON cannot hold."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]

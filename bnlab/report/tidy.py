@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bnlab.report.console import clean
+from bnlab.report.formats import finite
 
 SCHEMA = 1
 Row = Mapping[str, Any]  # the same keys in every row: text, numbers, or None for what is not known
@@ -18,7 +18,7 @@ Row = Mapping[str, Any]  # the same keys in every row: text, numbers, or None fo
 def as_json(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Return {"schema": 1, **head, "rows": [...]}; what is not finite is null."""
     document = {"schema": SCHEMA, **head, "rows": [dict(row) for row in rows]}
-    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+    return json.dumps(finite(document), indent=2, allow_nan=False) + "\n"
 
 
 def as_csv(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -63,11 +63,3 @@ def _text(value: Any, number: str = "{:.6g}") -> str:
 
 def _escaped(text: str) -> str:
     return clean(text).replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,43 +8,23 @@ codes stay ours. Configurations name options, never Python objects.
 from __future__ import annotations
 
 import copy
+import io
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnlab.errors import BnlabError, ConfigError, EnvironmentFault, did_you_mean
+from bnlab.config_files import CONFIG_NAME, check_file, conf_dir, groups
+from bnlab.errors import BnlabError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
     from omegaconf import DictConfig
 
-CONFIG_NAME = "config"
 TRUSTED_TARGETS = ("hydra._internal.", "hydra.core.", "hydra_plugins.", "optuna.samplers.", "optuna.pruners.")
-
-
-def conf_dir() -> Path:
-    """Return the folder of configurations: inside the installed package, or at the top of a checkout."""
-    here = Path(__file__).resolve().parent
-    for candidate in (here / "conf", here.parent / "conf"):
-        if (candidate / f"{CONFIG_NAME}.yaml").is_file():
-            return candidate
-    raise EnvironmentFault("bnlab's conf folder is missing\nreinstall bnlab")
-
-
-def groups() -> dict[str, dict[str, str]]:
-    """Return every group's options with the one-line description that opens each file; imports nothing heavy."""
-    found: dict[str, dict[str, str]] = {}
-    for folder in sorted(p for p in conf_dir().iterdir() if p.is_dir()):
-        options = {}
-        for file in sorted(folder.glob("*.yaml")):
-            lines = file.read_text(encoding="utf-8").splitlines()
-            described = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
-            options[file.stem] = described[0] if described else ""
-        found[folder.name] = options
-    return found
 
 
 @contextmanager
@@ -55,6 +35,7 @@ def session(extra_dir: Path | None = None) -> Iterator[Hydra]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    _check_files()
     try:
         with initialize_config_dir(str(conf_dir()), job_name="bnlab", version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
@@ -68,10 +49,31 @@ def session(extra_dir: Path | None = None) -> Iterator[Hydra]:
         raise ConfigError(_readable(error)) from error
 
 
+@cache
+def _check_files() -> None:
+    """Have every file that Hydra composes looked at first, wherever it lies."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.sources_registry import SourcesRegistry
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.config_source import ConfigResult
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    class CheckedFiles(FileConfigSource):
+        def load_config(self, config_path: str) -> ConfigResult:
+            path = f"{self.path}/{self._normalize_file_name(config_path)}"
+            check_file(path, self.path)
+            try:
+                return super().load_config(config_path)
+            except (ValueError, YAMLError) as error:  # a key given twice, above all
+                raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+
+    Plugins.instance()  # registers its own sources, once
+    SourcesRegistry.instance().types["file"] = CheckedFiles
+
+
 def _put_first(hydra: Hydra, folder: Path) -> None:
     from hydra._internal.config_repository import ConfigRepository
     from hydra.core.config_search_path import SearchPathQuery
-    from hydra.core.plugins import Plugins  # noqa: F401  (registers the sources that a repository reads)
 
     loader: Any = hydra.config_loader
     search_path = loader.get_search_path()
@@ -134,10 +136,14 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def as_yaml(tree: Mapping[str, Any]) -> str:
-    """Return plain values as YAML."""
+    """Return plain values as YAML. Errors: ConfigError for text that begins an interpolation and does not end it."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+    try:
+        return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_readable(error)) from error
 
 
 def jobs(overrides: Sequence[str], multirun: bool, extra_dir: Path | None = None) -> list[dict[str, Any]]:
@@ -250,8 +256,10 @@ def show_config(
 
 def show_info(overrides: Sequence[str], what: str, extra_dir: Path | None = None) -> None:
     """Print what Hydra's `--info` prints."""
-    with session(extra_dir) as hydra:
+    shown = io.StringIO()  # it goes through a log, which would not pass on that nothing can be written
+    with session(extra_dir) as hydra, redirect_stdout(shown):
         hydra.show_info(what, config_name=CONFIG_NAME, overrides=list(overrides))
+    sys.stdout.write(shown.getvalue())
 
 
 def complete(word: str) -> list[str]:

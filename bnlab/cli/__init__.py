@@ -65,6 +65,7 @@ app.command(short_help="Look at what runs need on this machine.")(doctor)
 
 def main() -> None:
     """Run the command line; every error ends in one message and its exit code."""
+    _stand_in_for_closed_streams()
     arguments = [a for a in sys.argv[1:] if a != "--traceback"]
     wants_traceback = len(arguments) < len(sys.argv) - 1
     try:
@@ -81,3 +82,10 @@ def main() -> None:
         for line in str(error).splitlines():
             messages().say(line)
         sys.exit(error.exit_code)
+
+
+def _stand_in_for_closed_streams() -> None:
+    """Put /dev/null in the place of what was closed when we were started, or the next file opened would take it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115

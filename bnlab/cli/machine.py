@@ -29,7 +29,7 @@ def list_options(
     ] = None,
 ) -> None:
     """List every option of the given kinds with one line each."""
-    from bnlab.hydra_app import groups
+    from bnlab.config_files import groups
     from bnlab.measure.metrics import metrics
     from bnlab.report.listing import show_options
 

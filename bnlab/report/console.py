@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -37,10 +37,12 @@ class Terminal(Console):
     """A rich console over one stream, with no markup, the width and the character set settled once."""
 
     def __init__(self, stream: IO[str]) -> None:
-        colourless = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "") in ("dumb", "unknown")
+        dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
+        colourless = bool(os.environ.get("NO_COLOR")) or dumb
         super().__init__(
             file=stream,
             width=_width(),
+            height=25 if dumb else None,  # where it knows no height, rich takes such a terminal for 80 columns wide
             color_system=None if colourless else "auto",
             markup=False,
             emoji=False,
@@ -54,6 +56,14 @@ class Terminal(Console):
     def coloured(self) -> bool:
         """Whether this console can tell things apart by colour."""
         return self.color_system is not None
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as rich does; the sign of what it cut off stays one column wide where the stream has only ASCII."""
+        if self.unicode:
+            return super().print(*objects, **how)
+        with self.capture() as shown:
+            super().print(*objects, **how)
+        return self.emit(shown.get().replace("…", "."))
 
     def emit(self, text: str) -> None:
         """Write text of several lines as it is, in ASCII where the stream has no more."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from bnlab import hydra_app, launchers
-from bnlab.compare.read import Run, read_runs
+from bnlab import __version__, hydra_app, launchers
+from bnlab.compare.read import Run, flatten, read_runs
 from bnlab.errors import ConfigError, RecordError
 from bnlab.jobs import Job
 from bnlab.record.folder import FINAL, read_status
@@ -48,6 +49,9 @@ def resume(
             return _finish(plan, states, crew, care, from_scratch, dry_run)
         with held(folder):
             plan, states = _sweep(folder, record, overrides, config_dir, crew, errored)
+            if not dry_run and not record.search:
+                lines = _merged(record.overrides, overrides)  # what is added now is to be finished by the next resume
+                SweepRecord(tuple(lines), config_dir or record.config_dir, search=False).write(folder)
             return _finish(plan, states, crew, care, from_scratch, dry_run)
 
 
@@ -93,15 +97,19 @@ def _sweep(
     for run in runs:
         if run.state == "running":
             raise RecordError(f"{run.folder} is in use by another process\nwait for it, or stop it")
+        if (version := run.environment.get("bnlab", __version__)) != __version__:
+            raise RecordError(f"{run.folder} is of bnlab {version}, this is {__version__}\nstart a new sweep")
     # A launcher can start programs, so it is taken from this command line only, never from what lies in a folder.
     launcher, sweeper = launchers.machinery(overrides, config_dir)
     if sweeper != "basic":
         raise ConfigError("a search cannot be gone on with here\ngive `bnlab train` the storage of its study")
-    pairs: list[tuple[Job, Run | None]]
-    if record.search:
-        pairs = [(_recorded(run.folder, (), i, crew), run) for i, run in enumerate(runs)]
-    else:
+    pairs: list[tuple[Job, Run | None]] = []
+    if not record.search:
         pairs = _paired(folder, runs, _merged(record.overrides, overrides), config_dir or record.config_dir, crew)
+    planned = {run.folder for _, run in pairs if run is not None}
+    for run in runs:  # of a search, or of an earlier resume with other overrides
+        if run.folder not in planned and run.state not in FINAL:
+            pairs.append((_recorded(run.folder, (), len(pairs), crew), run))
     left = [(job, run) for job, run in pairs if _is_left(run, errored)]
     expected = len(runs) + sum(run is None for _, run in pairs)
     plan = Plan(folder, tuple(job for job, _ in left), expected, True, tuple(overrides), config_dir, launcher)
@@ -121,12 +129,20 @@ def _paired(
     pairs: list[tuple[Job, Run | None]] = []
     for i, ((_, tree), label, identity) in enumerate(zip(planned, labels(planned), identities, strict=True)):
         found = begun[identity].pop(0) if begun[identity] else None
+        if found is None and (other := next((run for run in runs if _alike(run, tree, identity)), None)):
+            raise RecordError(f"{other.folder} is of other data\nput the data back, or start a new sweep")
         name = next(n for n in map(str, itertools.chain([i], itertools.count(len(planned)))) if n not in taken)
         if found is None:
             taken.add(name)
         place = folder / name if found is None else found.folder
         pairs.append((job_of(place, tree, label, i, identity), found))
     return pairs
+
+
+def _alike(run: Run, tree: Mapping[str, Any], identity: str) -> bool:
+    """Return whether a run has these settings and yet another identity: its data are not what they were."""
+    now, then = ({k: v for k, v in flat.items() if k not in MOVABLE} for flat in (flatten(tree), run.config))
+    return run.identity != identity and now == then
 
 
 def _merged(recorded: Sequence[str], given: Sequence[str]) -> list[str]:

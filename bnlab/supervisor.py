@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bnlab import errors, hydra_app
+from bnlab.above import CommandLine
 from bnlab.errors import EnvironmentFault, RecordError
 from bnlab.jobs import INTERRUPTED, Ending, EndState, Job, Terminated, terminated
 from bnlab.launchers import current_job
-from bnlab.record.folder import RunFolder, settle
+from bnlab.record.folder import RunFolder, hold, settle
 from bnlab.watcher import Watcher
 from bnlab.worker_process import receive, send
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 LOOK_SECONDS = 0.2  # how often time-outs, signals and the process above are looked at
+DESERTED_SECONDS = 1.0  # for the same when the command line is gone; a worker that saves just then ends it alone
 STOP_SECONDS = 10.0  # for a job to save its checkpoint when it is asked to stop; then it is killed
 FAILED_FAST = ".failed-fast"  # lies in a sweep's folder when a job failed and the rest is not to start
 
@@ -51,13 +53,15 @@ class Care:
 class Supervisor:
     """One warm worker at a time; leaving its `with` block ends it.
 
-    `place` is the folder that relative paths of data sets start from. This process and its worker end as soon as the
-    process `above` does.
+    `place` is the folder that relative paths of data sets start from. `above` is the command line, in a process of a
+    launcher: that and its worker end when it does, and a job ends when it asks for it.
     """
 
-    def __init__(self, care: Care, place: Path | None = None, above: int | None = None) -> None:
+    def __init__(self, care: Care, place: Path | None = None, above: CommandLine | None = None) -> None:
         self.care, self.watcher = care, Watcher()
         self._place, self._above = place, above
+        if above is not None:
+            threading.Thread(target=self._watch_above, args=[above], daemon=True).start()
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._runs = 0
@@ -102,7 +106,7 @@ class Supervisor:
         """Train one job and return what came of it; raise KeyboardInterrupt or Terminated when it is to end."""
         for attempt in range(1 + self.care.retries):
             ending = self._attempt(job)
-            if ending.state in ("done", "diverged"):
+            if ending.state in ("done", "diverged", "interrupted"):
                 break
             if attempt < self.care.retries:
                 first = ending.reason.partition("\n")[0]
@@ -132,19 +136,27 @@ class Supervisor:
         assert self._pipe is not None
         self._runs += 1
         send(self._pipe, {"do": "run", "number": self._runs, "job": job.as_plain()})
-        end = None if self.care.timeout is None else time.monotonic() + self.care.timeout
+        end = None  # counted from when the job began: to start a worker takes seconds
         while True:
             if self._pipe.poll(LOOK_SECONDS):
                 answer = receive(self._pipe)
                 if "ending" in answer:
                     return Ending(**answer["ending"])
+                if "began" in answer:
+                    end = None if self.care.timeout is None else time.monotonic() + self.care.timeout
+                    continue
                 getattr(self.watcher, answer["tell"])(*answer["with"])
-            if signals:
+            if signals or (self._above is not None and self._above.wants_none()):
                 return self._ended_early(job)
             if end is not None and time.monotonic() >= end:
                 return self._ended_early(job, f"took longer than {self.care.timeout:g} s (--timeout)")
-            if self._above is not None and not _lives(self._above):
-                os._exit(1)  # the worker follows
+
+    def _watch_above(self, above: CommandLine) -> None:
+        """End this process after the command line, between jobs too; a job may save its checkpoint first."""
+        while above.lives():
+            time.sleep(LOOK_SECONDS)
+        time.sleep(DESERTED_SECONDS)
+        os._exit(1)
 
     def _ended_early(self, job: Job, reason: str = "") -> Ending:
         """Ask the job to stop, kill it when it does not, and record why."""
@@ -209,21 +221,6 @@ class Supervisor:
         self.close()
 
 
-def _lives(process: int) -> bool:
-    """Return whether a process runs; one that only waits to be asked how it ended does not."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_bytes()
-        return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return False
-    try:  # a system without /proc
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @contextmanager
 def _signals_kept() -> Iterator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGUSR2 instead of being torn out by them; those that another handles are left."""
@@ -256,13 +253,18 @@ here: Crew | None = None  # of this process; a launcher's own process makes one 
 
 @dataclass(frozen=True)
 class Task:
-    """What a launcher carries to its processes and calls there, once for each job."""
+    """What a launcher carries to its processes and calls there, once for each job.
+
+    There it never raises: a launcher would end the whole sweep for it, or start the job again.
+    """
 
     care: Care
     folder: Path  # of the sweep, absolute as those of its jobs
     place: Path  # where the command line was given
     jobs: Mapping[str, Job]  # by folder name; a search chooses others while it goes on
-    above: int | None  # the process of the command line, if the launcher's are to end with it
+    above: CommandLine | None  # what gave them out, if the launcher's processes are to end with it
+    at_once: int | None = None  # jobs at once, where the launcher itself sets no limit
+    shared: Sequence[str] = ()  # overrides that do not tell the jobs of a search apart
 
     def __call__(self, cfg: DictConfig) -> float | str:
         """Do the job that Hydra hands over."""
@@ -270,18 +272,47 @@ class Task:
         handed = current_job()
         job = self.jobs.get(handed.subdir)
         if job is None:
-            tree = hydra_app.plain(cfg)
-            label = " ".join(handed.overrides)
+            tree, label = hydra_app.plain(cfg), " ".join(line for line in handed.overrides if line not in self.shared)
             job = Job(self.folder / handed.subdir, tree, hydra_app.as_yaml(tree), handed.number, label)
         if here is None:
+            if self.above is not None:
+                self.above.show_gpus()
             here = Supervisor(self.care, self.place, self.above)
-        return self.do(job, here).returned
+        try:
+            with self._turn():
+                return self.do(job, here).returned
+        except (KeyboardInterrupt, Terminated):
+            if self.above is not None and self.above.here:
+                raise
+            return INTERRUPTED
+
+    def _unwanted(self) -> bool:
+        return self.above is not None and self.above.wants_none()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for one of so many places; whoever has one holds a lock, which ends with it."""
+        lock = None
+        while self.at_once is not None and lock is None and not self._unwanted():
+            for place in range(self.at_once):
+                with contextlib.suppress(RecordError):
+                    lock = hold(self.folder / ".submitit" / "turns" / str(place))
+                    break
+            else:
+                time.sleep(LOOK_SECONDS)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                os.close(lock)
 
     def do(self, job: Job, crew: Crew) -> Ending:
-        """Do a job unless another one failed and `fail_fast` holds."""
+        """Do a job unless another one failed and `fail_fast` holds, or none is wanted any more."""
         mark = self.folder / FAILED_FAST
         if self.care.fail_fast and mark.exists():
             return Ending("interrupted", "not started: another job failed (--fail-fast)")
+        if self._unwanted():
+            return Ending("interrupted", "not started: the sweep was stopped")
         ending = crew.run(job)
         if self.care.fail_fast and ending.state != "done":
             with contextlib.suppress(OSError):

@@ -12,12 +12,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bnlab import hydra_app, launchers, slurm, supervisor
+from bnlab import follow, hydra_app, launchers, slurm, supervisor
+from bnlab.above import CommandLine
 from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.compare.read import Run, read_runs
 from bnlab.errors import BnlabError, ConfigError, MisfitError
@@ -33,6 +34,7 @@ from bnlab.supervisor import FAILED_FAST, Care, Crew, Supervisor, Task
 RUNS = Path("runs")
 HEADLINE = ("test_accuracy", "acc_gap", "step_ms", "train_seconds")
 ELSEWHERE = ("submitit_slurm",)  # launchers whose jobs go on without the command line
+UNLIMITED = ("submitit_local",)  # launchers that start all jobs at once
 BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 
 
@@ -47,7 +49,7 @@ class Plan:
     overrides: tuple[str, ...] = ()
     config_dir: Path | None = None
     launcher: str = "basic"
-    search: bool = False  # jobs are chosen while it goes on
+    sweeper: str = "basic"  # another one chooses jobs while it goes on
 
 
 def launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None, care: Care, dry_run: bool = False) -> int:
@@ -108,8 +110,9 @@ def _launch(
     if dry_run:
         results().print(jobs_table(jobs, [""] * len(jobs), results().width))
         return 0
-    expected = len(jobs)
-    plan = Plan(place, () if search else jobs, expected, multirun, tuple(overrides), config_dir, launcher, search)
+    # how many jobs a search comes to is known when it is over
+    expected = 0 if search else len(jobs)
+    plan = Plan(place, jobs, expected, multirun, tuple(overrides), config_dir, launcher, sweeper)
     if not multirun:
         return carry_out(plan, crew, care)
     with held(place):
@@ -122,14 +125,13 @@ def carry_out(plan: Plan, crew: Crew, care: Care) -> int:
 
     The folder of a sweep is held by the caller.
     """
+    plan = replace(plan, jobs=tuple(replace(job, index=i) for i, job in enumerate(plan.jobs)))  # of those done now
     failure: Exception | None = None
     stopped = 0
     with make_progress(sys.stderr) as progress:
         crew.watcher = progress
         (plan.folder / FAILED_FAST).unlink(missing_ok=True)
         try:
-            if plan.multirun:
-                progress.sweep_started(len(plan.jobs) or 1)
             _do(plan, crew, care)
         except KeyboardInterrupt:
             stopped = 128 + signal.SIGINT
@@ -137,23 +139,55 @@ def carry_out(plan: Plan, crew: Crew, care: Care) -> int:
             stopped = stop.code if isinstance(stop.code, int) else 1
         except Exception as error:  # a launcher gave up; what its jobs did is on the disk
             failure = error
-    trouble = _report(plan, failure, "was not started" if stopped or care.fail_fast else "left no record")
+    absent = "was not started" if stopped or care.fail_fast else "left no record"
+    trouble = _report(
+        plan, failure, "may still wait for its turn" if stopped and plan.launcher in ELSEWHERE else absent
+    )
     return stopped or trouble
 
 
 def _do(plan: Plan, crew: Crew, care: Care) -> None:
     """Do the jobs in turn, or let a launcher or a search do so. Errors: whatever a launcher raises."""
-    above = plan.folder.resolve()
-    away = {job.folder.name: replace(job, folder=above / job.folder.name) for job in plan.jobs}
-    task = Task(care, above, Path.cwd(), away, None if plan.launcher in ELSEWHERE else os.getpid())
-    if plan.search:
-        supervisor.here = crew
-        launchers.search(task, plan.overrides, above, plan.config_dir)
-    elif plan.launcher == "basic":
-        for job in plan.jobs:
-            task.do(job, crew)
-    elif plan.jobs:
-        launchers.distribute(task, plan.overrides, above, list(away), plan.config_dir)
+    if plan.launcher != "basic" or plan.sweeper != "basic":
+        return _hand_out(plan, crew, care)
+    if plan.multirun:
+        crew.watcher.sweep_started(len(plan.jobs) or 1)
+    task = Task(care, plan.folder, Path.cwd(), {}, None)
+    for job in plan.jobs:
+        task.do(job, crew)
+    return None
+
+
+def _hand_out(plan: Plan, crew: Crew, care: Care) -> None:
+    if not plan.jobs:
+        return
+    search, elsewhere = plan.sweeper != "basic", plan.launcher in ELSEWHERE
+    above = CommandLine(plan.folder.resolve())
+    threads = max(job.tree["trainer"].get("threads") or 0 for job in plan.jobs) or None
+    chosen = launchers.settings(plan.overrides, plan.launcher, plan.sweeper, len(plan.jobs), threads, plan.config_dir)
+    jobs = () if search else tuple(replace(job, folder=above.folder / job.folder.name) for job in plan.jobs)
+    names = {job.folder.name: job for job in jobs}
+    at_once = chosen.at_once if plan.launcher in UNLIMITED else None
+    task = Task(care, above.folder, Path.cwd(), names, None if elsewhere else above, at_once, plan.overrides)
+    crew.watcher.sweep_started(chosen.trials or len(jobs))
+    if chosen.crowded:
+        crew.watcher.noted(chosen.crowded)
+    signals: list[int] = []
+    with ExitStack() as beside:
+        if plan.launcher == "basic":
+            supervisor.here = crew
+        else:
+            if isinstance(crew, Supervisor):
+                crew.close()  # its worker would only take up memory
+            if not elsewhere:  # before any thread, which would be sent the signals instead
+                signals = beside.enter_context(follow.asked_to_stop(above.folder))
+            beside.enter_context(follow.told(above.folder, jobs, 1 + care.retries, crew.watcher))
+        if search:
+            launchers.search(task, chosen, plan.overrides, above.folder, plan.config_dir)
+        else:
+            launchers.distribute(task, chosen, above.folder, list(names), plan.config_dir)
+    if signals:
+        raise KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(128 + signals[0])
 
 
 @contextmanager
@@ -214,24 +248,27 @@ def _report(plan: Plan, failure: Exception | None, absent: str) -> int:
 
     `absent` says what is to be thought of a job without a folder.
     """
-    folder, expected, multirun = plan.folder, plan.expected, plan.multirun
+    folder, multirun = plan.folder, plan.multirun
     runs, skipped = read_runs([folder])
+    runs.sort(key=lambda run: (len(run.folder.name), run.folder.name))  # by number, however they were started
+    expected = max(plan.expected, len(runs))
     out, err = results(), messages()
     arms, changed = arms_of(runs) if runs else ([], [])
     names = short_names(changed)
     lines = {
-        run.order: _line(run, {names[key]: text_of(arm.values[key]) for key in changed if key in arm.values})
+        run.folder: _line(run, {names[key]: text_of(arm.values[key]) for key in changed if key in arm.values})
         for arm in arms
         for run in arm.runs
     }
-    for order in sorted(lines):
-        out.say(lines[order])
+    for run in runs:
+        out.say(lines[run.folder])
     doubts = Counter(warning for run in runs if run.summary for warning in warnings_of(run.summary))
     for warning, count in doubts.items():
         err.say(f"warning: {warning}" + (f" ({count} of {len(runs)} runs)" if multirun else ""))
     bad = [run for run in runs if run.state != "done"]
     for run in bad:
-        err.say(f"{run.folder} {run.state}: {(run.error or 'no reason recorded').partition(chr(10))[0]}")
+        unknown = "goes on without this command line" if run.state == "running" else "no reason recorded"
+        err.say(f"{run.folder} {run.state}: {(run.error or unknown).partition(chr(10))[0]}")
     for path, reason in skipped:
         err.say(f"{path}: {reason}")
     missing = expected - len(runs) - len(skipped)

@@ -4,13 +4,14 @@ Requests and answers are JSON, so that neither side can make the other run code.
 supervisor is gone, kill -9 included: then this process ends at once.
 
     {"do": "preflight", "trees": [...]}        ->  {"identities": [...]} or {"error": "MisfitError", "text": ...}
-    {"do": "run", "number": 3, "job": {...}}   ->  {"tell": "advanced", "with": [...]} ... {"ending": {...}}
+    {"do": "run", "number": 3, "job": {...}}   ->  {"began": 3} {"tell": "advanced", "with": [..]} .. {"ending": {...}}
     {"do": "stop", "number": 3}                    ends that run, with a checkpoint; the process stays
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import os
@@ -30,6 +31,7 @@ from bnlab.jobs import INTERRUPTED, Ending, Job, Stop
 from bnlab.record.files import open_plain
 from bnlab.watcher import Watcher
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LAST_SECONDS = 10.0  # for the checkpoint of a job that was asked to stop before the supervisor went
 
 
@@ -76,6 +78,8 @@ class _Desk:
         self._unwanted: set[int] = set()  # runs that are to stop
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it in what it starts
         signal.signal(signal.SIGINT, lambda *_: self._stop.request())
+        for number in (signal.SIGTERM, signal.SIGUSR2):  # Slurm sends them to every process; the supervisor decides
+            signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=self._read, daemon=True).start()
 
     def next(self) -> dict[str, Any]:
@@ -100,8 +104,9 @@ class _Desk:
                 self._unwanted.add(request["number"])
                 if request["number"] == self._number:
                     os.kill(os.getpid(), signal.SIGINT)  # Python calls the handler in the main thread
-        if self._stop.requested:
-            time.sleep(LAST_SECONDS)
+        end = time.monotonic() + LAST_SECONDS
+        while self._stop.requested and self._number >= 0 and time.monotonic() < end:
+            time.sleep(0.05)
         os._exit(1)
 
 
@@ -111,7 +116,10 @@ def main(descriptor: int) -> None:
     desk, teller = _Desk(pipe), _Teller(pipe)
     faulthandler.enable()
 
+    _end_with_supervisor(True)
     from bnlab import worker  # torch
+
+    _end_with_supervisor(False)  # a job that was asked to stop may save its checkpoint
 
     while True:
         request = desk.next()
@@ -119,12 +127,19 @@ def main(descriptor: int) -> None:
             send(pipe, _checked(worker.preflight, request["trees"]))
             continue
         job = Job.of_plain(request["job"])
+        send(pipe, {"began": request["number"]})
         try:
             with _output_in(job.folder / "run.log"):
                 ending = worker.run(job, teller, desk.stop_of(request["number"]))
         except KeyboardInterrupt:
             ending = Ending("interrupted", INTERRUPTED)
         send(pipe, {"ending": asdict(ending)})
+
+
+def _end_with_supervisor(wanted: bool) -> None:
+    """Have the kernel kill this process as soon as the supervisor dies: while torch is loaded no thread hears of it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if wanted else 0)
 
 
 def _checked(preflight: Callable[[Any], list[str]], trees: Any) -> dict[str, Any]:

@@ -65,9 +65,16 @@ class RunFolder:
     def __init__(self, path: Path, config: Mapping[str, Any], config_yaml: str, identity: str) -> None:
         self.path, self.identity = path, identity
         self._lock = hold(path)
+        try:
+            self._take_up(config, config_yaml)
+        except BaseException:
+            self.release()
+            raise
+
+    def _take_up(self, config: Mapping[str, Any], config_yaml: str) -> None:
+        path, identity = self.path, self.identity
         before = read_status(path)
         if before is not None and before.get("identity") != identity:
-            os.close(self._lock)
             raise RecordError(
                 f"{path} holds another run: other settings, data or version of bnlab\nnothing is written over it"
             )
@@ -156,4 +163,7 @@ def hold(path: Path) -> int:
     except OSError as error:
         os.close(lock)
         raise RecordError(f"{path} is in use by another process\nwait for it, or start a new run") from error
+    for left in path.glob(".*.tmp"):  # by a process that was killed while it wrote
+        with contextlib.suppress(OSError):
+            left.unlink()
     return lock

@@ -32,15 +32,20 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     content = buffer.getvalue()
     current, previous = folder / CURRENT, folder / PREVIOUS
-    digests = [hashlib.sha256(content).hexdigest(), *_known_digests(folder)[:1]]
+    # The list may name one that was never put in place, and the newest may be damaged: what lies there decides.
+    newest = _digest_if_good(current)
+    older = newest or _digest_if_good(previous)
+    digests = [hashlib.sha256(content).hexdigest(), *([older] if older else [])]
     write_bytes(folder / DIGESTS, "\n".join(digests).encode() + b"\n")
-    if current.exists():
+    if newest:
         beside = folder / f".{PREVIOUS}.{os.getpid()}.tmp"
         try:
             with contextlib.suppress(FileNotFoundError):
                 beside.unlink()
             os.link(current, beside)
             os.replace(beside, previous)
+            with contextlib.suppress(FileNotFoundError):  # between two links to one file it does nothing
+                beside.unlink()
         except OSError as error:
             raise cannot_write(previous, error) from error
     write_bytes(current, content)
@@ -63,13 +68,17 @@ def load(folder: Path, warn: Callable[[str], None] = lambda text: None) -> dict[
             wrong.append(f"{path}: sha256 differs")
             continue
         try:
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            for reason in wrong:
-                warn(f"{reason}; going on from {path.name}")
-            return state
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a file that it will not read
             wrong.append(f"{path}: refused ({type(error).__name__})")
-    raise RecordError("no checkpoint can be read\n" + "\n".join(wrong))
+            continue
+        if not isinstance(state, dict):
+            wrong.append(f"{path}: refused (holds a {type(state).__name__})")
+            continue
+        for reason in wrong:
+            warn(f"{reason}; going on from {path.name}")
+        return state
+    raise RecordError(f"no checkpoint can be read: {'; '.join(wrong)}")
 
 
 def present(folder: Path) -> bool:
@@ -79,7 +88,7 @@ def present(folder: Path) -> bool:
 
 def discard(folder: Path) -> None:
     """Remove the checkpoints of a run that begins anew; their tables are gone."""
-    for name in (DIGESTS, CURRENT, PREVIOUS):
+    for name in (CURRENT, PREVIOUS, DIGESTS):  # at any moment what is left of them loads
         with contextlib.suppress(FileNotFoundError):
             (folder / name).unlink()
 
@@ -143,6 +152,15 @@ def save_file(path: Path, state: Mapping[str, Any]) -> None:
 def digest_beside(path: Path) -> Path:
     """Return where the digest of a single file lies."""
     return path.with_name(f"{path.name}.sha256")
+
+
+def _digest_if_good(path: Path) -> str | None:
+    """Return the digest of a checkpoint that `load` would take as whole; None where there is none."""
+    try:
+        found = hashlib.sha256(read_plain(path)).hexdigest()
+    except OSError:
+        return None
+    return found if found in _known_digests(path.parent) else None
 
 
 def _known_digests(folder: Path) -> list[str]:

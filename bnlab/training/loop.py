@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bnlab.clock import Stopwatch, step_clock
 from bnlab.data import Batches
@@ -225,12 +226,14 @@ class Training:
 
     def _evaluate(self) -> None:
         self._eval_watch.start()
+        listening = register_module_forward_pre_hook(lambda *_: self._stop.check())
         try:
-            with self._stop.at_once():  # it leaves the model as it was, interrupted or not
-                found = self._evaluator.evaluate(self._model)
+            found = self._evaluator.evaluate(self._model)
         except KeyboardInterrupt:
-            self._save()
+            self._save()  # the evaluation left the model as it was
             raise
+        finally:
+            listening.remove()
         figures = found.figures
         self._eval_watch.stop()
         self._evaluated = self.outcome.steps
@@ -257,25 +260,27 @@ class Training:
 
     def _save(self) -> None:
         self._saved_at = self._watch.seconds
+        self._recorder.checkpoint(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """Return all that the steps to come depend on, and what came of those before."""
         on_cuda = self._device.type == "cuda"
         counts = [layer.num_unnormalizable for layer in self._model.modules() if isinstance(layer, NormLayer)]
-        self._recorder.checkpoint(
-            {
-                "step": self.outcome.steps,
-                "model": self._model.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state(self._device) if on_cuda else None,
-                "unnormalizable": counts,
-                "calibration": None if self._calibration is None else self._calibration.state(),
-                "evaluated": self._evaluated,
-                "ended": self._ended,
-                "outcome": self.outcome.as_plain(),
-                "seconds": (self._watch.seconds, self._eval_watch.seconds),
-                "pace": self._pace.as_plain(),
-                "tables": self._recorder.sizes,
-            }
-        )
+        return {
+            "step": self.outcome.steps,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self._device) if on_cuda else None,
+            "unnormalizable": counts,
+            "calibration": None if self._calibration is None else self._calibration.state(),
+            "evaluated": self._evaluated,
+            "ended": self._ended,
+            "outcome": self.outcome.as_plain(),
+            "seconds": (self._watch.seconds, self._eval_watch.seconds),
+            "pace": self._pace.as_plain(),
+            "tables": self._recorder.sizes,
+        }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `_save` saved: the steps that follow are those that would have followed then."""

@@ -1,0 +1,153 @@
+"""The command line while jobs run elsewhere: it tells how they end, and lets them end when it is asked to.
+
+What it tells is read from their folders, the same under every launcher.
+"""
+
+from __future__ import annotations
+
+import _thread
+import json
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bnlab.above import MARK
+from bnlab.errors import RecordError
+from bnlab.jobs import Job
+from bnlab.record.files import read_plain
+from bnlab.record.folder import read_status
+from bnlab.watcher import Watcher
+
+LOOK_SECONDS = 0.25
+ASKED_BY = frozenset({signal.SIGINT, signal.SIGTERM})
+
+
+@contextmanager
+def asked_to_stop(folder: Path) -> Iterator[list[int]]:
+    """Turn Ctrl-C and SIGTERM into the mark that lets jobs end, and yield the list of those that came.
+
+    Nothing is torn out of the launcher: it comes back when its jobs have saved their checkpoints. A second signal does
+    tear. Both are blocked, which what the launcher starts inherits: the Ctrl-C of a terminal goes to all of a group,
+    and Ray and joblib would end their processes on it.
+    """
+    came: list[int] = []
+    over = False
+
+    def ask(number: int) -> None:
+        came.append(number)
+        (folder / MARK).touch()
+
+    def handle(number: int, frame: FrameType | None) -> None:  # where a thread of a library took the signal
+        ask(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    def wait() -> None:
+        while True:
+            number = signal.sigwait(ASKED_BY)
+            if over:
+                return
+            ask(number)
+            if len(came) > 1:
+                _thread.interrupt_main(signal.Signals(number))
+
+    before = {number: signal.signal(number, handle) for number in ASKED_BY}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_BY)
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    try:
+        yield came
+    finally:
+        over = True
+        signal.pthread_kill(waiting.ident or 0, signal.SIGTERM)
+        waiting.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        (folder / MARK).unlink(missing_ok=True)
+
+
+@contextmanager
+def told(folder: Path, jobs: Sequence[Job], attempts: int, watcher: Watcher) -> Iterator[None]:
+    """Tell `watcher` of each job below `folder` that ends meanwhile; a failed one may have `attempts` in all.
+
+    `jobs` are those known beforehand; a search makes others.
+    """
+    follower = _Follower(folder, jobs, attempts, watcher)
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(LOOK_SECONDS):
+            follower.look()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        follower.look(last=True)
+
+
+class _Follower:
+    def __init__(self, folder: Path, jobs: Sequence[Job], attempts: int, watcher: Watcher) -> None:
+        self._folder, self._watcher, self._attempts = folder, watcher, attempts
+        self._jobs = {job.folder.name: job for job in jobs}
+        self._seen = {name: _version(folder / name) for name in self._jobs}
+        self._ended: set[str] = set()
+        self._failures: dict[str, int] = {}
+
+    def look(self, *, last: bool = False) -> None:
+        """Tell of what ended since the last look; the last one tells of failures that were not tried again, too."""
+        names = self._jobs or sorted((p.name for p in self._folder.iterdir() if p.name.isdigit()), key=int)
+        for name in names:
+            if name not in self._ended:
+                self._look(name, last)
+
+    def _look(self, name: str, last: bool) -> None:
+        folder = self._folder / name
+        version = _version(folder)
+        if version == self._seen.get(name) and not (last and name in self._failures):
+            return
+        try:
+            status = read_status(folder) or {}
+        except RecordError:
+            return
+        self._seen[name] = version
+        state: Any = status.get("state", "running")
+        if state == "running":
+            return
+        if state in ("failed", "killed"):
+            self._failures[name] = self._failures.get(name, 0) + 1
+            if self._failures[name] < self._attempts and not last:
+                return
+        self._ended.add(name)
+        job = self._jobs.get(name)
+        index, label = (int(name), "") if job is None else (job.index, job.label)
+        self._watcher.job_started(index, label, 0)
+        self._watcher.job_ended(index, state, _headline(folder, status))
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    """Return what differs when the status was written anew."""
+    try:
+        found = (folder / "status.json").lstat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _headline(folder: Path, status: dict[str, Any]) -> str:
+    """Return in a few words how a job ended."""
+    if status["state"] != "done":
+        return str(status.get("error") or "").partition("\n")[0]
+    try:
+        summary = json.loads(read_plain(folder / "summary.json"))
+        return f"test {100 * summary['curve']['test.accuracy'][-1]:.2f} %, {summary['train_seconds']:.1f} s"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""

@@ -58,7 +58,7 @@ def resume(
 def _finish(plan: Plan, states: Sequence[str], crew: Supervisor, care: Care, from_scratch: bool, dry_run: bool) -> int:
     jobs = tuple(replace(job, from_scratch=from_scratch) for job in plan.jobs)
     if dry_run:
-        results().print(jobs_table(jobs, states, results().width))
+        results().print(jobs_table(jobs, states))
         return 0
     if not jobs:
         messages().say(f"{plan.folder}: nothing is left to do")
@@ -131,7 +131,7 @@ def _paired(
         found = begun[identity].pop(0) if begun[identity] else None
         if found is None and (other := next((run for run in runs if _alike(run, tree, identity)), None)):
             raise RecordError(f"{other.folder} is of other data\nput the data back, or start a new sweep")
-        name = next(n for n in map(str, itertools.chain([i], itertools.count(len(planned)))) if n not in taken)
+        name = next(n for n in map(str, itertools.chain([i], itertools.count())) if n not in taken)
         if found is None:
             taken.add(name)
         place = folder / name if found is None else found.folder

@@ -108,7 +108,7 @@ def _launch(
         for i, ((_, tree), labels, known) in enumerate(zip(planned, labels(planned), identities, strict=True))
     )
     if dry_run:
-        results().print(jobs_table(jobs, [""] * len(jobs), results().width))
+        results().print(jobs_table(jobs, [""] * len(jobs)))
         return 0
     # how many jobs a search comes to is known when it is over
     expected = 0 if search else len(jobs)
@@ -150,8 +150,8 @@ def _do(plan: Plan, crew: Crew, care: Care) -> None:
     """Do the jobs in turn, or let a launcher or a search do so. Errors: whatever a launcher raises."""
     if plan.launcher != "basic" or plan.sweeper != "basic":
         return _hand_out(plan, crew, care)
-    if plan.multirun:
-        crew.watcher.sweep_started(len(plan.jobs) or 1)
+    if plan.multirun and plan.jobs:
+        crew.watcher.sweep_started(len(plan.jobs))
     task = Task(care, plan.folder, Path.cwd(), {}, None)
     for job in plan.jobs:
         task.do(job, crew)

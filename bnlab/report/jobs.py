@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
 
 from bnlab.jobs import Job
 from bnlab.report.console import clean
 
 
-def jobs_table(jobs: Sequence[Job], states: Sequence[str], width: int) -> Table:
+def jobs_table(jobs: Sequence[Job], states: Sequence[str]) -> Table:
     """Return a row a job: its number, what tells it from the others, what there is of it already."""
-    table = Table(box=box.SIMPLE_HEAD if width >= 60 else None, pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("job", "what", *(["folder", "so far"] if any(states) else [])):
         table.add_column(name, overflow="fold")
     for job, state in zip(jobs, states, strict=True):

@@ -13,8 +13,9 @@ demo: $(READY) ## train five strategies with three seeds each on the embedded di
 	$(BIN)/bnlab train -m norm=none,batch,ghost,instance,layer seed=0,1,2 name=demo $(ARGS)
 	$(BIN)/bnlab compare $$(ls -d runs/*-demo-sweep-* | tail -n 1)
 
+# one more at a time than there are cores: many tests wait for processes of their own
 test: $(READY) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist worksteal $(ARGS)
 
 lint: $(READY) ## check format, style and types
 	$(BIN)/ruff format --check .

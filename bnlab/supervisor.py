@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.2  # how often time-outs, signals and the process above are looked at
 DESERTED_SECONDS = 1.0  # for the same when the command line is gone; a worker that saves just then ends it alone
-STOP_SECONDS = 10.0  # for a job to save its checkpoint when it is asked to stop; then it is killed
+STOP_SECONDS = 5.0  # for a job to save its checkpoint when it is asked to stop; then it is killed
 FAILED_FAST = ".failed-fast"  # lies in a sweep's folder when a job failed and the rest is not to start
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_training import train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_norm_formulas import LAYOUTS, close, ids, laid_out, make, moved, sample, with_gradients
@@ -568,14 +569,14 @@ def test_facts_that_depend_on_parameters() -> None:
 def accuracy_of(tmp_path: Path) -> Callable[..., float]:
     """Train on digits in a fresh folder; return the test accuracy at the end."""
 
-    def train(*overrides: str) -> float:
+    def accuracy(*overrides: str) -> float:
         fixed = ["trainer.device=cpu", "trainer.threads=1", "eval.every=100"]
         train([*fixed, *overrides], tmp_path / "run")
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert summary["state"] == "done"
         return float(summary["curve"]["test.accuracy"][-1])
 
-    return train
+    return accuracy
 
 
 CNN = ("model=cnn", "model.widths=[8,16]", "trainer.steps=150")

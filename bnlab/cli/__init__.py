@@ -69,7 +69,13 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--traceback"]
     wants_traceback = len(arguments) < len(sys.argv) - 1
     try:
-        app(args=arguments, prog_name="bnlab")
+        try:
+            app(args=arguments, prog_name="bnlab")
+        finally:
+            sys.stdout.flush()  # or the interpreter finds a full disk when it is too late to say so
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)  # 128 + SIGPIPE: the reader went away
     except (BnlabError, OSError) as error:
         if wants_traceback:
             raise

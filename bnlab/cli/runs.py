@@ -31,6 +31,10 @@ class InfoPart(enum.StrEnum):
 
 
 Timeout = Annotated[Optional[float], typer.Option("--timeout", help="Seconds for one job; then it is ended.", min=0.1)]
+ConfigDir = Annotated[
+    Optional[Path],
+    typer.Option("--config-dir", exists=True, file_okay=False, help="A folder of further configurations."),
+]
 Retries = Annotated[int, typer.Option("--retries", help="Further attempts of a job that failed or died.", min=0)]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Start no job after one that was not done.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and list the jobs, run nothing.")]
@@ -54,10 +58,7 @@ def train(
     info: Annotated[
         Optional[InfoPart], typer.Option("--info", "-i", help="Print what Hydra knows, run nothing.")
     ] = None,
-    config_dir: Annotated[
-        Optional[Path],
-        typer.Option("--config-dir", exists=True, file_okay=False, help="A folder of further configurations."),
-    ] = None,
+    config_dir: ConfigDir = None,
     timeout: Timeout = None,
     retries: Retries = 0,
     fail_fast: FailFast = False,
@@ -113,10 +114,7 @@ def resume(
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Begin unfinished jobs anew, without their checkpoints.")
     ] = False,
-    config_dir: Annotated[
-        Optional[Path],
-        typer.Option("--config-dir", exists=True, file_okay=False, help="A folder of further configurations."),
-    ] = None,
+    config_dir: ConfigDir = None,
     timeout: Timeout = None,
     retries: Retries = 0,
     fail_fast: FailFast = False,

@@ -126,7 +126,7 @@ class Supervisor:
                 self.watcher.job_ended(job.index, "interrupted", "")
                 raise
             if signals:
-                self.watcher.job_ended(job.index, "interrupted", "")
+                self.watcher.job_ended(job.index, ending.state, ending.headline)
         if signals:
             raise KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(128 + signals[0])
         return ending

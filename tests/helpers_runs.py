@@ -6,6 +6,9 @@ make_run(tmp_path / "a", norm="ghost", seed=1, test_accuracy=[0.1, 0.9, 0.98])
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -160,3 +163,15 @@ def _summary(test: list[float | None], valid: list[float | None], step_ms: float
 
 def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1))
+
+
+def bnlab_compare(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the real `bnlab compare`."""
+    return subprocess.run(
+        [sys.executable, "-m", "bnlab", "compare", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"LC_ALL": "C.UTF-8", "COLUMNS": "120", "NO_COLOR": "1", **env},
+        check=False,
+    )

@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers_runs import make_run
+from helpers_runs import bnlab_compare, make_run
 
 from bnlab.compare.compare import compare
 from bnlab.compare.frames import runs_frame
@@ -63,17 +60,6 @@ def chosen(root: Path, key: str = "optim.lr", **options: object) -> dict[str, ob
 def best_of(root: Path, *keys: str, **options: object) -> Section:
     (section,) = compare([root], best_of=keys or ["lr"], **options).sections  # type: ignore[arg-type]
     return section
-
-
-def bnlab(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bnlab", "compare", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "COLUMNS": "120", "NO_COLOR": "1", **env},
-        check=False,
-    )
 
 
 def test_the_choice_is_on_validation_and_everything_is_read_there(tmp_path: Path) -> None:
@@ -239,10 +225,10 @@ def test_runs_without_a_validation_split_are_refused(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "none-0.1-0" / "summary.json").read_text())
     del summary["curve"]["valid.accuracy"]
     (tmp_path / "none-0.1-0" / "summary.json").write_text(json.dumps(summary))
-    done = bnlab(str(tmp_path), "--best-of", "lr")
+    done = bnlab_compare(str(tmp_path), "--best-of", "lr")
     assert (done.returncode, done.stdout) == (2, "")
     assert "none-0.1-0 has no validation accuracy, and the test split is never used to choose" in done.stderr
-    assert bnlab(str(tmp_path), "--best-of", "lr", "--where", "norm=batch").returncode == 0
+    assert bnlab_compare(str(tmp_path), "--best-of", "lr", "--where", "norm=batch").returncode == 0
 
 
 def test_a_bench_beside_the_runs_is_left_as_it_is(tmp_path: Path) -> None:
@@ -257,18 +243,18 @@ def test_a_bench_beside_the_runs_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_the_command_line_in_every_format(tmp_path: Path) -> None:
     where = [str(grid(tmp_path)), "--best-of", "optim.lr"]
-    shown = bnlab(*where, "--baseline", "norm=none")
+    shown = bnlab_compare(*where, "--baseline", "norm=none")
     assert (shown.returncode, shown.stderr) == (0, "")
     lines = [line.split() for line in shown.stdout.splitlines()]
     assert ["none", "0.1", "94.3", "±", "1.5", "baseline"] in [line[:6] for line in lines]
     assert ["batch", "1.0", "96.5", "±", "1.2"] in [line[:5] for line in lines]
-    made = json.loads(bnlab(*where, "-f", "json").stdout)
+    made = json.loads(bnlab_compare(*where, "-f", "json").stdout)
     assert [row["best"] for row in made["rows"]] == [{"optim.lr": 0.1}, {"optim.lr": 1.0}]
-    records = list(csv.DictReader(io.StringIO(bnlab(*where, "-f", "csv").stdout)))
+    records = list(csv.DictReader(io.StringIO(bnlab_compare(*where, "-f", "csv").stdout)))
     assert {(r["norm.name"], r["best optim.lr"]) for r in records} == {("none", "0.1"), ("batch", "1.0")}
-    assert "| norm | best lr | n |" in bnlab(*where, "-f", "md").stdout
-    assert "norm.name  best optim.lr  n  states" in bnlab(*where, "-f", "plain").stdout
-    against = bnlab(*where, "--baseline", "norm=batch")
+    assert "| norm | best lr | n |" in bnlab_compare(*where, "-f", "md").stdout
+    assert "norm.name  best optim.lr  n  states" in bnlab_compare(*where, "-f", "plain").stdout
+    against = bnlab_compare(*where, "--baseline", "norm=batch")
     assert "vs batch" in against.stdout
 
 
@@ -285,7 +271,7 @@ def harmful(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_values_that_mean_harm_in_the_table(harmful: Path, width: int, encoding: str) -> None:
-    done = bnlab(str(harmful), "--best-of", "schedule", COLUMNS=str(width), PYTHONIOENCODING=encoding)
+    done = bnlab_compare(str(harmful), "--best-of", "schedule", COLUMNS=str(width), PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "\u202e" not in done.stdout
@@ -296,7 +282,7 @@ def test_values_that_mean_harm_in_the_table(harmful: Path, width: int, encoding:
 
 @pytest.mark.parametrize("form", ["plain", "csv", "json", "md"])
 def test_values_that_mean_harm_in_the_formats(harmful: Path, form: str) -> None:
-    done = bnlab(str(harmful), "--best-of", "schedule", "-f", form)
+    done = bnlab_compare(str(harmful), "--best-of", "schedule", "-f", form)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "\u202e" not in done.stdout

@@ -431,7 +431,6 @@ sys.meta_path.insert(0, Finder())
 
 
 def test_launchers_and_command_lines_share_the_devices(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (tmp_path / "pretend").mkdir()
     (tmp_path / "pretend" / "sitecustomize.py").write_text(PRETEND)
     (tmp_path / "busy").mkdir()

@@ -68,7 +68,6 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -271,7 +270,6 @@ def test_every_bad_form_of_a_status_is_a_line_and_the_others_are_shown(tmp_path:
 # ---------------------------------------------------------------- installed elsewhere
 
 
-@pytest.mark.skipif(find_spec("hatchling") is None, reason="building a wheel without a network needs hatchling")
 def test_a_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "made")],

@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,26 +21,12 @@ from test_cli import BNLAB, ROOT, environment
 from bnlab import launchers
 from bnlab.errors import EnvironmentFault
 
-PACKAGES = {
-    "basic": "hydra",
-    "joblib": "hydra_plugins.hydra_joblib_launcher",
-    "submitit_local": "hydra_plugins.hydra_submitit_launcher",
-    "submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
-    "ray": "hydra_plugins.hydra_ray_launcher",
-}
+# all of them come with the dev group, so that none is skipped unseen
+LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray")
 QUICK = ["model=mlp", "model.widths=[16]", "data.batch_size=32", "eval.every=0.25", "eval.probe_samples=256",
          "trainer.device=cpu", "trainer.threads=1", "trainer.steps=30"]  # fmt: skip
 LONG = [*QUICK[:3], "eval.every=50", *QUICK[4:-1], "trainer.steps=2000000"]
 FAULTS = {"1": "raise", "2": "exit", "3": "segv", "4": "kill", "5": "hang"}
-
-
-def there(launcher: str) -> None:
-    try:
-        found = find_spec(PACKAGES[launcher])
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        pytest.skip(f"{PACKAGES[launcher]} is not installed")
 
 
 def settings(place: Path, **more: str) -> dict[str, str]:
@@ -109,9 +94,8 @@ def lines(printed: str) -> list[str]:
     return re.sub(r"runs/[^/\s]+|(step_ms|train_seconds)=\S+", "", printed).splitlines()
 
 
-@pytest.mark.parametrize("launcher", PACKAGES)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_job_that_harms_its_process_costs_itself_only(swept: Callable[[str], Swept], launcher: str) -> None:
-    there(launcher)
     found = swept(launcher)
     assert found.first.returncode == 1, found.first.stderr
     states = [line.split()[1] for line in found.first.stdout.splitlines()]
@@ -129,9 +113,8 @@ def test_a_job_that_harms_its_process_costs_itself_only(swept: Callable[[str], S
         assert words in found.first.stderr
 
 
-@pytest.mark.parametrize("launcher", PACKAGES)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_what_is_left_of_a_sweep_is_finished(swept: Callable[[str], Swept], launcher: str) -> None:
-    there(launcher)
     found = swept(launcher)
     assert found.resumed.returncode == 0, found.resumed.stderr
     assert found.resumed.stdout.count("  done  ") == 7
@@ -139,10 +122,9 @@ def test_what_is_left_of_a_sweep_is_finished(swept: Callable[[str], Swept], laun
     assert "5 jobs" in found.resumed.stderr.splitlines()
 
 
-@pytest.mark.parametrize("launcher", PACKAGES)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_say_nothing_themselves(swept: Callable[[str], Swept], launcher: str) -> None:
     """Each end of a job is told once, in its own words; what else comes is the summary."""
-    there(launcher)
     found = swept(launcher)
     told = [line for line in found.first.stderr.splitlines() if re.match(r"\d/7 seed=\d: ", line)]
     assert sorted(line.partition(":")[0] for line in told) == [f"{i + 1}/7 seed={i}" for i in range(7)]
@@ -169,7 +151,6 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Begun]]:
     begun: list[Begun] = []
 
     def start(launcher: str, *words: str, trained: int = 2) -> Begun:
-        there(launcher)
         known = settings(tmp_path)
         process = subprocess.Popen(
             [*BNLAB, "train", "-m", f"hydra/launcher={launcher}", *LONG, *(words or ["seed=0,1,2"])],
@@ -246,7 +227,6 @@ def test_a_preempted_job_of_submitit_goes_on_in_its_folder(begin: Callable[..., 
 
 
 def test_a_failed_job_keeps_those_behind_it_from_starting(tmp_path: Path) -> None:
-    there("joblib")
     known = settings(tmp_path, BNLAB_TEST_FAULTS=json.dumps({"0": ["raise", 3, None]}))
     known["PYTHONPATH"] += f":{ROOT / 'tests/faults'}"
     chosen = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=range(12)", *QUICK, "trainer.steps=2000"]
@@ -258,7 +238,6 @@ def test_a_failed_job_keeps_those_behind_it_from_starting(tmp_path: Path) -> Non
 
 
 def test_paths_of_data_start_where_the_command_was_given(tmp_path: Path) -> None:
-    there("joblib")
     for split in ("train", "test"):
         for label in ("a", "b"):
             _images(tmp_path / "photos" / split / label)
@@ -290,7 +269,6 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_jobs_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    there("joblib")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     chosen = ["hydra/launcher=joblib"]
@@ -309,7 +287,6 @@ def test_jobs_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_a_user_sets_stays(tmp_path: Path) -> None:
-    there("submitit_slurm")
     own = tmp_path / "hydra/launcher/cluster.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("defaults: [submitit_slurm]\npartition: short\nmax_num_timeout: 3\n")

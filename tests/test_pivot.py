@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_runs import make_run
+from helpers_runs import bnlab_compare, make_run
 from scipy import stats
 
 from bnlab.compare.compare import compare
@@ -52,20 +52,12 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+COLOURED = {"NO_COLOR": "", "FORCE_COLOR": "1", "TERM": "xterm-256color"}
+
+
 def only(root: Path, pivot: str, **options: object) -> Matrix:
     (matrix,) = matrices(compare([root], pivot=pivot, **options))  # type: ignore[arg-type]
     return matrix
-
-
-def bnlab(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bnlab", "compare", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "COLUMNS": "120", "NO_COLOR": "1", **env},
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +122,7 @@ def test_cells_are_the_means_and_intervals_over_seeds(runs: Path) -> None:
 
 
 def test_the_table(runs: Path) -> None:
-    done = bnlab(str(runs), "--pivot", "norm x model", COLUMNS="80")
+    done = bnlab_compare(str(runs), "--pivot", "norm x model", COLUMNS="80")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert "test acc % by norm.name (down) and model.name (across)" in lines
@@ -148,16 +140,20 @@ def test_the_table(runs: Path) -> None:
 
 
 def test_equal_runs_are_said_once_in_the_header(runs: Path) -> None:
-    shown = bnlab(str(runs), "--pivot", "modelxnorm", "--where", "model=cnn").stdout
+    shown = bnlab_compare(str(runs), "--pivot", "modelxnorm", "--where", "model=cnn").stdout
     assert "3 seeds an arm" in shown
     assert "n=3" not in shown
 
 
 def test_the_best_of_each_column_is_bold(runs: Path) -> None:
-    shown = bnlab(str(runs), "--pivot", "normxmodel", NO_COLOR="", FORCE_COLOR="1", TERM="xterm-256color").stdout
+    shown = bnlab_compare(
+        str(runs), "--pivot", "normxmodel", NO_COLOR="", FORCE_COLOR="1", TERM="xterm-256color"
+    ).stdout
     bold = [part.partition("\x1b[0m")[0].split()[0] for part in shown.split("\x1b[1m")[1:] if "±" in part[:20]]
     assert bold == ["95.8", "93.4"]
-    shown = bnlab(str(runs), "--pivot", "modelxnorm", NO_COLOR="", FORCE_COLOR="1", TERM="xterm-256color").stdout
+    shown = bnlab_compare(
+        str(runs), "--pivot", "modelxnorm", NO_COLOR="", FORCE_COLOR="1", TERM="xterm-256color"
+    ).stdout
     bold = [part.partition("\x1b[0m")[0].split()[0] for part in shown.split("\x1b[1m")[1:] if "±" in part[:20]]
     assert bold == ["90.4", "95.8"]  # ghost has one cell, which is no best
 
@@ -165,7 +161,7 @@ def test_the_best_of_each_column_is_bold(runs: Path) -> None:
 def test_a_third_key_is_refused_with_the_ways_out(runs: Path) -> None:
     for seed in range(3):
         make_run(runs / f"more-{seed}", norm="none", seed=seed, test_accuracy=[0.1, 0.99], config={"optim.lr": 0.5})
-    done = bnlab(str(runs), "--pivot", "normxmodel")
+    done = bnlab_compare(str(runs), "--pivot", "normxmodel")
     assert (done.returncode, done.stdout) == (2, "")
     assert "the runs differ in optim.lr too" in done.stderr
     assert "--where optim.lr=0.1" in done.stderr
@@ -186,11 +182,13 @@ def test_a_third_key_is_refused_with_the_ways_out(runs: Path) -> None:
 def test_a_chosen_setting_stands_in_its_cell(runs: Path) -> None:
     for seed in range(3):
         make_run(runs / f"more-{seed}", norm="none", seed=seed, test_accuracy=[0.1, 0.99], config={"optim.lr": 0.5})
-    shown = bnlab(str(runs), "--pivot", "normxmodel", "--best-of", "lr").stdout
+    shown = bnlab_compare(str(runs), "--pivot", "normxmodel", "--best-of", "lr").stdout
     assert "n=3, lr 0.5" in shown
     assert "1/3 diverged, lr 0.1" in shown
     line = next(
-        csv.DictReader(io.StringIO(bnlab(str(runs), "--pivot", "normxmodel", "--best-of", "lr", "-f", "csv").stdout))
+        csv.DictReader(
+            io.StringIO(bnlab_compare(str(runs), "--pivot", "normxmodel", "--best-of", "lr", "-f", "csv").stdout)
+        )
     )
     assert (line["model.name=cnn best optim.lr"], line["model.name=mlp best optim.lr"]) == ("0.5", "0.1")
 
@@ -219,7 +217,7 @@ def test_seeds_as_columns(runs: Path) -> None:
 
 
 def test_the_first_metric_is_shown_and_only_that(runs: Path) -> None:
-    shown = bnlab(str(runs), "--pivot", "normxmodel", "--metric", "steps_to_target", "--metric", "ece").stdout
+    shown = bnlab_compare(str(runs), "--pivot", "normxmodel", "--metric", "steps_to_target", "--metric", "ece").stdout
     assert "steps to 98 % by norm.name" in shown
     assert "> 100 (0 of 3)" in shown
     assert "ECE" not in shown
@@ -258,14 +256,14 @@ def test_two_data_sets_of_one_name_stay_apart(tmp_path: Path) -> None:
 
 def test_the_formats_hold_the_same_figures(runs: Path) -> None:
     where = [str(runs), "--pivot", "normxmodel", "-f"]
-    made = json.loads(bnlab(*where, "json").stdout)
+    made = json.loads(bnlab_compare(*where, "json").stdout)
     assert (made["schema"], made["metric"], made["row_key"], made["column_key"]) == (
         1, "test_accuracy", "norm.name", "model.name",
     )  # fmt: skip
     assert (made["rows"], made["columns"]) == (list(NORMS), list(MODELS))
     assert made["cells"][2][1] is None
     assert made["cells"][1][1]["status"] == {"done": 2, "diverged": 1}
-    lines = list(csv.DictReader(io.StringIO(bnlab(*where, "csv").stdout)))
+    lines = list(csv.DictReader(io.StringIO(bnlab_compare(*where, "csv").stdout)))
     for line, cells in zip(lines, made["cells"], strict=True):
         for model, cell in zip(MODELS, cells, strict=True):
             name = f"model.name={model}"
@@ -273,10 +271,10 @@ def test_the_formats_hold_the_same_figures(runs: Path) -> None:
             found = [line[name], line[f"{name} low"], line[f"{name} high"], line[f"{name} n"], line[f"{name} runs"]]
             assert found == [str(known[k]) for k in ("mean", "low", "high", "n")] + [str(sum(known["status"].values()))]
     assert lines[0]["model.name=cnn"] == "90.4"
-    plain = bnlab(*where, "plain").stdout.splitlines()
+    plain = bnlab_compare(*where, "plain").stdout.splitlines()
     assert [line.split()[0] for line in plain if not line.startswith("#")] == ["norm.name", *NORMS]
     assert any("1/3 diverged" in line for line in plain)
-    table = [line for line in bnlab(*where, "md").stdout.splitlines() if line.startswith("|")]
+    table = [line for line in bnlab_compare(*where, "md").stdout.splitlines() if line.startswith("|")]
     assert table[:2] == ["| norm.name | cnn | mlp |", "| --- | ---: | ---: |"]
     assert table[4].endswith("n=3 | – |")
 
@@ -290,7 +288,7 @@ def test_a_wide_matrix_is_broken_between_columns_and_at_last_into_blocks(tmp_pat
                          test_accuracy=[0.1, 0.9 + rate * (1 + seed)])  # fmt: skip
     figures: dict[int, list[str]] = {}
     for width in (40, 80, 120, 200):
-        shown = bnlab(str(tmp_path), "--pivot", "normxlr", COLUMNS=str(width)).stdout
+        shown = bnlab_compare(str(tmp_path), "--pivot", "normxlr", COLUMNS=str(width)).stdout
         assert max(map(len, shown.splitlines())) <= width
         figures[width] = sorted(word for word in shown.split() if word.startswith("9") and "." in word)
         assert shown.count("norm \\ lr") == {40: 0, 80: 2, 120: 2, 200: 1}[width]
@@ -332,7 +330,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_values_that_mean_harm_in_the_table(hostile: Path, width: int, encoding: str) -> None:
-    done = bnlab(str(hostile), "--pivot", "normxmodel", COLUMNS=str(width), PYTHONIOENCODING=encoding)
+    done = bnlab_compare(str(hostile), "--pivot", "normxmodel", COLUMNS=str(width), PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "\u202e" not in done.stdout

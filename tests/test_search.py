@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from test_cli import ROOT
-from test_launchers import QUICK, run, settings, there
+from test_launchers import QUICK, run, settings
 
 from bnlab import launchers
 from bnlab.errors import EnvironmentFault
 from bnlab.hydra_app import compose
 
-pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 CHOSEN = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.seed=1"]
 
 
@@ -38,7 +37,6 @@ def scores(place: Path, key: str) -> dict[float, float]:
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_search_finds_the_highest_validation_accuracy(tmp_path: Path, launcher: str) -> None:
-    there(launcher)
     swept = [f"hydra/launcher={launcher}", *CHOSEN, "optim.lr=interval(0.01,0.3)"]
     done = run(tmp_path, settings(tmp_path), "train", "-m", *swept, *QUICK)
     assert done.returncode == 0, done.stderr

@@ -91,7 +91,11 @@ def as_json(comparison: Comparison) -> str:
     "limit", "kind", "unit", "better"}; what is unknown or not finite is null. "best" of a row is the setting that was
     chosen for it on validation.
     """
-    sections = [_section(section) for section in comparison.sections]
+    return document([_section(section) for section in comparison.sections], comparison)
+
+
+def document(sections: list[dict[str, Any]], comparison: Comparison) -> str:
+    """Return JSON of the only section, or of several, with the run folders that were left out."""
     whole = sections[0] if len(sections) == 1 else {"schema": SCHEMA, "sections": sections}
     whole["skipped"] = [{"path": str(path), "reason": reason} for path, reason in comparison.skipped]
     return json.dumps(finite(whole), indent=2, allow_nan=False) + "\n"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +23,7 @@ from bnlab.report import figures
 from bnlab.report.columns import Column, aligned, best_styles, in_ascii, table_title, table_width
 from bnlab.report.console import clean
 from bnlab.report.figures import Cell, estimate_cells
-from bnlab.report.formats import SCHEMA, escaped, estimate_values, finite, inert
+from bnlab.report.formats import SCHEMA, document, escaped, estimate_values, inert
 from bnlab.report.heading import heading
 from bnlab.report.table import NARROWEST, blocks, framed, interval_sign, table_lines
 
@@ -134,10 +133,7 @@ def as_json(comparison: Comparison) -> str:
     "environments", "target", "notes"}, the whole adds "skipped". A cell is a metric as in a comparison, with "status"
     and "best", or null where there is no run.
     """
-    objects = [_document(matrix) for matrix in matrices(comparison)]
-    whole = objects[0] if len(objects) == 1 else {"schema": SCHEMA, "sections": objects}
-    whole["skipped"] = [{"path": str(path), "reason": reason} for path, reason in comparison.skipped]
-    return json.dumps(finite(whole), indent=2, allow_nan=False) + "\n"
+    return document([_document(matrix) for matrix in matrices(comparison)], comparison)
 
 
 PIVOT_FORMATS: Mapping[str, Callable[[Comparison], str]] = {

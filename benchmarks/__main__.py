@@ -30,16 +30,18 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         for kind, count in (("mlp", 450), ("cnn", 60)):
-            found = side_by_side(loops.contenders(kind, count, Path(folder)), "minimal loop", rounds=7)
+            found = side_by_side(loops.contenders(kind, count, Path(folder)), "minimal loop", rounds=9)
             show(f"training throughput, {kind}", "images/s", found)
     out = results()
     for kind, channels_last in (("cnn", True), ("cnn", False), ("mlp", True)):
-        for norms, seconds in (("glob(*)", 40.0), ("batch,ghost", 10.0)):
+        for norms, seconds in (("glob(*)", 25.0), ("batch,ghost", 10.0)):
             out.print(bench_table(steps.times(kind, channels_last, norms, seconds), out))
             out.say("")
     for kind in ("cnn", "mlp"):
-        show_growth(kind, growth.growth(kind, ("batch", "population"), rounds=7))
+        show_growth(kind, growth.growth(kind, ("batch", "population"), rounds=5))
     show("step of the cnn by allocator, a process each", "ms", processes.allocator())
+    for kind, count in (("mlp", 2500), ("cnn", 800)):
+        show(f"a sweep's training by launcher, {kind} on digits", "images/s", processes.sweep(kind, count))
     show_seconds(processes.whole_processes())
 
 

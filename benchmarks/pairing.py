@@ -21,10 +21,12 @@ class Row:
     rounds: int
 
 
-def side_by_side(contenders: Mapping[str, Callable[[], float]], reference: str, rounds: int) -> list[Row]:
+def side_by_side(
+    contenders: Mapping[str, Callable[[], float]], reference: str, rounds: int, warmup: int = 1
+) -> list[Row]:
     """Call every contender once a round; each returns its figure, such as images a second."""
     singles = {name: partial(_single, contender) for name, contender in contenders.items()}
-    turns = next(turns for turns in in_turn(singles, reference, warmup=1) if turns.rounds == rounds)
+    turns = next(turns for turns in in_turn(singles, reference, warmup=warmup) if turns.rounds == rounds)
     found = []
     for name in contenders:
         ratio = turns.ratio(name)

@@ -1,4 +1,4 @@
-"""Whole processes: the allocator's settings, what lies between two jobs of a sweep, start-up, a comparison."""
+"""Whole processes: the allocator's settings, sweeps over the cores, the pause between jobs, start-up, a comparison."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from benchmarks import compare
+from benchmarks.loops import BATCH
 from benchmarks.pairing import Row, side_by_side
 
 BNLAB = [sys.executable, "-m", "bnlab"]
@@ -54,6 +56,23 @@ def allocator(rounds: int = 4) -> list[Row]:
 
     contenders = {"glibc's own": lambda: process("own"), "freed memory kept": lambda: process("kept")}
     return side_by_side(contenders, "glibc's own", rounds)
+
+
+def sweep(kind: str, steps: int, rounds: int = 3) -> list[Row]:
+    """Images a second of two jobs on the digits: in turn on all cores, and side by side on half of them each.
+
+    From the first job's first step to the end of the last one's training: the start of the processes is left out.
+    """
+
+    def jobs(launcher: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            words = [f"hydra/launcher={launcher}", f"model={kind}", f"trainer.steps={steps}", "eval.every=1000"]
+            subprocess.run([*BNLAB, "train", "-m", "seed=0,1", *words], check=True, cwd=folder, capture_output=True)
+            moments = [_moments(log) for log in Path(folder).glob("runs/*/*/run.log")]
+        span = max(end for _, end in moments) - min(start for start, _ in moments)
+        return len(moments) * steps * BATCH / span.total_seconds()
+
+    return side_by_side({name: partial(jobs, name) for name in ("basic", "joblib")}, "basic", rounds, warmup=0)
 
 
 def whole_processes() -> list[Seconds]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from bnlab import devices
 from bnlab.config_files import conf_dir, groups
 from bnlab.errors import BnlabError
 from bnlab.record.files import write_bytes
-from bnlab.record.folder import fresh_folder
 from bnlab.record.provenance import environment
 
 LITTLE_SPACE = 2 * 2**30  # bytes
@@ -86,9 +86,9 @@ def _configurations() -> Finding:
 
 def _writing(runs: Path) -> Finding:
     try:
-        trial = fresh_folder(runs, "doctor")
-        write_bytes(trial / "written", b"ok")
-        shutil.rmtree(trial)
+        runs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="doctor-", dir=runs) as trial:
+            write_bytes(Path(trial) / "written", b"ok")
     except (BnlabError, OSError) as error:
         return Finding("runs", "bad", str(error).partition("\n")[0])
     return Finding("runs", "ok", f"{runs.resolve()} can be written")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
-import re
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -17,14 +17,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnlab.config_files import CONFIG_NAME, check_file, conf_dir, groups
+from bnlab.config_files import CONFIG_NAME, check_file, conf_dir
 from bnlab.errors import BnlabError, ConfigError, did_you_mean
+from bnlab.hydra_errors import readable
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
+    from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
 TRUSTED_TARGETS = ("hydra._internal.", "hydra.core.", "hydra_plugins.", "optuna.samplers.", "optuna.pruners.")
+MOST_JOBS = 10_000  # of a sweep: all are composed and checked before the first starts
 
 
 @contextmanager
@@ -46,7 +49,7 @@ def session(extra_dir: Path | None = None) -> Iterator[Hydra]:
     except BnlabError:
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_readable(error)) from error
+        raise ConfigError(readable(error)) from error
 
 
 @cache
@@ -143,7 +146,7 @@ def as_yaml(tree: Mapping[str, Any]) -> str:
     try:
         return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
     except OmegaConfBaseException as error:
-        raise ConfigError(_readable(error)) from error
+        raise ConfigError(readable(error)) from error
 
 
 def jobs(overrides: Sequence[str], multirun: bool, extra_dir: Path | None = None) -> list[dict[str, Any]]:
@@ -201,7 +204,7 @@ def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequenc
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ConfigError(_readable(error)) from error
+        raise ConfigError(readable(error)) from error
     for override in parsed:
         if override.key_or_group not in allowed or override.is_sweep_override() or override.is_delete():
             near = did_you_mean(override.key_or_group, allowed)
@@ -238,9 +241,25 @@ def _sweep(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:
         return [[line for line in settings if line]]
     params = [f"{key}={value}" for key, value in (base.hydra.sweeper.get("params") or {}).items()]
     swept += OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(params)
+    count = math.prod(map(_num_choices, swept))
+    if not 1 <= count <= MOST_JOBS:
+        raise ConfigError(f"the sweep comes to {count:,} jobs\nfrom 1 to {MOST_JOBS:,} can be in one")
     hydra_settings = [o.input_line for o in parsed if o.is_hydra_override() and o.input_line]
     (batch,) = BasicSweeper.split_arguments(swept, max_batch_size=None)
     return [[*hydra_settings, *part] for part in batch]
+
+
+def _num_choices(override: Override) -> int:
+    """Return how many values an override stands for; a range is counted, not written out. Errors: ConfigError."""
+    from hydra.core.override_parser.types import RangeSweep
+
+    if not override.is_sweep_override():
+        return 1
+    if isinstance(value := override.value(), RangeSweep):
+        if not value.step:
+            raise ConfigError(f"{override.input_line}: a range needs a step other than 0")
+        return max(0, math.ceil(((value.stop or 0) - (value.start or 0)) / value.step))
+    return sum(1 for _ in override.sweep_iterator())
 
 
 def show_config(
@@ -269,51 +288,3 @@ def complete(word: str) -> list[str]:
     with session() as hydra:
         found: list[str] = DefaultCompletionPlugin(hydra.config_loader)._query(CONFIG_NAME, word)
         return found
-
-
-# ---------------------------------------------------------------- errors in the user's words
-
-
-def _readable(error: Exception) -> str:
-    text = str(error)
-    if error.__cause__ is not None and str(error.__cause__) not in text:
-        text = f"{text}\n{error.__cause__}"
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group, option = found.groups()
-        known = groups().get(group, {})
-        there = f"\nthere are: {', '.join(known)}" if known else ""
-        return f"{group}={option}: no such option{did_you_mean(option, known)}{there}"
-    if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
-        key = found.group(1) or found.group(2)
-        if having := _known_keys().get(key):
-            group = key.partition(".")[0]
-            return f"{key}: the chosen {group} has no such key\nit is a key of: {', '.join(having)}"
-        return f"{key}: no such key{did_you_mean(key, _known_keys())}\n`bnlab train --cfg job` prints every key"
-    if "Ambiguous value for argument" in text:
-        argument = text.partition("'")[2].partition("'")[0]
-        return f"{argument}: several values\nadd -m to run one job for each, or write a list as [a,b]"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[:3])
-
-
-@cache
-def _known_keys() -> dict[str, list[str]]:
-    """Every dotted key, with the options of its group that have it."""
-    from omegaconf import OmegaConf
-
-    def walk(node: Any, path: str) -> Iterator[str]:
-        for key, value in node.items():
-            yield f"{path}{key}"
-            if isinstance(value, Mapping):
-                yield from walk(value, f"{path}{key}.")
-
-    root = conf_dir()
-    top = OmegaConf.to_container(OmegaConf.load(root / f"{CONFIG_NAME}.yaml"))
-    assert isinstance(top, dict)
-    known: dict[str, list[str]] = {key: [] for key in walk(top, "") if not key.startswith(("hydra", "defaults"))}
-    for group, options in groups().items():
-        known[group] = []
-        for option in options:
-            for key in walk(OmegaConf.to_container(OmegaConf.load(root / group / f"{option}.yaml")), f"{group}."):
-                known.setdefault(key, []).append(option)
-    return known

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -19,6 +22,23 @@ class Terminated(SystemExit):
 def terminated(number: int, frame: object) -> NoReturn:
     """Handle SIGTERM, and SIGUSR2 of Slurm."""
     raise Terminated(128 + number)
+
+
+@contextmanager
+def signals_kept() -> Iterator[list[int]]:
+    """Collect SIGINT, SIGTERM and SIGUSR2 instead of being torn out by them; those that another handles are left."""
+    kept: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        ours = (signal.SIG_DFL, signal.default_int_handler, terminated)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            if signal.getsignal(number) in ours:
+                before[number] = signal.signal(number, lambda number, _: kept.append(number))
+    try:
+        yield kept
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def device_held(name: str, workers: Workers, stop: Stop, job: Job, watcher: Watc
 
     def waiting() -> None:
         taken = f"cuda:{numbers[0]} is" if len(numbers) == 1 else f"all {len(numbers)} CUDA devices are"
-        watcher.noted(f"{job.label or job.folder}: {taken} in use by other jobs; waiting")
+        watcher.waits(f"{job.label or job.folder}: {taken} in use by other jobs; waiting")
         log.info("waiting: %s in use by other jobs", taken)
 
     names = [gpu_name(number) for number in numbers]

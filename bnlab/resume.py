@@ -18,7 +18,7 @@ from bnlab.record.sweep import SweepRecord
 from bnlab.report.console import messages, results
 from bnlab.report.jobs import jobs_table
 from bnlab.supervisor import Care, Supervisor
-from bnlab.sweep import Plan, carry_out, held, job_of, labels
+from bnlab.sweep import Plan, carry_out, held, job_of, known_as, labels
 
 MOVABLE = ("data.root", "data.path", "name")  # what may be another when a run is gone on with
 
@@ -43,7 +43,6 @@ def resume(
         raise ConfigError(f"{folder}: is not a folder\ngive the folder of a run or of a sweep")
     record = SweepRecord.read(folder)
     with Supervisor(care) as crew:
-        crew.start()
         if record is None:
             plan, states = _run(folder, overrides, crew), [""]
             return _finish(plan, states, crew, care, from_scratch, dry_run)
@@ -69,6 +68,7 @@ def _run(folder: Path, overrides: Sequence[str], crew: Supervisor) -> Plan:
     """Return the plan of a single run, from its own record."""
     if read_status(folder) is None:
         raise ConfigError(f"{folder}: holds neither a run nor a sweep\ngive the folder of a run or of a sweep")
+    crew.start()  # it loads torch meanwhile
     return Plan(folder, (_recorded(folder, overrides, 0, crew),), 1, multirun=False)
 
 
@@ -79,7 +79,7 @@ def _recorded(folder: Path, overrides: Sequence[str], index: int, crew: Supervis
         raise RecordError(f"{folder / 'status.json'}: has no configuration")
     tree = hydra_app.adjusted(config, overrides, MOVABLE) if overrides else config
     (identity,) = crew.preflight([tree])
-    return job_of(folder, tree, f"norm={tree['norm']['name']} seed={tree['seed']}", index, identity)
+    return job_of(folder, tree, known_as(tree), index, identity)
 
 
 def _sweep(
@@ -103,6 +103,7 @@ def _sweep(
     launcher, sweeper = launchers.machinery(overrides, config_dir)
     if sweeper != "basic":
         raise ConfigError("a search cannot be gone on with here\ngive `bnlab train` the storage of its study")
+    crew.start()  # it loads torch meanwhile
     pairs: list[tuple[Job, Run | None]] = []
     if not record.search:
         pairs = _paired(folder, runs, _merged(record.overrides, overrides), config_dir or record.config_dir, crew)

@@ -8,6 +8,7 @@ their own processes, and each of those watches a worker here.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bnlab import errors, hydra_app
 from bnlab.above import CommandLine
 from bnlab.errors import EnvironmentFault, RecordError
-from bnlab.jobs import INTERRUPTED, Ending, EndState, Job, Terminated, terminated
+from bnlab.jobs import INTERRUPTED, Ending, EndState, Job, Terminated, signals_kept
 from bnlab.launchers import current_job
 from bnlab.record.folder import RunFolder, hold, settle
 from bnlab.watcher import Watcher
@@ -115,7 +116,7 @@ class Supervisor:
         return ending
 
     def _attempt(self, job: Job) -> Ending:
-        with _signals_kept() as signals:
+        with signals_kept() as signals:
             try:
                 self.start()
                 ending = self._watched(job, signals)
@@ -136,19 +137,19 @@ class Supervisor:
         assert self._pipe is not None
         self._runs += 1
         send(self._pipe, {"do": "run", "number": self._runs, "job": job.as_plain()})
-        end = None  # counted from when the job began: to start a worker takes seconds
+        end = math.inf  # the start of a worker takes seconds and does not count, nor does a wait for a GPU
         while True:
             if self._pipe.poll(LOOK_SECONDS):
                 answer = receive(self._pipe)
                 if "ending" in answer:
                     return Ending(**answer["ending"])
-                if "began" in answer:
-                    end = None if self.care.timeout is None else time.monotonic() + self.care.timeout
+                if "counts" in answer:
+                    end = time.monotonic() + (self.care.timeout or math.inf) if answer["counts"] else math.inf
                     continue
                 getattr(self.watcher, answer["tell"])(*answer["with"])
             if signals or (self._above is not None and self._above.wants_none()):
                 return self._ended_early(job)
-            if end is not None and time.monotonic() >= end:
+            if time.monotonic() >= end:
                 return self._ended_early(job, f"took longer than {self.care.timeout:g} s (--timeout)")
 
     def _watch_above(self, above: CommandLine) -> None:
@@ -219,23 +220,6 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextmanager
-def _signals_kept() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGUSR2 instead of being torn out by them; those that another handles are left."""
-    kept: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        ours = (signal.SIG_DFL, signal.default_int_handler, terminated)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            if signal.getsignal(number) in ours:
-                before[number] = signal.signal(number, lambda number, _: kept.append(number))
-    try:
-        yield kept
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Crew(Protocol):

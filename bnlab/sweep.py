@@ -207,8 +207,13 @@ def job_of(folder: Path, tree: Mapping[str, Any], label: str, index: int, identi
 
 def labels(planned: Sequence[tuple[Sequence[str], Any]]) -> list[str]:
     """Return what tells each job from the others: its overrides without those that all have."""
-    shared = set.intersection(*(set(lines) for lines, _ in planned)) if len(planned) > 1 else set()
-    return [" ".join(line for line in lines if line not in shared) for lines, _ in planned]
+    shared = set.intersection(*(set(lines) for lines, _ in planned)) if planned else set()
+    return [" ".join(line for line in lines if line not in shared) or known_as(tree) for lines, tree in planned]
+
+
+def known_as(tree: Mapping[str, Any]) -> str:
+    """Return in a few words what a run is, where it is the only one."""
+    return f"norm={tree['norm']['name']} seed={tree['seed']}"
 
 
 def _fitting(

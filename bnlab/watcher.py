@@ -32,6 +32,10 @@ class Watcher:
     def noted(self, text: str) -> None:
         """Something that the user should know, in a line."""
 
+    def waits(self, text: str) -> None:
+        """The current job waits for what other jobs hold, until it starts; `text` says so."""
+        self.noted(text)
+
     def closed(self) -> None:
         """Nothing follows; a display is taken away and the cursor shown. A second call does nothing."""
 

@@ -4,7 +4,8 @@ Requests and answers are JSON, so that neither side can make the other run code.
 supervisor is gone, kill -9 included: then this process ends at once.
 
     {"do": "preflight", "trees": [...]}        ->  {"identities": [...]} or {"error": "MisfitError", "text": ...}
-    {"do": "run", "number": 3, "job": {...}}   ->  {"began": 3} {"tell": "advanced", "with": [..]} .. {"ending": {...}}
+    {"do": "run", "number": 3, "job": {...}}   ->  {"tell": "advanced", "with": [..]} .. {"ending": {...}}
+                                                   {"counts": true}  where time begins to count for --timeout
     {"do": "stop", "number": 3}                    ends that run, with a checkpoint; the process stays
 """
 
@@ -45,6 +46,7 @@ class _Teller(Watcher):
         send(self._pipe, {"tell": name, "with": values})
 
     def job_started(self, index: int, label: str, total_steps: int) -> None:
+        send(self._pipe, {"counts": True})
         self._tell("job_started", index, label, total_steps)
 
     def advanced(self, step: int, loss: float, images_per_second: float) -> None:
@@ -55,6 +57,10 @@ class _Teller(Watcher):
 
     def noted(self, text: str) -> None:
         self._tell("noted", text)
+
+    def waits(self, text: str) -> None:
+        send(self._pipe, {"counts": False})
+        self.noted(text)
 
 
 def send(pipe: Connection, message: Mapping[str, Any]) -> None:
@@ -91,7 +97,8 @@ class _Desk:
         """Return what run `number` must look at; it may be unwanted already."""
         self._stop = Stop()
         self._number = number
-        self._stop.requested = number in self._unwanted
+        if number in self._unwanted:  # never set to False: a request may come just now
+            self._stop.request()
         return self._stop
 
     def _read(self) -> None:
@@ -127,7 +134,7 @@ def main(descriptor: int) -> None:
             send(pipe, _checked(worker.preflight, request["trees"]))
             continue
         job = Job.of_plain(request["job"])
-        send(pipe, {"began": request["number"]})
+        send(pipe, {"counts": True})
         try:
             with _output_in(job.folder / "run.log"):
                 ending = worker.run(job, teller, desk.stop_of(request["number"]))

@@ -17,7 +17,7 @@ LAYERS = [
     {"norms", "models", "data", "download", "record"},
     {"conformance", "measure", "training"},
     {"config", "config_files", "devices"},
-    {"hydra_app", "launchers", "prepare"},
+    {"hydra_app", "hydra_errors", "launchers", "prepare"},
     {"worker"},
     {"above", "slurm", "supervisor", "worker_process"},
     {"compare"},
@@ -34,6 +34,7 @@ BESIDE = {
     ("schema", "errors"),
     ("workers", "errors"),
     ("watcher", "jobs"),
+    ("hydra_app", "hydra_errors"),
     ("launchers", "hydra_app"),
     ("supervisor", "worker_process"),
     ("supervisor", "above"),
@@ -46,7 +47,7 @@ BESIDE = {
 # Where each library may be imported; torch may be nowhere that a comparison or the command line passes.
 AT_HOME = {
     "hydra": {"hydra_app", "launchers"},
-    "omegaconf": {"hydra_app", "launchers", "supervisor"},  # in the latter two a type only
+    "omegaconf": {"hydra_app", "hydra_errors", "launchers", "supervisor"},  # in the latter two a type only
     "typer": {"cli"},
     "rich": {"report", "cli"},
     "pandas": {"compare"},
@@ -67,6 +68,7 @@ WITHOUT_TORCH = {
     "report",
     "config_files",
     "hydra_app",
+    "hydra_errors",
     "launchers",
     "jobs",
     "worker_process",

@@ -206,6 +206,13 @@ def test_replayed_and_eager_steps_of_an_arm_are_two_arms(tmp_path: Path) -> None
     assert section.changed == ["norm.name", "bench.graph"]
     ratios = {(row.arm["norm.name"], row.arm["bench.graph"]): row.metrics["step_ratio"].center for row in section.rows}
     assert ratios == {("none", False): 1.0, ("none", True): 1.0, ("batch", False): 2.0, ("batch", True): 1.5}
+    (one,) = compare(folders, where=["graph=true"]).sections
+    assert [(row.arm["norm.name"], row.metrics["step_ratio"].center) for row in one.rows] == [
+        ("none", 1.0),
+        ("batch", 1.5),
+    ]
+    (by,) = compare(folders, by=["bench.graph"]).sections
+    assert by.changed == ["bench.graph"]
     assert any("2 runs left out" in note or "2 earlier" in note for note in section.notes), section.notes
 
 

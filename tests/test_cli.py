@@ -109,7 +109,7 @@ def test_an_interrupt_ends_in_130_and_the_run_says_so(tmp_path: Path) -> None:
         assert json.loads(status.read_text())["state"] == "interrupted"
         for path in sorted(tmp_path.glob("runs/*/*")):
             path.unlink()
-        for path in tmp_path.glob("runs/*"):
+        for path in tmp_path.glob("runs/2*"):
             path.rmdir()
 
 
@@ -155,6 +155,10 @@ MISTAKES = [
     (["model=resnet", "model.depth=21"], 2, "model.depth=21: must be 6n + 2"),
     (["seed=0,1"], 2, "add -m"),
     (["norm"], 2, "norm"),
+    (["-m", "seed=range(1000000000)"], 2, "the sweep comes to 1,000,000,000 jobs"),
+    (["-m", "seed=range(200)", "optim.lr=range(0.1,10,0.1)"], 2, "the sweep comes to 19,800 jobs"),
+    (["-m", "seed=range(5,0)"], 2, "the sweep comes to 0 jobs"),
+    (["-m", "seed=range(0,5,0)"], 2, "seed=range(0,5,0): a range needs a step other than 0"),
     (["data=mnist"], 1, "mnist: not in data"),
     (["data=folder"], 2, "data.path"),
     (["trainer.device=cuda:99"], 1, "trainer.device=cuda:99"),

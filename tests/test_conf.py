@@ -11,6 +11,7 @@ import pytest
 
 from bnlab import hydra_app
 from bnlab.config import identity, parse_config
+from bnlab.config_files import groups
 from bnlab.data import datasets
 from bnlab.errors import ConfigError
 from bnlab.models import models
@@ -42,7 +43,7 @@ def defaults_of(cls: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("group", REGISTRIES)
 def test_the_files_are_the_registry(group: str) -> None:
-    assert list(hydra_app.groups()[group]) == list(REGISTRIES[group])
+    assert list(groups()[group]) == list(REGISTRIES[group])
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
@@ -53,7 +54,7 @@ def test_an_option_has_its_class_defaults_and_description(group: str, name: str)
     if name == "folder":
         node["path"] = defaults_of(cls)["path"]
     assert node == defaults_of(cls)
-    assert hydra_app.groups()[group][name] == (inspect.getdoc(cls) or "").partition("\n")[0]
+    assert groups()[group][name] == (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
 @pytest.mark.parametrize(("key", "cls"), [("trainer", TrainerConfig), ("eval", EvalConfig)])
@@ -67,7 +68,7 @@ def test_the_other_nodes_have_their_class_defaults_but_for_the_recipe(key: str, 
 
 @pytest.mark.parametrize("data", list(datasets))
 def test_every_data_set_has_a_recipe(data: str) -> None:
-    assert data in hydra_app.groups()["recipe"]
+    assert data in groups()["recipe"]
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)

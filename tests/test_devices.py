@@ -8,24 +8,29 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import Pipe
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from bnlab import devices, doctor, hydra_app, worker
+from bnlab import devices, doctor, hydra_app, worker, worker_process
 from bnlab.devices import claimed, held, lock_folder
 from bnlab.errors import EnvironmentFault
 from bnlab.jobs import Ending, Job, Stop
 from bnlab.laboratory.specimen import of_run
 from bnlab.prepare import device_held
+from bnlab.supervisor import Care, Supervisor
 from bnlab.sweep import job_of
 from bnlab.training import checkpoint
 from bnlab.watcher import Watcher
+from bnlab.worker_process import send
 from bnlab.workers import ALONE, Workers
 from tests.helpers_training import train
 from tests.test_cli import BNLAB, ROOT, environment
@@ -310,6 +315,37 @@ def test_a_job_waits_and_says_so_once(name: str, taken: list[int], said: str, mo
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, usual)
     assert notes.texts == [f"seed=3: {said} in use by other jobs; waiting"]
+
+
+def test_a_wait_does_not_count_for_the_time_out(tmp_path: Path) -> None:
+    """The worker's side of the pipe tells what it would tell, the supervisor follows."""
+    ours, theirs = Pipe()
+    crew, notes, stopped = Supervisor(Care(timeout=0.5)), Notes(), list[str]()
+    crew.watcher, crew._pipe = notes, ours
+
+    def ended(job: Job, reason: str = "") -> Ending:
+        stopped.append(reason)
+        return Ending("killed", reason)
+
+    crew._ended_early = ended  # type: ignore[method-assign]
+    teller = worker_process._Teller(theirs)
+
+    def work(*, waits: bool) -> None:
+        send(theirs, {"counts": True})
+        if waits:
+            teller.waits("all 2 CUDA devices are in use")
+            time.sleep(1.2)
+            teller.job_started(0, "seed=3", 10)
+        time.sleep(0.2 if waits else 1.2)
+        send(theirs, {"ending": {"state": "done"}})
+
+    for waits in (True, False):
+        worker_side = Thread(target=work, kwargs={"waits": waits})
+        worker_side.start()
+        assert crew._watched(JOB, []).state == ("done" if waits else "killed")
+        worker_side.join()
+    assert notes.texts == ["all 2 CUDA devices are in use"]
+    assert stopped == ["took longer than 0.5 s (--timeout)"]
 
 
 def test_workers_of_one_training_and_the_cpu_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

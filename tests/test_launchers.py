@@ -83,7 +83,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Swept]:
         known["PYTHONPATH"] += f":{ROOT / 'tests/faults'}"
         chosen = f"hydra/launcher={launcher}"
         first = run(place, known, "train", "-m", "--timeout", "4", chosen, "seed=range(7)", *QUICK)
-        (folder,) = place.glob("runs/*")
+        (folder,) = place.glob("runs/2*")
         return Swept(place, known, first, run(place, known, "resume", str(folder.relative_to(place)), chosen))
 
     return sweep
@@ -162,7 +162,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Begun]]:
             start_new_session=True,
         )
         wait(lambda: len([t for t in tmp_path.glob("runs/*/*/steps.csv") if t.stat().st_size > 500]) == trained)
-        (folder,) = tmp_path.glob("runs/*")
+        (folder,) = tmp_path.glob("runs/2*")
         begun.append(Begun(process, folder, known))
         return begun[0]
 

@@ -11,6 +11,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,65 @@ def test_folders_made_in_the_same_second_are_apart(tmp_path: Path) -> None:
     folders = {fresh_folder(tmp_path / "runs", "run") for _ in range(20)}
     assert len(folders) == 20
     assert all(re.fullmatch(r"\d{8}-\d{6}-run-[0-9a-f]{6}", folder.name) for folder in folders)
+
+
+def orders(base: Path, *names: str) -> list[int]:
+    """Begin runs in these folders of `base`, and return their orders."""
+    return [begun(run_folder(base / name)) for name in names]
+
+
+def begun(run: RunFolder) -> int:
+    run.finish("failed", error="a test")
+    order = json.loads((run.path / "status.json").read_text())["order"]
+    assert isinstance(order, int)
+    return order
+
+
+def test_runs_are_in_order_though_the_clock_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [2_000]
+    monkeypatch.setattr(time, "time_ns", lambda: now[0])
+    sweep, other = (fresh_folder(tmp_path / "runs", name) for name in ("sweep", "other"))
+    assert orders(sweep, "0", "1") == [2_000, 2_001]
+    now[0] = 500
+    assert orders(other.parent, other.name) == [2_002]
+    assert orders(sweep, "0", "2") == [2_000, 2_003], "a run that goes on keeps its own"
+    now[0] = 9_000
+    assert orders(sweep, "3") == [9_000]
+    assert orders(tmp_path, "elsewhere") == [9_000], "without other runs beside it"
+
+
+@pytest.mark.parametrize("content", ["", "x", "-5", "9" * 20, "9" * 5000, "\0", "1e9", "²"])
+def test_a_strangers_order_is_not_believed(tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 5)
+    sweep = fresh_folder(tmp_path / "runs", "sweep")
+    (tmp_path / "runs/.order").write_text(content)
+    assert orders(sweep, "0", "1") == [5, 6]
+
+
+def test_an_order_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    sweep = fresh_folder(tmp_path / "runs", "sweep")
+    (tmp_path / "target").write_text("3")
+    (tmp_path / "runs/.order").unlink()
+    (tmp_path / "runs/.order").symlink_to(tmp_path / "target")
+    with pytest.raises(EnvironmentFault, match=re.escape("runs/.order")):
+        orders(sweep, "0")
+    with pytest.raises(EnvironmentFault, match="cannot write"):
+        fresh_folder(tmp_path / "runs", "sweep")
+    assert (tmp_path / "target").read_text() == "3"
+
+
+def test_processes_that_begin_at_once_have_orders_of_their_own(tmp_path: Path) -> None:
+    sweep = fresh_folder(tmp_path / "runs", "sweep")
+    code = (
+        "import sys, time; from pathlib import Path; from bnlab.record.folder import next_order\n"
+        "time.time_ns = lambda: 7\n"
+        "print(*(next_order(Path(sys.argv[1])) for _ in range(500)))"
+    )
+    at_once = [
+        subprocess.Popen([sys.executable, "-c", code, str(sweep / str(i))], stdout=subprocess.PIPE) for i in range(4)
+    ]
+    found = [int(word) for process in at_once for word in process.communicate()[0].split()]
+    assert sorted(found) == list(range(7, 2007))
 
 
 def test_a_run_folder_has_one_owner(tmp_path: Path) -> None:

@@ -343,7 +343,7 @@ def test_a_signal_leaves_a_checkpoint_and_one_line_on_how_to_go_on(
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    (folder,) = (tmp_path / "runs").iterdir()
+    (folder,) = tmp_path.glob("runs/2*")
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert "Traceback" not in out + err
@@ -365,7 +365,7 @@ def test_bnlab_resume_ends_as_a_run_never_interrupted(tmp_path: Path) -> None:
     process = started(tmp_path, "train", *some)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    (folder,) = (tmp_path / "runs").iterdir()
+    (folder,) = tmp_path.glob("runs/2*")
     assert checkpoint.load(folder)["step"] < 3000
     done = bnlab("resume", str(folder), cwd=tmp_path)
     assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr

@@ -89,7 +89,7 @@ def kill_again_and_again(place: Path, kills: int, seed: int) -> tuple[int, int]:
     resuming: Path | None = None
     while done < kills or resuming is not None:
         if resuming is None:
-            before = set((place / "runs").iterdir())
+            before = set(place.glob("runs/2*"))
             command = SWEEP
         else:
             command = ["resume", str(resuming)]
@@ -121,13 +121,13 @@ def kill_again_and_again(place: Path, kills: int, seed: int) -> tuple[int, int]:
             assert not left
             process.communicate()
             if resuming is None:
-                resuming = next(iter(set((place / "runs").iterdir()) - before), None)
+                resuming = next(iter(set(place.glob("runs/2*")) - before), None)
                 if resuming is not None and not (resuming / "sweep.json").exists():
                     resuming = None  # there was nothing to go on with yet
             continue
         assert process.returncode == 0, err
         assert out.count("  done  ") == JOBS
-        resuming = resuming or next(iter(set((place / "runs").iterdir()) - before))
+        resuming = resuming or next(iter(set(place.glob("runs/2*")) - before))
         assert tables(resuming) == wanted
         continued += sum("going on from step" in log.read_text() for log in resuming.glob("*/run.log"))
         assert not list(resuming.rglob(".*.tmp"))

@@ -505,7 +505,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("shift")
     done = bnlab("train", "-m", "norm=batch,layer", *SHORT, cwd=where)
     assert done.returncode == 0, done.stderr
-    (sweep,) = (where / "runs").iterdir()
+    (sweep,) = where.glob("runs/2*")
     sweep.rename(where / "trained")
     return where
 

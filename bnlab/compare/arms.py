@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bnlab.compare.read import Run
 from bnlab.compare.result import Value
@@ -48,22 +48,15 @@ class Arm:
 def sections_of(runs: Sequence[Run]) -> list[list[Run]]:
     """Split runs by the data they were made on: name and fingerprint, in the order of their names, trainings first.
 
-    What was timed by `bnlab bench` is a section of its own: it has other figures than a training, and its runs have one
-    more key, `bench.graph`, which is no part of the configuration of a training.
+    What was timed by `bnlab bench` is a section of its own: it has other figures than a training.
     A run that ended before its fingerprint was known goes with the other runs on data of that name.
     """
     known = {_data_of(run): mark for run in runs if (mark := _fingerprint(run)) is not None}
     sections: dict[tuple[bool, str, str], list[Run]] = {}
-    for run in map(_with_key_of_bench, runs):
+    for run in runs:
         name = _data_of(run)
         sections.setdefault((run.is_bench, name, _fingerprint(run) or known.get(name, "")), []).append(run)
     return [sections[key] for key in sorted(sections)]
-
-
-def _with_key_of_bench(run: Run) -> Run:
-    if not run.is_bench or run.summary is None:
-        return run
-    return replace(run, config={**run.config, "bench.graph": run.summary["bench"].get("graph") is True})
 
 
 def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], int]:

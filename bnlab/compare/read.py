@@ -166,6 +166,8 @@ def _run(folder: str, content: bytes) -> Run:
     if summary is not None:
         state = summary["state"]  # killed between the summary and the status: the run itself was over
     config = flatten((summary or status).get("config"))
+    if summary is not None and isinstance(bench := summary.get("bench"), dict):
+        config["bench.graph"] = bench.get("graph") is True  # which is no part of the configuration of a training
     seed, order, error = config.get("seed"), status.get("order"), status.get("error")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise Unreadable("the configuration has no seed")

@@ -23,6 +23,8 @@ from bnlab.record.tables import Table
 SCHEMA = 1
 State = Literal["running", "done", "diverged", "failed", "interrupted", "killed"]
 LARGEST_STATUS = 2**20  # bytes; bnlab's own has about 3,000
+ORDER = ".order"  # in the folder of all runs: the number of the last one that began there
+DIGITS = 19  # of such a number, until the year 2286
 FINAL = ("done", "diverged")  # more of the same would come to the same
 
 STEPS = ("step", "epoch", "loss", "lr", "finite")
@@ -43,11 +45,36 @@ def fresh_folder(base: Path, label: str) -> Path:
             folder = base / f"{stamp}-{label}-{secrets.token_hex(3)}"
             try:
                 folder.mkdir()
-                return folder
+                break
             except FileExistsError:
                 continue
+        os.close(open_plain(base / ORDER, os.O_RDWR | os.O_CREAT))
     except OSError as error:
         raise cannot_write(base, error) from error
+    return folder
+
+
+def next_order(path: Path) -> int:
+    """Return a number above those of all runs that began before, for the run in `path`.
+
+    Nanoseconds of the clock; where that went back, one more than the last in the folder that `fresh_folder` was given.
+    Errors: EnvironmentFault.
+    """
+    base = next((folder for folder in list(path.parents)[:2] if os.path.lexists(folder / ORDER)), None)
+    if base is None:
+        return time.time_ns()
+    try:
+        with open(open_plain(base / ORDER, os.O_RDWR), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            last = file.read(DIGITS + 1)
+            before = int(last) if last.isdigit() and len(last) <= DIGITS else 0
+            order = max(time.time_ns(), before + 1)
+            file.seek(0)
+            file.write(b"%d" % order)
+            file.truncate()
+    except OSError as error:
+        raise cannot_write(base / ORDER, error) from error
+    return order
 
 
 class RunFolder:
@@ -83,7 +110,7 @@ class RunFolder:
             "schema": SCHEMA,
             "state": "running",
             "identity": identity,
-            "order": time.time_ns() if before is None else before.get("order"),
+            "order": next_order(path) if before is None else before.get("order"),
             "started": datetime.now(UTC).isoformat(timespec="seconds") if before is None else before.get("started"),
             "pid": os.getpid(),
             "error": None,

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from bnlab.above import MARK
+from bnlab.compare.read import flatten
 from bnlab.errors import RecordError
 from bnlab.jobs import Job
 from bnlab.record.files import read_plain
@@ -72,12 +73,14 @@ def asked_to_stop(folder: Path) -> Iterator[list[int]]:
 
 
 @contextmanager
-def told(folder: Path, jobs: Sequence[Job], attempts: int, watcher: Watcher) -> Iterator[None]:
+def told(
+    folder: Path, jobs: Sequence[Job], attempts: int, watcher: Watcher, searched: Sequence[str] = ()
+) -> Iterator[None]:
     """Tell `watcher` of each job below `folder` that ends meanwhile; a failed one may have `attempts` in all.
 
-    `jobs` are those known beforehand; a search makes others.
+    `jobs` are those known beforehand; a search makes others, told apart by the keys `searched`.
     """
-    follower = _Follower(folder, jobs, attempts, watcher)
+    follower = _Follower(folder, jobs, attempts, watcher, searched)
     over = threading.Event()
 
     def follow() -> None:
@@ -95,8 +98,10 @@ def told(folder: Path, jobs: Sequence[Job], attempts: int, watcher: Watcher) -> 
 
 
 class _Follower:
-    def __init__(self, folder: Path, jobs: Sequence[Job], attempts: int, watcher: Watcher) -> None:
-        self._folder, self._watcher, self._attempts = folder, watcher, attempts
+    def __init__(
+        self, folder: Path, jobs: Sequence[Job], attempts: int, watcher: Watcher, searched: Sequence[str]
+    ) -> None:
+        self._folder, self._watcher, self._attempts, self._searched = folder, watcher, attempts, searched
         self._jobs = {job.folder.name: job for job in jobs}
         self._seen = {name: _version(folder / name) for name in self._jobs}
         self._ended: set[str] = set()
@@ -128,9 +133,15 @@ class _Follower:
                 return
         self._ended.add(name)
         job = self._jobs.get(name)
-        index, label = (int(name), "") if job is None else (job.index, job.label)
+        index, label = (int(name), self._found_in(status)) if job is None else (job.index, job.label)
         self._watcher.job_started(index, label, 0)
         self._watcher.job_ended(index, state, _headline(folder, status))
+
+    def _found_in(self, status: dict[str, Any]) -> str:
+        """Return what tells a job of a search from the others."""
+        config = flatten(status.get("config"))
+        values = ((key, config.get(key, config.get(f"{key}.name"))) for key in self._searched)
+        return " ".join(f"{key}={value}" for key, value in values)
 
 
 def _version(folder: Path) -> tuple[int, int] | None:

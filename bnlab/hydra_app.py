@@ -213,6 +213,14 @@ def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequenc
     return plain(config)
 
 
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the keys and groups that `overrides` give several values, or an interval of them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
 def globbed(overrides: Sequence[str], group: str, extra_dir: Path | None = None) -> tuple[int, list[str]] | None:
     """Return where `overrides` takes the options of `group` by a pattern such as `norm=glob(*)`, and which they are."""
     from hydra.core.override_parser.overrides_parser import OverridesParser

@@ -181,7 +181,8 @@ def _hand_out(plan: Plan, crew: Crew, care: Care) -> None:
                 crew.close()  # its worker would only take up memory
             if not elsewhere:  # before any thread, which would be sent the signals instead
                 signals = beside.enter_context(follow.asked_to_stop(above.folder))
-            beside.enter_context(follow.told(above.folder, jobs, 1 + care.retries, crew.watcher))
+            searched = hydra_app.swept_keys(plan.overrides) if search else ()
+            beside.enter_context(follow.told(above.folder, jobs, 1 + care.retries, crew.watcher, searched))
         if search:
             launchers.search(task, chosen, plan.overrides, above.folder, plan.config_dir)
         else:

@@ -47,6 +47,7 @@ def test_a_search_finds_the_highest_validation_accuracy(tmp_path: Path, launcher
         "best_value": max(by_rate.values()),
     }
     assert "6 of 6 jobs done" in done.stderr
+    assert len(re.findall(r"^\d/6 optim\.lr=0\.\d+: done, test ", done.stderr, re.MULTILINE)) == 6, done.stderr
     assert "study" not in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -9,6 +9,7 @@ import _thread
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from bnlab.record.folder import read_status
 from bnlab.watcher import Watcher
 
 LOOK_SECONDS = 0.25
+TOGETHER_SECONDS = 1.0  # signals so close are one: `timeout` sends SIGTERM to the process and to its group
 ASKED_BY = frozenset({signal.SIGINT, signal.SIGTERM})
 
 
@@ -32,19 +34,22 @@ def asked_to_stop(folder: Path) -> Iterator[list[int]]:
     """Turn Ctrl-C and SIGTERM into the mark that lets jobs end, and yield the list of those that came.
 
     Nothing is torn out of the launcher: it comes back when its jobs have saved their checkpoints. A second signal does
-    tear. Both are blocked, which what the launcher starts inherits: the Ctrl-C of a terminal goes to all of a group,
-    and Ray and joblib would end their processes on it.
+    tear. Both are blocked, which what the launcher starts inherits: the Ctrl-C of a terminal and the SIGTERM of
+    `timeout` go to all of a group, and Ray and joblib would end their processes on it. (So a local Ray, which ends its
+    own by SIGTERM, waits a second for each of them before it kills them.)
     """
     came: list[int] = []
-    over = False
+    over, first = False, 0.0
 
-    def ask(number: int) -> None:
+    def asked_again(number: int) -> bool:
+        nonlocal first
+        first = first or time.monotonic()
         came.append(number)
         (folder / MARK).touch()
+        return time.monotonic() - first > TOGETHER_SECONDS
 
     def handle(number: int, frame: FrameType | None) -> None:  # where a thread of a library took the signal
-        ask(number)
-        if len(came) > 1:
+        if asked_again(number):
             raise KeyboardInterrupt
 
     def wait() -> None:
@@ -52,9 +57,8 @@ def asked_to_stop(folder: Path) -> Iterator[list[int]]:
             number = signal.sigwait(ASKED_BY)
             if over:
                 return
-            ask(number)
-            if len(came) > 1:
-                _thread.interrupt_main(signal.Signals(number))
+            if asked_again(number):
+                _thread.interrupt_main()  # as Ctrl-C: Ray has put its own handler of SIGTERM in place of ours
 
     before = {number: signal.signal(number, handle) for number in ASKED_BY}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_BY)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,10 +169,6 @@ def _wanted(
             f"{init}.log_to_driver": (None, "false"),
             f"{init}.configure_logging": (None, "false"),
             f"{init}.logging_level": (None, "ERROR"),
-            f"{init}.object_store_memory": (
-                None,
-                75 * 2**20,
-            ),  # bytes, as the plugin itself sets it; jobs hand over none
         },
     }
     wanted = by_launcher.get(launcher, {})
@@ -220,7 +215,6 @@ def search(task: Task, chosen: Settings, overrides: Sequence[str], folder: Path,
             import_module("optuna.logging").set_verbosity(logging.WARNING)  # its plugin has imported it by now
         plain = [line for line in overrides if line not in hydra_lines([line])]
         lines = [*plain, *chosen.lines, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'"]
-        _start_ray(composed(hydra, chosen.lines, True))
         hydra.multirun(config_name=CONFIG_NAME, task_function=task, overrides=lines)
 
 
@@ -234,7 +228,6 @@ def distribute(task: Task, chosen: Settings, folder: Path, names: Sequence[str],
     with session(extra_dir) as hydra, _hydras_own_sources():
         lines = [*chosen.lines, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'"]
         config = composed(hydra, lines, True)
-        _start_ray(config)
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
         launcher.launch([[f"hydra.sweep.subdir='{name}'"] for name in names], initial_job_idx=0)
@@ -260,23 +253,6 @@ def _prepare_process(chosen: Settings) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(chosen.threads))
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or a local Ray leaves a token in the home folder
     logging.getLogger("hydra_plugins").addHandler(logging.NullHandler())  # what it says, the summary does
-
-
-def _start_ray(config: DictConfig) -> None:
-    """Start a Ray that its launcher then finds, with SIGTERM let through, if that is the launcher.
-
-    Its processes inherit what is blocked here, and where they do not hear it Ray waits a second for each at its end.
-    """
-    from omegaconf import OmegaConf
-
-    if KINDS.get(config.hydra.launcher.get("_target_")) != "ray":
-        return
-    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    try:
-        wanted: Any = OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True)
-        import_module("ray").init(**wanted)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def hydra_lines(overrides: Sequence[str]) -> list[str]:

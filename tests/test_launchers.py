@@ -186,6 +186,8 @@ def test_a_stopped_sweep_saves_its_jobs(begin: Callable[..., Begun], launcher: s
         os.killpg(begun.process.pid, number)  # as a terminal does
     else:
         begun.process.send_signal(number)
+        time.sleep(0.05)
+        os.killpg(begun.process.pid, number)  # as `timeout` does
     out, err = begun.process.communicate(timeout=60)
     assert begun.process.returncode == 128 + number, err
     assert states(begun.folder) == ["interrupted", "interrupted"]

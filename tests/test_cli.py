@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers_cli import in_turn
 
 from bnlab import __version__
 from bnlab.norms import strategies
@@ -166,15 +168,38 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """What `train` says to each mistake, all in one process, because a start of each takes seconds."""
+    place = tmp_path_factory.mktemp("mistaken")
+    found = in_turn([["train", *arguments] for arguments, *_ in MISTAKES], place)
+    assert list(place.iterdir()) == []
+    answers = {tuple(done.args[1:]): done for done in found}
+    return lambda *arguments: answers[arguments]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
 )
-def test_mistakes_end_in_one_message(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
-    done = bnlab("train", *arguments, cwd=tmp_path)
+def test_mistakes_end_in_one_message(
+    mistaken: Callable[..., subprocess.CompletedProcess[str]], arguments: list[str], code: int, message: str
+) -> None:
+    done = mistaken(*arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 3, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["norm=instance", "model=mlp"], ["data=mnist"], ["optim.lr=nan"], ["nrom=batch"]], ids=" ".join
+)
+def test_mistakes_found_by_a_worker_are_told_alike(
+    mistaken: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, arguments: list[str]
+) -> None:
+    """The shell's own way: errors of every kind cross the pipe from the worker process, with their exit code."""
+    done, other = bnlab("train", *arguments, cwd=tmp_path), mistaken(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (other.returncode, other.stdout, other.stderr)
     assert list(tmp_path.iterdir()) == []
 
 

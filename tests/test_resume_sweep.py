@@ -60,8 +60,8 @@ def states(place: Path) -> list[str]:
 
 
 def left(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Return when each file was written, and what is in it; the lock apart, which says nothing."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    """Return when each file was written, and what is in it; the lock and the counter of runs apart."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", ".order")]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 

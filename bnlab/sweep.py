@@ -275,6 +275,8 @@ def _report(plan: Plan, failure: Exception | None, absent: str) -> int:
     for run in bad:
         unknown = "goes on without this command line" if run.state == "running" else "no reason recorded"
         err.say(f"{run.folder} {run.state}: {(run.error or unknown).partition(chr(10))[0]}")
+    for advice in dict.fromkeys(line for run in bad for line in (run.error or "").splitlines()[1:3]):
+        err.say(advice)
     for path, reason in skipped:
         err.say(f"{path}: {reason}")
     missing = expected - len(runs) - len(skipped)

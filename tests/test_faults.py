@@ -116,6 +116,7 @@ def test_a_job_without_memory_names_its_batch_size(mixed: tuple[Path, Done]) -> 
     states = [line.split()[1] for line in done.stdout.splitlines()]
     assert sorted(states) == ["diverged"] * 2 + ["done"] * 2 + ["failed"] * 2
     named = [line for line in done.stderr.splitlines() if line.endswith("failed: out of memory at data.batch_size=32")]
+    assert done.stderr.splitlines().count("try a smaller batch") == 1
     assert len(named) == 2
     assert "2 of 6 jobs done" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from bnlab.conformance.card import examine
@@ -16,8 +17,8 @@ from bnlab.report.console import messages, results
 def check(overrides: Sequence[str], factory: str | None, form: str) -> int:
     """Print the card of one normalization, or the matrix of several; return the exit code.
 
-    `overrides` stand for a run or a sweep, none for all strategies as they come; `factory` is `package.module:name`;
-    `form` is `table` or one of CARD_FORMATS. Errors: ConfigError.
+    `overrides` stand for a run or a sweep; where they name no strategy, for all as they come; `factory` is
+    `package.module:name`; `form` is `table` or one of CARD_FORMATS. Errors: ConfigError.
     """
     if factory is not None and overrides:
         raise ConfigError(f"{overrides[0]}: has no meaning beside --module\nleave out one of the two")
@@ -36,9 +37,12 @@ def check(overrides: Sequence[str], factory: str | None, form: str) -> int:
 
 
 def _strategies(overrides: Sequence[str]) -> list[Subject]:
-    if not overrides:
-        return [of_strategy(strategies[name]()) for name in strategies]
-    from bnlab import hydra_app
-    from bnlab.config import parse_config
+    chosen = []
+    if overrides:
+        from bnlab import hydra_app
+        from bnlab.config import parse_config
 
-    return [of_strategy(parse_config(tree).norm) for tree in hydra_app.jobs(overrides, multirun=True)]
+        chosen = [parse_config(tree).norm for tree in hydra_app.jobs(overrides, multirun=True)]
+    if not any(re.match(r"[+~]*norm[.=@]", line) for line in overrides):  # a card depends on nothing else
+        chosen = [strategies[name]() for name in strategies]
+    return [of_strategy(strategy) for strategy in chosen]

@@ -15,7 +15,7 @@ from bnlab.errors import ConfigError, MisfitError, did_you_mean
 from bnlab.models import ModelSpec, models
 from bnlab.norms import Strategy, strategies
 from bnlab.registry import Registry
-from bnlab.schema import parse
+from bnlab.schema import EVERY_KEY, parse
 from bnlab.training.evaluation import EvalConfig, Measure
 from bnlab.training.optim import OptimizerSpec, optimizers
 from bnlab.training.schedule import ScheduleSpec, schedules
@@ -57,7 +57,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     """
     for key in tree:
         if key not in KEYS:
-            raise ConfigError(f"{key}: no such key{did_you_mean(str(key), KEYS)}")
+            raise ConfigError(f"{key}: no such key{did_you_mean(str(key), KEYS)}\n{EVERY_KEY}")
     config = Config(
         name=_name(tree.get("name")),
         seed=_seed(tree.get("seed")),

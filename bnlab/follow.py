@@ -6,7 +6,9 @@ What it tells is read from their folders, the same under every launcher.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import json
+import os
 import signal
 import threading
 import time
@@ -16,11 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from bnlab import slurm
 from bnlab.above import MARK
 from bnlab.compare.read import flatten
 from bnlab.errors import RecordError
 from bnlab.jobs import Job
-from bnlab.record.files import read_plain
+from bnlab.record.files import open_plain, read_plain
 from bnlab.record.folder import read_status
 from bnlab.watcher import Watcher
 
@@ -31,13 +34,15 @@ ASKED_BY = frozenset({signal.SIGINT, signal.SIGTERM})
 
 @contextmanager
 def asked_to_stop(folder: Path) -> Iterator[list[int]]:
-    """Turn Ctrl-C and SIGTERM into the mark that lets jobs end, and yield the list of those that came.
+    """Turn Ctrl-C, SIGTERM and, in a Slurm job, SIGUSR2 into the mark that lets jobs end; yield the list of what came.
 
     Nothing is torn out of the launcher: it comes back when its jobs have saved their checkpoints. A second signal does
-    tear. Both are blocked, which what the launcher starts inherits: the Ctrl-C of a terminal and the SIGTERM of
+    tear. All are blocked, which what the launcher starts inherits: the Ctrl-C of a terminal and the SIGTERM of
     `timeout` go to all of a group, and Ray and joblib would end their processes on it. (So a local Ray, which ends its
     own by SIGTERM, waits a second for each of them before it kills them.)
     """
+    (folder / MARK).unlink(missing_ok=True)  # of a command line that was killed
+    asked_by = {*ASKED_BY, signal.SIGUSR2} if slurm.job() else ASKED_BY
     came: list[int] = []
     over, first = False, 0.0
 
@@ -45,7 +50,8 @@ def asked_to_stop(folder: Path) -> Iterator[list[int]]:
         nonlocal first
         first = first or time.monotonic()
         came.append(number)
-        (folder / MARK).touch()
+        with contextlib.suppress(OSError):
+            os.close(open_plain(folder / MARK, os.O_WRONLY | os.O_CREAT))
         return time.monotonic() - first > TOGETHER_SECONDS
 
     def handle(number: int, frame: FrameType | None) -> None:  # where a thread of a library took the signal
@@ -54,14 +60,14 @@ def asked_to_stop(folder: Path) -> Iterator[list[int]]:
 
     def wait() -> None:
         while True:
-            number = signal.sigwait(ASKED_BY)
+            number = signal.sigwait(asked_by)
             if over:
                 return
             if asked_again(number):
                 _thread.interrupt_main()  # as Ctrl-C: Ray has put its own handler of SIGTERM in place of ours
 
-    before = {number: signal.signal(number, handle) for number in ASKED_BY}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_BY)
+    before = {number: signal.signal(number, handle) for number in asked_by}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, asked_by)
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     try:

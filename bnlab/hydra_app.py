@@ -50,6 +50,8 @@ def session(extra_dir: Path | None = None) -> Iterator[Hydra]:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(readable(error)) from error
+    except RecursionError as error:
+        raise ConfigError("a configuration that takes itself as its default, or is nested too deeply") from error
 
 
 @cache
@@ -200,7 +202,7 @@ def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequenc
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    config = OmegaConf.create(dict(tree))
+    found = copy.deepcopy(dict(tree))  # values only: text in it that looks like an interpolation stays text
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
@@ -209,8 +211,14 @@ def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequenc
         if override.key_or_group not in allowed or override.is_sweep_override() or override.is_delete():
             near = did_you_mean(override.key_or_group, allowed)
             raise ConfigError(f"{override.input_line}: cannot be set here{near}\nthese can: {', '.join(allowed)}")
-        OmegaConf.update(config, override.key_or_group, override.value())
-    return plain(config)
+        *parents, last = override.key_or_group.split(".")
+        node = found
+        for name in parents:
+            if not isinstance(node.get(name), dict):
+                node[name] = {}
+            node = node[name]
+        node[last] = plain(OmegaConf.create({last: override.value()}))[last]
+    return found
 
 
 def swept_keys(overrides: Sequence[str]) -> list[str]:
@@ -264,8 +272,8 @@ def _num_choices(override: Override) -> int:
     if not override.is_sweep_override():
         return 1
     if isinstance(value := override.value(), RangeSweep):
-        if not value.step:
-            raise ConfigError(f"{override.input_line}: a range needs a step other than 0")
+        if not value.step or not all(map(math.isfinite, (value.start or 0, value.stop or 0, value.step))):
+            raise ConfigError(f"{override.input_line}: a range needs numbers, and a step other than 0")
         return max(0, math.ceil(((value.stop or 0) - (value.start or 0)) / value.step))
     return sum(1 for _ in override.sweep_iterator())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ def search(task: Task, chosen: Settings, overrides: Sequence[str], folder: Path,
         if find_spec("optuna") is not None:
             import_module("optuna.logging").set_verbosity(logging.WARNING)  # its plugin has imported it by now
         plain = [line for line in overrides if line not in hydra_lines([line])]
-        lines = [*plain, *chosen.lines, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'"]
+        lines = [*plain, *chosen.lines, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(folder)}"]
         hydra.multirun(config_name=CONFIG_NAME, task_function=task, overrides=lines)
 
 
@@ -226,11 +227,11 @@ def distribute(task: Task, chosen: Settings, folder: Path, names: Sequence[str],
 
     _prepare_process(chosen)
     with session(extra_dir) as hydra, _hydras_own_sources():
-        lines = [*chosen.lines, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'"]
+        lines = [*chosen.lines, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(folder)}"]
         config = composed(hydra, lines, True)
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
-        launcher.launch([[f"hydra.sweep.subdir='{name}'"] for name in names], initial_job_idx=0)
+        launcher.launch([[f"hydra.sweep.subdir={quoted(name)}"] for name in names], initial_job_idx=0)
 
 
 @contextmanager
@@ -253,6 +254,12 @@ def _prepare_process(chosen: Settings) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(chosen.threads))
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # or a local Ray leaves a token in the home folder
     logging.getLogger("hydra_plugins").addHandler(logging.NullHandler())  # what it says, the summary does
+
+
+def quoted(text: object) -> str:
+    """Return text as an override's value that means these very characters."""
+    plain = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(text))
+    return f"'{plain.replace('${', chr(92) + '${')}'"
 
 
 def hydra_lines(overrides: Sequence[str]) -> list[str]:

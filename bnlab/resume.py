@@ -45,22 +45,36 @@ def resume(
     with Supervisor(care) as crew:
         if record is None:
             plan, states = _run(folder, overrides, crew), [""]
-            return _finish(plan, states, crew, care, from_scratch, dry_run)
+            return _finish(plan, states, crew, care, from_scratch=from_scratch, dry_run=dry_run)
         with held(folder):
             plan, states = _sweep(folder, record, overrides, config_dir, crew, errored)
             if not dry_run and not record.search:
                 lines = _merged(record.overrides, overrides)  # what is added now is to be finished by the next resume
-                SweepRecord(tuple(lines), config_dir or record.config_dir, search=False).write(folder)
-            return _finish(plan, states, crew, care, from_scratch, dry_run)
+                SweepRecord(
+                    tuple(lines), (config_dir and config_dir.resolve()) or record.config_dir, search=False
+                ).write(folder)
+            none = "no job failed or was killed" if errored else "nothing is left to do"
+            return _finish(plan, states, crew, care, none, from_scratch=from_scratch, dry_run=dry_run)
 
 
-def _finish(plan: Plan, states: Sequence[str], crew: Supervisor, care: Care, from_scratch: bool, dry_run: bool) -> int:
+def _finish(
+    plan: Plan,
+    states: Sequence[str],
+    crew: Supervisor,
+    care: Care,
+    none: str = "",
+    *,
+    from_scratch: bool,
+    dry_run: bool,
+) -> int:
+    """Have the jobs of a plan done, or with `dry_run` show them; `none` is said where there are none."""
     jobs = tuple(replace(job, from_scratch=from_scratch) for job in plan.jobs)
-    if dry_run:
-        results().print(jobs_table(jobs, states))
-        return 0
     if not jobs:
-        messages().say(f"{plan.folder}: nothing is left to do")
+        messages().say(f"{plan.folder}: {none}")
+    if dry_run:
+        if jobs:
+            results().print(jobs_table(jobs, states))
+        return 0
     return carry_out(replace(plan, jobs=jobs), crew, care)
 
 
@@ -95,6 +109,8 @@ def _sweep(
     for path, reason in skipped:
         raise RecordError(f"{path}: {reason}\nmove it away, then its job is done anew")
     for run in runs:
+        if run.folder.parent != folder:
+            raise RecordError(f"{run.folder}: lies deeper than the jobs of a sweep\nmove it away")
         if run.state == "running":
             raise RecordError(f"{run.folder} is in use by another process\nwait for it, or stop it")
         if (version := run.environment.get("bnlab", __version__)) != __version__:
@@ -104,6 +120,8 @@ def _sweep(
     if sweeper != "basic":
         raise ConfigError("a search cannot be gone on with here\ngive `bnlab train` the storage of its study")
     crew.start()  # it loads torch meanwhile
+    if record.search and (given := _merged((), overrides)):
+        raise ConfigError(f"{given[0]}: a search has no jobs to add\nstart a new one")
     pairs: list[tuple[Job, Run | None]] = []
     if not record.search:
         pairs = _paired(folder, runs, _merged(record.overrides, overrides), config_dir or record.config_dir, crew)
@@ -127,10 +145,11 @@ def _paired(
     for run in runs:
         begun[run.identity].append(run)
     taken = {run.folder.name for run in runs}
+    unclaimed = [run for run in runs if run.identity not in set(identities)]
     pairs: list[tuple[Job, Run | None]] = []
     for i, ((_, tree), label, identity) in enumerate(zip(planned, labels(planned), identities, strict=True)):
         found = begun[identity].pop(0) if begun[identity] else None
-        if found is None and (other := next((run for run in runs if _alike(run, tree, identity)), None)):
+        if found is None and (other := next((run for run in unclaimed if _alike(run, tree)), None)):
             raise RecordError(f"{other.folder} is of other data\nput the data back, or start a new sweep")
         name = next(n for n in map(str, itertools.chain([i], itertools.count())) if n not in taken)
         if found is None:
@@ -140,16 +159,18 @@ def _paired(
     return pairs
 
 
-def _alike(run: Run, tree: Mapping[str, Any], identity: str) -> bool:
-    """Return whether a run has these settings and yet another identity: its data are not what they were."""
+def _alike(run: Run, tree: Mapping[str, Any]) -> bool:
+    """Return whether a run has these settings: with another identity, its data are not what they were."""
     now, then = ({k: v for k, v in flat.items() if k not in MOVABLE} for flat in (flatten(tree), run.config))
-    return run.identity != identity and now == then
+    return now == then
 
 
 def _merged(recorded: Sequence[str], given: Sequence[str]) -> list[str]:
     """Return a sweep's overrides with those of this command line in their place; Hydra's own are not taken over."""
     new = {_key(line) for line in given}
     kept = [line for line in recorded if _key(line) not in new and line not in launchers.hydra_lines([line])]
+    if drawn := next((line for line in kept if "${" in line), None):  # it could read this machine, or grow without end
+        raise RecordError(f"{drawn}: an interpolation is not taken from a folder\ngive {_key(drawn)}=... here again")
     return [*kept, *(line for line in given if line not in launchers.hydra_lines([line]))]
 
 

@@ -20,6 +20,8 @@ from bnlab.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
+EVERY_KEY = "`bnlab train --cfg job` prints every key"  # what a message about an unknown one ends with
+
 
 def param(
     default: Any, meaning: str, *, low: float | None = None, above: float | None = None, high: float | None = None
@@ -36,7 +38,7 @@ def parse(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{prefix}.{key}: no such key{did_you_mean(str(key), fields)}")
+            raise ConfigError(f"{prefix}.{key}: no such key{did_you_mean(str(key), fields)}\n{EVERY_KEY}")
     hints = typing.get_type_hints(cls)
     made = {key: _value(f"{prefix}.{key}", value, hints[key], fields[key]) for key, value in values.items()}
     return cls(**made)

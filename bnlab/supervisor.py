@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bnlab import errors, hydra_app
 from bnlab.above import CommandLine
-from bnlab.errors import EnvironmentFault, RecordError
+from bnlab.errors import ConfigError, EnvironmentFault, RecordError
 from bnlab.jobs import INTERRUPTED, Ending, EndState, Job, Terminated, signals_kept
 from bnlab.launchers import current_job
 from bnlab.record.folder import RunFolder, hold, settle
@@ -98,6 +98,8 @@ class Supervisor:
             answer = receive(self._pipe)
         except (EOFError, OSError) as error:
             raise EnvironmentFault(f"the worker process ended: {self._death()[1]}\n{self._last_words()}") from error
+        except ValueError as error:  # of JSON
+            raise ConfigError(f"a number that cannot be written down: {error}") from error
         if "error" in answer:
             raise getattr(errors, answer["error"], EnvironmentFault)(answer["text"])
         identities: list[str] = answer["identities"]
@@ -193,10 +195,11 @@ class Supervisor:
             code = self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()  # it held the run's folder
             return "killed", "its process closed the pipe"
         if code >= 0:
             return "failed", f"its process ended with exit code {code}"
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return "killed", f"killed by {name}" + (", by the system if memory was short" if name == "SIGKILL" else "")
 
     def _last_words(self) -> str:
@@ -247,7 +250,7 @@ class Task:
     place: Path  # where the command line was given
     jobs: Mapping[str, Job]  # by folder name; a search chooses others while it goes on
     above: CommandLine | None  # what gave them out, if the launcher's processes are to end with it
-    at_once: int | None = None  # jobs at once, where the launcher itself sets no limit
+    turns: tuple[Path, int] | None = None  # where the launcher itself sets no limit: a folder, and jobs at once
     shared: Sequence[str] = ()  # overrides that do not tell the jobs of a search apart
 
     def __call__(self, cfg: DictConfig) -> float | str:
@@ -277,10 +280,10 @@ class Task:
     def _turn(self) -> Iterator[None]:
         """Wait for one of so many places; whoever has one holds a lock, which ends with it."""
         lock = None
-        while self.at_once is not None and lock is None and not self._unwanted():
-            for place in range(self.at_once):
+        while self.turns is not None and lock is None and not self._unwanted():
+            for place in range(self.turns[1]):
                 with contextlib.suppress(RecordError):
-                    lock = hold(self.folder / ".submitit" / "turns" / str(place))
+                    lock = hold(self.turns[0] / str(place))
                     break
             else:
                 time.sleep(LOOK_SECONDS)

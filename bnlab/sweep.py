@@ -64,6 +64,8 @@ def launch(overrides: Sequence[str], multirun: bool, config_dir: Path | None, ca
             return _launch(crew, overrides, multirun, config_dir, care, dry_run)
     from bnlab import worker, workers
 
+    if care.timeout is not None or care.retries:
+        raise ConfigError("--timeout and --retries need jobs in processes of their own; torchrun's train them together")
     worker.workers = team = workers.from_environment() or workers.ALONE
     team.connect()
     crew_here = worker.InProcess()
@@ -116,7 +118,7 @@ def _launch(
     if not multirun:
         return carry_out(plan, crew, care)
     with held(place):
-        SweepRecord(tuple(overrides), config_dir, search).write(place)
+        SweepRecord(tuple(overrides), config_dir and config_dir.resolve(), search).write(place)
         return carry_out(plan, crew, care)
 
 
@@ -167,8 +169,14 @@ def _hand_out(plan: Plan, crew: Crew, care: Care) -> None:
     chosen = launchers.settings(plan.overrides, plan.launcher, plan.sweeper, len(plan.jobs), threads, plan.config_dir)
     jobs = () if search else tuple(replace(job, folder=above.folder / job.folder.name) for job in plan.jobs)
     names = {job.folder.name: job for job in jobs}
-    at_once = chosen.at_once if plan.launcher in UNLIMITED else None
-    task = Task(care, above.folder, Path.cwd(), names, None if elsewhere else above, at_once, plan.overrides)
+    turns = None
+    if plan.launcher in (*UNLIMITED, *ELSEWHERE):
+        # Submitit unpickles what lies in its folder, so that is a new one: a sweep's may come from anywhere.
+        own = Path(tempfile.mkdtemp(prefix=".submitit-", dir=above.folder))
+        line = f"hydra.launcher.submitit_folder={launchers.quoted(own / '%j')}"
+        chosen = replace(chosen, lines=(line, *chosen.lines))  # one of the user's own comes later, and holds
+        turns = (own / "turns", chosen.at_once) if plan.launcher in UNLIMITED and chosen.at_once else None
+    task = Task(care, above.folder, Path.cwd(), names, None if elsewhere else above, turns, plan.overrides)
     crew.watcher.sweep_started(chosen.trials or len(jobs))
     if chosen.crowded:
         crew.watcher.noted(chosen.crowded)
@@ -230,6 +238,10 @@ def _fitting(
     if found is None:
         return overrides, planned
     place, names = found
+    if launchers.machinery(overrides, config_dir)[1] != "basic":
+        raise ConfigError(
+            f"{overrides[place]}: not in a search\nwrite norm=choice({','.join(names[:2])}) with all you want"
+        )
     misfits: dict[str, MisfitError] = {}
     jobs: dict[str, list[tuple[list[str], dict[str, Any]]]] = {name: [] for name in names}
     for lines, tree in planned:

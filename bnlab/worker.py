@@ -34,7 +34,7 @@ from bnlab.training import checkpoint
 from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.evaluation import Evaluator, check_eval
 from bnlab.training.loop import Training
-from bnlab.training.outcome import Outcome
+from bnlab.training.outcome import Outcome, score_of
 from bnlab.training.summary import summarize
 from bnlab.training.trainer import precision_of
 from bnlab.watcher import Watcher
@@ -99,6 +99,7 @@ def run(job: Job, watcher: Watcher, stop: Stop | None = None) -> Ending:
         folder = RunFolder(job.folder, job.tree, job.yaml, known)
         if folder.earlier in FINAL:
             folder.release()
+            folder = None  # nothing more is written there
             return _recorded(job.folder)
         with _logging_to(folder.path / "run.log"):
             device = held.enter_context(device_held(config.trainer.device, workers, stop, job, watcher))
@@ -119,7 +120,7 @@ def run(job: Job, watcher: Watcher, stop: Stop | None = None) -> Ending:
         step = outcome.diverged_at
         return Ending("diverged", f"diverged at step {step}", f"loss not finite at step {step:,}")
     headline = f"test {100 * outcome.curve['test.accuracy'][-1]:.2f} %, {outcome.train_seconds:.1f} s"
-    return Ending("done", "", headline, _score(outcome.curve))
+    return Ending("done", "", headline, score_of(outcome.curve))
 
 
 def _train(
@@ -214,14 +215,13 @@ def _record(folder: RunFolder | None, state: State, reason: str) -> None:
 
 
 def _recorded(folder: Path) -> Ending:
-    """Return what a finished run says of itself."""
-    summary = json.loads(read_plain(folder / "summary.json"))
-    score = _score(summary["curve"]) if summary["state"] == "done" else None
-    return Ending(summary["state"], "", "was done before", score, skipped=True)
-
-
-def _score(curve: Mapping[str, Sequence[float]]) -> float:
-    return curve.get("valid.accuracy", curve["train.accuracy"])[-1]
+    """Return what a finished run says of itself. Errors: RecordError."""
+    try:
+        summary = json.loads(read_plain(folder / "summary.json"))
+        score = score_of(summary["curve"]) if summary["state"] == "done" else None
+        return Ending(summary["state"], "", "was done before", score, skipped=True)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise RecordError(f"{folder / 'summary.json'}: cannot be read, though the run is over ({error})") from error
 
 
 def _reason(error: BaseException, tree: Mapping[str, Any]) -> str:

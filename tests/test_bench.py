@@ -25,7 +25,7 @@ from bnlab.bench import pairing
 from bnlab.bench import stepper as stepping
 from bnlab.bench.arms import Section, contest, read, set_threads
 from bnlab.bench.engine import FEWEST_ROUNDS, BenchConfig, Contest, ContestTime, Stepper, measure
-from bnlab.bench.layers import SHAPES, layer_contest
+from bnlab.bench.layers import SHAPES, layer_contest, uncompared
 from bnlab.bench.pairing import Figures, Turns, in_turn, ratio_of
 from bnlab.bench.scaling import levels
 from bnlab.bench.stepper import first_batches
@@ -482,6 +482,20 @@ def test_layers_by_shape() -> None:
     ready = layer_contest(odd, (4, 6, 5, 5))
     assert ready is not None
     assert (list(ready.make), len(ready.left_out)) == (["batch"], 1)
+
+
+def test_of_layers_none_is_left_out_by_name_and_is_no_baseline() -> None:
+    lone = "norm=batch alone has nothing to be compared with but its second copy; name others, such as norm=batch,layer"
+    for norms, kept, said in (
+        ([], ["batch", "ghost", "instance", "layer"], []),  # no groups fit 4 channels
+        (["norm=batch,layer"], ["batch", "layer"], []),
+        (["norm=none,batch,layer"], ["none", "batch", "layer"], ["norm=none is left out: it has no layer"]),
+        (["norm=none,batch"], ["none", "batch"], ["norm=none is left out: it has no layer", lone]),
+        (["norm=batch"], ["batch"], [lone]),
+    ):
+        _, (section,), notes = read([*SMALL, *norms], layers=True)
+        assert (labels(section), [note for note in notes if "group" not in note]) == (kept, [])
+        assert list(uncompared(section)) == said
 
 
 def test_scaling_by_width() -> None:

@@ -491,6 +491,17 @@ def test_overrides_choose_strategy_and_parameters(
         check(["norm=ghost"], "torch.nn:BatchNorm2d", "table")
 
 
+def test_overrides_that_name_no_strategy_leave_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cards: dict[str, Card]
+) -> None:
+    monkeypatch.setattr("bnlab.check.examine", lambda subject: cards[subject.label])
+    for overrides in (["seed=0"], ["model=cnn,mlp"]):
+        assert check(overrides, None, "json") == 0
+        assert [card["subject"] for card in json.loads(capsys.readouterr().out)["cards"]] == list(strategies)
+    with pytest.raises(ConfigError, match="model=cn: no such option"):
+        check(["model=cn"], None, "json")
+
+
 def test_exit_code_1_on_a_contradiction(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     untrue = property(lambda self: Facts(False, False, True, False, False))
     monkeypatch.setattr(strategies["none"], "facts", untrue)

@@ -140,7 +140,18 @@ MISTAKES = [
     (["trainer.epoch=1"], 2, "trainer.epoch: no such key; did you mean trainer.epochs?"),
     (["optim.lr=fast"], 2, "optim.lr=fast: must be a number"),
     (["optim.lr=nan"], 2, "optim.lr=nan: must be above 0"),
-    (["+x=1"], 2, "x: no such key"),
+    (["+x=1"], 2, "x: no such key\n`bnlab train --cfg job` prints every key"),
+    (["++norm.x=1"], 2, "norm.x: no such key\n`bnlab train --cfg job` prints every key"),
+    (["ghost"], 2, "ghost: is no KEY=VALUE\nwrite norm=ghost\n"),
+    (["norm", "=", "ghost"], 2, "norm: is no KEY=VALUE\nwrite norm=VALUE, without spaces\n"),
+    (["ghots"], 2, "ghots: is no KEY=VALUE; did you mean ghost?\n"),
+    (["norm=glob(*)"], 2, "norm=glob(*): several values\nadd -m to run one job for each"),
+    (["norm="], 2, "norm=: no such option\nthere are: batch, dyt, "),
+    (["-m", "seed=1,", "2"], 2, "an override: cannot be read where it ends\n"),
+    (["name=a&b"], 2, "name=a&b: cannot be read\n"),
+    (["seed=foo(1)"], 2, "seed=foo(1): unknown function 'foo'\n"),
+    (["-m", "hydra/launcher=foo"], 2, "hydra/launcher=foo: no such option\nthere are: basic, "),
+    (["hydra/sweeper=foo"], 2, "hydra/sweeper=foo: no such option\nthere are: basic"),
     (["+norm._target_=os.system"], 2, "may not name Python objects"),
     (["+hydra.callbacks.x._target_=pathlib.Path.touch"], 2, "may not name Python objects"),
     (["name=../x"], 2, "name='../x': must be"),
@@ -160,7 +171,8 @@ MISTAKES = [
     (["-m", "seed=range(1000000000)"], 2, "the sweep comes to 1,000,000,000 jobs"),
     (["-m", "seed=range(200)", "optim.lr=range(0.1,10,0.1)"], 2, "the sweep comes to 19,800 jobs"),
     (["-m", "seed=range(5,0)"], 2, "the sweep comes to 0 jobs"),
-    (["-m", "seed=range(0,5,0)"], 2, "seed=range(0,5,0): a range needs a step other than 0"),
+    (["-m", "seed=range(0,inf)"], 2, "seed=range(0,inf): a range needs numbers"),
+    (["-m", "seed=range(0,5,0)"], 2, "seed=range(0,5,0): a range needs numbers, and a step other than 0"),
     (["data=mnist"], 1, "mnist: not in data"),
     (["data=folder"], 2, "data.path"),
     (["trainer.device=cuda:99"], 1, "trainer.device=cuda:99"),
@@ -189,6 +201,8 @@ def test_mistakes_end_in_one_message(
     assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 3, done.stderr
     assert "Traceback" not in done.stderr
+    assert "hydra.cc" not in done.stderr
+    assert "ray_aws" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -212,9 +226,18 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
 
 def test_traceback_is_there_for_the_asking(tmp_path: Path) -> None:
     done = bnlab("train", "optim.lr=nan", "--traceback", cwd=tmp_path)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "ConfigError" in done.stderr
+
+
+def test_a_traceback_leaves_the_exit_code_as_it_is(tmp_path: Path) -> None:
+    commands = [["compare", "nowhere"], ["train", "norm=gost"], ["train", "data=mnist"]]
+    found = in_turn([[*command, *more] for command in commands for more in ([], ["--traceback"])], tmp_path)
+    assert [done.returncode for done in found] == [2, 2, 2, 2, 1, 1]
+    for plain, traced in zip(found[::2], found[1::2], strict=True):
+        assert traced.stderr.startswith("Traceback")
+        assert traced.stderr.endswith(plain.stderr)
 
 
 def test_runs_that_cannot_be_written_are_found_before_training(tmp_path: Path) -> None:
@@ -363,7 +386,7 @@ def test_show(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
         assert state in shown.stdout
         assert all(len(row) <= 80 for row in shown.stdout.splitlines())
     missing = bnlab("show", "runs", cwd=place)
-    assert (missing.returncode, "no run here" in missing.stderr) == (1, True)
+    assert (missing.returncode, "no run here; it holds " in missing.stderr) == (2, True)
 
 
 # ---------------------------------------------------------------- the rest of the command line

@@ -16,10 +16,12 @@ from helpers_runs import make_run
 from scipy import stats
 
 from bnlab.compare.compare import compare
-from bnlab.compare.read import LARGEST_FILE, read_runs
+from bnlab.compare.files import LARGEST_FILE
+from bnlab.compare.read import read_documents, read_runs
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.errors import ConfigError, RecordError
 from bnlab.measure.metrics import Censored, find_metric, metrics
+from bnlab.report.heading import heading
 
 NONE = [0.970, 0.972, 0.969, 0.974, 0.971]
 BATCH = [0.981, 0.984, 0.979, 0.986, 0.983]
@@ -364,7 +366,12 @@ def test_by_pools_the_other_keys_and_says_so(tmp_path: Path) -> None:
     batch = row(section, "batch")
     assert (batch.n, batch.metrics["test_accuracy"].n) == (10, 5), "ten runs, but five seeds"
     assert batch.vs_baseline["test_accuracy"].center == pytest.approx(0.0134)
+    assert (batch.num_runs, batch.num_seeds) == (10, 5)
     assert any("differ in lr (0.1, 0.5) are pooled" in note for note in section.notes)
+    few = only(compare([tmp_path], by=["norm"], where=["seed=0"]))
+    assert "Each arm has one seed with a finite figure (n=1): no interval and no p can be given, and seeds differ." in (
+        few.notes
+    )
     assert labels(only(compare([tmp_path], by=["lr", "norm"])))[:2] == ["lr=0.1 norm=none", "lr=0.1 norm=batch"]
     with pytest.raises(ConfigError, match="more than one key"):
         compare([tmp_path], by=["momentum"])
@@ -513,7 +520,59 @@ def test_derivations(tmp_path: Path) -> None:
     assert {metric.derive(bare, 0.9) for metric in metrics.values()} == {None, math.inf}
 
 
+def test_one_arm_has_no_order_that_a_learning_rate_could_change(tmp_path: Path) -> None:
+    make_arm(tmp_path, "none", NONE)
+    assert not any("All arms ran at" in note for note in only(compare([tmp_path])).notes)
+
+
+def test_equal_differences_have_no_p_and_say_so(tmp_path: Path) -> None:
+    make_arm(tmp_path, "none", [0.90, 0.91, 0.92])
+    make_arm(tmp_path, "batch", [0.9028, 0.9128, 0.9228])
+    make_arm(tmp_path, "layer", [0.90, 0.91, 0.92])
+    make_arm(tmp_path, "ghost", [0.91, 0.91, 0.92])
+    notes = only(compare([tmp_path])).notes
+    assert "batch: the differences are equal in every seed, so no p can be given." in notes
+
+
+def test_a_mean_difference_that_is_only_rounding_is_zero(tmp_path: Path) -> None:
+    make_arm(tmp_path, "none", [346 / 360, 301 / 360, 333 / 360])
+    make_arm(tmp_path, "batch", [350 / 360, 309 / 360, 321 / 360])  # 4, 8 and -12 more of 360
+    difference = row(only(compare([tmp_path])), "batch").vs_baseline["test_accuracy"]
+    assert (difference.center, difference.p) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("steps", [(20, 200), (20, None)])
+def test_no_epochs_stand_above_runs_of_different_steps(tmp_path: Path, steps: tuple[int, int | None]) -> None:
+    for count in steps:
+        make_run(tmp_path / str(count), config={"trainer.steps": count})
+    for by in ([], ["norm"]):
+        section = only(compare([tmp_path], by=by))
+        assert not any("epoch" in part or " step" in part for part in heading(section))
+
+
 # Broken and hostile folders
+
+
+def test_what_is_no_run_folder_names_the_runs_below_it(tmp_path: Path) -> None:
+    def message(folder: Path) -> str:
+        with pytest.raises(ConfigError) as caught:
+            read_documents(folder)
+        return str(caught.value)
+
+    for i in range(12):
+        make_run(tmp_path / "many" / str(i), seed=i)
+    many = tmp_path / "many"
+    assert message(many) == f"{many}: no run here; it holds 12 runs\ngive one of them: {many / '0'} to {many / '11'}"
+    make_run(tmp_path / "few" / "bench" / "none")
+    few = tmp_path / "few"
+    assert message(few) == f"{few}: no run here; it holds 1 run\ngive that one: {few / 'bench' / 'none'}"
+    make_run(few / "bench" / "batch")
+    assert message(few).endswith(f"give one of them: {few / 'bench' / 'batch'} or {few / 'bench' / 'none'}")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, what in (("empty", "no run here"), ("file", "is not a folder"), ("missing", "does not exist")):
+        assert message(tmp_path / name).startswith(f"{tmp_path / name}: {what}")
+        assert "`bnlab train` prints it" in message(tmp_path / name)
 
 
 def test_no_runs(tmp_path: Path) -> None:

@@ -348,6 +348,14 @@ def test_a_wait_does_not_count_for_the_time_out(tmp_path: Path) -> None:
     assert stopped == ["took longer than 0.5 s (--timeout)"]
 
 
+def test_a_death_by_any_signal_has_a_name() -> None:
+    for number, name in ((9, "SIGKILL, by the system if memory was short"), (11, "SIGSEGV"), (40, "signal 40")):
+        crew = Supervisor(Care())
+        crew._process = subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"])
+        crew._words = tempfile.TemporaryFile()  # noqa: SIM115
+        assert crew._death() == ("killed", f"killed by {name}")
+
+
 def test_workers_of_one_training_and_the_cpu_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     PretendedCuda(monkeypatch, 2)
     with claimed(["uuid-1"], lock_folder(), Stop(), never):

@@ -267,6 +267,12 @@ def test_requests_that_make_no_sense(name, keys, message, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_what_cannot_be_fetched_is_not_offered(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        fetch("foo", tmp_path)
+    assert str(error.value) == "foo: no such data set\nthere are: mnist, fashion_mnist, cifar10, cifar100"
+
+
 def test_too_little_space_is_told_before_the_download(server, set_of_two, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(DataError, match=r"no space in .*: [\d,]+ bytes needed, 10 free"):

@@ -324,6 +324,36 @@ def test_mlflow_replaces_what_has_gone_on_and_what_was_left_half(tmp_path: Path,
     assert math.isnan(second.value)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_odd_name_does_not_keep_runs_out_of_mlflow(tmp_path: Path, tracked: Tracked) -> None:
+    from mlflow.utils.validation import _validate_metric_name, _validate_param_name
+
+    from bnlab.export.tracking import _key
+
+    odd = ["..", ".", "../../x", "/etc/x", "a/../b", "a/./b", "a//b", "a/", "..x", "", "/", "./" * 200, "x" * 300]
+    for name in odd:
+        _validate_metric_name(_key(name))
+        _validate_param_name(_key(name))
+        assert len(_key(name)) <= 250
+    assert [_key(name) for name in ("step/loss", "test.accuracy", "..", "a/../b", "/etc/x")] == [
+        "step/loss", "test.accuracy", "__", "a/__/b", "etc/x"
+    ]  # fmt: skip
+    make_run(tmp_path / "runs" / "0", seed=0)
+    strange = make_run(tmp_path / "runs" / "1", seed=1)
+    (strange / "evals.csv").write_text(
+        "step,epoch,split,samples,metric,value\n1,1,..,9,accuracy,0.5\n2,2,../../x,9,accuracy,0.25\n"
+    )
+    summary = json.loads((strange / "summary.json").read_text())
+    summary["config"]["../x"] = 1
+    (strange / "summary.json").write_text(json.dumps(summary))
+    done = bnlab("export", "mlflow", "--out", "store", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "store: 2 runs added, 0 were there\n"), done.stderr
+    _, found = tracked(tmp_path / "store")
+    there = found["runs/1"].data
+    assert there.params["__/x"] == "1"
+    assert {name for name in there.metrics if "__" in name} == {"__/accuracy", "__/__/x/accuracy"}
+
+
 # ---------------------------------------------------------------- places and failures
 
 

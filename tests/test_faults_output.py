@@ -79,6 +79,20 @@ def test_streams_that_are_closed_full_or_left_early(trained: Path) -> None:
             assert done.stdout.count("\n") == ("head" in end), (command, end)
 
 
+@pytest.mark.parametrize("end", ["2> /dev/full", "2>&-", "2> >(exec <&-; sleep 1)"], ids=["full", "closed", "left"])
+def test_messages_that_nobody_takes_cost_nothing(tmp_path: Path, end: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m bnlab train -m seed=0,1 {' '.join(QUICK)} {end}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.count("  done  "), done.stderr) == (0, 2, "")
+
+
 @pytest.mark.parametrize(
     "terminal",
     [

@@ -20,6 +20,8 @@ from test_cli import BNLAB, ROOT, environment
 
 from bnlab import launchers
 from bnlab.errors import EnvironmentFault
+from bnlab.follow import asked_to_stop
+from bnlab.hydra_app import compose
 
 # all of them come with the dev group, so that none is skipped unseen
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray")
@@ -134,6 +136,32 @@ def test_launchers_say_nothing_themselves(swept: Callable[[str], Swept], launche
     assert [line for line in rest if not ours.match(line)] == []
     assert not list(Path(found.environment["HOME"]).iterdir())
     wait(lambda: not left(found.environment))
+
+
+def test_submitits_folder_is_new_each_time(swept: Callable[[str], Swept]) -> None:
+    """What lies in it is unpickled, and a sweep's folder may come from anywhere."""
+    (sweep,) = swept("submitit_local").place.glob("runs/2*")
+    own = list(sweep.glob(".submitit*"))
+    assert len(own) == 2  # of train, and of resume
+    assert all(re.fullmatch(r"\.submitit-.{8}", path.name) and path.stat().st_mode & 0o777 == 0o700 for path in own)
+    assert any(path.glob("*/*.pkl") for path in own)
+
+
+@pytest.mark.parametrize("text", ["it's", "a${b}", "\\", "c\\", "d\\'", '"', "a,b=c", "x y", "$", "[1]", "ä…", "'"])
+def test_a_quoted_value_means_its_own_characters(text: str) -> None:
+    line = f"hydra.sweep.dir={launchers.quoted(text)}"
+    assert compose([line], True).hydra.sweep.dir == text
+
+
+def test_a_mark_of_a_killed_command_line_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / ".stop").symlink_to(tmp_path / "outside")
+    with asked_to_stop(tmp_path) as signals:
+        assert not os.path.lexists(tmp_path / ".stop")
+        (tmp_path / ".stop").symlink_to(tmp_path / "outside")
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait(lambda: signals, 5)
+    assert signals == [signal.SIGTERM]
+    assert os.listdir(tmp_path) == [], "nothing is written through a link"
 
 
 # ---------------------------------------------------------------- the end of the command line

@@ -216,11 +216,30 @@ def test_seeds_as_columns(runs: Path) -> None:
     assert centers == [[accuracy(norm, "cnn", seed) for seed in range(3)] for norm in NORMS]
 
 
-def test_the_first_metric_is_shown_and_only_that(runs: Path) -> None:
-    shown = bnlab_compare(str(runs), "--pivot", "normxmodel", "--metric", "steps_to_target", "--metric", "ece").stdout
+def test_the_metric_is_shown_with_its_unit(runs: Path) -> None:
+    shown = bnlab_compare(str(runs), "--pivot", "normxmodel", "--metric", "steps_to_target").stdout
     assert "steps to 98 % by norm.name" in shown
     assert "> 100 (0 of 3)" in shown
-    assert "ECE" not in shown
+    titles = {
+        "test_loss": "test loss (nats)",
+        "acc_gap": "gap train-eval (points)",
+        "test_accuracy": "test acc %",
+        "seconds_to_target": "seconds to 98 %",
+        "images_per_second": "images/s",
+        "step_ms": "step ms",
+    }
+    for name, title in titles.items():
+        assert f"# {title} by norm.name" in PIVOT_FORMATS["plain"](compare([runs], pivot="normxmodel", metrics=[name]))
+
+
+def test_pooled_runs_are_counted_by_seed(tmp_path: Path) -> None:
+    for norm in ("none", "batch"):
+        for rate in (0.1, 0.5):
+            for seed in range(2):
+                make_run(tmp_path / f"{norm}{rate}{seed}", norm=norm, seed=seed, config={"optim.lr": rate})
+    shown = bnlab_compare(str(tmp_path), "--pivot", "normxmodel", "--by", "norm", "--by", "model").stdout
+    assert "2 seeds (4 runs) an arm" in shown
+    assert "n=2" not in shown, "the header says it for all cells"
 
 
 def test_data_sets_side_by_side(tmp_path: Path) -> None:
@@ -302,6 +321,7 @@ def test_a_wide_matrix_is_broken_between_columns_and_at_last_into_blocks(tmp_pat
         (["--pivot", "norm", "x", "model"], "quoted: --pivot 'norm x model'"),
         (["--pivot", "normxmodel", "--baseline", "none"], "--baseline: a matrix has no such thing"),
         (["--pivot", "normxmodel", "--sort", "ece"], "--sort: a matrix has no such thing"),
+        (["--pivot", "normxmodel", "--metric", "ece", "--metric", "kl"], "--metric: a matrix shows one metric"),
         (["--pivot", "normxmodel", "--best-of", "norm"], "compared or chosen, not both"),
         (["--pivot", "normxmodle"], "did you mean model?"),
     ],

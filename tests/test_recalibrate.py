@@ -417,7 +417,11 @@ def test_the_table_reads_well_at_any_width(
     wide = capsys.readouterr().out
     arguments = ["recalibrate", run, "--samples", "300", "--stats", "precise"]
     done = bnlab(*arguments, "--out", "b.pt", cwd=tmp_path, COLUMNS="80", PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "stats=precise: whole batches of 64 are taken, 256 of the 300 samples asked for",
+        f"bnlab probe {run} --checkpoint b.pt reads it",
+    ]
     assert done.stdout.isascii()
     for text, columns in ((wide, 120), (done.stdout, 80)):
         assert max(map(len, text.splitlines())) <= columns
@@ -429,6 +433,15 @@ def test_the_table_reads_well_at_any_width(
     again = bnlab(*arguments, "--out", "a.pt", cwd=tmp_path)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr == "a.pt: exists already, and nothing is written over\nname another file by --out\n"
+
+
+def test_a_folder_that_is_missing_is_told_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "find", lambda *_: pytest.fail("read something"))
+    with pytest.raises(ConfigError, match=r"a/b does not exist\nmake it, or name another by --out$"):
+        command.recalibrate(["x"], None, None, None, "population", None, tmp_path / "a" / "b" / "x.pt", "json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_says_what_was_enough_and_where_the_file_is(

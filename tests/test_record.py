@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pandas
@@ -22,7 +24,7 @@ import torch
 from bnlab.errors import EnvironmentFault, RecordError
 from bnlab.record import provenance
 from bnlab.record.files import write_bytes, write_json
-from bnlab.record.folder import RunFolder, fresh_folder
+from bnlab.record.folder import RunFolder, fresh_folder, hold
 from bnlab.record.tables import Table
 from bnlab.training import checkpoint
 
@@ -142,6 +144,16 @@ def test_a_run_folder_has_one_owner(tmp_path: Path) -> None:
         "config": {"seed": 0},
         "steps": 3,
     }
+
+
+def test_a_reader_that_looks_at_a_lock_keeps_nobody_out(tmp_path: Path) -> None:
+    run_folder(tmp_path / "a").finish("failed", error="a test")
+    reader = open(tmp_path / "a/.lock", "rb")  # noqa: SIM115
+    fcntl.flock(reader, fcntl.LOCK_SH)
+    leaves = Timer(0.02, reader.close)
+    leaves.start()
+    os.close(hold(tmp_path / "a"))
+    leaves.join()
 
 
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import pytest
 
 from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
+from bnlab.conformance.findings import Card
+from bnlab.measure.metrics import metrics
+from bnlab.report.card_formats import CARD_FORMATS
 from bnlab.report.chart import Scale, line_chart, sparkline
 from bnlab.report.columns import baseline_name, fold, section_columns, table_width
 from bnlab.report.console import Terminal, clean
@@ -67,6 +71,7 @@ def section(**changes: Any) -> Section:
         "model.widths": "[32,64]",
         "schedule.name": "one_cycle",
         "trainer.epochs": 3.0,
+        "trainer.steps": None,
         "data.batch_size": 64,
         "trainer.channels_last": True,
     }
@@ -191,6 +196,14 @@ def test_columns_go_by_their_rank_and_are_named() -> None:
     assert table_width(kept) <= 70
     assert [c.name for c in left_out] == ["curve", "acc_gap", "step_ms", "flip_rate"]
     assert fold(columns, 30)[0] is None  # the arm, the runs, the figure and the difference stay: blocks instead
+
+
+def test_the_curve_is_not_named_as_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " ".join(printed(Comparison([section()]), monkeypatch, 72).split())
+    assert "left out for width: the curve (a wider terminal shows it)" in text
+    named = re.findall(r"left out for width: ([\w, ]+) \(--metric NAME", text)
+    assert len(named) == 1
+    assert set(named[0].split(", ")) < set(metrics)
 
 
 def test_metrics_asked_for_take_the_place_of_the_usual_ones() -> None:
@@ -346,6 +359,19 @@ def test_uneven_and_censored_estimates_say_so() -> None:
     assert [str(cell) for cell in cells] == ["412 (390–450)", "940 (≥ 900) (4 of 5)", "> 1,880 (2 of 5)", "–", "–"]
 
 
+@pytest.mark.parametrize(
+    ("limit", "text"), [(0.1, "0.1"), (0.0523, "0.052"), (5.26, "5.3"), (26.9, "27"), (5.0, "5"), (0.0, "0")]
+)
+def test_a_limit_is_never_rounded_to_nothing(limit: float, text: str) -> None:
+    cells = estimate_cells([Estimate(None, None, None, 3, 0, limit, "median")], 1)
+    assert str(cells[0]) == f"> {text} (0 of 3)"
+
+
+def test_a_difference_keeps_its_sign() -> None:
+    cells = difference_cells([Difference(c, c - 0.5, c + 0.5, 0.9, 3) for c in (-0.037, 0.037, 0.0)], 1, 2)
+    assert [str(cell) for cell in cells] == ["-0.0 ± 0.5", "+0.0 ± 0.5", "+0.0 ± 0.5"]
+
+
 def test_a_star_needs_a_corrected_p_below_five_percent() -> None:
     cells = difference_cells([Difference(0.4, 0.3, 0.5, 0.0499, 5), Difference(0.4, 0.3, 0.5, 0.05, 5), None], 1, 2)
     assert [str(cell) for cell in cells] == ["+0.40 ± 0.10 *", "+0.40 ± 0.10", "–"]
@@ -354,7 +380,8 @@ def test_a_star_needs_a_corrected_p_below_five_percent() -> None:
 def test_numbers() -> None:
     assert number(1880.4, 0) == "1,880"
     assert number(-0.001, 2) == "0.00"
-    assert number(-0.001, 2, signed=True) == "+0.00"
+    assert number(-0.001, 2, signed=True) == "-0.00"
+    assert (number(0.0, 1, signed=True), number(-0.0, 1, signed=True)) == ("+0.0", "+0.0")
     assert number(3.2e12, 2) == "3.20e+12"
     assert number(math.inf, 2) == "–"
     assert decimals_for([98.7, 3.0], []) == 2
@@ -378,6 +405,30 @@ def test_the_header_names_what_is_shared_only() -> None:
         "mnist", "cnn 32-64", "one-cycle, 3 epochs", "cpu, 1 / 2 threads, channels_last", "torch 2.14.0 / 2.15.0",
         "5 seeds an arm",
     ]  # fmt: skip
+
+
+def test_no_length_is_said_where_the_steps_differ() -> None:
+    shared = section().settings
+    assert "one-cycle, 1 step, batch 64" in heading(section(settings=shared | {"trainer.steps": 1}))
+    differing = {key: value for key, value in shared.items() if key != "trainer.steps"}
+    assert "one-cycle, batch 64" in heading(section(settings=differing))
+
+
+def test_seeds_are_counted_where_runs_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def arm(name: str, *seeds: int, runs: int) -> Row:
+        figures = {"test_accuracy": mean(0.98, 0.01 if len(seeds) > 1 else None, n=len(seeds))}
+        made = row(name, 0.98, figures["test_accuracy"])
+        return replace(made, n=runs, states={"done": runs}, metrics=figures, seeds=frozenset(seeds))
+
+    assert heading(section(rows=[arm("none", 0, 1, runs=4)]))[-1] == "2 seeds (4 runs) an arm"
+    rows = [arm("none", 0, 1, runs=4), arm("batch", 0, 1, runs=4), arm("layer", 0, runs=2)]
+    assert heading(section(rows=rows))[-1] == "1 to 2 seeds (2 to 4 runs) an arm"
+    lines = printed(Comparison([section(rows=rows)]), monkeypatch, 100).splitlines()
+    assert next(line for line in lines if line.startswith("none")).split()[:4] == ["none", "98.0", "±", "1.0"]
+    assert next(line for line in lines if line.startswith("layer")).split()[:4] == ["layer", "n=1", "98.0", "n=1"]
+    for name, cell in (("plain", 1), ("md", 3)):
+        lines = FORMATS[name](Comparison([section(rows=rows)])).splitlines()
+        assert [line.split()[cell] for line in lines if "done=" in line] == ["2", "2", "1"]
 
 
 def test_curves_near_one_are_told_apart_on_the_scale_of_the_error() -> None:
@@ -500,7 +551,20 @@ def test_a_run_without_a_summary_says_what_happened_and_where_the_log_is() -> No
 
 def test_a_run_that_diverged_says_where(tmp_path: Path) -> None:
     summary = {"state": "diverged", "diverged_at": 1313, "curve": {"step": [0], "test.loss": [None]}}
-    assert "diverged, the loss was not finite at step 1,313" in shown(summary, {}, tmp_path)
+    status = {"state": "diverged", "error": "loss not finite at step 1313"}
+    text = shown(summary, status, tmp_path)
+    assert "diverged, the loss was not finite at step 1,313" in text
+    assert text.count("not finite") == 1
+
+
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    bench = {"rounds": 1, "stopped_by": "budget"}
+    text = shown({"steps": 1, "epochs": 1.0, "initial_share": {"half_life_steps": 1.0}}, {}, tmp_path)
+    assert "1 step (1 epoch)" in text
+    assert "half-life 1 step\n" in "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    assert "1 round, stopped by" in shown({"bench": bench}, {}, tmp_path)
+    card = Card("batch", declared=True, channels=1, batch=8, images_only=False, findings=[])
+    assert CARD_FORMATS["md"]([card]).startswith("**batch**, 1 channel\n")
 
 
 @pytest.mark.parametrize("junk", [None, 7, "x", [], {}, True, [None], {"step": "x"}, 10**400])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from bnlab.config import identity, parse_config
 from bnlab.jobs import Stop
 from bnlab.prepare import bundle_of
 from bnlab.record.sweep import SweepRecord
+from bnlab.training import checkpoint
 from bnlab.watcher import Watcher
 
 FILES = ("steps.csv", "times.csv", "run.log", "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256", ".lock")
@@ -137,12 +137,16 @@ def test_a_recorded_sweep_cannot_name_code(place: Path) -> None:
         "search": ["hydra/sweeper=optuna", "hydra.sweeper.storage=sqlite:///" + target],
         "path": [f"+hydra.searchpath=[file://{place}]"],
         "resolver": ["name=${oc.env:HOME}"],
+        "bomb": ["+b0=" + "x" * 100, *(f"+b{n}='{f'${{b{n - 1}}}' * 30}'" for n in range(1, 9))],
     }
     for name, more in lines.items():
         sweep_of(place, name, ["seed=0,1", *QUICK, *more])
     done = dict(zip(lines, resumed(place, *([name, "--dry-run"] for name in lines)), strict=True))
-    for name in ("node", "key", "resolver"):
+    for name in ("node", "key"):
         assert done[name].returncode == 2, name
+    assert (done["resolver"].returncode, done["bomb"].returncode) == (1, 1)
+    assert "name=${oc.env:HOME}: an interpolation is not taken from a folder" in done["resolver"].stderr
+    assert "give name=... here again" in done["resolver"].stderr
     for name in ("launcher", "callbacks", "joblib", "spaces", "search", "path"):  # Hydra's own are left aside
         assert done[name].returncode == 0, done[name].stderr
         assert done[name].stdout.count("seed=") == 2
@@ -197,6 +201,8 @@ def test_records_of_any_shape_end_in_a_message(place: Path, failed: Path) -> Non
         "numbers": '{"schema": 1, "overrides": [1, 2]}',
         "newer": '{"schema": 99, "overrides": []}',
         "bytes": "\udcff",
+        "nul": r'{"schema": 1, "overrides": [], "config_dir": "a\u0000b"}',
+        "surrogate": r'{"schema": 1, "overrides": ["name=\ud800"]}',
     }
     for name, text in records.items():
         (place / name).mkdir()
@@ -216,6 +222,7 @@ def test_records_of_any_shape_end_in_a_message(place: Path, failed: Path) -> Non
         "deepnorm": tree | {"norm": deep},
         "hugeseed": tree | {"seed": 10**4000},
         "interpolation": tree | {"data": tree["data"] | {"root": "${oc.env:HOME}"}},
+        "bomb": tree | {"name": "${seed}", "a": "x" * 100} | {f"b{n}": f"${{b{n - 1}}}" * 30 for n in range(1, 9)},
         "grammar": tree | {"data": tree["data"] | {"root": "${"}},
         "escape": tree | {"name": "\x1b[2J"},
         "norm": tree | {"norm": {"name": "\x1b[31mbatch"}},
@@ -225,6 +232,9 @@ def test_records_of_any_shape_end_in_a_message(place: Path, failed: Path) -> Non
         run = Path(shutil.copytree(failed, place / f"run-{name}"))
         status = json.loads((run / "status.json").read_text()) | {"config": config}
         (run / "status.json").write_text(json.dumps(status))
+    moved = [[f"run-{name}", "data.root=data"] for name in ("bomb", "escape")]
+    for answer in resumed(place, *moved):
+        assert answer.returncode in (1, 2)
     for name, answer in zip(configs, resumed(place, *[f"run-{name}" for name in configs]), strict=True):
         assert answer.returncode in ((0,) if name == "interpolation" else (1, 2)), name  # it stays the text that it is
 
@@ -250,5 +260,27 @@ def test_a_job_cannot_lie_outside_of_its_sweep(place: Path, failed: Path) -> Non
     status = json.loads((deep / "status.json").read_text())
     (deep / "status.json").write_text(json.dumps(status | {"identity": known, "config": tree}))
     (answer,) = resumed(place, "sweep")
-    found = [Path(line.split()[0]) for line in answer.stdout.splitlines()]
-    assert all(os.path.realpath(place / path).startswith(os.path.realpath(sweep)) for path in found)
+    assert answer.returncode == 1
+    assert "sweep/x/y: lies deeper than the jobs of a sweep\nmove it away" in answer.stderr
+
+
+def test_a_finished_run_without_its_figures_stays_as_it_is(place: Path, failed: Path) -> None:
+    run = Path(shutil.copytree(failed, place / "run"))
+    assert [answer.returncode for answer in resumed(place, "run")] == [0]
+    (run / "summary.json").unlink()
+    before = (run / "status.json").read_bytes()
+    (answer,) = resumed(place, "run")
+    assert answer.returncode == 1
+    assert "summary.json: cannot be read, though the run is over" in answer.stderr
+    assert (run / "status.json").read_bytes() == before
+
+
+def test_a_checkpoint_beyond_the_end_is_refused(place: Path, failed: Path) -> None:
+    run = Path(shutil.copytree(failed, place / "run"))
+    state = checkpoint.load(run)
+    assert state is not None
+    state["outcome"]["steps"] = 50
+    checkpoint.save(run, state)
+    (answer,) = resumed(place, "run")
+    assert answer.returncode == 1
+    assert "the checkpoint is of step 50, the run has 30" in answer.stderr

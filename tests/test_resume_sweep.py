@@ -277,3 +277,17 @@ def test_data_may_move_but_not_change(pictures: Path, tmp_path: Path) -> None:
     done = bnlab("resume", str(folder), f"data.path={there}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "1/status.json").read_text())["state"] == "done"
+
+
+def test_a_sweep_over_data_is_finished(pictures: Path, tmp_path: Path) -> None:
+    """Jobs that differ in where their data lie only are not taken for one whose data changed."""
+    for name in ("one", "other"):
+        shutil.copytree(pictures, tmp_path / name)
+    Image.new("L", (8, 8), 255).save(tmp_path / "other/train/a/0.png")
+    own = [*QUICK, "data=folder", "data.path=one,other", "data.batch_size=8", "trainer.steps=10", "data.valid_size=8"]
+    done = bnlab("train", "-m", *own, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("runs/2*")
+    shutil.rmtree(folder / "1")
+    done = bnlab("resume", str(folder), cwd=tmp_path)
+    assert (done.returncode, done.stdout.count("  done  path=")) == (0, 2), done.stderr

@@ -436,6 +436,9 @@ def test_the_table_marks_what_is_clear_and_says_it_in_words(monkeypatch: pytest.
     assert "batch: clearly better than running in 1 row, most under blur 3 (+25.0 ± 1.0 points)" in text
     assert "clearly worse in 1 row, most under label-sorted 5 (-75.0 ± 1.0 points)" in " ".join(text.split())
     assert "n = 100 of 500 test images" in text
+    mixed = Condition("none", 0, None, "", (row("running", 0.95, None, 0.0), row("mixed", 0.955, 0.005)))
+    text_of_one = " ".join(printed(study(conditions=(mixed,), prior=1.0), 120, monkeypatch).split())
+    assert "count for 1 sample (eval.prior)" in text_of_one
     assert "blur 4.5 % of the side" in " ".join(text.split())
     assert "a\\x1brun" in text
     assert "\x1b" not in text

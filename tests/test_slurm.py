@@ -49,7 +49,11 @@ def until_steps(place: Path, process: subprocess.Popen[str]) -> Path:
     raise AssertionError(process.communicate()[1])
 
 
-@pytest.mark.parametrize("words", [["seed=1"], ["-m", "seed=1,2"]], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    "words",
+    [["seed=1"], ["-m", "seed=1,2"], ["-m", "seed=1,2", "hydra/launcher=joblib"]],
+    ids=["run", "sweep", "joblib"],
+)
 def test_a_requeued_job_goes_on_in_its_folder(tmp_path: Path, cluster: dict[str, str], words: list[str]) -> None:
     first = start(tmp_path, cluster, *words)
     folder = until_steps(tmp_path, first)

@@ -277,5 +277,3 @@ def test_what_names_no_run_is_refused(run: Path, tmp_path: Path) -> None:
     assert message(str(run), "other").startswith("other: behind RUN stand overrides")
     assert message(str(run), data="mnist").startswith("--data mnist: goes with --module")
     assert message(str(run), "norm=layer").startswith("norm=layer: ")
-    (tmp_path / "multirun.yaml").touch()
-    assert message(str(tmp_path)) == f"{tmp_path}: is a sweep\nname one of its runs, such as {tmp_path / '0'}"

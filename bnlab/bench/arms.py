@@ -22,6 +22,7 @@ from bnlab.schema import parse
 from bnlab.training.allocator import keep_freed_memory
 
 DEFAULT_NORMS = "norm=none,batch,ghost,instance,layer,group"
+DEFAULT_LAYERS = "norm=batch,ghost,instance,layer,group"
 OWN = "bench."  # keys that are the bench's and no run's
 _THREADS = torch.get_num_threads()  # where trainer.threads leaves them to torch
 
@@ -54,16 +55,17 @@ class _Draft:
     found: list[tuple[Config, dict[str, Any]]] = field(default_factory=list)
 
 
-def read(overrides: Sequence[str]) -> tuple[BenchConfig, list[Section], list[str]]:
+def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, list[Section], list[str]]:
     """Return when to stop, the sections, and a line for each arm that was left out or added.
 
-    A key of a strategy, `norm.size=8,16`, is for those of the strategies that have it. Errors: ConfigError for keys and
-    values, and where nothing is left; as of reading the data.
+    A key of a strategy, `norm.size=8,16`, is for those of the strategies that have it. `layers`: normalization layers
+    alone, of which `none` is no baseline. Errors: ConfigError for keys and values, and where nothing is left; as of
+    reading the data.
     """
     bench = limits_of(overrides)
     rest = [line for line in overrides if not line.startswith(OWN)]
     if not any(line.startswith("norm=") for line in rest):
-        rest.append(DEFAULT_NORMS)
+        rest.append(DEFAULT_LAYERS if layers else DEFAULT_NORMS)
     drafts: dict[str, _Draft] = {}
     notes: list[str] = []
     jobs = [job for lines in _by_strategy(rest) for job in hydra_app.planned(lines, multirun=True)]
@@ -87,7 +89,8 @@ def read(overrides: Sequence[str]) -> tuple[BenchConfig, list[Section], list[str
             draft.found.append((config, tree))
     if not drafts:
         raise ConfigError("nothing to measure: no strategy fits\n" + "\n".join(notes[:2]))
-    notes += [note for draft in drafts.values() for note in _given_a_baseline(draft)]
+    if not layers:
+        notes += [note for draft in drafts.values() for note in _given_a_baseline(draft)]
     return bench, [Section(draft.title, _labelled(draft.found)) for draft in drafts.values()], notes
 
 

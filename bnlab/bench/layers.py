@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,16 @@ from bnlab.prepare import device_of
 from bnlab.training.allocator import keep_freed_memory
 
 SHAPES = ((64, 32, 28, 28), (128, 64, 16, 16), (256, 128, 8, 8), (64, 256))
+
+
+def uncompared(section: Section) -> Iterator[str]:
+    """Yield a line where `none` was named beside others, and where only one is left."""
+    labels = [arm.label for arm in section.arms if arm.config.norm.name != "none"]
+    if labels and len(labels) < len(section.arms):
+        yield "norm=none is left out: it has no layer"
+    if len(labels) == 1:
+        only = f"norm={labels[0]} alone has nothing to be compared with but its second copy"
+        yield f"{only}; name others, such as norm=batch,layer"
 
 
 def layer_contest(section: Section, shape: Sequence[int]) -> Contest | None:

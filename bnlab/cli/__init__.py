@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -77,17 +78,17 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)  # 128 + SIGPIPE: the reader went away
     except (BnlabError, OSError) as error:
-        if wants_traceback:
-            raise
         from bnlab.report.console import messages
 
         if isinstance(error, OSError):  # stdout on a full disk, above all
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in its buffer is lost either way
-            messages().say(f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}")
-            sys.exit(1)
-        for line in str(error).splitlines():
+            text = f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}"
+            code = 1
+        else:
+            text, code = str(error), error.exit_code
+        for line in (traceback.format_exc() if wants_traceback else text).splitlines():
             messages().say(line)
-        sys.exit(error.exit_code)
+        sys.exit(code)
 
 
 def _stand_in_for_closed_streams() -> None:

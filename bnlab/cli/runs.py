@@ -12,7 +12,7 @@ import typer
 
 from bnlab.cli.options import Format, complete_override
 from bnlab.errors import ConfigError
-from bnlab.jobs import terminated
+from bnlab.jobs import Terminated, terminated
 
 
 class CfgPart(enum.StrEnum):
@@ -77,17 +77,22 @@ def train(
         raise ConfigError("--resolve and --package go with --cfg")
     if info is not None:
         return hydra_app.show_info(lines, info.value, config_dir)
-    from bnlab import slurm
+    from bnlab import launchers, slurm
     from bnlab.resume import resume as go_on
     from bnlab.supervisor import Care
     from bnlab.sweep import RUNS, launch
 
     _hear_signals()
     care = Care(timeout, retries, fail_fast)
-    if (folder := slurm.earlier(RUNS, lines)) is not None:
-        code = go_on(folder, (), care, config_dir=config_dir)
-    else:
-        code = launch(lines, multirun, config_dir, care, dry_run)
+    try:
+        if (folder := slurm.earlier(RUNS, lines)) is not None:
+            # the jobs that a search began are finished, by the launcher of this same command line
+            own = [line for line in launchers.hydra_lines(lines) if "hydra.sweeper" not in line.replace("/", ".")]
+            code = go_on(folder, own if multirun else (), care, config_dir=config_dir, dry_run=dry_run)
+        else:
+            code = launch(lines, multirun, config_dir, care, dry_run)
+    except Terminated as stop:  # before the first job
+        code = int(stop.code or 1)
     if code == 128 + signal.SIGUSR2:
         slurm.requeue()
     raise typer.Exit(code)

@@ -58,8 +58,8 @@ def compare(
 
     `by` groups by these keys alone, `where` keeps runs (`norm=batch,ghost`), `sort` is a metric (best first) or `arm`,
     `target` is a validation accuracy as a fraction and replaces the data set's usual one. `best_of` are keys of which
-    each arm keeps its best setting only. `pivot` (`normxmodel`) makes arms of two keys, to be read as a matrix of the
-    first metric, without a baseline.
+    each arm keeps its best setting only. `pivot` (`normxmodel`) makes arms of two keys, to be read as a matrix of one
+    metric, without a baseline.
 
     Errors: ConfigError for an unknown metric, key, value or baseline, for a choice that cannot be made and for a matrix
     with a third key; RecordError when there is no run folder at all.
@@ -70,7 +70,7 @@ def compare(
     if target is not None and not 0 < target <= 1:
         raise ConfigError(f"--target {target:g}: must be a fraction above 0 and at most 1, such as 0.98")
     if pivot is not None:
-        check_pivot(pivot, baseline, sort)
+        check_pivot(pivot, baseline, sort, metrics or ())
     runs, skipped = read_runs(paths)
     if not runs and not skipped:
         places = ", ".join(map(str, paths))
@@ -236,6 +236,7 @@ class _Builder:
             vs_baseline=vs_baseline,
             curve=_median_curve(done, self.columns[0]),
             best=arm.best,
+            seeds=frozenset(run.seed for run in arm.runs),
         )
 
     def _pairs(self) -> list[dict[str, Paired]]:

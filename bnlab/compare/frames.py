@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from bnlab.compare.arms import arms_of, text_of
-from bnlab.compare.read import Run, Unreadable, read_bytes, read_runs
+from bnlab.compare.files import Unreadable, read_bytes
+from bnlab.compare.read import Run, read_runs
 from bnlab.errors import RecordError
 from bnlab.measure.metrics import TARGETS, Censored, metrics
 from bnlab.record.folder import EVALS, LAYERS, STEPS, TIMES

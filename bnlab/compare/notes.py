@@ -62,10 +62,12 @@ def environments_of(runs: Sequence[Run]) -> list[dict[str, object]]:
 
 
 def _seeds(found: Evidence) -> Iterator[str]:
-    single = [row for row in found.rows if row.n == 1]
+    main = found.columns[0].name
+    single = [row for row in found.rows if row.n and row.metrics[main].n == 1]
     if single:
+        what = "one finished run" if all(row.n == 1 for row in single) else "one seed with a finite figure"
         which = "Each arm has" if len(single) == len(found.rows) else f"{named([r.label for r in single])}: there is"
-        yield f"{which} one finished run (n=1): no interval and no p can be given, and seeds differ."
+        yield f"{which} {what} (n=1): no interval and no p can be given, and seeds differ."
 
 
 def _bench(found: Evidence) -> Iterator[str]:
@@ -110,7 +112,7 @@ def _states(found: Evidence) -> Iterator[str]:
 
 
 def _rates(found: Evidence) -> Iterator[str]:
-    if "norm.name" not in found.changed or "optim.lr" in found.chosen:
+    if "norm.name" not in found.changed or "optim.lr" in found.chosen or len(found.arms) < 2:
         return
     rates = distinct("optim.lr", found.runs)
     if len(rates) == 1:
@@ -166,6 +168,9 @@ def _pairing(found: Evidence) -> Iterator[str]:
     partly = [r.label for r in found.rows if main in r.vs_baseline and r.vs_baseline[main].n < r.metrics[main].n]
     if partly:
         yield f"{named(partly)}: the difference is over the seeds that the baseline has too."
+    constant = [label for label, pair in found.pairs.items() if pair.n > 1 and pair.p is None]
+    if constant:
+        yield f"{named(constant)}: the differences are equal in every seed, so no p can be given."
 
 
 def _power(found: Evidence) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Matrix:
     cells: list[list[Row | None]]
 
 
-def check_pivot(text: str, baseline: str | None, sort: str | None) -> None:
+def check_pivot(text: str, baseline: str | None, sort: str | None, metrics: Sequence[str]) -> None:
     """Raise ConfigError for what can be no pivot, whatever the runs, and for options that mean nothing beside one."""
     if "x" not in text:
         raise ConfigError(
@@ -43,6 +43,11 @@ def check_pivot(text: str, baseline: str | None, sort: str | None) -> None:
     for option, value in (("--baseline", baseline), ("--sort", sort)):
         if value is not None:
             raise ConfigError(f"{option}: a matrix has no such thing; leave out {option} or --pivot")
+    if len(metrics) > 1:
+        raise ConfigError(
+            f"--metric: a matrix shows one metric, and {len(metrics)} are given\n"
+            f"keep one, such as --metric {metrics[0]}, or leave out --pivot"
+        )
 
 
 def pivot_keys(text: str, known: Iterable[str]) -> tuple[str, str]:

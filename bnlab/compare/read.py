@@ -13,26 +13,22 @@ import gc
 import json
 import math
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from bnlab.compare.files import Unreadable, read_bytes
 from bnlab.errors import ConfigError, RecordError
 
 State = Literal["done", "diverged", "failed", "interrupted", "killed", "running"]
 
 SCHEMA = 1
-LARGEST_FILE = 8 * 2**20  # bytes; a summary with a thousand evaluations has 0.3 MB
 DEEPEST_CONFIG = 8  # nested levels
 MOST_KEYS = 500  # of a configuration; bnlab's own has about 50
+_NAME_A_RUN = "give the folder of a run, such as runs/…/0; `bnlab train` prints it for each run"
 DEEPEST_FOLDER = 3  # below a path: a folder of sweeps, a sweep, a run
-
-
-class Unreadable(Exception):
-    """Why a run folder is left out; never shown as a traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,35 +86,6 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
             except Unreadable as error:
                 skipped.append((Path(folder), str(error)))
     return runs, list(dict.fromkeys(skipped))
-
-
-def read_bytes(path: str, largest: int = LARGEST_FILE) -> bytes:
-    """Return the content of a regular file.
-
-    Errors: FileNotFoundError; Unreadable for what is no plain file, cannot be opened or exceeds `largest` bytes.
-    """
-    name = os.path.basename(path)
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        reason = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be opened ({error.strerror})"
-        raise Unreadable(f"{name} {reason}") from error
-    try:
-        about = os.fstat(file)
-        if not stat.S_ISREG(about.st_mode):
-            raise Unreadable(f"{name} is not a regular file")
-        if about.st_size > largest:
-            raise Unreadable(f"{name} is larger than {largest / 2**20:g} MB")
-        content = b""
-        while len(content) < about.st_size and (more := os.read(file, about.st_size - len(content))):
-            content += more
-        return content
-    except OSError as error:
-        raise Unreadable(f"{name} cannot be read ({error.strerror})") from error
-    finally:
-        os.close(file)
 
 
 def _found(folder: str, depth: int, skipped: list[tuple[Path, str]]) -> Iterator[tuple[str, bytes]]:
@@ -286,16 +253,39 @@ def _is_locked(path: str) -> bool:
     return False
 
 
+def _no_run(folder: Path) -> ConfigError:
+    """Return what to say of a path that is no run folder: the runs below it, sorted by number, or how to name one."""
+    if not os.path.isdir(folder):
+        what = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        return ConfigError(f"{folder}: {what}\n{_NAME_A_RUN}")
+    runs = sorted((found for found, _ in _found(str(folder), DEEPEST_FOLDER, [])), key=_by_number)
+    if not runs:
+        return ConfigError(f"{folder}: no run here (status.json is missing)\n{_NAME_A_RUN}")
+    if len(runs) == 1:
+        return ConfigError(f"{folder}: no run here; it holds 1 run\ngive that one: {runs[0]}")
+    between = "or" if len(runs) == 2 else "to"
+    return ConfigError(
+        f"{folder}: no run here; it holds {len(runs):,} runs\ngive one of them: {runs[0]} {between} {runs[-1]}"
+    )
+
+
+def _by_number(path: str) -> list[tuple[bool, int, str]]:
+    """Sort key of a path: parts that are numbers by size, before all others."""
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.split(os.sep)]
+
+
 def read_documents(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return one run's status and summary as written; the summary is empty where the run wrote none.
 
     The environment of such a run, which has a file of its own, stands in the summary all the same.
-    Errors: RecordError when the folder holds no readable run.
+    Errors: ConfigError when the folder is no run, RecordError when its run cannot be read.
     """
+    if not os.path.lexists(f"{folder}/status.json"):
+        raise _no_run(folder)
     try:
         status = _json("status.json", read_bytes(f"{folder}/status.json"))
     except FileNotFoundError as error:
-        raise RecordError(f"{folder}: no run here (status.json is missing)\n`bnlab compare` lists runs") from error
+        raise _no_run(folder) from error  # it went away just now
     except Unreadable as error:
         raise RecordError(f"{folder}: {error}") from error
     if status.get("state") == "running" and not _is_locked(f"{folder}/.lock"):

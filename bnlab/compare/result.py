@@ -44,13 +44,24 @@ class Row:
 
     arm: dict[str, Value]  # the changed keys and this arm's values
     label: str
-    n: int  # finished runs
+    n: int  # finished runs, of which one seed may have several
     states: dict[str, int]  # every run of the arm by state, such as {"done": 4, "diverged": 1}
     is_baseline: bool
     metrics: dict[str, Estimate]
     vs_baseline: dict[str, Difference]
     curve: list[float]  # median over seeds of the main metric's curve, at common evaluation steps
     best: dict[str, Value] = field(default_factory=dict)  # the setting chosen for this arm on validation, if any was
+    seeds: frozenset[int] | None = None  # of all its runs; None: each run has a seed of its own
+
+    @property
+    def num_runs(self) -> int:
+        """All runs, in whatever state."""
+        return sum(self.states.values())
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds of these runs: fewer than runs where several runs of a seed are pooled."""
+        return self.num_runs if self.seeds is None else len(self.seeds)
 
 
 @dataclass(frozen=True)

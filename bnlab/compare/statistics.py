@@ -216,16 +216,14 @@ def bootstrap_interval(
 
 
 def _mean_and_sd(values: Sequence[float], scale: float | None = None) -> tuple[float, float]:
-    """Return mean and standard deviation (n - 1); a spread that is only rounding of numbers of size `scale` is 0."""
+    """Return mean and standard deviation (n - 1); either is 0 where it is only rounding of numbers of size `scale`."""
     n = len(values)
     center = math.fsum(values) / n
     if n == 1:
         return center, 0.0
     sd = math.sqrt(math.fsum((v - center) ** 2 for v in values) / (n - 1))
     rounding = 1e-12 * (max(map(abs, values)) if scale is None else scale)
-    if abs(center) <= rounding and sd <= rounding:
-        return 0.0, 0.0
-    return center, 0.0 if sd <= rounding else sd
+    return 0.0 if abs(center) <= rounding else center, 0.0 if sd <= rounding else sd
 
 
 def _t_interval(center: float, sd: float, n: int) -> tuple[float | None, float | None]:

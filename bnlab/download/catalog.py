@@ -7,6 +7,7 @@ importing torchvision takes seconds that a listing or an error message should no
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -121,8 +122,21 @@ def md5_of(path: Path) -> str:
 def source_of(name: str) -> Source:
     """Return the source of a data set. Errors: ConfigError if there is no such data set."""
     if name not in SOURCES:
-        raise ConfigError(f"{name}: no such data set{did_you_mean(name, SOURCES)}\nthere are: {', '.join(SOURCES)}")
+        raise ConfigError(_unknown(name, list(SOURCES)))
     return SOURCES[name]
+
+
+def downloadable(name: str) -> Source:
+    """Return the source of a data set to download. Errors: ConfigError if there is nothing under that name."""
+    if name not in SOURCES:
+        raise ConfigError(_unknown(name, [known for known, source in SOURCES.items() if source.archives]))
+    if not SOURCES[name].archives:
+        raise ConfigError(f"{name}: nothing to download: {SOURCES[name].origin}")
+    return SOURCES[name]
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    return f"{name}: no such data set{did_you_mean(name, known)}\nthere are: {', '.join(known)}"
 
 
 def _idx_archives(folder: str, *published: tuple[str, int, str, int]) -> tuple[Archive, ...]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from bnlab.download.catalog import Archive, File, md5_of, source_of, status
+from bnlab.download.catalog import Archive, File, downloadable, md5_of, status
 from bnlab.errors import ConfigError, DataError
 
 __all__ = ["fetch", "status"]
@@ -47,9 +47,7 @@ def fetch(
     Errors: ConfigError if there is nothing to download under that name; DataError if no mirror delivers, if there is no
     space, or if the folder cannot be written. Bytes with a wrong checksum are removed.
     """
-    source = source_of(name)
-    if not source.archives:
-        raise ConfigError(f"{name}: nothing to download: {source.origin}")
+    source = downloadable(name)
     if mirror is not None and not mirror.startswith(("http://", "https://")):
         raise ConfigError(f"mirror={mirror}: must begin with http:// or https://")
     base = Path(root)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "bnlab"
 STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "interrupted": "KILLED", "killed": "KILLED"}
 MOST_PARAMS, MOST_METRICS = 100, 1000  # that MLflow takes at once
+LONGEST_KEY = 250  # characters that MLflow takes
 LONGEST_TEXT = 5000  # characters; MLflow takes 6000
 
 
@@ -110,7 +111,9 @@ def _add_run(client: MlflowClient, experiment: str, run: Run, label: str, histor
     start = 1000 * started_of(run)
     new = client.create_run(experiment, start_time=int(start), run_name=label[:LONGEST_TEXT], tags=_tags(run))
     number = new.info.run_id
-    params = [Param(_key(key), clean(text_of(value))[:LONGEST_TEXT]) for key, value in run.config.items()]
+    # MLflow refuses a run that gives one key two values: of names that come to one key, the last is kept
+    by_key = {_key(key): clean(text_of(value))[:LONGEST_TEXT] for key, value in run.config.items()}
+    params = [Param(key, value) for key, value in by_key.items()]
     for first in range(0, len(params), MOST_PARAMS):
         client.log_batch(number, params=params[first : first + MOST_PARAMS])
     for first in range(0, len(history), MOST_METRICS):
@@ -145,5 +148,7 @@ def _identity(run: Run) -> str:
 
 
 def _key(name: str) -> str:
-    """Return a name as MLflow allows it."""
-    return re.sub(r"[^A-Za-z0-9_\-. /:]", "_", name)[:250]
+    """Return a name as MLflow allows it: of some characters, and a path that leads nowhere else."""
+    allowed = re.sub(r"[^A-Za-z0-9_\-. /:]", "_", name)[:LONGEST_KEY]
+    parts = [part.replace(".", "_") if part in (".", "..") else part for part in allowed.split("/") if part]
+    return re.sub(r"^\.\.", "__", "/".join(parts)) or "_"

@@ -7,7 +7,7 @@ from functools import partial
 
 from bnlab.bench.arms import contest, limits_of, read
 from bnlab.bench.engine import BenchConfig, Contest, ContestTime, figures, measure
-from bnlab.bench.layers import SHAPES, layer_contest
+from bnlab.bench.layers import SHAPES, layer_contest, uncompared
 from bnlab.bench.scaling import Level, Size, levels
 from bnlab.errors import ConfigError
 from bnlab.laboratory.bench_record import record
@@ -41,8 +41,10 @@ def bench(
         return
     if delay != DEFAULT_DELAYS:
         raise ConfigError(f"--delay={delay}: only beside --workers")
-    limits, sections, left_out = read(overrides)
-    for line in left_out:
+    limits, sections, notes = read(overrides, layers)
+    if layers:
+        notes += [line for section in sections for line in uncompared(section)]
+    for line in dict.fromkeys(notes):
         messages().say(line)
     grown: list[list[Level]] = []
     if layers:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from bnlab.errors import MisfitError
+from bnlab.errors import ConfigError, MisfitError
 from bnlab.laboratory.specimen import INSIDE, Specimen, find
 from bnlab.measure.recalibration import (
     Recalibration,
@@ -39,11 +40,13 @@ def recalibrate(
     """Recalibrate the model that the command line names into the new file `out`, and print what that changes.
 
     `stats` is `population` or `precise`, `samples` the number of training samples (None: all); `form` is `table` or one
-    of TIDY_FORMATS. Errors: ConfigError, also where `out` exists; MisfitError where there is nothing to recalibrate;
-    RecordError, DataError, EnvironmentFault. After any of them there is no new file.
+    of TIDY_FORMATS. Errors: ConfigError, also where `out` exists or its folder does not; MisfitError where there is
+    nothing to recalibrate; RecordError, DataError, EnvironmentFault. After any of them there is no new file.
     """
-    how = cast(Stats, stats)
-    with working(messages()) as tell:
+    how, err = cast(Stats, stats), messages()
+    if out is not None:
+        _check_place(out)
+    with working(err) as tell:
         tell("reading model and data")
         specimen = find(targets, module, weights, data)
         try:
@@ -53,6 +56,9 @@ def recalibrate(
         count = samples_used(specimen.train, how, samples, specimen.batch_size)
         place = out or _folder(specimen, weights) / f"recalibrated-{stats}-{count}.pt"
         checkpoint.check_new_file(place)
+        if samples is not None and count < min(samples, len(specimen.train)):
+            of = f"whole batches of {specimen.batch_size} are taken"
+            err.say(f"stats={stats}: {of}, {count} of the {samples} samples asked for")
         tell(f"recalibrating {specimen.label}")
         found = _measured(specimen, how, samples)
         checkpoint.save_file(place, _state(specimen, weights, found))
@@ -62,6 +68,15 @@ def recalibrate(
         terminal.print(recalibration_tables(report, terminal))
     else:
         terminal.emit(TIDY_FORMATS[form](recalibration_head(report), recalibration_rows(report)))
+    beside = [word for option, value in (("--module", module), ("--data", data)) if value for word in (option, value)]
+    err.say(f"{shlex.join(['bnlab', 'probe', *targets, *beside, '--checkpoint', str(place)])} reads it")
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place for the new file before anything is read. Errors: ConfigError, EnvironmentFault."""
+    if not out.parent.exists():
+        raise ConfigError(f"{out}: the folder {out.parent} does not exist\nmake it, or name another by --out")
+    checkpoint.check_new_file(out)
 
 
 def _folder(specimen: Specimen, weights: Path | None) -> Path:

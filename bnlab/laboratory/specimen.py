@@ -122,8 +122,6 @@ def of_run(folder: Path, weights: Path | None = None, overrides: Sequence[str] =
 
     `overrides` may set what is in ADJUSTABLE. Errors: ConfigError, RecordError when there is no run or no checkpoint.
     """
-    if (folder / "multirun.yaml").exists():
-        raise RecordError(f"{folder}: is a sweep\nname one of its runs, such as {folder / '0'}")
     status, summary = read_documents(folder)
     tree = summary.get("config") or status.get("config")
     if not isinstance(tree, Mapping):

@@ -108,7 +108,10 @@ def check_recalibratable(model: nn.Module) -> None:
 
 
 def samples_used(training_set: Batches, stats: Stats, samples: int | None, batch_size: int) -> int:
-    """Return how many training samples the statistics are over: `precise` takes whole batches, at least one."""
+    """Return how many training samples the statistics are over: `precise` takes whole batches, at least one.
+
+    In a shorter batch than those of training, layers before would normalize otherwise than in training.
+    """
     count = len(training_set) if samples is None else min(samples, len(training_set))
     return count if stats == "population" or count < batch_size else count - count % batch_size
 

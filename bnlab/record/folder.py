@@ -24,6 +24,7 @@ SCHEMA = 1
 State = Literal["running", "done", "diverged", "failed", "interrupted", "killed"]
 LARGEST_STATUS = 2**20  # bytes; bnlab's own has about 3,000
 ORDER = ".order"  # in the folder of all runs: the number of the last one that began there
+LOOKS, LOOK_SECONDS = 6, 0.01  # for a lock: `bnlab compare` has it for a moment to see whether anybody has
 DIGITS = 19  # of such a number, until the year 2286
 FINAL = ("done", "diverged")  # more of the same would come to the same
 
@@ -91,7 +92,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Mapping[str, Any], config_yaml: str, identity: str) -> None:
         self.path, self.identity = path, identity
-        self._lock = hold(path)
+        self._lock: int | None = hold(path)
         try:
             self._take_up(config, config_yaml)
         except BaseException:
@@ -148,8 +149,10 @@ class RunFolder:
         self.release()
 
     def release(self) -> None:
-        """Let another process have the folder; what lies in it stays as it is."""
-        os.close(self._lock)
+        """Let another process have the folder; what lies in it stays as it is. A second call does nothing."""
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
 
 
 def settle(path: Path, state: State, error: str) -> None:
@@ -185,11 +188,15 @@ def hold(path: Path) -> int:
         lock = open_plain(path / ".lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise cannot_write(path, error) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise RecordError(f"{path} is in use by another process\nwait for it, or start a new run") from error
+    for look in range(LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if look == LOOKS - 1:
+                os.close(lock)
+                raise RecordError(f"{path} is in use by another process\nwait for it, or start a new run") from error
+            time.sleep(LOOK_SECONDS)
     for left in path.glob(".*.tmp"):  # by a process that was killed while it wrote
         with contextlib.suppress(OSError):
             left.unlink()

@@ -47,10 +47,18 @@ class SweepRecord:
             raise RecordError(f"{path}: cannot be read ({error})") from error
         known = isinstance(found, dict) and found.get("schema") == SCHEMA
         overrides = found.get("overrides") if known else None
-        if not isinstance(overrides, list) or not all(isinstance(line, str) for line in overrides):
+        place = found.get("config_dir") if known else None
+        if not isinstance(overrides, list) or not all(map(_is_text, [*overrides, place or ""])):
             raise RecordError(f"{path}: is not the record of a sweep that this version of bnlab can read")
-        place = found.get("config_dir")
         return cls(tuple(overrides), Path(place) if isinstance(place, str) else None, found.get("search") is True)
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value is text that paths and files can hold."""
+    try:
+        return isinstance(value, str) and "\0" not in value and value.encode().decode() == value
+    except UnicodeEncodeError:
+        return False
 
 
 def is_sweep(folder: Path) -> bool:

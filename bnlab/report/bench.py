@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from bnlab.compare.notes import count_of
 from bnlab.report.columns import Column, fold, in_ascii
 from bnlab.report.console import Terminal, clean
 from bnlab.report.curves import chart
@@ -119,7 +120,7 @@ def _notes(found: ContestTime, left_out: Sequence[str]) -> Iterator[str]:
         "the asked precision was reached" if found.stopped_by == "precision" else "the budget (bench.seconds) was spent"
     )
     width = f": the widest interval is ±{100 * widest:.1f} % of its ratio" if len(found.arms) > 1 else ""
-    yield f"{found.rounds} rounds in {found.seconds:.0f} s, one step of each in turn; {why}{width}."
+    yield f"{count_of(found.rounds, 'round')} in {found.seconds:.0f} s, one step of each in turn; {why}{width}."
     doubt = "" if found.control.contains_one else ", which does not contain 1: something favoured one of them"
     yield (
         f"A second copy of {found.arms[0].label} took {ratio_text(found.control)} of the first{doubt}. "

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from bnlab.compare.notes import count_of
 from bnlab.conformance.findings import Card, Finding, Property
 from bnlab.report.console import Terminal
 from bnlab.report.figures import MISSING
@@ -48,7 +49,7 @@ def yes_no(value: bool | None) -> str:
 
 def card_table(card: Card, out: Terminal) -> Group:
     """Return one card, as wide as the console."""
-    about = [card.subject, f"{card.channels} channels", f"batches of up to {card.batch}"]
+    about = [card.subject, count_of(card.channels, "channel"), f"batches of up to {card.batch}"]
     about.append("images only" if card.images_only else "images and vectors")
     lines: list[RenderableType] = [Text(line, "bold") for line in _joined(about, out)]
     names = max(cell_len(finding.about.short) for finding in card.findings)
@@ -197,7 +198,8 @@ def _verdict(cards: Sequence[Card], out: Terminal) -> Iterator[Text]:
         yield from (Text(line, "red", no_wrap=True) for line in lines)
     number = sum(finding.expected is not None for card in cards for finding in card.findings)
     if number and not found:
-        yield Text(out.show(f"✓ all {number} declared properties are as declared"), "green")
+        which = f"all {number} declared properties are" if number > 1 else "the declared property is"
+        yield Text(out.show(f"✓ {which} as declared"), "green")
 
 
 def _joined(parts: Sequence[str], out: Terminal) -> list[str]:

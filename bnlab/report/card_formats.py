@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bnlab.compare.notes import count_of
 from bnlab.conformance.findings import Card, Finding
 from bnlab.report.card import error_text, yes_no
 from bnlab.report.console import clean
@@ -49,7 +50,7 @@ def as_markdown(cards: Sequence[Card]) -> str:
     """Return one GitHub table a card, under its name."""
     blocks = []
     for card in cards:
-        rows = [f"**{_escaped(card.subject)}**, {card.channels} channels", ""]
+        rows = [f"**{_escaped(card.subject)}**, {count_of(card.channels, 'channel')}", ""]
         rows += ["| property | declared | holds | error | meaning |", "| --- | --- | --- | ---: | --- |"]
         for finding in card.findings:
             meaning = f"{finding.about.line} {finding.note}".strip()

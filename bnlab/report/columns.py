@@ -164,15 +164,16 @@ def _main_column(section: Section) -> Column:
     cells = _estimates(section.rows, metric)
     is_ratio = metric.name == "step_ratio"
     remarks = ["n=1" if not is_ratio else "baseline" if row.is_baseline else "" for row in section.rows]
+    estimates = _of(section.rows, metric)
     marked = [
-        replace(cell, remark=remark) if row.n == 1 and not cell.tail and cell.head != MISSING else cell
-        for cell, row, remark in zip(cells, section.rows, remarks, strict=True)
+        replace(cell, remark=remark) if e and e.n == 1 and not cell.tail and cell.head != MISSING else cell
+        for cell, e, remark in zip(cells, estimates, remarks, strict=True)
     ]
     return Column(
         table_title(metric, section),
         aligned(marked),
         metric.name,
-        styles=best_styles(_of(section.rows, metric), metric),
+        styles=best_styles(estimates, metric),
     )
 
 

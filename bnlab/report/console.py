@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 
@@ -33,6 +33,32 @@ def clean(text: object) -> str:
     )
 
 
+class _Spoken:
+    """stderr as it is, except that what it does not take is lost: no message is worth a training."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return self._silenced(len(text))
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._silenced(0)
+
+    def _silenced(self, lost: int) -> int:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # or Python complains at its exit
+        return lost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Terminal(Console):
     """A rich console over one stream, with no markup, the width and the character set settled once."""
 
@@ -40,7 +66,7 @@ class Terminal(Console):
         dumb = os.environ.get("TERM", "") in ("dumb", "unknown")
         colourless = bool(os.environ.get("NO_COLOR")) or dumb
         super().__init__(
-            file=stream,
+            file=cast(IO[str], _Spoken(stream)) if stream is sys.stderr else stream,
             width=_width(),
             height=25 if dumb else None,  # where it knows no height, rich takes such a terminal for 80 columns wide
             color_system=None if colourless else "auto",

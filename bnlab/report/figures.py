@@ -29,13 +29,17 @@ class Cell:
 
 
 def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
-    """Return `value` with `decimals` places and thousands separators; nothing finite reads `–`."""
+    """Return `value` with `decimals` places and thousands separators; nothing finite reads `–`.
+
+    A `signed` value keeps its sign where it is rounded to nothing: -0.04 reads `-0.0`, and only 0 itself `+0.0`.
+    """
     if value is None or not math.isfinite(value):
         return MISSING
     if abs(value) >= _LARGEST_PLAIN:
         return f"{value:{'+' if signed else ''}.2e}"
-    rounded = round(value, decimals) + 0.0  # no -0.00
-    return f"{rounded:{'+' if signed else ''},.{decimals}f}"
+    if signed:
+        return f"{value + 0.0:+,.{decimals}f}"  # 0.0 makes -0.0 a plain 0
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}"
 
 
 def significant(value: float | None) -> str:
@@ -93,12 +97,20 @@ def is_clear(difference: Difference) -> bool:
 
 def _estimate(e: Estimate, decimals: int) -> Cell:
     if e.center is None:
-        late = e.limit is not None and e.num_reached < e.n
-        return Cell(f"> {number(e.limit, decimals)}", "", f"({e.num_reached} of {e.n})") if late else Cell(MISSING)
+        if e.limit is None or e.num_reached == e.n:
+            return Cell(MISSING)
+        return Cell(f"> {_limit(e.limit, decimals)}", "", f"({e.num_reached} of {e.n})")
     reached = f"({e.num_reached} of {e.n})" if e.num_reached < e.n else ""
     return Cell(
         number(e.center, decimals), _interval(e.center, e.low, e.high, decimals, even=e.kind == "mean"), reached
     )
+
+
+def _limit(value: float, decimals: int) -> str:
+    """Return the value with its column's decimals; where those show less than two digits of a fraction, with two."""
+    if value < 10.0 ** (1 - decimals) and not value.is_integer():
+        return f"{value:.2g}"
+    return number(value, decimals)
 
 
 def _interval(center: float, low: float | None, high: float | None, decimals: int, *, even: bool = True) -> str:

@@ -88,8 +88,8 @@ def as_json(comparison: Comparison) -> str:
 
     A section is {"schema", "baseline" (its label, or a list of several), "settings", "environments", "main", "target",
     "rows", "notes"}, the whole adds "skipped". A metric is {"mean" or "median", "low", "high", "n", "num_reached",
-    "limit", "kind", "unit", "better"}; what is unknown or not finite is null. "best" of a row is the setting that was
-    chosen for it on validation.
+    "limit", "kind", "unit", "better"}; what is unknown or not finite is null. The "n" of a metric counts seeds, that of
+    a row finished runs. "best" of a row is the setting that was chosen for it on validation.
     """
     return document([_section(section) for section in comparison.sections], comparison)
 
@@ -122,7 +122,7 @@ def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]
         columns = [("arm", [row.label for row in rows])]
     for key, name in short_names(section.chosen).items():
         columns.append((f"best {key if plain else name}", [text_of(row.best.get(key, "")) for row in rows]))
-    columns += [("n", [str(row.n) for row in rows]), ("states", [states_text(row) for row in rows])]
+    columns += [("n", [str(_seeds_of(row, section)) for row in rows]), ("states", [states_text(row) for row in rows])]
     measured = [name for name in metrics if any(name in row.metrics for row in rows)]
     for name in sorted(measured, key=lambda name: name != section.main):
         metric = metrics[name]
@@ -140,6 +140,11 @@ def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]
 
 def _texts(cells: list[Cell], plain: bool) -> list[str]:
     return aligned(cells) if plain else [str(cell) for cell in cells]
+
+
+def _seeds_of(row: Row, section: Section) -> int:
+    """Return the n behind the main metric's interval: seeds, of which `--by` may pool several runs."""
+    return row.metrics[section.main].n if section.main in row.metrics else row.n
 
 
 def states_text(row: Row) -> str:

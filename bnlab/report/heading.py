@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bnlab.compare.arms import text_of
+from bnlab.compare.notes import count_of
 from bnlab.compare.result import Row, Section
 
 _SIZES = {"mlp": "model.widths", "cnn": "model.widths", "resnet": "model.depth"}
@@ -37,15 +38,14 @@ def heading(section: Section) -> list[str]:
 
 def runs_text(row: Row, usual: int) -> list[str]:
     """Return how an arm's runs ended where it is not plain: `1/5 diverged`, or `n=3` in a table of `usual` seeds."""
-    total = sum(row.states.values())
-    ended = [f"{count}/{total} {state}" for state, count in row.states.items() if state != "done" and count]
-    return ended or ([f"n={row.n}"] if row.n != usual else [])
+    ended = [f"{count}/{row.num_runs} {state}" for state, count in row.states.items() if state != "done" and count]
+    return ended or ([f"n={row.num_seeds}"] if row.num_seeds != usual else [])
 
 
 def usual_seeds(rows: Sequence[Row]) -> int:
-    """Return the number of runs that most arms have, the larger one of a tie."""
-    totals = [sum(row.states.values()) for row in rows]
-    return max(totals, key=lambda total: (totals.count(total), total), default=0)
+    """Return the number of seeds that most arms have, the larger one of a tie."""
+    counts = [row.num_seeds for row in rows]
+    return max(counts, key=lambda count: (counts.count(count), count), default=0)
 
 
 def _model(settings: Mapping[str, Any]) -> str:
@@ -59,15 +59,18 @@ def _optimizer(name: Any, rate: Any) -> str:
 
 
 def _training(settings: Mapping[str, Any], is_bench: bool) -> Iterable[str]:
-    """Yield how long was trained, which a bench does not, and with which batches."""
+    """Yield how long was trained, which a bench does not, and with which batches.
+
+    Steps that differ are no shared setting; the epochs, which no run with steps looks at, say nothing then.
+    """
     schedule, epochs, steps = (settings.get(key) for key in ("schedule.name", "trainer.epochs", "trainer.steps"))
     if is_bench:
         schedule = epochs = steps = None
     if schedule is not None:
         yield str(schedule).replace("_", "-")
-    if steps is not None:  # epochs are not looked at then
+    if steps is not None:
         yield f"{_plain(steps)} step{'' if steps == 1 else 's'}"
-    elif epochs is not None:
+    elif epochs is not None and "trainer.steps" in settings:
         yield f"{_plain(epochs)} epoch{'' if epochs == 1 else 's'}"
     if settings.get("data.batch_size") is not None:
         yield f"batch {_plain(settings['data.batch_size'])}"
@@ -112,11 +115,17 @@ def _distinct(environments: Sequence[Mapping[str, Any]], key: str) -> list[str]:
 
 
 def _seeds(rows: Sequence[Row]) -> str:
-    totals = sorted({sum(row.states.values()) for row in rows})
-    if not totals:
+    """Return how many seeds an arm has, and where it has several runs of a seed, how many runs."""
+    if not rows:
         return ""
-    count = str(totals[0]) if len(totals) == 1 else f"{totals[0]} to {totals[-1]}"
-    return f"{count} seed{'' if count == '1' else 's'} an arm"
+    seeds = _range("seed", [row.num_seeds for row in rows])
+    pooled = any(row.num_runs != row.num_seeds for row in rows)
+    return f"{seeds} ({_range('run', [row.num_runs for row in rows])}) an arm" if pooled else f"{seeds} an arm"
+
+
+def _range(noun: str, counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return count_of(low, noun) if low == high else f"{low:,} to {count_of(high, noun)}"
 
 
 def _joined(*parts: Any, by: str = ", ") -> str:

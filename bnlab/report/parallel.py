@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from bnlab.bench.late import LateStep, ParallelTime
+from bnlab.compare.notes import count_of
 from bnlab.report.bench import LINE_SECONDS
 from bnlab.report.columns import Column, aligned, fold, in_ascii
 from bnlab.report.console import Terminal, clean
@@ -71,8 +72,9 @@ def _notes(found: ParallelTime, left_out: Sequence[str]) -> Iterator[str]:
     yield from (answer(found, norm) for norm in dict.fromkeys(step.norm for step in found.steps))
     why = "every growth is known to the asked precision" if found.stopped_by == "precision" else "the budget was spent"
     yield (
-        f"{found.rounds} rounds in {found.seconds:.0f} s, one step of each in turn; {why}. The last worker sleeps at "
-        "the start of its forward pass; times are the first worker's, which is not late itself."
+        f"{count_of(found.rounds, 'round')} in {found.seconds:.0f} s, one step of each in turn; {why}. "
+        "The last worker sleeps at the start of its forward pass; "
+        "times are the first worker's, which is not late itself."
     )
     yield (
         "gradients: averaged over the workers every step, or local, each worker with its own. Collectives a step, "

@@ -27,6 +27,8 @@ from bnlab.report.formats import SCHEMA, document, escaped, estimate_values, ine
 from bnlab.report.heading import heading
 from bnlab.report.table import NARROWEST, blocks, framed, interval_sign, table_lines
 
+_UNIT_WORDS = {"s": "seconds", "1/s": "images/s"}  # how a title tells its unit, where it does so by another word
+
 
 def pivot_table(comparison: Comparison, *, width: int, unicode: bool = True) -> Group:
     """Return what to print: a matrix a section, of so many columns beside one another as the terminal holds."""
@@ -115,7 +117,7 @@ def as_csv(comparison: Comparison) -> str:
                 known = estimate_values(row.metrics[metric.name], metric) if row else {}
                 line[name] = known.get(known.get("kind", ""))
                 line |= {f"{name} {bound}": known.get(bound) for bound in ("low", "high")}
-                line |= {f"{name} n": row.n if row else 0, f"{name} runs": sum(row.states.values()) if row else 0}
+                line |= {f"{name} n": row.n if row else 0, f"{name} runs": row.num_runs if row else 0}
                 line |= {f"{name} best {key}": row.best.get(key) if row else None for key in matrix.section.chosen}
             lines.append(line)
     titles = list(dict.fromkeys(name for line in lines for name in line))
@@ -178,7 +180,9 @@ def _grid(matrix: Matrix) -> list[list[str]]:
 
 def _title(matrix: Matrix) -> str:
     metric, (down, across) = metrics[matrix.section.main], matrix.keys
-    return f"{table_title(metric, matrix.section)} by {down} (down) and {across} (across)"
+    title = table_title(metric, matrix.section)
+    is_told = metric.unit in ("", "%") or _UNIT_WORDS.get(metric.unit, metric.unit) in title.split()
+    return f"{title}{'' if is_told else f' ({metric.unit})'} by {down} (down) and {across} (across)"
 
 
 def _cells(matrix: Matrix) -> list[list[Cell]]:
@@ -193,12 +197,12 @@ def _cells(matrix: Matrix) -> list[list[Cell]]:
 def _beside(matrix: Matrix, *, always: bool = False) -> list[list[str]]:
     """Return what stands below each figure: `n=3` or `1/3 diverged`, and a chosen setting.
 
-    Where every cell has the same runs, all finished, the header says how many, and only `always` repeats it.
+    Where every cell has the same number of seeds, all with a figure, the header says it, and only `always` repeats it.
     """
     names = short_names(matrix.section.chosen)
     arms = [row for cells in matrix.cells for row in cells if row]
     measured = {row.metrics[matrix.section.main].n for row in arms}
-    counts = measured | {sum(row.states.values()) for row in arms}
+    counts = measured | {row.num_seeds for row in arms}
     usual = counts.pop() if len(counts) == 1 and counts != {1} and not always else None
 
     def remark(row: Row | None) -> str:
@@ -206,7 +210,7 @@ def _beside(matrix: Matrix, *, always: bool = False) -> list[list[str]]:
             return ""
         chosen = [f"{name} {text_of(row.best[key])}" for key, name in names.items() if key in row.best]
         n = row.metrics[matrix.section.main].n  # seeds, of which `--by` may pool several runs
-        lost = [f"{k}/{sum(row.states.values())} {state}" for state, k in row.states.items() if state != "done"]
+        lost = [f"{k}/{row.num_runs} {state}" for state, k in row.states.items() if state != "done"]
         count = [f"n={n}"] if n != usual and not (lost and n == row.n) else []
         return clean(", ".join([*count, *lost, *chosen]))
 

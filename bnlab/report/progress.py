@@ -135,7 +135,7 @@ class PlainProgress(_Reporter):
 
     def sweep_started(self, num_jobs: int) -> None:
         super().sweep_started(num_jobs)
-        self._say(f"{num_jobs} jobs")
+        self._say(f"{num_jobs} job{'s' * (num_jobs != 1)}")
 
     def job_started(self, index: int, label: str, total_steps: int) -> None:
         super().job_started(index, label, total_steps)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
+from bnlab.compare.notes import count_of
 from bnlab.report.columns import Column
 from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import significant
@@ -45,7 +46,7 @@ def recalibration_tables(report: Recalibrated, out: Terminal) -> Group:
     found = report.found
     over = f"over {found.samples:,} of {found.available:,} training samples"
     lines = joined([clean(report.label), *map(clean, report.about)], out, "bold")
-    lines += joined([_HOW[found.stats], over, f"{len(found.gaps_before)} layers recalibrated"], out, "dim")
+    lines += joined([_HOW[found.stats], over, f"{count_of(len(found.gaps_before), 'layer')} recalibrated"], out, "dim")
     lines += joined([f"new file: {clean(report.file)}"], out, "dim")
     about = ["evaluation mode, same weights and samples", "±: 95 % interval", *_SIGNS]
     lines += [Text(""), Text("Before and after", "bold"), *joined(about, out, "dim"), *_changes(found, out)]

@@ -250,7 +250,8 @@ def _notes(study: Study) -> Iterator[str]:
     elif study.stats != ["running"]:
         yield "*: the 95% interval of the paired difference to running excludes 0, not corrected for the number of rows"
     if "mixed" in study.stats:
-        yield f"mixed: the running statistics count for {study.prior:g} samples (eval.prior), the batch for its own"
+        count = f"{study.prior:g} sample{'' if study.prior == 1 else 's'}"
+        yield f"mixed: the running statistics count for {count} (eval.prior), the batch for its own"
     said = ["changed by mates: predictions that are others in batches of other samples"]
     said += ["of test: between statistics of two random halves of the set"] if "test" in study.stats else []
     few = any(found.flips is None for at in study.conditions for found in at.found)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bnlab.compare.arms import text_of
+from bnlab.compare.notes import count_of
 from bnlab.measure.metrics import warnings_of
 from bnlab.report.chart import Axis
 from bnlab.report.console import clean, to_ascii
@@ -72,8 +73,8 @@ def show_run(
 def _state(state: str, summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path) -> Iterable[str]:
     yield state
     if isinstance(summary.get("diverged_at"), int):
-        yield f"the loss was not finite at step {summary['diverged_at']:,}"
-    if status.get("error"):
+        yield f"the loss was not finite at step {summary['diverged_at']:,}"  # which is the status's error too
+    elif status.get("error"):
         yield str(status["error"])
     if state not in ("done", "diverged", "running"):
         yield f"see {folder / 'run.log'}"
@@ -140,7 +141,7 @@ def _bench(bench: Mapping[str, Any]) -> Iterable[str]:
             yield f"{number(value / 1e6, 1)} MB {what}"
     rounds = finite(bench.get("rounds"))
     if rounds is not None:
-        yield f"{rounds:,.0f} rounds, stopped by {bench.get('stopped_by')}"
+        yield f"{count_of(round(rounds), 'round')}, stopped by {bench.get('stopped_by')}"
 
 
 def _gap(last: Mapping[str, Any]) -> Iterable[str]:
@@ -157,7 +158,7 @@ def _momentum(share: Mapping[str, Any]) -> Iterable[str]:
     if new is not None:
         yield f"{new:g} of each new batch, {1 - new if old is None else old:g} of the old value"
     if half is not None:
-        yield f"half-life {half:.3g} steps"
+        yield f"half-life {half:.3g} step{'' if half == 1 else 's'}"
     if left is not None:
         yield f"{_share(left)} of the initial statistics left"
 
@@ -170,7 +171,8 @@ def _time(summary: Mapping[str, Any]) -> Iterable[str]:
     step = mapping(summary.get("step_ms"))
     steps, epochs = finite(summary.get("steps")), finite(summary.get("epochs"))
     if steps is not None and "bench" not in summary:
-        yield f"{steps:,.0f} steps" + ("" if epochs is None else f" ({epochs:g} epochs)")
+        length = "" if epochs is None else f" ({epochs:g} epoch{'' if epochs == 1 else 's'})"
+        yield count_of(round(steps), "step") + length
     for key, what in (("train_seconds", "training"), ("eval_seconds", "evaluation"), ("wall_seconds", "in all")):
         value = finite(summary.get(key))
         if value is not None:

@@ -159,5 +159,7 @@ def _curve_note(section: Section, kept: Sequence[Column]) -> list[str]:
 
 
 def _left_out(columns: Sequence[Column]) -> list[str]:
-    names = ", ".join(column.name for column in columns)
-    return [f"left out for width: {names} (--metric NAME, or a wider terminal, shows them)"] if names else []
+    names = ", ".join(column.name for column in columns if column.name in metrics)
+    shown = [f"left out for width: {names} (--metric NAME, or a wider terminal, shows them)"] if names else []
+    curve = any(column.name not in metrics for column in columns)  # no metric, so that none can be named for it
+    return [*shown, "left out for width: the curve (a wider terminal shows it)"] if curve else shown

@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bnlab.clock import Stopwatch, step_clock
 from bnlab.data import Batches
+from bnlab.errors import RecordError
 from bnlab.jobs import Stop
 from bnlab.measure.calibration import Calibration
 from bnlab.models import norm_layers
@@ -296,6 +297,8 @@ class Training:
             self._calibration.restore(state["calibration"])
         self._evaluated, self._ended = state["evaluated"], state["ended"]
         self.outcome = Outcome.of_plain(state["outcome"])
+        if self.outcome.steps > self._total:
+            raise RecordError(f"the checkpoint is of step {self.outcome.steps:,}, the run has {self._total:,}")
         for watch, seconds in zip((self._watch, self._eval_watch), state["seconds"], strict=True):
             watch.add(seconds)
         self._saved_at = self._watch.seconds

@@ -27,6 +27,11 @@ class Recorder(Protocol):
     def checkpoint(self, state: dict[str, Any]) -> None: ...
 
 
+def score_of(curve: Mapping[str, Sequence[float]]) -> float:
+    """Return the last validation accuracy of a curve, or training accuracy without a validation split."""
+    return curve.get("valid.accuracy", curve["train.accuracy"])[-1]
+
+
 @dataclass
 class Outcome:
     """What came of a training; the curve has one entry an evaluation."""

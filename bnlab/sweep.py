@@ -191,10 +191,14 @@ def _hand_out(plan: Plan, crew: Crew, care: Care) -> None:
                 signals = beside.enter_context(follow.asked_to_stop(above.folder))
             searched = hydra_app.swept_keys(plan.overrides) if search else ()
             beside.enter_context(follow.told(above.folder, jobs, 1 + care.retries, crew.watcher, searched))
-        if search:
-            launchers.search(task, chosen, plan.overrides, above.folder, plan.config_dir)
-        else:
-            launchers.distribute(task, chosen, above.folder, list(names), plan.config_dir)
+        try:
+            if search:
+                launchers.search(task, chosen, plan.overrides, above.folder, plan.config_dir)
+            else:
+                launchers.distribute(task, chosen, above.folder, list(names), plan.config_dir)
+        except Exception:
+            if not signals:  # which may have ended processes of the launcher, too
+                raise
     if signals:
         raise KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(128 + signals[0])
 

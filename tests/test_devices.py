@@ -352,7 +352,6 @@ def test_a_death_by_any_signal_has_a_name() -> None:
     for number, name in ((9, "SIGKILL, by the system if memory was short"), (11, "SIGSEGV"), (40, "signal 40")):
         crew = Supervisor(Care())
         crew._process = subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"])
-        crew._words = tempfile.TemporaryFile()  # noqa: SIM115
         assert crew._death() == ("killed", f"killed by {name}")
 
 

@@ -105,36 +105,44 @@ class Settings:
 
 
 def settings(
-    overrides: Sequence[str], launcher: str, sweeper: str, jobs: int, threads: int | None, extra_dir: Path | None = None
+    overrides: Sequence[str],
+    launcher: str,
+    sweeper: str,
+    jobs: int,
+    threads: int | None,
+    extra_dir: Path | None = None,
+    own: Path | None = None,
 ) -> Settings:
     """Return what bnlab sets for `jobs` jobs of `threads` threads each (None: as many as there are cores for).
 
-    What a user sets, on the command line or in a file, stays. Jobs of one machine share its cores evenly.
+    What a user sets, on the command line or in a file, stays. Jobs of one machine share its cores evenly. `own` is a
+    new folder for what submitit writes, and unpickles.
     """
     from omegaconf import OmegaConf
 
-    own = hydra_lines(overrides)
-    config = compose(own, True, extra_dir)
+    given = hydra_lines(overrides)
+    config = compose(given, True, extra_dir)
+    as_written = OmegaConf.to_container(config.hydra, resolve=False)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     trials = OmegaConf.select(config, TRIALS) if sweeper != "basic" else None
-    wanted = _wanted(launcher, sweeper, trials or jobs, threads, cores)
-    named = {line.partition("=")[0].strip().lstrip("+~") for line in own}
+    wanted = _wanted(launcher, sweeper, trials or jobs, threads, cores, own)
+    named = {line.partition("=")[0].strip().lstrip("+~") for line in given}
     # a key that still has the plugin's own default was set by nobody
     lines = [
         f"++{key}={ours}"
         for key, (default, ours) in wanted.items()
-        if key not in named and _plain(OmegaConf.select(config, key)) == default
+        if key not in named and _value(as_written, key) == default
     ]
-    own += lines
-    at_once = _at_once(launcher, compose(own, True, extra_dir), threads or 1, cores)
+    given += lines
+    at_once = _at_once(launcher, compose(given, True, extra_dir), threads or 1, cores)
     if at_once is None:
-        return Settings(tuple(own), trials=trials)
+        return Settings(tuple(given), trials=trials)
     at_once = max(1, min(at_once, trials or jobs))
     each = max(1, cores // at_once)
     used = threads or _given_threads() or each
     crowded = at_once > 1 and at_once * used > cores
     return Settings(
-        tuple(own),
+        tuple(given),
         at_once,
         each,
         trials,
@@ -143,7 +151,7 @@ def settings(
 
 
 def _wanted(
-    launcher: str, sweeper: str, jobs: int, threads: int | None, cores: int
+    launcher: str, sweeper: str, jobs: int, threads: int | None, cores: int, own: Path | None
 ) -> Mapping[str, tuple[object, object]]:
     """Return key -> (the plugin's default, bnlab's)."""
     at_once = max(1, min(jobs, cores // (threads or 1)))
@@ -173,6 +181,8 @@ def _wanted(
         },
     }
     wanted = by_launcher.get(launcher, {})
+    if own is not None:  # a sweep's folder, which is the plugin's choice, may come from anywhere
+        wanted["hydra.launcher.submitit_folder"] = ("${hydra.sweep.dir}/.submitit/%j", quoted(own / "%j"))
     if sweeper == "optuna":
         wanted |= {
             "hydra.sweeper.direction": ("minimize", "maximize"),  # jobs return validation accuracy
@@ -182,8 +192,11 @@ def _wanted(
     return wanted
 
 
-def _plain(value: Any) -> Any:
-    return getattr(value, "name", value)  # of an enum
+def _value(tree: Any, key: str) -> Any:
+    """Return what `key`, such as hydra.launcher.n_jobs, has in the tree of Hydra's own keys; None without it."""
+    for name in key.split(".")[1:]:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return getattr(tree, "name", tree)  # of an enum
 
 
 def _at_once(launcher: str, config: DictConfig, threads: int, cores: int) -> int | None:

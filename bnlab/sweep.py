@@ -166,16 +166,15 @@ def _hand_out(plan: Plan, crew: Crew, care: Care) -> None:
     search, elsewhere = plan.sweeper != "basic", plan.launcher in ELSEWHERE
     above = CommandLine(plan.folder.resolve())
     threads = max(job.tree["trainer"].get("threads") or 0 for job in plan.jobs) or None
-    chosen = launchers.settings(plan.overrides, plan.launcher, plan.sweeper, len(plan.jobs), threads, plan.config_dir)
+    own = None
+    if plan.launcher in (*UNLIMITED, *ELSEWHERE):  # submitit's; new, so that nobody can have put a file there
+        own = Path(tempfile.mkdtemp(prefix=".submitit-", dir=above.folder))
+    chosen = launchers.settings(
+        plan.overrides, plan.launcher, plan.sweeper, len(plan.jobs), threads, plan.config_dir, own
+    )
     jobs = () if search else tuple(replace(job, folder=above.folder / job.folder.name) for job in plan.jobs)
     names = {job.folder.name: job for job in jobs}
-    turns = None
-    if plan.launcher in (*UNLIMITED, *ELSEWHERE):
-        # Submitit unpickles what lies in its folder, so that is a new one: a sweep's may come from anywhere.
-        own = Path(tempfile.mkdtemp(prefix=".submitit-", dir=above.folder))
-        line = f"hydra.launcher.submitit_folder={launchers.quoted(own / '%j')}"
-        chosen = replace(chosen, lines=(line, *chosen.lines))  # one of the user's own comes later, and holds
-        turns = (own / "turns", chosen.at_once) if plan.launcher in UNLIMITED and chosen.at_once else None
+    turns = (own / "turns", chosen.at_once) if own and plan.launcher in UNLIMITED and chosen.at_once else None
     task = Task(care, above.folder, Path.cwd(), names, None if elsewhere else above, turns, plan.overrides)
     crew.watcher.sweep_started(chosen.trials or len(jobs))
     if chosen.crowded:

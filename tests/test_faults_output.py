@@ -46,6 +46,19 @@ def sweep_of(place: Path) -> str:
 # ---------------------------------------------------------------- streams
 
 
+def in_shell(line: str, place: Path) -> Done:
+    """Give bash a line that begins with `bnlab`, without that word."""
+    return subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m bnlab {line}"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+        check=False,
+    )
+
+
 def test_streams_that_are_closed_full_or_left_early(trained: Path) -> None:
     run = f"{sweep_of(trained)}/0"
     some = {
@@ -61,16 +74,7 @@ def test_streams_that_are_closed_full_or_left_early(trained: Path) -> None:
     cases = [(command, end) for end, commands in some.items() for command in commands]
 
     def run_one(case: tuple[str, str]) -> Done:
-        line = f"{sys.executable} -m bnlab {case[0]} {case[1]}; exit ${{PIPESTATUS[0]}}"
-        return subprocess.run(
-            ["bash", "-c", line],
-            cwd=trained,
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=60,
-            check=False,
-        )
+        return in_shell(f"{case[0]} {case[1]}; exit ${{PIPESTATUS[0]}}", trained)
 
     with ThreadPoolExecutor(2) as pool:
         for (command, end), done in zip(cases, pool.map(run_one, cases), strict=True):
@@ -86,15 +90,7 @@ def test_streams_that_are_closed_full_or_left_early(trained: Path) -> None:
 
 @pytest.mark.parametrize("end", ["2> /dev/full", "2>&-", "2> >(exec <&-; sleep 1)"], ids=["full", "closed", "left"])
 def test_messages_that_nobody_takes_cost_nothing(tmp_path: Path, end: str) -> None:
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m bnlab train -m seed=0,1 {' '.join(QUICK)} {end}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=60,
-        check=False,
-    )
+    done = in_shell(f"train -m seed=0,1 {' '.join(QUICK)} {end}", tmp_path)
     assert (done.returncode, done.stdout.count("  done  "), done.stderr) == (0, 2, "")
 
 

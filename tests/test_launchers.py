@@ -324,3 +324,8 @@ def test_what_a_user_sets_stays(tmp_path: Path) -> None:
     assert launchers.machinery(chosen, tmp_path) == ("submitit_slurm", "basic")
     got = launchers.settings(chosen, "submitit_slurm", "basic", 2, 3, tmp_path)
     assert (got.at_once, got.lines) == (None, ("hydra/launcher=cluster", "++hydra.launcher.cpus_per_task=3"))
+    ours = f"++hydra.launcher.submitit_folder='{tmp_path}/new/%j'"
+    assert ours in launchers.settings(chosen, "submitit_slurm", "basic", 2, 3, tmp_path, tmp_path / "new").lines
+    own.write_text(own.read_text() + "submitit_folder: /shared/%j\n")
+    lines = launchers.settings(chosen, "submitit_slurm", "basic", 2, 3, tmp_path, tmp_path / "new").lines
+    assert not any("submitit_folder" in line for line in lines)

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from benchmarks import growth, loops, processes, steps
 from benchmarks.pairing import Row, side_by_side
-from bnlab.record.provenance import environment
-from bnlab.report.bench import bench_table
+from bnlab.record.environment import environment
+from bnlab.report.bench_report import bench_table
 from bnlab.report.console import results
 from bnlab.training.allocator import keep_freed_memory
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bnlab.record.folder import RunFolder
+from bnlab.record.run_folder import RunFolder
 
 SEEDS, EVALUATIONS = 10, 20
 FIGURES = ("loss", "accuracy", "acc_gap", "loss_gap", "flip_rate")

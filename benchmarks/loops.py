@@ -1,8 +1,9 @@
 """bnlab's training loop, with its recording, against a hand-written minimal loop and the loop of torch's MNIST example.
 
 All three train the same model from the same weights on the same 28 x 28 images (random pixels in MNIST's own files, so
-that torchvision reads them as it reads MNIST). The minimal loop indexes the same resident tensors in the same memory
-layout; the example's loop is DataLoader, ToTensor and Normalize an image, contiguous, with its unfused optimizer.
+that torchvision reads them as it reads MNIST). The minimal loop indexes the same device_batches tensors in the same
+memory layout; the example's loop is DataLoader, ToTensor and Normalize an image, contiguous, with its unfused
+optimizer.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from torch import Tensor, nn
 from bnlab.data import Batches, Split
 from bnlab.models import build, models
 from bnlab.norms import strategies
-from bnlab.record.folder import RunFolder
+from bnlab.record.run_folder import RunFolder
+from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Findings
 from bnlab.training.loop import Training
 from bnlab.training.optim import optimizers
 from bnlab.training.trainer import TrainerConfig
-from bnlab.watcher import Watcher
 
 BATCH = 64
 MEAN, STD = torch.tensor([0.1307]), torch.tensor([0.3081])
@@ -86,7 +87,7 @@ def recorded(kind: str, batches: Batches, steps: int, folder: Path, config: Trai
             eval_every=1e9,
             device=torch.device("cpu"),
             recorder=_Rows(run),
-            watcher=Watcher(),
+            callback=Callback(),
         )
         start = time.perf_counter()
         training.run()
@@ -98,7 +99,7 @@ def recorded(kind: str, batches: Batches, steps: int, folder: Path, config: Trai
 def minimal(kind: str, split: Split, steps: int) -> float:
     """The least code that does the same steps: nothing is recorded."""
     model = network(kind)
-    resident = ((split.images.float() / 255 - MEAN) / STD).permute(0, 2, 3, 1).contiguous()
+    device_batches = ((split.images.float() / 255 - MEAN) / STD).permute(0, 2, 3, 1).contiguous()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, nesterov=True, fused=True)
     model.train()
     start = time.perf_counter()
@@ -106,7 +107,7 @@ def minimal(kind: str, split: Split, steps: int) -> float:
     for i in range(steps):
         rows = order[i * BATCH : (i + 1) * BATCH]
         optimizer.zero_grad()
-        logits = model(resident.index_select(0, rows).permute(0, 3, 1, 2))
+        logits = model(device_batches.index_select(0, rows).permute(0, 3, 1, 2))
         F.cross_entropy(logits, split.labels.index_select(0, rows)).backward()
         optimizer.step()
     return steps * BATCH / (time.perf_counter() - start)

@@ -2,7 +2,7 @@
 
 BnlabError
 ├── ConfigError          2  the command line or a configuration is wrong; nothing was started
-│   └── MisfitError      2  a strategy does not fit the rest of the configuration
+│   └── IncompatibleError      2  a strategy does not fit the rest of the configuration
 └── EnvironmentFault     1  the machine is at fault: device, disk, permissions, missing package
     ├── DataError        1  a data set is missing, damaged or cannot be fetched
     └── RecordError      1  a run folder cannot be read or written
@@ -26,7 +26,7 @@ class ConfigError(BnlabError):
     exit_code = 2
 
 
-class MisfitError(ConfigError):
+class IncompatibleError(ConfigError):
     """A strategy does not fit the model or the batch it would get; each may be right elsewhere."""
 
 

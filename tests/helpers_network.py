@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from bnlab.measure.mates import batching
+from bnlab.measure.probe_batches import batching
 from bnlab.norms import strategies
 
 Array = npt.NDArray[np.float64]

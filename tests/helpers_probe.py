@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.data import Augment, Batches, Split
-from bnlab.measure.mates import Probe
+from bnlab.measure.probe_batches import Probe
 
 HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks") or "_hooks_" in name]
 PLAIN = (bool, int, float, str, type(None))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnlab import hydra_app, worker
-from bnlab.jobs import Ending, Stop
-from bnlab.sweep import job_of
-from bnlab.watcher import Watcher
+from bnlab.config import compose
+from bnlab.experiment import run
+from bnlab.runner.sweep import job_of
+from bnlab.training.callbacks import Callback
+from bnlab.training.job import JobResult, Stop
 
 
-def train(overrides: Sequence[str], folder: Path, stop: Stop | None = None, watcher: Watcher | None = None) -> Ending:
+def train(
+    overrides: Sequence[str], folder: Path, stop: Stop | None = None, callback: Callback | None = None
+) -> JobResult:
     """Train what `overrides` come to in `folder`, or go on with what lies there."""
-    (tree,) = hydra_app.jobs(overrides, multirun=False)
-    return worker.run(job_of(folder, tree, "", 0, ""), watcher or Watcher(), stop)
+    (tree,) = compose.jobs(overrides, multirun=False)
+    return run.run(job_of(folder, tree, "", 0, ""), callback or Callback(), stop)

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from bnlab.workers import Workers
+from bnlab.distributed import Workers
 
 SECONDS = 60
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["torch", "bnlab.worker"])
+_processes.set_forkserver_preload(["torch", "bnlab.experiment.run"])
 
 
 def free_port() -> int:

@@ -25,19 +25,19 @@ from bnlab.bench import pairing
 from bnlab.bench import stepper as stepping
 from bnlab.bench.arms import Section, contest, read, set_threads
 from bnlab.bench.engine import FEWEST_ROUNDS, BenchConfig, Contest, ContestTime, Stepper, measure
-from bnlab.bench.layers import SHAPES, layer_contest, uncompared
+from bnlab.bench.layer_times import SHAPES, layer_contest, uncompared
 from bnlab.bench.pairing import Figures, Turns, in_turn, ratio_of
 from bnlab.bench.scaling import levels
 from bnlab.bench.stepper import first_batches
 from bnlab.bench.traffic import Traffic, traffic_of
-from bnlab.compare.compare import compare
-from bnlab.compare.read import read_runs
-from bnlab.config import identity
-from bnlab.errors import ConfigError, MisfitError
-from bnlab.laboratory.bench import bench
-from bnlab.laboratory.bench_record import record
-from bnlab.prepare import bundle_of, model_of, placed, resident
-from bnlab.report.bench import bench_table
+from bnlab.cli.bench import bench
+from bnlab.cli.bench_record import record
+from bnlab.compare.comparison import compare
+from bnlab.errors import ConfigError, IncompatibleError
+from bnlab.experiment.config import identity
+from bnlab.experiment.setup import bundle_of, device_batches, model_of, to_device
+from bnlab.record.read import read_runs
+from bnlab.report.bench_report import bench_table
 from bnlab.report.console import Terminal
 from bnlab.training import loop
 from bnlab.training.trainer import forward_of, loss_function
@@ -338,10 +338,10 @@ class Watched:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.models: list[nn.Module] = []
-        patch.setattr(stepping, "placed", self._kept)
+        patch.setattr(stepping, "to_device", self._kept)
 
     def _kept(self, *arguments: Any) -> nn.Module:
-        self.models.append(placed(*arguments))
+        self.models.append(to_device(*arguments))
         return self.models[-1]
 
 
@@ -357,12 +357,12 @@ def by_training(section: Section, steps: int) -> dict[str, Tensor]:
     """Do the same steps with `loop.Training`, at the learning rate of its first step."""
     config = section.arms[1].config
     bundle = bundle_of(config.data)
-    model = placed(model_of(config, bundle), config, CPU)
+    model = to_device(model_of(config, bundle), config, CPU)
     optimizer = config.optim.make(model)
     rate = config.schedule.rate_of(config.optim.lr, stepping.TOTAL_STEPS)(0)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    training_set = resident(config, bundle, bundle.train, CPU, training=True)
+    training_set = device_batches(config, bundle, bundle.train, CPU, training=True)
     forward, loss_of = forward_of(model, config.trainer, CPU), loss_function(config.trainer)
     model.train()
     for step, (images, targets) in zip(range(steps), training_set.epoch(0), strict=False):
@@ -408,13 +408,13 @@ def test_two_copies_of_the_baseline_end_with_equal_weights(monkeypatch: pytest.M
 def test_statistics_of_the_training_set_are_refreshed_inside_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[bool] = []
     counting = False
-    refresh = stepping.Calibration.before_step
+    refresh = stepping.Refresh.before_step
 
     def spy(self: Any, step: int) -> None:
         inside.append(counting)
         refresh(self, step)
 
-    monkeypatch.setattr(stepping.Calibration, "before_step", spy)
+    monkeypatch.setattr(stepping.Refresh, "before_step", spy)
     (section,) = sections("norm=none,population")
     one = contest(section).make["population"]()
     assert inside == []
@@ -431,7 +431,9 @@ def test_short_last_batches_are_not_among_the_steps() -> None:
     (section,) = sections("norm=none,batch", "data.train_size=100")
     config = section.arms[0].config
     bundle = bundle_of(config.data)
-    assert [len(y) for _, y in first_batches(resident(config, bundle, bundle.train, CPU, training=True))] == [32] * 3
+    assert [len(y) for _, y in first_batches(device_batches(config, bundle, bundle.train, CPU, training=True))] == [
+        32
+    ] * 3
     whole = sections("norm=none,batch", "data.train_size=100", "data.batch_size=128")[0]
     assert contest(whole).batch_size == 100
 
@@ -476,7 +478,7 @@ def test_layers_by_shape() -> None:
         assert [arm.num_parameters for arm in found.arms[:1]] == [16]
         assert found.arms[0].optimizer_ms == 0
     assert {len(shape) for shape in SHAPES} == {2, 4}
-    with pytest.raises(MisfitError, match="no layer"):
+    with pytest.raises(IncompatibleError, match="no layer"):
         layer_contest(sections("norm=none")[0], (4, 8))
     (odd,) = sections("norm=none,group,batch", "norm.groups=4", "model.widths=[4,8]")
     ready = layer_contest(odd, (4, 6, 5, 5))
@@ -593,7 +595,7 @@ def test_sizes_of_random_images_stay_apart(tmp_path: Path) -> None:
 
 
 def test_nothing_measured_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(MisfitError, match="nothing to measure"):
+    with pytest.raises(IncompatibleError, match="nothing to measure"):
         record([], [], tmp_path)
 
 

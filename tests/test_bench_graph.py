@@ -19,20 +19,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnlab import clock
+from bnlab import timing
 from bnlab.bench import stepper as stepping
 from bnlab.bench.arms import contest
 from bnlab.bench.engine import BenchConfig, Contest, ContestTime, Stepper, figures, launch_bound, measure
 from bnlab.bench.pairing import Figures
 from bnlab.bench.stepper import Batch, first_batches, stepper
 from bnlab.bench.traffic import Traffic
-from bnlab.compare.compare import compare
-from bnlab.compare.read import read_runs
-from bnlab.errors import ConfigError, MisfitError
-from bnlab.laboratory.bench import bench
-from bnlab.laboratory.bench_record import record
-from bnlab.prepare import bundle_of, resident
-from bnlab.report.tidy import TIDY_FORMATS
+from bnlab.cli.bench import bench
+from bnlab.cli.bench_record import record
+from bnlab.compare.comparison import compare
+from bnlab.errors import ConfigError, IncompatibleError
+from bnlab.experiment.setup import bundle_of, device_batches
+from bnlab.record.read import read_runs
+from bnlab.report.rows import TIDY_FORMATS
 from bnlab.training import loop
 from tests.test_bench import CPU, SMALL, Watched, ignore, sections, table, weights
 from tests.test_cli import bnlab
@@ -83,8 +83,8 @@ def test_the_clock_of_cuda_tells_the_hosts_time_from_the_devices(monkeypatch: py
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter_ns=lambda: next(host_ns)))
-    phases = clock.phase_clock(torch.device("cuda"))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter_ns=lambda: next(host_ns)))
+    phases = timing.phase_clock(torch.device("cuda"))
     for _ in range(4):
         phases.mark()
     assert (phases.flush(), phases.host_ms) == ((3.0, 6.0, 1.0), 1.75)
@@ -95,7 +95,7 @@ def test_the_clock_of_cuda_tells_the_hosts_time_from_the_devices(monkeypatch: py
 
 
 def test_on_cpu_the_host_has_no_time_of_its_own() -> None:
-    phases = clock.phase_clock(CPU)
+    phases = timing.phase_clock(CPU)
     phases.mark()
     phases.mark()
     assert len(phases.flush()) == 1
@@ -164,7 +164,7 @@ def test_formats_have_the_hosts_time_and_leave_out_unknown_phases() -> None:
 
 
 def refused() -> Stepper:
-    raise MisfitError("cannot be captured")
+    raise IncompatibleError("cannot be captured")
 
 
 def test_what_cannot_be_made_is_left_out_with_a_sentence() -> None:
@@ -172,7 +172,7 @@ def test_what_cannot_be_made_is_left_out_with_a_sentence() -> None:
     assert [arm.label for arm in found.arms] == ["none", "batch"]
     assert found.left_out == ("left out: population: cannot be captured",)
     assert (found.arms[1].ratio.value, found.control.value) == (2.0, 1.0)  # the first that is left is the baseline
-    with pytest.raises(MisfitError, match="nothing to measure\nleft out: population: cannot") as error:
+    with pytest.raises(IncompatibleError, match="nothing to measure\nleft out: population: cannot") as error:
         imagined({"population": refused})
     assert error.value.exit_code == 2
 
@@ -261,7 +261,7 @@ class PretendedCuda:
 def one_of(norm: str, *overrides: str, device: torch.device = CPU) -> tuple[Callable[[bool], Stepper], list[Batch]]:
     config = next(arm.config for arm in sections(f"norm=none,{norm}", *overrides)[0].arms if arm.label == norm)
     bundle = bundle_of(config.data)
-    training_set = resident(config, bundle, bundle.train, device, training=True)
+    training_set = device_batches(config, bundle, bundle.train, device, training=True)
     batches = first_batches(training_set)
     return lambda graph: stepper(config, bundle, training_set, batches, device, graph), batches
 
@@ -288,7 +288,7 @@ def test_a_step_that_waits_for_the_device_is_not_captured(monkeypatch: pytest.Mo
     make, _ = one_of("batch")
     cuda = PretendedCuda(monkeypatch, waits=True)
     with pytest.raises(
-        MisfitError, match=r"^cannot be captured in a CUDA graph: called a synchronizing \w+ operation$"
+        IncompatibleError, match=r"^cannot be captured in a CUDA graph: called a synchronizing \w+ operation$"
     ):
         make(True)
     assert (cuda.steps, cuda.mode) == (["default", "default"], "default")
@@ -300,7 +300,7 @@ def test_steps_that_read_the_training_set_are_not_captured(
 ) -> None:
     make, _ = one_of("population", *overrides)
     cuda = PretendedCuda(monkeypatch)
-    with pytest.raises(MisfitError, match="read the training set"):
+    with pytest.raises(IncompatibleError, match="read the training set"):
         make(True)
     assert cuda.steps == []
 

@@ -21,26 +21,26 @@ import torch
 from helpers_workers import on_workers
 from test_cli import BNLAB, bnlab, environment
 
-from bnlab import hydra_app
 from bnlab.bench.engine import BenchConfig
-from bnlab.bench.late import MODES, LateStep, ParallelTime
-from bnlab.bench.parallel_worker import Contender, measure
-from bnlab.config import Config, parse_config
-from bnlab.errors import ConfigError, EnvironmentFault, MisfitError
-from bnlab.laboratory import parallel
-from bnlab.laboratory.bench import bench
-from bnlab.laboratory.parallel import check, delays_of, run_workers
-from bnlab.prepare import bundle_of, resident
+from bnlab.bench.straggler_result import MODES, LateStep, ParallelTime
+from bnlab.bench.straggler_worker import Contender, measure
+from bnlab.cli import bench_workers
+from bnlab.cli.bench import bench
+from bnlab.cli.bench_workers import check, delays_of, run_workers
+from bnlab.config import compose
+from bnlab.distributed import Workers
+from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
+from bnlab.experiment.config import Config, parse_config
+from bnlab.experiment.setup import bundle_of, device_batches
 from bnlab.report.console import Terminal
-from bnlab.report.parallel import answer, parallel_table
-from bnlab.workers import Workers
+from bnlab.report.straggler_report import answer, parallel_table
 
 CPU = torch.device("cpu")
 SMALL = ["data=digits", "model=mlp", "model.widths=[6,4]", "data.batch_size=16", "trainer.device=cpu"]
 
 
 def config_of(*overrides: str) -> Config:
-    return parse_config(hydra_app.jobs([*SMALL, *overrides], multirun=False)[0])
+    return parse_config(compose.jobs([*SMALL, *overrides], multirun=False)[0])
 
 
 # ---------------------------------------------------------------- collectives and bytes, by hand; who waits
@@ -62,7 +62,7 @@ def counted(workers: Workers) -> Counts:
     for name, overrides in ARMS.items():
         config = config_of(*overrides)
         bundle = bundle_of(config.data)
-        batches = resident(config, bundle, bundle.train, CPU, training=True, workers=workers)
+        batches = device_batches(config, bundle, bundle.train, CPU, training=True, workers=workers)
         for mode in MODES:
             sent = Contender(config, bundle, batches, CPU, workers, mode).collectives()
             found[f"{name} {mode}"] = (sent.forward, sent.backward, sent.bytes)
@@ -132,15 +132,20 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise AssertionError("workers were started")
 
-    monkeypatch.setattr(parallel, "run_workers", refuse)
+    monkeypatch.setattr(bench_workers, "run_workers", refuse)
 
 
 @pytest.mark.parametrize(
     ("overrides", "workers", "error", "message"),
     [
         (["data.batch_size=2", "norm=layer"], 3, ConfigError, "data.batch_size=2: must be at least 1 sample for each"),
-        (["norm=population", "norm.through=true"], 2, MisfitError, "norm=population: its gradient through the stat"),
-        (["norm=ghost", "norm.size=12"], 2, MisfitError, "norm.size=12: .*=8, the part of one of 2 workers"),
+        (
+            ["norm=population", "norm.through=true"],
+            2,
+            IncompatibleError,
+            "norm=population: its gradient through the stat",
+        ),
+        (["norm=ghost", "norm.size=12"], 2, IncompatibleError, "norm.size=12: .*=8, the part of one of 2 workers"),
         (["trainer.device=cuda:0"], 2, ConfigError, "trainer.device=cuda:0: 2 workers cannot share it"),
         (["trainer.timeout=1.5"], 2, ConfigError, "trainer.timeout=1.5: a worker that is 2000 ms late"),
     ],
@@ -149,7 +154,7 @@ def test_what_cannot_be_shared_is_refused(
     nothing_starts: None, overrides: list[str], workers: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        parallel.parallel([*SMALL, *overrides], workers, "0,2000", "table")
+        bench_workers.parallel([*SMALL, *overrides], workers, "0,2000", "table")
 
 
 def test_what_can_be_shared_is_not_refused() -> None:
@@ -295,7 +300,7 @@ trouble = json.load(open(sys.argv[1]))["trouble"]
 if os.environ["RANK"] == "1" and trouble == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
 if trouble == "left alone":
-    from bnlab.bench.parallel_worker import _end_with_stdin
+    from bnlab.bench.straggler_worker import _end_with_stdin
     threading.Thread(target=_end_with_stdin, daemon=True).start()
 print(json.dumps({"title": "", "round": int(os.environ["RANK"]), "left": 1.0}) + "\\n", end="", flush=True)
 time.sleep(100)
@@ -306,7 +311,7 @@ time.sleep(100)
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that have the trouble of the plan, and otherwise sleep."""
     (tmp_path / "fake_worker.py").write_text(FAKE)
-    monkeypatch.setattr(parallel, "WORKER", "fake_worker")
+    monkeypatch.setattr(bench_workers, "WORKER", "fake_worker")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[1]}")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from helpers_runs import bnlab_compare, make_run
 
-from bnlab.compare.compare import compare
+from bnlab.compare.comparison import compare
 from bnlab.compare.frames import runs_frame
 from bnlab.compare.result import Section
 from bnlab.errors import ConfigError

@@ -18,15 +18,15 @@ from rich.cells import cell_len
 from test_cli import BNLAB, environment
 from torch import Tensor, nn
 
-from bnlab.check import check
+from bnlab.cli.check import check
 from bnlab.conformance.card import examine
 from bnlab.conformance.findings import Card, Finding
 from bnlab.conformance.proving import CHECKS, apart
 from bnlab.conformance.subject import Subject, of_factory, of_function, of_strategy
 from bnlab.errors import ConfigError
 from bnlab.norms import Facts, strategies
-from bnlab.report.card import card_table, error_text, matrix_table
-from bnlab.report.card_formats import CARD_FORMATS
+from bnlab.report.check_formats import CARD_FORMATS
+from bnlab.report.check_report import card_table, error_text, matrix_table
 from bnlab.report.console import Terminal
 
 
@@ -494,7 +494,7 @@ def test_overrides_choose_strategy_and_parameters(
 def test_overrides_that_name_no_strategy_leave_all(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cards: dict[str, Card]
 ) -> None:
-    monkeypatch.setattr("bnlab.check.examine", lambda subject: cards[subject.label])
+    monkeypatch.setattr("bnlab.cli.check.examine", lambda subject: cards[subject.label])
     for overrides in (["seed=0"], ["model=cnn,mlp"]):
         assert check(overrides, None, "json") == 0
         assert [card["subject"] for card in json.loads(capsys.readouterr().out)["cards"]] == list(strategies)

@@ -24,10 +24,10 @@ from test_cli import bnlab
 from test_resume import MLP, SHORT, assert_equal, interrupted
 
 from bnlab.errors import EnvironmentFault
-from bnlab.jobs import Ending
-from bnlab.record.files import write_bytes
+from bnlab.record.plain_files import write_bytes
 from bnlab.training import checkpoint, loop
-from bnlab.watcher import Watcher
+from bnlab.training.callbacks import Callback
+from bnlab.training.job import JobResult
 
 RUN = (*SHORT, *MLP, "norm=batch", "optim=adamw", "optim.lr=0.01")
 NAMES = ("checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256")
@@ -37,7 +37,7 @@ def state(step: int) -> dict[str, Any]:
     return {"step": step, "w": torch.full((50_000,), float(step))}
 
 
-class Notes(Watcher):
+class Notes(Callback):
     def __init__(self) -> None:
         self.said: list[str] = []
 
@@ -195,7 +195,7 @@ def stopped(tmp_path: Path) -> Path:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(stopped: Path, whole: Path, kind: str) -> None:
     damage(stopped / "checkpoint.pt", kind)
     notes = Notes()
-    assert train(RUN, stopped, watcher=notes).state == "done"
+    assert train(RUN, stopped, callback=notes).state == "done"
     assert notes.said == [f"{stopped / 'checkpoint.pt'}: sha256 differs; going on from checkpoint.prev.pt"]
     assert "going on from step 3" in (stopped / "run.log").read_text()
     assert_equal(stopped, whole)
@@ -248,7 +248,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_though_its_digest_is_right(
     digest = hashlib.sha256(newest.read_bytes()).hexdigest()
     (stopped / "checkpoint.sha256").write_text(f"{digest}\n{good}\n")
     notes = Notes()
-    assert train(RUN, stopped, watcher=notes).state == "done"
+    assert train(RUN, stopped, callback=notes).state == "done"
     assert re.search(r"checkpoint.pt: refused \(\w+\); going on from checkpoint.prev.pt", notes.said[0])
     assert not trap.exists()
     assert_equal(stopped, whole)
@@ -315,7 +315,7 @@ def test_no_room_for_a_checkpoint_leaves_those_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [60, 400, 1500, 3500, 8000])
 def test_a_run_on_a_full_disk_fails_and_goes_on_later(stopped: Path, whole: Path, size: int) -> None:
     """The bounds meet, from the smallest on, the lists of digests, tables, the status, and the checkpoint."""
-    ending: Ending
+    ending: JobResult
     with files_up_to(size):
         ending = train(RUN, stopped)
     assert ending.state == "failed"

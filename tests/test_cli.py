@@ -444,7 +444,7 @@ def test_cfg_and_info_run_nothing(tmp_path: Path) -> None:
 def test_completion_of_overrides(
     typed: str, words: list[str], cword: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bnlab.completion import overrides
+    from bnlab.config.completion import overrides
 
     monkeypatch.setenv("COMP_WORDS", " ".join(["bnlab", "train", *words]))
     monkeypatch.setenv("COMP_CWORD", str(cword))

@@ -15,12 +15,12 @@ import pytest
 from helpers_runs import make_run
 from scipy import stats
 
-from bnlab.compare.compare import compare
-from bnlab.compare.files import LARGEST_FILE
-from bnlab.compare.read import read_documents, read_runs
+from bnlab.compare.comparison import compare
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.errors import ConfigError, RecordError
-from bnlab.measure.metrics import Censored, find_metric, metrics
+from bnlab.metrics import Censored, find_metric, metrics
+from bnlab.record.read import read_documents, read_runs
+from bnlab.record.read_files import LARGEST_FILE
 from bnlab.report.heading import heading
 
 NONE = [0.970, 0.972, 0.969, 0.974, 0.971]
@@ -711,7 +711,7 @@ def test_a_comparison_needs_no_heavy_import(tmp_path: Path) -> None:
     make_arm(tmp_path, "none", NONE)
     make_arm(tmp_path, "batch", BATCH)
     program = (
-        "import sys; from pathlib import Path; from bnlab.compare.compare import compare\n"
+        "import sys; from pathlib import Path; from bnlab.compare.comparison import compare\n"
         f"compare([Path({str(tmp_path)!r})])\n"
         "print(sorted({'torch', 'numpy', 'scipy', 'pandas', 'rich', 'hydra'} & set(sys.modules)))"
     )

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bnlab import hydra_app
-from bnlab.config import identity, parse_config
-from bnlab.config_files import groups
+from bnlab.config import compose
+from bnlab.config.files import groups
 from bnlab.data import datasets
 from bnlab.errors import ConfigError
+from bnlab.experiment.config import identity, parse_config
 from bnlab.models import models
 from bnlab.norms import strategies
 from bnlab.training.evaluation import EvalConfig
@@ -32,7 +32,7 @@ OPTIONS = [(group, name) for group, registry in REGISTRIES.items() for name in r
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    (tree,) = hydra_app.jobs(list(overrides), multirun=False)
+    (tree,) = compose.jobs(list(overrides), multirun=False)
     return tree
 
 
@@ -61,7 +61,7 @@ def test_an_option_has_its_class_defaults_and_description(group: str, name: str)
 def test_the_other_nodes_have_their_class_defaults_but_for_the_recipe(key: str, cls: Any) -> None:
     from omegaconf import OmegaConf
 
-    tree = OmegaConf.to_container(OmegaConf.load(hydra_app.conf_dir() / "config.yaml"))
+    tree = OmegaConf.to_container(OmegaConf.load(compose.conf_dir() / "config.yaml"))
     assert isinstance(tree, dict)
     assert tree[key] == defaults_of(cls)
 
@@ -80,14 +80,14 @@ def test_every_option_parses(group: str, name: str) -> None:
 
 
 def test_a_sweep_is_taken_apart_into_its_jobs() -> None:
-    trees = hydra_app.jobs(["norm=none,ghost", "seed=range(0,3)", "model.widths=[8],[8,16]"], multirun=True)
+    trees = compose.jobs(["norm=none,ghost", "seed=range(0,3)", "model.widths=[8],[8,16]"], multirun=True)
     assert [(t["norm"]["name"], t["seed"], t["model"]["widths"]) for t in trees] == [
         (norm, seed, widths) for norm in ("none", "ghost") for seed in (0, 1, 2) for widths in ([8], [8, 16])
     ]
 
 
 def test_glob_takes_every_strategy() -> None:
-    trees = hydra_app.jobs(["norm=glob(*)"], multirun=True)
+    trees = compose.jobs(["norm=glob(*)"], multirun=True)
     assert [t["norm"]["name"] for t in trees] == list(strategies)
 
 
@@ -161,7 +161,7 @@ def test_identity_depends_on_results_only() -> None:
 def test_configurations_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "norm").mkdir()
     (tmp_path / "norm" / "mine.yaml").write_text("name: ghost\nsize: 8\nupdate: pooled\nmomentum: 0.5\n")
-    (tree,) = hydra_app.jobs(["norm=mine"], multirun=False, extra_dir=tmp_path)
+    (tree,) = compose.jobs(["norm=mine"], multirun=False, extra_dir=tmp_path)
     assert tree["norm"]["size"] == 8
 
 
@@ -175,7 +175,7 @@ def test_configurations_of_ones_own(tmp_path: Path) -> None:
     ],
 )
 def test_the_jobs_of_a_sweep_are_what_hydra_composes_one_by_one(overrides: list[str]) -> None:
-    planned = hydra_app.planned(overrides, multirun=True)
+    planned = compose.planned(overrides, multirun=True)
     assert len(planned) >= 4
     for lines, tree in planned:
-        assert tree == hydra_app.plain(hydra_app.compose(lines, multirun=True))
+        assert tree == compose.plain(compose.compose(lines, multirun=True))

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from bnlab.data import Split, datasets, digits, load
-from bnlab.data.base import hold_out, stratified_order
+from bnlab.data.bundle import hold_out, stratified_order
 from bnlab.download import catalog
 from bnlab.errors import ConfigError, DataError
 from bnlab.schema import parse

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bnlab.data import datasets, folder, load
+from bnlab.data import datasets, image_folder, load
 from bnlab.data.decode import printable
 from bnlab.errors import ConfigError, DataError
 from bnlab.schema import parse
@@ -247,13 +247,13 @@ def test_an_unreadable_folder_is_no_traceback(pictures, tmp_path, monkeypatch):
 def decodes(monkeypatch):
     """The number of files decoded so far, as a list that grows."""
     seen = []
-    real = folder.decode_all
+    real = image_folder.decode_all
 
     def counted(root, paths, *arguments, **keys):
         seen.extend(paths)
         return real(root, paths, *arguments, **keys)
 
-    monkeypatch.setattr(folder, "decode_all", counted)
+    monkeypatch.setattr(image_folder, "decode_all", counted)
     return seen
 
 
@@ -302,8 +302,8 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(pictures, tmp_path, ca
 
 def test_threads_give_the_same_pixels(pictures):
     paths = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(10)] * 40
-    one, none = folder.decode_all(str(pictures), paths, 8, 3, mean_bytes=1)
-    several, none_again = folder.decode_all(str(pictures), paths, 8, 3, mean_bytes=1e6)
+    one, none = image_folder.decode_all(str(pictures), paths, 8, 3, mean_bytes=1)
+    several, none_again = image_folder.decode_all(str(pictures), paths, 8, 3, mean_bytes=1e6)
     assert none == none_again == []
     assert np.array_equal(one, several)
 

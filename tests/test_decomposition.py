@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from bnlab.data import Augment, Batches
-from bnlab.laboratory.specimen import of_run
-from bnlab.measure.calibration import refreshed
+from bnlab.experiment.trained_model import of_run
 from bnlab.measure.decomposition import NAMES, Decomposition, Stages, Term, decompose, levels, stages
 from bnlab.measure.interval import Interval
-from bnlab.measure.mates import Probe, batching
 from bnlab.measure.modes import learners
-from bnlab.measure.population import plan
-from bnlab.measure.probe import Probing, probe
+from bnlab.measure.population_statistics import plan
+from bnlab.measure.probe_batches import Probe, batching
+from bnlab.measure.probe_model import ProbeResult, probe
+from bnlab.measure.refresh import refreshed
 from bnlab.measure.verdict import verdict
 
 CLOSE = {"rel": 1e-5, "abs": 2e-6}  # logits are kept in float32
@@ -371,11 +371,11 @@ def test_a_loss_that_is_not_finite_has_no_cause(loss: float) -> None:
 RUN = ("model.widths=[8,8]", "trainer.device=cpu", "trainer.threads=1", "eval.probe_samples=256", "eval.every=100")
 
 
-def probed(folder: Path, *overrides: str) -> Probing:
+def probed(folder: Path, *overrides: str) -> ProbeResult:
     train([*RUN, *overrides], folder)
-    specimen = of_run(folder)
-    probes = [specimen.probe("train"), specimen.probe("test")]
-    found = probe(specimen.model, probes, specimen.train, 1000)
+    trained = of_run(folder)
+    probes = [trained.probe("train"), trained.probe("test")]
+    found = probe(trained.model, probes, trained.train, 1000)
     for split in found.decompositions:
         check_sum(split)
     assert [split.split for split in found.decompositions] == ["train", "test"]

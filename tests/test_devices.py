@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from multiprocessing import Pipe
 from pathlib import Path
 from threading import Thread
@@ -20,22 +21,26 @@ from typing import Any
 import pytest
 import torch
 
-from bnlab import devices, doctor, hydra_app, worker, worker_process
-from bnlab.devices import claimed, held, lock_folder
+from bnlab.config import compose
+from bnlab.distributed import ALONE, Workers
 from bnlab.errors import EnvironmentFault
-from bnlab.jobs import Ending, Job, Stop
-from bnlab.laboratory.specimen import of_run
-from bnlab.prepare import device_held
-from bnlab.supervisor import Care, Supervisor
-from bnlab.sweep import job_of
+from bnlab.experiment import gpu_lock
+from bnlab.experiment import run as experiment_run
+from bnlab.experiment.gpu_lock import claimed, held, lock_folder
+from bnlab.experiment.setup import device_held
+from bnlab.experiment.trained_model import of_run
+from bnlab.runner import worker_main
+from bnlab.runner.supervisor import RetryPolicy, Supervisor
+from bnlab.runner.sweep import job_of
+from bnlab.runner.worker_main import send
 from bnlab.training import checkpoint
-from bnlab.watcher import Watcher
-from bnlab.worker_process import send
-from bnlab.workers import ALONE, Workers
+from bnlab.training.callbacks import Callback
+from bnlab.training.job import Job, JobResult, Stop
 from tests.helpers_training import train
 from tests.test_cli import BNLAB, ROOT, environment
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+doctor = import_module("bnlab.cli.doctor")  # the package has the command under this name
 QUICK = ["trainer.steps=30", "model=mlp", "model.widths=[16]", "data.batch_size=32", "eval.probe_samples=256"]
 
 
@@ -56,8 +61,8 @@ def never() -> None:
 WORK = """
 import os, sys, time
 from pathlib import Path
-from bnlab.devices import claimed, lock_folder
-from bnlab.jobs import Stop
+from bnlab.experiment.gpu_lock import claimed, lock_folder
+from bnlab.training.job import Stop
 place = Path(sys.argv[1])
 for _ in range(5):
     with claimed(sys.argv[2:], lock_folder(), Stop(), lambda: None) as number:
@@ -69,8 +74,8 @@ for _ in range(5):
 """
 HOLD = """
 import os, sys, time
-from bnlab.devices import claimed, lock_folder
-from bnlab.jobs import Stop
+from bnlab.experiment.gpu_lock import claimed, lock_folder
+from bnlab.training.job import Stop
 with claimed(sys.argv[1:], lock_folder(), Stop(), lambda: print("waiting", flush=True)) as number:
     if os.fork() == 0:
         time.sleep(3600)  # a child that has inherited the open file
@@ -226,7 +231,7 @@ def test_a_file_system_without_locks_is_named(monkeypatch: pytest.MonkeyPatch) -
     def flock(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(devices.fcntl, "flock", flock)
+    monkeypatch.setattr(gpu_lock.fcntl, "flock", flock)
     with pytest.raises(EnvironmentFault, match="need a file system with flock: No locks available\nset TMPDIR"):
         held("a", lock_folder())
 
@@ -256,7 +261,7 @@ class PretendedCuda:
         )
 
 
-class Notes(Watcher):
+class Notes(Callback):
     """Keeps what it was told."""
 
     def __init__(self) -> None:
@@ -269,7 +274,7 @@ class Notes(Watcher):
 JOB = Job(Path("runs/x"), {}, "", label="seed=3")
 
 
-def one(name: str, workers: Workers = ALONE, stop: Stop | None = None, notes: Watcher | None = None) -> Any:
+def one(name: str, workers: Workers = ALONE, stop: Stop | None = None, notes: Callback | None = None) -> Any:
     return device_held(name, workers, stop or Stop(), JOB, notes or Notes())
 
 
@@ -320,15 +325,15 @@ def test_a_job_waits_and_says_so_once(name: str, taken: list[int], said: str, mo
 def test_a_wait_does_not_count_for_the_time_out(tmp_path: Path) -> None:
     """The worker's side of the pipe tells what it would tell, the supervisor follows."""
     ours, theirs = Pipe()
-    crew, notes, stopped = Supervisor(Care(timeout=0.5)), Notes(), list[str]()
-    crew.watcher, crew._pipe = notes, ours
+    job_runner, notes, stopped = Supervisor(RetryPolicy(timeout=0.5)), Notes(), list[str]()
+    job_runner.callback, job_runner._pipe = notes, ours
 
-    def ended(job: Job, reason: str = "") -> Ending:
+    def ended(job: Job, reason: str = "") -> JobResult:
         stopped.append(reason)
-        return Ending("killed", reason)
+        return JobResult("killed", reason)
 
-    crew._ended_early = ended  # type: ignore[method-assign]
-    teller = worker_process._Teller(theirs)
+    job_runner._ended_early = ended  # type: ignore[method-assign]
+    teller = worker_main._PipeCallback(theirs)
 
     def work(*, waits: bool) -> None:
         send(theirs, {"counts": True})
@@ -342,7 +347,7 @@ def test_a_wait_does_not_count_for_the_time_out(tmp_path: Path) -> None:
     for waits in (True, False):
         worker_side = Thread(target=work, kwargs={"waits": waits})
         worker_side.start()
-        assert crew._watched(JOB, []).state == ("done" if waits else "killed")
+        assert job_runner._watched(JOB, []).state == ("done" if waits else "killed")
         worker_side.join()
     assert notes.texts == ["all 2 CUDA devices are in use"]
     assert stopped == ["took longer than 0.5 s (--timeout)"]
@@ -350,9 +355,9 @@ def test_a_wait_does_not_count_for_the_time_out(tmp_path: Path) -> None:
 
 def test_a_death_by_any_signal_has_a_name() -> None:
     for number, name in ((9, "SIGKILL, by the system if memory was short"), (11, "SIGSEGV"), (40, "signal 40")):
-        crew = Supervisor(Care())
-        crew._process = subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"])
-        assert crew._death() == ("killed", f"killed by {name}")
+        job_runner = Supervisor(RetryPolicy())
+        job_runner._process = subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"])
+        assert job_runner._death() == ("killed", f"killed by {name}")
 
 
 def test_workers_of_one_training_and_the_cpu_claim_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,18 +370,18 @@ def test_workers_of_one_training_and_the_cpu_claim_nothing(monkeypatch: pytest.M
 
 
 def tree_of(*overrides: str) -> dict[str, Any]:
-    (tree,) = hydra_app.jobs([*QUICK, *overrides], multirun=False)
+    (tree,) = compose.jobs([*QUICK, *overrides], multirun=False)
     return tree
 
 
 def test_preflight_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     PretendedCuda(monkeypatch, 1)
     with claimed(["uuid-0"], lock_folder(), Stop(), never):
-        assert len(worker.preflight([tree_of("trainer.device=cuda"), tree_of("trainer.device=auto")])) == 2
+        assert len(experiment_run.preflight([tree_of("trainer.device=cuda"), tree_of("trainer.device=auto")])) == 2
 
 
-def run(folder: Path, stop: Stop | None = None) -> Ending:
-    return worker.run(job_of(folder, tree_of("trainer.device=auto"), "", 0, ""), Watcher(), stop)
+def run(folder: Path, stop: Stop | None = None) -> JobResult:
+    return experiment_run.run(job_of(folder, tree_of("trainer.device=auto"), "", 0, ""), Callback(), stop)
 
 
 def test_a_job_holds_its_device_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +394,7 @@ def test_a_job_holds_its_device_while_it_trains(tmp_path: Path, monkeypatch: pyt
             raise torch.OutOfMemoryError("CUDA out of memory")
         return SimpleNamespace(diverged_at=3)
 
-    monkeypatch.setattr(worker, "_train", training)
+    monkeypatch.setattr(run, "_train", training)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**29)
     ending = run(tmp_path / "a")
     assert (ending.state, ending.headline) == ("failed", "out of memory at data.batch_size=32, peak 1.5 GiB")
@@ -461,7 +466,7 @@ def patch(worker):
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "bnlab.worker":
+        if name != "bnlab.experiment.run":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
@@ -516,7 +521,7 @@ def test_a_run_on_cuda_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.M
         assert train(keys, tmp_path / "whole").state == "done"
         stop = Stop()
 
-        class Stopper(Watcher):
+        class Stopper(Callback):
             def advanced(self, step: int, loss: float, images_per_second: float) -> None:
                 if step >= 15:
                     stop.request()

@@ -25,22 +25,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bnlab import hydra_app, sweep, worker
-from bnlab.config import identity
+from bnlab.config import compose
 from bnlab.data import Batches, Split
 from bnlab.data.augment import Augment
+from bnlab.distributed import ALONE, RankLost, Workers, from_environment, shard
 from bnlab.errors import BnlabError, ConfigError, EnvironmentFault
+from bnlab.experiment import run
+from bnlab.experiment.config import identity
 from bnlab.models import build, models
 from bnlab.norms import strategies
 from bnlab.record.tables import Cell
-from bnlab.supervisor import Care
+from bnlab.runner import sweep
+from bnlab.runner.supervisor import RetryPolicy
 from bnlab.training import checkpoint
+from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Findings
 from bnlab.training.loop import Training
 from bnlab.training.optim import Sgd
 from bnlab.training.trainer import TrainerConfig
-from bnlab.watcher import Watcher
-from bnlab.workers import ALONE, WorkerLost, Workers, from_environment, shard
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,7 +135,7 @@ def trained(
             eval_every=1.0,
             device=CPU,
             recorder=kept,
-            watcher=Watcher(),
+            callback=Callback(),
             workers=workers,
         ).run()
     return kept.state, kept.losses
@@ -198,7 +200,7 @@ def one_sleeps(workers: Workers) -> list[str]:
             if workers.rank == 1:
                 time.sleep(3)
             workers.mean(torch.ones(1))
-    except WorkerLost as error:
+    except RankLost as error:
         return [str(error), "in time" if time.monotonic() - begun < 20 else "late"]
     return []
 
@@ -241,7 +243,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Any:
             monkeypatch.setenv(key, value)
         workers = from_environment()
         assert workers is not None
-        monkeypatch.setattr(worker, "workers", workers)
+        monkeypatch.setattr(run, "workers", workers)
 
     return start
 
@@ -279,25 +281,25 @@ def test_what_cannot_be_shared_is_refused(started: Any, size: int, overrides: li
     if size:
         started(size)
     with pytest.raises(ConfigError, match=message) as error:
-        worker.preflight(hydra_app.jobs(["trainer.device=cpu", *overrides], multirun=False))
+        run.preflight(compose.jobs(["trainer.device=cpu", *overrides], multirun=False))
     assert len(str(error.value).splitlines()) <= 3
 
 
 def test_what_can_be_shared_is_not_refused(started: Any) -> None:
     started(2)
     for more in (["norm=sync", "model=mlp", "data.batch_size=2", "data.last_batch=drop"], ["norm=population"]):
-        worker.preflight(hydra_app.jobs(["trainer.distributed=true", "trainer.device=cpu", *more], multirun=False))
+        run.preflight(compose.jobs(["trainer.distributed=true", "trainer.device=cpu", *more], multirun=False))
 
 
 def test_torchrun_with_one_process_is_one_process(started: Any) -> None:
     started(1)
-    (tree,) = hydra_app.jobs(["trainer.distributed=true", "trainer.device=cpu"], multirun=False)
-    worker.preflight([tree])
+    (tree,) = compose.jobs(["trainer.distributed=true", "trainer.device=cpu"], multirun=False)
+    run.preflight([tree])
 
 
 def test_identity_depends_on_the_number_of_workers_and_not_on_the_switch() -> None:
-    plain, shared = (hydra_app.jobs(more, multirun=False)[0] for more in ([], ["trainer.distributed=true"]))
-    slow = hydra_app.jobs(["trainer.timeout=9"], multirun=False)[0]
+    plain, shared = (compose.jobs(more, multirun=False)[0] for more in ([], ["trainer.distributed=true"]))
+    slow = compose.jobs(["trainer.timeout=9"], multirun=False)[0]
     assert identity(plain, "abc") == identity(shared, "abc") == identity(slow, "abc", 1)
     assert len({identity(shared, "abc", workers) for workers in (1, 2, 3)}) == 3
 
@@ -401,7 +403,7 @@ def command_line(workers: Workers, folder: str, overrides: list[str], multirun: 
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            code = sweep.launch(["trainer.distributed=true", *overrides, *SHORT], multirun, None, Care())
+            code = sweep.launch(["trainer.distributed=true", *overrides, *SHORT], multirun, None, RetryPolicy())
         except BnlabError as error:
             code = error.exit_code
             err.write(str(error))

@@ -15,13 +15,13 @@ from helpers_training import train
 from torch import Tensor, nn
 
 from bnlab.data import Batches, DataBundle, Split
-from bnlab.errors import MisfitError
-from bnlab.measure.calibration import Calibration
+from bnlab.errors import IncompatibleError
 from bnlab.measure.discrepancy import logits_of, score
 from bnlab.measure.folding import folded
-from bnlab.measure.layers import running_layers
+from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import evaluating, training_statistics
-from bnlab.measure.population import mixed_with_batch, plan, population
+from bnlab.measure.population_statistics import mixed_with_batch, plan, population
+from bnlab.measure.refresh import Refresh
 from bnlab.models import ModelSpec, build, models, norm_layers
 from bnlab.norms import strategies
 from bnlab.training.evaluation import EvalConfig, Evaluator, check_eval
@@ -67,7 +67,7 @@ def trained(spec: str, norm: str, steps: int = 5, **p: Any) -> nn.Module:
         for _, layer in norm_layers(model):
             for parameter in layer.parameters():
                 parameter += 0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).double()
-    source = Calibration(model, TRAIN, nullcontext, torch.device("cpu"))
+    source = Refresh(model, TRAIN, nullcontext, torch.device("cpu"))
     source.begin()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for step in range(steps):
@@ -134,7 +134,7 @@ def test_every_strategy_folds_exactly_or_is_refused(norm: str) -> None:
     model.eval()
     try:
         merged = folded(model)
-    except MisfitError:
+    except IncompatibleError:
         assert norm not in ("batch", "ghost", "sync", "renorm", "streaming", "population", "frozen", "none")
     else:
         assert not list(norm_layers(merged))
@@ -158,7 +158,7 @@ def test_folding_keeps_a_transform_of_the_weights() -> None:
 )
 def test_what_cannot_be_folded_is_refused(spec: ModelSpec, norm: str, message: str) -> None:
     model = build(spec, strategies[norm](), SHAPE, 4, 0)
-    with pytest.raises(MisfitError, match=message) as error:
+    with pytest.raises(IncompatibleError, match=message) as error:
         check_eval(model, EvalConfig(stats="folded"))
     assert len(str(error.value).splitlines()) <= 3
     for stats in STATS[:-1]:

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from helpers_runs import make_run
 
-from bnlab.measure.metrics import metrics
+from bnlab.metrics import metrics
 
 BNLAB = [sys.executable, "-m", "bnlab"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -296,8 +296,8 @@ def test_mlflow_has_every_run_once(home: Path, runs: list[Path], tracked: Tracke
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_replaces_what_has_gone_on_and_what_was_left_half(tmp_path: Path, tracked: Tracked) -> None:
     from bnlab.compare.frames import tables_of
-    from bnlab.compare.read import read_runs
     from bnlab.export.tracking import add_runs
+    from bnlab.record.read import read_runs
 
     def export() -> str:
         found, _ = read_runs([tmp_path / "runs"])

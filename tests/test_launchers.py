@@ -18,10 +18,10 @@ import pytest
 from helpers_training import train
 from test_cli import BNLAB, ROOT, environment
 
-from bnlab import launchers
+from bnlab.config.compose import compose
 from bnlab.errors import EnvironmentFault
-from bnlab.follow import asked_to_stop
-from bnlab.hydra_app import compose
+from bnlab.runner import launchers
+from bnlab.runner.monitor import asked_to_stop
 
 # all of them come with the dev group, so that none is skipped unseen
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray")

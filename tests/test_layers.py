@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from bnlab.measure.by_layer import layer_gaps
-from bnlab.measure.layers import (
+from bnlab.measure.layer_statistics import (
     adopt,
     initial_left,
     keeps_statistics,

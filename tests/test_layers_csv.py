@@ -16,14 +16,15 @@ import torch
 from helpers_training import train
 from torch import Tensor, nn
 
-from bnlab import hydra_app, prepare, worker
-from bnlab.config import Config, parse_config
+from bnlab.config import compose
 from bnlab.data import DataBundle
+from bnlab.experiment import run, setup
+from bnlab.experiment.config import Config, parse_config
 from bnlab.measure.by_layer import LayerGap
 from bnlab.measure.decomposition import NAMES
-from bnlab.measure.metrics import metrics
+from bnlab.metrics import metrics
 from bnlab.models import norm_layers
-from bnlab.norms.base import NormLayer
+from bnlab.norms.strategy import NormLayer
 from bnlab.seeding import generator
 from bnlab.training import checkpoint
 from bnlab.training.evaluation import Evaluator
@@ -42,10 +43,10 @@ def trained(folder: Path, *overrides: str) -> Path:
 
 
 def parts(*overrides: str) -> tuple[Config, DataBundle, nn.Module]:
-    (tree,) = hydra_app.jobs([*SHORT, *overrides], multirun=False)
+    (tree,) = compose.jobs([*SHORT, *overrides], multirun=False)
     config = parse_config(tree)
-    bundle = prepare.bundle_of(config.data)
-    return config, bundle, prepare.model_of(config, bundle)
+    bundle = setup.bundle_of(config.data)
+    return config, bundle, setup.model_of(config, bundle)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -166,7 +167,7 @@ def test_a_figure_that_is_not_finite_is_null_in_the_summary() -> None:
 def test_each_batch_is_the_next_step_after_the_same_past(norm: str) -> None:
     """What the layers keep from one batch does not reach the next: each goes through a fresh copy of the model."""
     config, bundle, model = parts(f"norm={norm}", "model.dropout=0.5")
-    batches = prepare.resident(config, bundle, bundle.train, torch.device("cpu"), training=True)
+    batches = setup.device_batches(config, bundle, bundle.train, torch.device("cpu"), training=True)
     model.train()
     with torch.no_grad():
         for images, _ in batches.epoch(0):
@@ -186,8 +187,8 @@ def test_each_batch_is_the_next_step_after_the_same_past(norm: str) -> None:
         config.eval,
         BATCH,
         batches,
-        lambda split, training: prepare.resident(config, bundle, split, torch.device("cpu"), training=training),
-        worker.precision_of(config.trainer, torch.device("cpu")),
+        lambda split, training: setup.device_batches(config, bundle, split, torch.device("cpu"), training=training),
+        run.precision_of(config.trainer, torch.device("cpu")),
     )
     found = {m.metric: m for m in evaluator.evaluate(model).figures if m.split == "test"}
     loss = nn.functional.cross_entropy

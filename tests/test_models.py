@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import ConfigError, MisfitError
+from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.models import Cnn, Mlp, ModelSpec, Resnet, build, models, norm_layers
 from bnlab.norms import NormLayer, strategies
 
@@ -99,7 +99,7 @@ def test_every_knob_works_with_every_strategy_or_is_refused_by_name(
     refused = strategy.facts.needs_space and not spec.has_space
     refused |= own_activation and (changed.placement == "post" or changed.activation != "relu")
     if refused:
-        with pytest.raises(MisfitError, match=f"norm={norm}.*model"):
+        with pytest.raises(IncompatibleError, match=f"norm={norm}.*model"):
             make(changed, norm)
         return
     model = make(changed, norm)

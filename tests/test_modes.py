@@ -22,17 +22,17 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.ops import FrozenBatchNorm2d
 
 from bnlab.data import Augment, Batches, Split
-from bnlab.errors import MisfitError
+from bnlab.errors import IncompatibleError
 from bnlab.measure import decomposition
 from bnlab.measure.by_layer import layer_gaps
-from bnlab.measure.calibration import refreshed
 from bnlab.measure.decomposition import decompose, levels, stages
-from bnlab.measure.layers import running_layers
-from bnlab.measure.mates import Probe
+from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import evaluating, learners, preserved, training_statistics
-from bnlab.measure.population import adopted, mixed_with_batch, plan, population, precise
-from bnlab.measure.probe import probe, split_gap
+from bnlab.measure.population_statistics import adopted, mixed_with_batch, plan, population, precise
+from bnlab.measure.probe_batches import Probe
+from bnlab.measure.probe_model import probe, split_gap
 from bnlab.measure.recalibration import recalibration
+from bnlab.measure.refresh import refreshed
 from bnlab.measure.robustness import STATS, robustness
 from bnlab.models import ModelSpec, build, models, norm_layers
 from bnlab.norms import strategies
@@ -54,7 +54,7 @@ MEASURE = str(Path(decomposition.__file__).parent)
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decomposition, "DRAWS", 3)
-    monkeypatch.setattr(sys.modules["bnlab.measure.probe"], "CURVE_SIZES", (1, 2, 4))
+    monkeypatch.setattr(sys.modules["bnlab.measure.probe_model"], "CURVE_SIZES", (1, 2, 4))
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def as_in_training(model: nn.Module) -> None:
 
 def recalibrating(model: nn.Module) -> None:
     for stats in ("population", "precise"):
-        with suppress(MisfitError):  # where there is nothing to recalibrate
+        with suppress(IncompatibleError):  # where there is nothing to recalibrate
             splits = {"train": GIVEN.train.plain, "test": GIVEN.test.plain}
             recalibration(model, GIVEN.training_set, splits, stats, None, 4, 5)  # type: ignore[arg-type]
 

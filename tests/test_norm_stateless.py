@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bnlab.errors import MisfitError
+from bnlab.errors import IncompatibleError
 from bnlab.models import Cnn, Mlp, ModelSpec, Resnet, build
-from bnlab.models.base import Conv
+from bnlab.models.model import Conv
 from bnlab.norms import NormLayer, NormModule, strategies
 from bnlab.norms.frn import Threshold
 from bnlab.norms.group import GroupNorm
@@ -298,14 +298,14 @@ def test_group_and_rms_are_torch_kernels() -> None:
 
 @pytest.mark.parametrize("name", ["group", "weight_std"])
 def test_groups_that_do_not_divide_are_refused(name: str) -> None:
-    with pytest.raises(MisfitError) as error:
+    with pytest.raises(IncompatibleError) as error:
         strategies[name](groups=8).layer(12)
     message = str(error.value)
     assert "norm.groups=8" in message
     assert "has 12" in message
     assert "1, 2, 3, 4, 6, 12" in message
     assert len(message.splitlines()) <= 3
-    with pytest.raises(MisfitError, match=r"norm\.groups=16: .*has 8"):
+    with pytest.raises(IncompatibleError, match=r"norm\.groups=16: .*has 8"):
         strategies[name](groups=16).layer(8)
 
 
@@ -482,7 +482,7 @@ def test_frn_brings_its_activation() -> None:
     ids=str,
 )
 def test_frn_refuses_models_it_does_not_fit(spec: ModelSpec, named: str) -> None:
-    with pytest.raises(MisfitError) as error:
+    with pytest.raises(IncompatibleError) as error:
         built(spec, "frn")
     assert "norm=frn" in str(error.value)
     assert named in str(error.value)

@@ -10,9 +10,9 @@ import torch
 from helpers_workers import on_workers
 from torch import Tensor
 
+from bnlab.distributed import Workers, shard
 from bnlab.norms import RunningLayer, strategies
 from bnlab.norms.sync import merged
-from bnlab.workers import Workers, shard
 
 C, STEPS = 5, 3
 CPU = torch.device("cpu")

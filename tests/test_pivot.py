@@ -15,12 +15,12 @@ import pytest
 from helpers_runs import bnlab_compare, make_run
 from scipy import stats
 
-from bnlab.compare.compare import compare
+from bnlab.compare.comparison import compare
 from bnlab.compare.frames import runs_frame
 from bnlab.compare.pivot import Matrix, matrices, pivot_keys
 from bnlab.errors import ConfigError
 from bnlab.report.console import clean
-from bnlab.report.pivot import PIVOT_FORMATS, pivot_table
+from bnlab.report.pivot_report import PIVOT_FORMATS, pivot_table
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = ["norm.name", "norm.momentum", "model.name", "optim.name", "optim.lr", "optim.momentum", "x.mixup", "seed"]

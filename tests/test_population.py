@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from bnlab.data import Batches, Split
 from bnlab.errors import ConfigError
-from bnlab.measure import calibration as calibrations
-from bnlab.measure.calibration import Calibration, refreshed
-from bnlab.measure.layers import Statistics, running_layers
+from bnlab.measure import refresh as calibrations
+from bnlab.measure.layer_statistics import Statistics, running_layers
 from bnlab.measure.moments import Moments, chunk_moments
-from bnlab.measure.population import Takers, mixed_with_batch, plan, precise
-from bnlab.measure.population import population as planned
+from bnlab.measure.population_statistics import Takers, mixed_with_batch, plan, precise
+from bnlab.measure.population_statistics import population as planned
+from bnlab.measure.refresh import Refresh, refreshed
 from bnlab.models import ModelSpec, build, models, norm_layers
 from bnlab.norms import RunningLayer, strategies
 
@@ -84,9 +84,9 @@ def population(model: nn.Module, takers: Takers, images: Batches, chunk: int | N
     return planned(model, plan(model, takers, images, chunk))
 
 
-def calibrated(model: nn.Module, images: Batches) -> Calibration:
+def calibrated(model: nn.Module, images: Batches) -> Refresh:
     precision: Callable[[], AbstractContextManager[object]] = nullcontext
-    return Calibration(model, images, precision, torch.device("cpu"))
+    return Refresh(model, images, precision, torch.device("cpu"))
 
 
 def snapshot(model: nn.Module) -> Any:
@@ -374,7 +374,7 @@ def test_refreshes_come_at_their_steps() -> None:
     """every=3: the statistics before steps 0-2 are those of the initial weights, before 3-5 those of then."""
     model, images = network("mlp", "population", every=3), Images()
     source = calibrated(model, images)
-    assert Calibration.needed_by(model)
+    assert Refresh.needed_by(model)
     source.begin()
     seen, exact = [], []
     for step in range(7):
@@ -441,7 +441,7 @@ def test_population_beside_frozen_and_input_batch_norm() -> None:
 
 def test_the_layers_of_other_strategies_need_no_calibration() -> None:
     for name in ("none", "batch", "layer"):
-        assert not Calibration.needed_by(network("cnn", name))
+        assert not Refresh.needed_by(network("cnn", name))
 
 
 # ---------------------------------------------------------------- runs

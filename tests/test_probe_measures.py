@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from bnlab.data import Augment, Batches, Split
-from bnlab.errors import MisfitError
+from bnlab.errors import IncompatibleError
 from bnlab.measure.interval import Interval, exactly, mean_of, share_of
-from bnlab.measure.layers import running_layers
-from bnlab.measure.mates import Probe, batching, logits_with_mates, probe_indices
+from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import training_statistics
-from bnlab.measure.population import adopted, plan, population, precise
-from bnlab.measure.probe import CURVE_SIZES, Evaluation, Probing, probe
+from bnlab.measure.population_statistics import adopted, plan, population, precise
+from bnlab.measure.probe_batches import Probe, batching, logits_with_mates, probe_indices
+from bnlab.measure.probe_model import CURVE_SIZES, Evaluation, ProbeResult, probe
 from bnlab.measure.verdict import verdict
 from bnlab.models import build, models
 from bnlab.norms import strategies
@@ -261,7 +261,7 @@ def test_logits_come_back_in_the_order_of_the_samples() -> None:
 # ---------------------------------------------------------------- every figure of a probe
 
 
-def probed(model: nn.Module, tests: list[Probe], training_set: Batches, limit: int = 100) -> Probing:
+def probed(model: nn.Module, tests: list[Probe], training_set: Batches, limit: int = 100) -> ProbeResult:
     before = picture(model)
     found = probe(model, tests, training_set, limit)
     assert_unchanged(before, picture(model))
@@ -325,7 +325,7 @@ def test_every_figure_is_that_of_the_written_out_network(kind: str, space: bool)
     assert [layer.name.rpartition("norms.")[2] for layer in found.layers] == ["0", "1"]
 
 
-def check_curve(found: Probing, reference: Any, x: Array, y: Any, taken: Array, *, stateless: bool) -> None:
+def check_curve(found: ProbeResult, reference: Any, x: Array, y: Any, taken: Array, *, stateless: bool) -> None:
     rows: dict[str, Evaluation] = {row.name: row for row in found.curve}
     sizes = [size for size in CURVE_SIZES if size <= 26]
     assert list(rows) == ["running", "precise", "population", *(f"batch of {size}" for size in sizes)]
@@ -419,7 +419,7 @@ def small(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 TRAINING = Doubles(*small(20, 1))
 
 
-def finite(found: Probing) -> None:
+def finite(found: ProbeResult) -> None:
     for gap in found.gaps:
         figures = [gap.train_accuracy, gap.eval_accuracy, gap.acc_gap, gap.loss_gap, gap.flip_rate, gap.kl]
         assert all(math.isfinite(each.value) for each in figures)
@@ -478,7 +478,7 @@ def test_a_layer_called_twice_is_refused_by_name() -> None:
 
     model = Twice().double()
     before = picture(model)
-    with pytest.raises(MisfitError, match=r"inner\.shared.*more than once"):
+    with pytest.raises(IncompatibleError, match=r"inner\.shared.*more than once"):
         probe(model, [probe_of(*small(8), 4)], TRAINING, 20)
     assert_unchanged(before, picture(model))
 
@@ -570,6 +570,6 @@ def test_the_shares_of_a_model_with_two_momenta_are_those_of_the_slowest() -> No
 
 
 def test_the_curve_takes_at_most_so_many_batches_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["bnlab.measure.probe"], "CURVE_BATCHES", 3)
+    monkeypatch.setattr(sys.modules["bnlab.measure.probe_model"], "CURVE_BATCHES", 3)
     found = probed(mlp(nn.BatchNorm1d(4)).eval(), [probe_of(*small(16), 4)], TRAINING)
     assert [row.samples for row in found.curve] == [16, 16, 16, 3, 6, 12, 16, 16]

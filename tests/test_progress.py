@@ -14,7 +14,7 @@ import pytest
 
 from bnlab.report.console import Terminal
 from bnlab.report.progress import LiveProgress, PlainProgress, make_progress
-from bnlab.watcher import Watcher
+from bnlab.training.callbacks import Callback
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
@@ -47,7 +47,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[io.StringIO], Termina
     return Terminal
 
 
-def sweep(progress: Watcher, clock: Clock) -> None:
+def sweep(progress: Callback, clock: Clock) -> None:
     progress.sweep_started(2)
     for index, label in enumerate(("norm=none seed=0", "norm=batch\x1b[2J seed=0")):
         progress.job_started(index, label, 1000)

@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnlab.cli import recalibrate as command
 from bnlab.data import Batches, Split
-from bnlab.errors import ConfigError, EnvironmentFault, MisfitError
-from bnlab.laboratory import recalibrate as command
-from bnlab.laboratory.specimen import of_module, of_run
+from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
+from bnlab.experiment.trained_model import of_module, of_run
 from bnlab.measure.by_layer import layer_gaps
 from bnlab.measure.interval import exactly
-from bnlab.measure.layers import Statistics, initial_left, running_layers
+from bnlab.measure.layer_statistics import Statistics, initial_left, running_layers
 from bnlab.measure.modes import training_statistics
-from bnlab.measure.population import adopted
+from bnlab.measure.population_statistics import adopted
 from bnlab.measure.recalibration import (
     Level,
     Stats,
@@ -48,9 +48,9 @@ HERE = ["trainer.device=cpu", "trainer.threads=1"]
 
 def bnlab(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")}
-    surroundings = kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **env}
+    environment_of = kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **env}
     return subprocess.run(
-        [*BNLAB, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, env=surroundings, check=False
+        [*BNLAB, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, env=environment_of, check=False
     )
 
 
@@ -132,14 +132,14 @@ def test_layers_of_another_kind_keep_what_they_hold() -> None:
 @pytest.mark.parametrize("norm", ["layer", "none", "group", "frozen", "population"])
 def test_a_model_without_averages_is_refused(norm: str) -> None:
     model = nn.Sequential(strategies[norm]().layer(8) if norm != "none" else nn.Identity(), nn.Flatten())
-    with pytest.raises(MisfitError, match=r"nothing to recalibrate: .*\n.*leave (it|them)"):
+    with pytest.raises(IncompatibleError, match=r"nothing to recalibrate: .*\n.*leave (it|them)"):
         recalibrated(model, Images(8), "population", None, 4)
 
 
 def test_a_layer_that_is_called_twice_has_statistics_by_precise_only() -> None:
     shared = nn.BatchNorm2d(2).double()
     model = nn.Sequential(shared, nn.Tanh(), shared, nn.Flatten())
-    with pytest.raises(MisfitError, match=r"called more than once.*\nstats=precise pools"):
+    with pytest.raises(IncompatibleError, match=r"called more than once.*\nstats=precise pools"):
         recalibrated(model, Images(8), "population", None, 8)
     x, _ = next(Images(8).sequential(8))
     both = torch.cat([x, F.batch_norm(x, None, None, training=True).tanh()])
@@ -511,16 +511,16 @@ def test_a_module_gets_a_file_in_the_form_of_its_own(theirs: str, nesting: str, 
     assert list(found) == list(state)
     inner, names = (found["state_dict"], state["state_dict"]) if "state_dict" in state else (found, state)
     assert list(inner) == list(names)
-    specimen = of_module(factory, new, ["data=digits", *HERE])
+    trained = of_module(factory, new, ["data=digits", *HERE])
     reference = of_module(factory, weights, ["data=digits", *HERE])
     expected = recalibrated(reference.model, reference.train, "population", 50, 64)
     with adopted(reference.model, expected):
         for name, value in reference.model.state_dict().items():
-            assert name.endswith("tracked") or torch.equal(specimen.model.state_dict()[name], value)
+            assert name.endswith("tracked") or torch.equal(trained.model.state_dict()[name], value)
 
 
 def test_a_module_without_averages_is_refused_and_leaves_nothing(theirs: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*.pt"))
-    with pytest.raises(MisfitError, match=f"{theirs}:plain: nothing to recalibrate"):
+    with pytest.raises(IncompatibleError, match=f"{theirs}:plain: nothing to recalibrate"):
         command.recalibrate(HERE, f"{theirs}:plain", None, "digits", "population", None, None, "table")
     assert sorted(tmp_path.rglob("*.pt")) == before == []

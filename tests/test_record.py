@@ -22,9 +22,9 @@ import pytest
 import torch
 
 from bnlab.errors import EnvironmentFault, RecordError
-from bnlab.record import provenance
-from bnlab.record.files import write_bytes, write_json
-from bnlab.record.folder import RunFolder, fresh_folder, hold
+from bnlab.record import environment
+from bnlab.record.plain_files import write_bytes, write_json
+from bnlab.record.run_folder import RunFolder, fresh_folder, hold
 from bnlab.record.tables import Table
 from bnlab.training import checkpoint
 
@@ -38,7 +38,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     target = tmp_path / "kept.json"
     write_json(target, {"a": 1})
     limited = (
-        "import resource, signal, sys; from pathlib import Path; from bnlab.record.files import write_bytes\n"
+        "import resource, signal, sys; from pathlib import Path; from bnlab.record.plain_files import write_bytes\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "write_bytes(Path(sys.argv[1]), b'x' * 5000)"
     )
@@ -120,7 +120,7 @@ def test_an_order_that_is_a_link_is_refused(tmp_path: Path) -> None:
 def test_processes_that_begin_at_once_have_orders_of_their_own(tmp_path: Path) -> None:
     sweep = fresh_folder(tmp_path / "runs", "sweep")
     code = (
-        "import sys, time; from pathlib import Path; from bnlab.record.folder import next_order\n"
+        "import sys, time; from pathlib import Path; from bnlab.record.run_folder import next_order\n"
         "time.time_ns = lambda: 7\n"
         "print(*(next_order(Path(sys.argv[1])) for _ in range(500)))"
     )
@@ -164,7 +164,7 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
 
 
 def test_provenance_names_versions_and_hardware_but_no_host_or_user() -> None:
-    found = provenance.environment()
+    found = environment.environment()
     assert torch.__version__.startswith(found["torch"])
     assert found["cpu"]
     assert found["cores"] >= 1

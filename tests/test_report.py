@@ -15,16 +15,16 @@ import pytest
 
 from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
 from bnlab.conformance.findings import Card
-from bnlab.measure.metrics import metrics
-from bnlab.report.card_formats import CARD_FORMATS
+from bnlab.metrics import metrics
 from bnlab.report.chart import Scale, line_chart, sparkline
+from bnlab.report.check_formats import CARD_FORMATS
 from bnlab.report.columns import baseline_name, fold, section_columns, table_width
 from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import decimals_for, difference_cells, estimate_cells, number
 from bnlab.report.formats import FORMATS
 from bnlab.report.heading import heading
-from bnlab.report.layers import by_depth
-from bnlab.report.show import show_run
+from bnlab.report.layers_report import by_depth
+from bnlab.report.run_report import show_run
 from bnlab.report.table import comparison_table, skipped_lines
 
 ESC = "\x1b"

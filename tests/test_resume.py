@@ -17,14 +17,14 @@ from helpers_training import train
 from test_cli import BNLAB, bnlab, environment
 from torch import Tensor
 
-from bnlab import worker
-from bnlab.jobs import Stop
+from bnlab.experiment import run
 from bnlab.norms import strategies
 from bnlab.training import checkpoint, loop
+from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Evaluator
+from bnlab.training.job import Stop
 from bnlab.training.optim import optimizers
 from bnlab.training.schedule import schedules
-from bnlab.watcher import Watcher
 
 # Epochs of 5 batches, the last with 8 samples; evaluations after 0, 4, 8, 12, 16 and 17 steps.
 SHORT = ("data.train_size=200", "data.batch_size=48", "trainer.steps=17", "eval.every=0.8", "eval.probe_samples=96")
@@ -49,7 +49,7 @@ MORE_STATE = {
 }
 
 
-class StopAt(Watcher):
+class StopAt(Callback):
     """Asks for an end after chosen steps, or after the evaluation at one."""
 
     def __init__(self, stop: Stop, *, step: int | None = None, evaluation: int | None = None) -> None:
@@ -64,7 +64,7 @@ class StopAt(Watcher):
             self.stop.request()
 
 
-class FailAt(Watcher):
+class FailAt(Callback):
     """Raises after a step, so that no checkpoint is written for it."""
 
     def __init__(self, step: int) -> None:
@@ -221,7 +221,7 @@ def test_stopped_after_the_last_step_before_the_summary(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(worker, "summarize", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(run, "summarize", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(PLAIN, tmp_path / "run")
     monkeypatch.setattr(loop, "train_step", None)  # none follows
@@ -232,10 +232,10 @@ def test_stopped_after_the_last_step_before_the_summary(
 
 def test_rows_after_the_checkpoint_are_taken_back(tmp_path: Path, whole: Path) -> None:
     run = tmp_path / "run"
-    assert train(PLAIN, run, watcher=FailAt(6)).state == "failed"  # with no checkpoint at all
+    assert train(PLAIN, run, callback=FailAt(6)).state == "failed"  # with no checkpoint at all
     interrupted(PLAIN, run, step=5)
     for step in (11, 15, 17):  # each goes on from 5
-        ending = train(PLAIN, run, watcher=FailAt(step))
+        ending = train(PLAIN, run, callback=FailAt(step))
         assert (ending.state, ending.reason) == ("failed", "RuntimeError: a fault of the test")
         assert (run / "steps.csv").read_text().splitlines()[-1].startswith(f"{step},")
     with open(run / "steps.csv", "a") as torn:

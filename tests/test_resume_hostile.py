@@ -16,19 +16,19 @@ from helpers_training import train
 from test_resume import StopAt
 from test_resume_sweep import QUICK
 
-from bnlab import hydra_app
-from bnlab.config import identity, parse_config
-from bnlab.jobs import Stop
-from bnlab.prepare import bundle_of
-from bnlab.record.sweep import SweepRecord
+from bnlab.config import compose
+from bnlab.experiment.config import identity, parse_config
+from bnlab.experiment.setup import bundle_of
+from bnlab.record.sweep_record import SweepRecord
 from bnlab.training import checkpoint
-from bnlab.watcher import Watcher
+from bnlab.training.callbacks import Callback
+from bnlab.training.job import Stop
 
 FILES = ("steps.csv", "times.csv", "run.log", "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256", ".lock")
 FILES += ("status.json", "summary.json", "config.yaml", "environment.json")
 
 
-class Fails(Watcher):
+class Fails(Callback):
     def evaluated(self, step: int, metrics: Any) -> None:
         if step > 15:
             raise RuntimeError("a fault of the test")
@@ -41,7 +41,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("failed") / "run"
     with pytest.raises(KeyboardInterrupt):
         train([*QUICK, "eval.every=0.2"], folder, stop, StopAt(stop, evaluation=8))
-    assert train([*QUICK, "eval.every=0.2"], folder, watcher=Fails()).state == "failed"
+    assert train([*QUICK, "eval.every=0.2"], folder, callback=Fails()).state == "failed"
     assert (folder / "checkpoint.pt").exists()
     return folder
 
@@ -159,7 +159,7 @@ def test_a_recorded_folder_of_configurations_cannot_name_code(place: Path) -> No
     code = place / "stranger"
     code.mkdir()
     (code / "__init__.py").write_text(f"import pathlib\npathlib.Path({target!r}).touch()\n")
-    original = (hydra_app.conf_dir() / "config.yaml").read_text()
+    original = (compose.conf_dir() / "config.yaml").read_text()
     hostile = {
         "launcher": original + f"  launcher:\n    _target_: pathlib.Path.mkdir\n    self: {target}\n",
         "callback": original + "  callbacks:\n    x:\n      _target_: stranger.Callback\n",
@@ -168,7 +168,7 @@ def test_a_recorded_folder_of_configurations_cannot_name_code(place: Path) -> No
         "bomb": "a: &a [1,1]\n"
         + "".join(f"{n}: &{n} [*{p},*{p},*{p},*{p}]\n" for p, n in itertools.pairwise("abcdefghijklmno")),
     }
-    batch = (hydra_app.conf_dir() / "norm/batch.yaml").read_text()
+    batch = (compose.conf_dir() / "norm/batch.yaml").read_text()
     hidden = "# @package _global_\nhydra:\n  callbacks:\n    x:\n      _target_: stranger.X\n"
     options = {  # new ones, and one that takes the place of Hydra's own
         "norm/stranger": (batch + f"_target_: os.mkdir\npath: {target}\n", "norm=stranger"),
@@ -253,7 +253,7 @@ def test_names_are_shown_with_their_control_characters_written_out(place: Path, 
 
 
 def test_a_job_cannot_lie_outside_of_its_sweep(place: Path, failed: Path) -> None:
-    tree = hydra_app.jobs([*QUICK, "seed=0"], multirun=False)[0]
+    tree = compose.jobs([*QUICK, "seed=0"], multirun=False)[0]
     known = identity(tree, bundle_of(parse_config(tree).data).fingerprint)
     sweep = sweep_of(place, "sweep", ["seed=0,1", *QUICK])
     deep = Path(shutil.copytree(failed, sweep / "x/y"))

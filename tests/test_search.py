@@ -10,9 +10,9 @@ import pytest
 from test_cli import ROOT
 from test_launchers import QUICK, run, settings
 
-from bnlab import launchers
+from bnlab.config.compose import compose
 from bnlab.errors import EnvironmentFault
-from bnlab.hydra_app import compose
+from bnlab.runner import launchers
 
 CHOSEN = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.seed=1"]
 

@@ -22,15 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnlab.cli.shift import shift
 from bnlab.data import Batches, Split
 from bnlab.data.shifts import SEVERITIES, SHIFTS, shifted
-from bnlab.errors import ConfigError, MisfitError
-from bnlab.laboratory.shift import shift
+from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.measure.interval import Interval
-from bnlab.measure.mates import batching
+from bnlab.measure.probe_batches import batching
 from bnlab.measure.robustness import DRAWS, STATS, Condition, Robustness, robustness
 from bnlab.report.console import Terminal
-from bnlab.report.shift import Study, shift_rows, shift_table
+from bnlab.report.shift_report import Study, shift_rows, shift_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -204,7 +204,7 @@ def network(norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Sequential:
     return model.eval()
 
 
-def resident(samples: Split) -> Batches:
+def device_batches(samples: Split) -> Batches:
     return Batches(samples, batch_size=SIZE)
 
 
@@ -213,7 +213,7 @@ def pixels(samples: Split) -> Tensor:
 
 
 def judge(model: nn.Module, samples: Split, *stats: str, size: int = SIZE, prior: float = 16) -> list[Robustness]:
-    return list(robustness(model, samples, resident, stats or STATS, size, prior))
+    return list(robustness(model, samples, device_batches, stats or STATS, size, prior))
 
 
 @torch.no_grad()
@@ -365,7 +365,7 @@ def test_a_layer_called_twice_bars_only_the_statistics_of_the_set() -> None:
 
     model, samples = Twice().eval(), split(40)
     assert [row.stats for row in judge(model, samples, "running", "mixed", "batch")] == ["running", "mixed", "batch"]
-    with pytest.raises(MisfitError, match="called more than once"):
+    with pytest.raises(IncompatibleError, match="called more than once"):
         judge(model, samples, "test")
 
 

@@ -13,7 +13,7 @@ from test_cli import SHORT, bnlab
 from torch import Tensor, nn
 
 from bnlab.errors import BnlabError, ConfigError, RecordError
-from bnlab.laboratory.specimen import Specimen, find
+from bnlab.experiment.trained_model import TrainedModel, find
 from bnlab.training import checkpoint
 
 MODULE = '''
@@ -92,7 +92,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / done.stdout.split()[0]
 
 
-def own(factory: str, weights: Path | None = None, *overrides: str, data: str | None = "digits") -> Specimen:
+def own(factory: str, weights: Path | None = None, *overrides: str, data: str | None = "digits") -> TrainedModel:
     return find([*DATA, *overrides], f"mymodels:{factory}", weights, data)
 
 

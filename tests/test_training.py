@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from helpers_training import train
 from torch import nn
 
-from bnlab import hydra_app, prepare
-from bnlab.config import parse_config
+from bnlab.config import compose
+from bnlab.experiment import setup
+from bnlab.experiment.config import parse_config
 from bnlab.measure.discrepancy import calibration_error, gap, logits_of, score
 from bnlab.measure.modes import evaluating, training_statistics
 from bnlab.models import build, models, norm_layers
@@ -32,7 +33,7 @@ SHORT = ("data.batch_size=32", "trainer.steps=30", "eval.every=0.5", "model.widt
 
 
 def tree_of(*overrides: str) -> dict[str, Any]:
-    (tree,) = hydra_app.jobs([*SHORT, *overrides], multirun=False)
+    (tree,) = compose.jobs([*SHORT, *overrides], multirun=False)
     return tree
 
 
@@ -68,7 +69,7 @@ def test_the_loop_takes_the_steps_that_plain_torch_takes(
     overrides += ("optim.lr=0.01", "data.shift=1")
     folder = trained(*overrides)
     config = parse_config(tree_of(*overrides))
-    bundle = prepare.bundle_of(config.data)
+    bundle = setup.bundle_of(config.data)
     model = build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
     model = model.to(memory_format=torch.channels_last)
     norms = {id(p) for _, layer in norm_layers(model) for p in layer.parameters()}
@@ -81,7 +82,7 @@ def test_the_loop_takes_the_steps_that_plain_torch_takes(
         plain = torch.optim.SGD(groups[: 2 if norms else 1], lr=0.01, momentum=0.9, nesterov=True, fused=True)
     else:
         plain = torch.optim.AdamW(groups[: 2 if norms else 1], lr=0.01, fused=True)
-    batches = prepare.resident(config, bundle, bundle.train, torch.device("cpu"), training=True)
+    batches = setup.device_batches(config, bundle, bundle.train, torch.device("cpu"), training=True)
     losses: list[float] = []
     model.train()
     for epoch in range(2):
@@ -119,9 +120,9 @@ def test_weights_and_order_are_the_same_under_every_strategy() -> None:
     seen = []
     for norm in strategies:
         config = parse_config(tree_of(f"norm={norm}", "data.shift=2", "seed=7"))
-        bundle = prepare.bundle_of(config.data)
-        model = prepare.model_of(config, bundle)
-        batches = prepare.resident(config, bundle, bundle.train, torch.device("cpu"), training=True)
+        bundle = setup.bundle_of(config.data)
+        model = setup.model_of(config, bundle)
+        batches = setup.device_batches(config, bundle, bundle.train, torch.device("cpu"), training=True)
         weights = [m.weight.detach() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         data = [part for batch in batches.epoch(1) for part in batch]
         seen.append(weights + data)
@@ -170,7 +171,7 @@ def test_a_run_leaves_its_whole_record(trained: Callable[..., Path]) -> None:
     environment = json.loads((folder / "environment.json").read_text())
     assert environment == summary["environment"]
     assert environment["device"] == "cpu"
-    assert parse_config(hydra_app.plain(_yaml(folder / "config.yaml"))).norm == strategies["ghost"](
+    assert parse_config(compose.plain(_yaml(folder / "config.yaml"))).norm == strategies["ghost"](
         size=16, momentum=0.05
     )
     assert "done after 30 steps" in (folder / "run.log").read_text()

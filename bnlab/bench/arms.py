@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from bnlab import hydra_app
 from bnlab.bench.engine import BenchConfig, Contest, Stepper
 from bnlab.bench.stepper import first_batches, stepper
-from bnlab.config import Config, parse_config
+from bnlab.config import compose
 from bnlab.data import DataBundle
-from bnlab.errors import ConfigError, MisfitError
-from bnlab.models.base import check_fit
+from bnlab.errors import ConfigError, IncompatibleError
+from bnlab.experiment.config import Config, parse_config
+from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of
+from bnlab.models.model import check_fit
 from bnlab.norms import strategies
-from bnlab.prepare import bundle_of, device_of, model_of, resident
 from bnlab.schema import parse
 from bnlab.training.allocator import keep_freed_memory
 
@@ -68,7 +68,7 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
         rest.append(DEFAULT_LAYERS if layers else DEFAULT_NORMS)
     drafts: dict[str, _Draft] = {}
     notes: list[str] = []
-    jobs = [job for lines in _by_strategy(rest) for job in hydra_app.planned(lines, multirun=True)]
+    jobs = [job for lines in _by_strategy(rest) for job in compose.planned(lines, multirun=True)]
     shared = set.intersection(*(set(lines) for lines, _ in jobs))
     for lines, tree in jobs:
         changed = [line for line in lines if line not in shared]
@@ -78,7 +78,7 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
             if bench.graph and device_of(config.trainer.device).type != "cuda":
                 raise ConfigError("bench.graph=true: there are graphs on CUDA only\nleave it out")
             check(config, bundle_of(config.data))
-        except MisfitError as error:
+        except IncompatibleError as error:
             notes.append(left_out(name, error))
             continue
         title = " ".join(line for line in changed if not line.startswith(("norm=", "norm.", "seed=", "name=")))
@@ -99,16 +99,16 @@ def limits_of(overrides: Sequence[str]) -> BenchConfig:
     own = [line for line in overrides if line.startswith(OWN)]
     defaults = {"bench": asdict(BenchConfig())}
     keys = [f"bench.{field.name}" for field in fields(BenchConfig)]
-    return parse(BenchConfig, hydra_app.adjusted(defaults, own, keys)["bench"], "bench")
+    return parse(BenchConfig, compose.adjusted(defaults, own, keys)["bench"], "bench")
 
 
 def check(config: Config, bundle: DataBundle) -> None:
-    """Refuse a strategy that does not fit its model, its batch or the images. Errors: MisfitError."""
+    """Refuse a strategy that does not fit its model, its batch or the images. Errors: IncompatibleError."""
     check_fit(config.model, config.norm)
     model_of(config, bundle)
 
 
-def left_out(name: str, error: MisfitError) -> str:
+def left_out(name: str, error: IncompatibleError) -> str:
     """Return a line that names an arm and says what does not fit, without the way out."""
     reason = str(error).partition("\n")[0]
     return f"left out: {name}: {reason.removeprefix(f'{name}: ').removeprefix(f'norm={name}: ')}"
@@ -117,7 +117,7 @@ def left_out(name: str, error: MisfitError) -> str:
 def _by_strategy(lines: Sequence[str]) -> Iterator[list[str]]:
     """Yield the overrides of each strategy, without the keys that it has not and another one of them has."""
     place = next(i for i, line in enumerate(lines) if line.startswith("norm="))
-    globbed = hydra_app.globbed(lines, "norm")
+    globbed = compose.globbed(lines, "norm")
     names = lines[place].removeprefix("norm=").split(",") if globbed is None else globbed[1]
     if any(name not in strategies for name in names):
         yield list(lines)  # Hydra reads it, or says what is wrong with it
@@ -144,7 +144,7 @@ def _given_a_baseline(draft: _Draft) -> Iterator[str]:
         yield "norm=none: there is nothing to compare it with but its second copy; name others, such as norm=none,batch"
         return
     lines = [line for line in draft.lines if not line.lstrip("+~").startswith(("norm=", "norm."))]
-    ((_, base),) = hydra_app.planned([*lines, "norm=none"], multirun=True)
+    ((_, base),) = compose.planned([*lines, "norm=none"], multirun=True)
     draft.found.append((parse_config(base), base))
     yield f"norm={name} alone has nothing to be compared with: norm=none is added as its baseline"
 
@@ -172,7 +172,7 @@ def fitting(section: Section, images: DataBundle) -> Section | None:
         try:
             check(arm.config, images)
             kept.append(arm)
-        except MisfitError as error:
+        except IncompatibleError as error:
             missing.append(left_out(arm.label, error))
     return replace(section, arms=tuple(kept), left_out=tuple(missing)) if kept else None
 
@@ -198,7 +198,7 @@ def contest(section: Section, graph: bool = False) -> Contest:
         dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * (len(section.arms) + 1))
     device = device_of(config.trainer.device)
     bundle = section.images or bundle_of(config.data)
-    training_set = resident(config, bundle, bundle.train, device, training=True)
+    training_set = device_batches(config, bundle, bundle.train, device, training=True)
     batches = first_batches(training_set)
     size = len(batches[0][1])
     layout = "channels_last" if config.trainer.channels_last and config.model.has_space else "contiguous"

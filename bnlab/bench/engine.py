@@ -13,9 +13,9 @@ import torch
 
 from bnlab.bench.pairing import Figures, Ratio, Turns, in_turn
 from bnlab.bench.traffic import Traffic
-from bnlab.clock import Stopwatch, copy_bandwidth
-from bnlab.errors import MisfitError
+from bnlab.errors import IncompatibleError
 from bnlab.schema import param
+from bnlab.timing import Stopwatch, copy_bandwidth
 
 CONTROL = "second copy"
 FIGURES = ("step_ms", "forward_ms", "backward_ms", "optimizer_ms", "host_ms")  # of one step, in this order
@@ -51,7 +51,7 @@ class Contest:
     setting: tuple[str, ...]  # what the contenders share, for a heading
     batch_size: int
     device: torch.device
-    make: Mapping[str, Callable[[], Stepper]]  # may raise MisfitError: then it is left out
+    make: Mapping[str, Callable[[], Stepper]]  # may raise IncompatibleError: then it is left out
     left_out: tuple[str, ...] = ()  # a sentence for each that does not fit
     graph: bool = False  # steps are replayed from a CUDA graph
 
@@ -113,8 +113,8 @@ def measure(
 ) -> ContestTime:
     """Take steps in turn until every ratio is within `limits.precision`, or `seconds` are over.
 
-    There are FEWEST_ROUNDS at least. `watch` is told of every round, with the seconds left. Errors: MisfitError where
-    no contender is left.
+    There are FEWEST_ROUNDS at least. `watch` is told of every round, with the seconds left. Errors: IncompatibleError
+    where no contender is left.
     """
     gc.collect()  # the models of the contest before
     clock = Stopwatch(contest.device)
@@ -180,10 +180,10 @@ def _made(contest: Contest) -> tuple[dict[str, Stepper], tuple[str, ...]]:
     for label, make in contest.make.items():
         try:
             steppers[label] = make()
-        except MisfitError as error:
+        except IncompatibleError as error:
             left_out.append(f"left out: {label}: {error}")
     if not steppers:
-        raise MisfitError("nothing to measure\n" + "\n".join(left_out[:2]))
+        raise IncompatibleError("nothing to measure\n" + "\n".join(left_out[:2]))
     # The copy is made and treated as the others are, or it would not show what the place in memory does.
     steppers[CONTROL] = contest.make[next(iter(steppers))]()
     return steppers, tuple(left_out)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 
 from bnlab.bench.arms import Arm, Section, fitting, left_out
-from bnlab.config import parse_config
 from bnlab.data import DataBundle, Split
-from bnlab.errors import ConfigError, MisfitError
-from bnlab.prepare import bundle_of
+from bnlab.errors import ConfigError, IncompatibleError
+from bnlab.experiment.config import parse_config
+from bnlab.experiment.setup import bundle_of
 
 Size = Literal["width", "image", "batch"]
 WIDTHS = (0.5, 1.0, 2.0, 4.0)  # times the model's own
@@ -86,7 +86,7 @@ def _changed(section: Section, change: Callable[[dict[str, Any]], None]) -> Sect
         change(tree)
         try:
             arms.append(Arm(arm.label, parse_config(tree), tree))
-        except MisfitError as error:
+        except IncompatibleError as error:
             missing.append(left_out(arm.label, error))
     return replace(section, arms=tuple(arms), left_out=tuple(missing))
 

@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from bnlab.bench.engine import Stepper
 from bnlab.bench.pairing import Figures
 from bnlab.bench.traffic import Traffic, traffic_of
-from bnlab.clock import PhaseClock, phase_clock
-from bnlab.config import Config
 from bnlab.data import Batches, DataBundle
-from bnlab.errors import MisfitError
-from bnlab.measure.calibration import Calibration, bnlab_layers
-from bnlab.measure.layers import normalizations
+from bnlab.distributed import ALONE, Workers
+from bnlab.errors import IncompatibleError
+from bnlab.experiment.config import Config
+from bnlab.experiment.setup import model_of, to_device
+from bnlab.measure.layer_statistics import normalizations
 from bnlab.measure.modes import evaluating
-from bnlab.measure.population import hooked
+from bnlab.measure.population_statistics import hooked
+from bnlab.measure.refresh import Refresh, bnlab_layers
 from bnlab.models import norm_layers
-from bnlab.prepare import model_of, placed
+from bnlab.timing import PhaseClock, phase_clock
 from bnlab.training.loop import train_step
 from bnlab.training.trainer import forward_of, loss_function, precision_of
-from bnlab.workers import ALONE, Workers
 
 Batch = tuple[Tensor, Tensor]
 Mark = Callable[[], None]
@@ -52,7 +52,7 @@ class Trainee:
     forward: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     mean_loss: Callable[[Tensor, Tensor], Tensor]
-    calibration: Calibration | None
+    calibration: Refresh | None
     clock: PhaseClock
 
     def timed(self, step: Callable[[Mark], object]) -> Figures:
@@ -78,7 +78,7 @@ def trainee(
 
     `averaged`: over the workers, its gradients. The learning rate stays that of the first step.
     """
-    model = placed(model_of(config, bundle, workers), config, device)
+    model = to_device(model_of(config, bundle, workers), config, device)
     for _, layer in norm_layers(model):
         layer.begin(TOTAL_STEPS)
     optimizer = config.optim.make(model)
@@ -86,8 +86,8 @@ def trainee(
         group["lr"] = config.schedule.rate_of(config.optim.lr, TOTAL_STEPS)(0)
     forward = forward_of(workers.shared(model, device) if averaged else model, config.trainer, device)
     calibration = None
-    if Calibration.needed_by(model):
-        calibration = Calibration(model, training_set, precision_of(config.trainer, device), device)
+    if Refresh.needed_by(model):
+        calibration = Refresh(model, training_set, precision_of(config.trainer, device), device)
         calibration.begin()
     model.train()
     return Trainee(model, forward, optimizer, loss_function(config.trainer), calibration, phase_clock(device))
@@ -103,7 +103,7 @@ def stepper(
 ) -> Stepper:
     """Return the stepper of a configuration on `batches` in turn; `graph`: it replays a step captured on CUDA.
 
-    Errors: MisfitError for what cannot be captured.
+    Errors: IncompatibleError for what cannot be captured.
     """
     one = trainee(config, bundle, training_set, device)
     stream, count = itertools.cycle(batches), itertools.count()
@@ -132,7 +132,7 @@ def _captured(
     holds the fetching of its batch.
     """
     if any(layer.refresh_every or layer.gradient_through for layer in bnlab_layers(one.model)):
-        raise MisfitError("its steps read the training set, and a CUDA graph repeats one step with another batch")
+        raise IncompatibleError("its steps read the training set, and a CUDA graph repeats one step with another batch")
     for group in one.optimizer.param_groups:
         if "capturable" in group:  # AdamW refuses to be captured without
             group["capturable"] = True
@@ -148,7 +148,7 @@ def _captured(
         with torch.cuda.graph(graph, stream=side):
             train(images, labels)
     except RuntimeError as error:
-        raise MisfitError(f"cannot be captured in a CUDA graph: {str(error).partition(chr(10))[0]}") from error
+        raise IncompatibleError(f"cannot be captured in a CUDA graph: {str(error).partition(chr(10))[0]}") from error
     torch.cuda.current_stream(device).wait_stream(side)
 
     def replay() -> Figures:

@@ -33,7 +33,7 @@ def export(
     All but csv need `pip install 'bnlab[export]'`.
     """
     from bnlab.export.export import export as export_runs
-    from bnlab.jobs import terminated
+    from bnlab.training.job import terminated
 
     signal.signal(signal.SIGTERM, terminated)
     complete = export_runs(form.value, paths or [Path("runs")], out, where or [])

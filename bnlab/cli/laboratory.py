@@ -30,7 +30,7 @@ def check(
 
     Exit code 1: a property is against what is declared. Your own module declares nothing: its card says what it does.
     """
-    from bnlab.check import check as print_cards
+    from bnlab.cli.check import check as print_cards
 
     raise typer.Exit(print_cards(overrides or [], module, format.value))
 
@@ -78,7 +78,7 @@ def probe(
 
     The model is left as it was.
     """
-    from bnlab.laboratory.probe import probe as print_probing
+    from bnlab.cli.probe import probe as print_probing
 
     print_probing(targets or [], module, weights, data, samples, format.value)
 
@@ -103,7 +103,7 @@ def recalibrate(
 
     Before and after in one table, and how many samples would have been enough.
     """
-    from bnlab.laboratory.recalibrate import recalibrate as print_recalibration
+    from bnlab.cli.recalibrate import recalibrate as print_recalibration
 
     print_recalibration(targets or [], module, weights, data, stats.value, samples, out, format.value)
 
@@ -128,7 +128,7 @@ def shift(
 
     Accuracy, calibration, and how much a prediction depends on the images it is evaluated with.
     """
-    from bnlab.laboratory.shift import shift as print_shifts
+    from bnlab.cli.shift import shift as print_shifts
 
     print_shifts(targets or [], module, weights, data, shifts, severity, stats, batch_size, format.value)
 
@@ -166,6 +166,6 @@ def bench(
 
     Stops when every ratio is known to 2 % or after two minutes, and says which.
     """
-    from bnlab.laboratory.bench import bench as print_bench
+    from bnlab.cli.bench import bench as print_bench
 
     print_bench(overrides or [], layers, None if scale is None else scale.value, format.value, workers, delay)

@@ -29,8 +29,8 @@ def list_options(
     ] = None,
 ) -> None:
     """List every option of the given kinds with one line each."""
-    from bnlab.config_files import groups
-    from bnlab.measure.metrics import metrics
+    from bnlab.config.files import groups
+    from bnlab.metrics import metrics
     from bnlab.report.listing import show_options
 
     known = groups()
@@ -69,7 +69,7 @@ def data_fetch(
     """Download data sets: with progress, resuming what is there, checked against the published checksum."""
     from bnlab.download.fetch import fetch
     from bnlab.report.console import results
-    from bnlab.report.download import download_meter
+    from bnlab.report.download_report import download_meter
 
     for name in names:
         with download_meter(sys.stderr, name) as meter:
@@ -79,7 +79,7 @@ def data_fetch(
 
 def doctor(root: Root = Path("data")) -> None:
     """Look at what runs need here: versions, device, threads, data, disk, a write test."""
-    from bnlab.doctor import examine
+    from bnlab.cli.doctor import examine
     from bnlab.report.listing import show_findings
 
     findings = []

@@ -14,6 +14,6 @@ class Format(enum.StrEnum):
 
 
 def complete_override(incomplete: str) -> list[str]:
-    from bnlab.completion import overrides
+    from bnlab.config.completion import overrides
 
     return overrides(incomplete)

@@ -12,7 +12,7 @@ import typer
 
 from bnlab.cli.options import Format, complete_override
 from bnlab.errors import ConfigError
-from bnlab.jobs import Terminated, terminated
+from bnlab.training.job import Terminated, terminated
 
 
 class CfgPart(enum.StrEnum):
@@ -68,29 +68,29 @@ def train(
 
     `bnlab list` names every option, `bnlab train --cfg job` prints every key with its value.
     """
-    from bnlab import hydra_app
+    from bnlab.config import compose
 
     lines = list(overrides or [])
     if cfg is not None:
-        return hydra_app.show_config(lines, cfg.value, resolve, package, config_dir)
+        return compose.show_config(lines, cfg.value, resolve, package, config_dir)
     if resolve or package:
         raise ConfigError("--resolve and --package go with --cfg")
     if info is not None:
-        return hydra_app.show_info(lines, info.value, config_dir)
-    from bnlab import launchers, slurm
-    from bnlab.resume import resume as go_on
-    from bnlab.supervisor import Care
-    from bnlab.sweep import RUNS, launch
+        return compose.show_info(lines, info.value, config_dir)
+    from bnlab.runner import launchers, slurm
+    from bnlab.runner.resume import resume as go_on
+    from bnlab.runner.supervisor import RetryPolicy
+    from bnlab.runner.sweep import RUNS, launch
 
     _hear_signals()
-    care = Care(timeout, retries, fail_fast)
+    policy = RetryPolicy(timeout, retries, fail_fast)
     try:
         if (folder := slurm.earlier(RUNS, lines)) is not None:
             # the jobs that a search began are finished, by the launcher of this same command line
             own = [line for line in launchers.hydra_lines(lines) if "hydra.sweeper" not in line.replace("/", ".")]
-            code = go_on(folder, own if multirun else (), care, config_dir=config_dir, dry_run=dry_run)
+            code = go_on(folder, own if multirun else (), policy, config_dir=config_dir, dry_run=dry_run)
         else:
-            code = launch(lines, multirun, config_dir, care, dry_run)
+            code = launch(lines, multirun, config_dir, policy, dry_run)
     except Terminated as stop:  # before the first job
         code = int(stop.code or 1)
     if code == 128 + signal.SIGUSR2:
@@ -129,16 +129,16 @@ def resume(
 
     A run that was interrupted ends with the same tables and weights, bit for bit on a CPU, as one that never was.
     """
-    from bnlab.resume import resume as go_on
-    from bnlab.supervisor import Care
+    from bnlab.runner.resume import resume as go_on
+    from bnlab.runner.supervisor import RetryPolicy
 
     _hear_signals()
-    care = Care(timeout, retries, fail_fast)
+    policy = RetryPolicy(timeout, retries, fail_fast)
     raise typer.Exit(
         go_on(
             folder,
             overrides or [],
-            care,
+            policy,
             config_dir=config_dir,
             errored=errored,
             from_scratch=from_scratch,
@@ -176,7 +176,7 @@ def compare(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when a run folder cannot be read.")] = False,
 ) -> None:
     """Compare arms (all runs that differ in the seed only) with intervals, paired by seed against a baseline."""
-    from bnlab.compare.compare import compare as compare_runs
+    from bnlab.compare.comparison import compare as compare_runs
     from bnlab.report.console import messages, results
     from bnlab.report.table import comparison_table, skipped_lines
 
@@ -193,7 +193,7 @@ def compare(
     )
     out = results()
     if pivot is not None:
-        from bnlab.report.pivot import PIVOT_FORMATS, pivot_table
+        from bnlab.report.pivot_report import PIVOT_FORMATS, pivot_table
 
         if format is Format.table:
             out.print(pivot_table(found, width=out.width, unicode=out.unicode))
@@ -215,9 +215,9 @@ def show(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
 ) -> None:
     """Show one run: what it was, where it ran, how it went, curves as a chart."""
-    from bnlab.compare.read import read_documents
+    from bnlab.record.read import read_documents
     from bnlab.report.console import results
-    from bnlab.report.show import show_run
+    from bnlab.report.run_report import show_run
 
     status, summary = read_documents(run)
     out = results()

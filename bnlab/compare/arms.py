@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bnlab.compare.read import Run
 from bnlab.compare.result import Value
 from bnlab.errors import ConfigError, did_you_mean
+from bnlab.record.read import Run
 
 # The seed tells the runs of an arm apart; the others change where files lie, what a run is called, or how many samples
 # an evaluation takes at once or how much is measured beside it, and no figure depends on them.

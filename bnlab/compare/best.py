@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from bnlab.compare.arms import MISSING, Arm, differing_keys, distinct, short_names, sort_key, text_of
 from bnlab.compare.notes import count_of, named
-from bnlab.compare.read import Run
 from bnlab.compare.result import Value
 from bnlab.errors import ConfigError
-from bnlab.measure.metrics import Metric, find_metric
+from bnlab.metrics import Metric, find_metric
+from bnlab.record.read import Run
 
 
 @dataclass(frozen=True)

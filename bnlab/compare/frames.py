@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 
 from bnlab.compare.arms import arms_of, text_of
-from bnlab.compare.files import Unreadable, read_bytes
-from bnlab.compare.read import Run, read_runs
 from bnlab.errors import RecordError
-from bnlab.measure.metrics import TARGETS, Censored, metrics
-from bnlab.record.folder import EVALS, LAYERS, STEPS, TIMES
+from bnlab.metrics import TARGETS, Censored, metrics
+from bnlab.record.read import Run, read_runs
+from bnlab.record.read_files import Unreadable, read_bytes
+from bnlab.record.run_folder import EVALS, LAYERS, STEPS, TIMES
 
 COLUMNS = {"steps": STEPS, "evals": EVALS, "layers": LAYERS, "times": TIMES}
 # What tells the rows of each table apart: after a resume the later row of a step holds.

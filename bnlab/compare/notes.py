@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bnlab.compare.arms import Arm, distinct, followers, short_names, text_of
-from bnlab.compare.read import Run
 from bnlab.compare.result import Row, Value
 from bnlab.compare.statistics import MOST_PAIRS, Paired, coverage_of_range, detectable_difference, pairs_needed
-from bnlab.measure.metrics import MOST_INITIAL_SHARE, Metric, share_left
+from bnlab.metrics import MOST_INITIAL_SHARE, Metric, share_left
+from bnlab.record.read import Run
 
 MOST_NAMED = 6  # arms or values listed in a sentence
 TIMED = frozenset({"step_ms", "images_per_second", "train_seconds", "seconds_to_target"})

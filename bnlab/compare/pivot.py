@@ -16,9 +16,9 @@ from functools import partial
 
 from bnlab.compare.arms import MISSING, distinct, find_key, short_names, sort_key, text_of
 from bnlab.compare.notes import named
-from bnlab.compare.read import Run
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.errors import ConfigError
+from bnlab.record.read import Run
 
 DATA = "data.name"
 

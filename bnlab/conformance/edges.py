@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bnlab.conformance.proving import ROUNDING, Measured, apart, flaw_of, gradients, proves, worst
 from bnlab.conformance.subject import Bench, Trial
-from bnlab.norms.base import NormLayer
 from bnlab.norms.formula import is_channels_last
+from bnlab.norms.strategy import NormLayer
 
 COPES = "copes with"
 OFFSET = 1e4  # in standard deviations of the noise

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bnlab.conformance.proving import Measured, apart, gradients, proves, worst
 from bnlab.conformance.subject import Bench, Trial
-from bnlab.norms.base import Facts, NormLayer
+from bnlab.norms.strategy import Facts, NormLayer
 
 EXACT = "exact"
 STEPS = (3e-4, 1e-6)  # of the finite differences, in standard deviations; the small one rarely meets a kink

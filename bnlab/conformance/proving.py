@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bnlab.conformance.findings import Property
 from bnlab.conformance.subject import Bench
-from bnlab.norms.base import Facts
+from bnlab.norms.strategy import Facts
 
 ROUNDING = 1e-9  # what float64 may lose; the smallest deviations that mean something are a thousand times larger
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import ConfigError, did_you_mean
-from bnlab.norms.base import Facts, Strategy
 from bnlab.norms.formula import batch_axes, moments
 from bnlab.norms.running import RunningLayer
+from bnlab.norms.strategy import Facts, Strategy
 
 CHANNELS = (32, 16, 24, 64, 48, 60, 96, 128, 256)  # the first that the layer accepts
 SPACES = ((4, 3), (5, 5), ())  # H x W of the random batches; (): an input (N, C)

@@ -7,10 +7,10 @@ for images, labels in batches.epoch(0): ...
 """
 
 from bnlab.data.augment import Augment
-from bnlab.data.base import DataBundle, DataSpec, Split, datasets, load
 from bnlab.data.batches import Batches
+from bnlab.data.bundle import DataBundle, DataSpec, Split, datasets, load
 from bnlab.data.digits import Digits
-from bnlab.data.folder import Folder
+from bnlab.data.image_folder import Folder
 from bnlab.data.vision import Cifar10, Cifar100, FashionMnist, Mnist
 
 __all__ = [

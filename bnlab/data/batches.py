@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bnlab.data.augment import Augment
-from bnlab.data.base import Split
+from bnlab.data.bundle import Split
+from bnlab.distributed import shard
 from bnlab.errors import ConfigError
 from bnlab.seeding import generator
-from bnlab.workers import shard
 
 
 class Batches:

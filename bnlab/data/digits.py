@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from bnlab.data.base import DataSpec, Parts, Split, datasets, hold_out
+from bnlab.data.bundle import DataSpec, Parts, Split, datasets, hold_out
 from bnlab.schema import param
 
 NUM_TEST = 360  # the set publishes no test split; this stratified fifth is ours and always the same

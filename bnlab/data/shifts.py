@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as image
 
 from bnlab.data.augment import Augment
-from bnlab.data.base import Split
+from bnlab.data.bundle import Split
 from bnlab.seeding import generator
 
 SEVERITIES = (1, 2, 3, 4, 5)

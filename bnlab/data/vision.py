@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bnlab.data.base import DataSpec, Parts, Split, datasets
+from bnlab.data.bundle import DataSpec, Parts, Split, datasets
 from bnlab.download.catalog import damaged_by_checksum, require
 from bnlab.errors import DataError
 from bnlab.schema import param

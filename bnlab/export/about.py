@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.compare.frames import frame_of
-from bnlab.compare.read import Run
-from bnlab.measure.metrics import metrics
+from bnlab.metrics import metrics
+from bnlab.record.read import Run
 from bnlab.report.console import clean
 
 

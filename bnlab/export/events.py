@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 from bnlab.compare.arms import text_of
 from bnlab.compare.frames import Tables, curves_of
-from bnlab.compare.read import Run
 from bnlab.export.about import figures_of, labels_of, started_of
+from bnlab.record.read import Run
 from bnlab.report.console import clean
 
 FILE = "events.out.tfevents.0"

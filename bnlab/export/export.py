@@ -13,12 +13,12 @@ from pathlib import Path
 
 from bnlab.compare.arms import where_of
 from bnlab.compare.frames import Tables, tables_of
-from bnlab.compare.read import Run, read_runs
 from bnlab.errors import EnvironmentFault, RecordError
 from bnlab.export.events import write_events
 from bnlab.export.place import fresh_place, must_be_free
-from bnlab.export.tables import table_counts, write_csv, write_parquet
+from bnlab.export.table_files import table_counts, write_csv, write_parquet
 from bnlab.export.tracking import add_runs
+from bnlab.record.read import Run, read_runs
 from bnlab.report.console import messages, results
 
 # The modules that a format needs beside bnlab's own libraries.

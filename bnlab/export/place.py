@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bnlab.errors import ConfigError
-from bnlab.record.files import cannot_write
+from bnlab.record.plain_files import cannot_write
 
 
 def must_be_free(place: Path) -> None:

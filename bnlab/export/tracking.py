@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from bnlab.compare.arms import OVER, text_of
 from bnlab.compare.frames import Tables, curves_of
-from bnlab.compare.read import Run
 from bnlab.errors import ConfigError, EnvironmentFault
 from bnlab.export.about import figures_of, labels_of, started_of
 from bnlab.export.place import fresh_place
+from bnlab.record.read import Run
 from bnlab.report.console import clean, messages
 
 if TYPE_CHECKING:

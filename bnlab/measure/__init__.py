@@ -6,7 +6,8 @@ model of one's own, with its images as uint8 of shape (N, C, H, W) and their lab
     >>> import torch
     >>> from torch import nn
     >>> from bnlab.data import Batches, Split
-    >>> from bnlab.measure import Probe, population, plan, probe, running_layers, verdict
+    >>> from bnlab.measure import Probe, plan, running_layers, verdict
+    >>> from bnlab.measure import population_statistics, probe_model
     >>> draw = torch.Generator().manual_seed(0)
     >>> images = torch.randint(0, 256, (512, 3, 8, 8), dtype=torch.uint8, generator=draw)
     >>> labels = torch.randint(0, 10, (512,), generator=draw)
@@ -38,83 +39,40 @@ What the running statistics stand for, layer after layer, and a model that has t
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from bnlab.measure.by_layer import LayerGap, layer_gaps
+from bnlab.measure.decomposition import Decomposition, Term, decompose, levels, stages
+from bnlab.measure.interval import Interval
+from bnlab.measure.layer_statistics import normalizations, running_layers
+from bnlab.measure.modes import evaluating, preserved, training_statistics
+from bnlab.measure.population_statistics import adopted, mixed_with_batch, plan, population, precise
+from bnlab.measure.probe_batches import Probe, probe_indices
+from bnlab.measure.probe_model import ProbeResult, probe
+from bnlab.measure.recalibration import recalibrated
+from bnlab.measure.verdict import verdict
 
-if TYPE_CHECKING:
-    from bnlab.measure.by_layer import LayerGap as LayerGap
-    from bnlab.measure.by_layer import layer_gaps as layer_gaps
-    from bnlab.measure.decomposition import Decomposition as Decomposition
-    from bnlab.measure.decomposition import Term as Term
-    from bnlab.measure.decomposition import decompose as decompose
-    from bnlab.measure.decomposition import levels as levels
-    from bnlab.measure.decomposition import stages as stages
-    from bnlab.measure.interval import Interval as Interval
-    from bnlab.measure.layers import normalizations as normalizations
-    from bnlab.measure.layers import running_layers as running_layers
-    from bnlab.measure.mates import Probe as Probe
-    from bnlab.measure.mates import probe_indices as probe_indices
-    from bnlab.measure.modes import evaluating as evaluating
-    from bnlab.measure.modes import preserved as preserved
-    from bnlab.measure.modes import training_statistics as training_statistics
-    from bnlab.measure.population import adopted as adopted
-    from bnlab.measure.population import mixed_with_batch as mixed_with_batch
-    from bnlab.measure.population import plan as plan
-    from bnlab.measure.population import population as population
-    from bnlab.measure.population import precise as precise
-    from bnlab.measure.probe import Probing as Probing
-    from bnlab.measure.probe import probe as probe
-    from bnlab.measure.recalibration import recalibrated as recalibrated
-    from bnlab.measure.verdict import verdict as verdict
-
-# name -> module; imported when first asked for, since `bnlab.measure.metrics` is read where torch must not be
-_HOMES = {
-    "Decomposition": "decomposition",
-    "Interval": "interval",
-    "LayerGap": "by_layer",
-    "Probe": "mates",
-    "Probing": "probe",
-    "Term": "decomposition",
-    "adopted": "population",
-    "decompose": "decomposition",
-    "evaluating": "modes",
-    "layer_gaps": "by_layer",
-    "levels": "decomposition",
-    "mixed_with_batch": "population",
-    "normalizations": "layers",
-    "plan": "population",
-    "population": "population",
-    "precise": "population",
-    "preserved": "modes",
-    "probe": "probe",
-    "probe_indices": "mates",
-    "recalibrated": "recalibration",
-    "running_layers": "layers",
-    "stages": "decomposition",
-    "training_statistics": "modes",
-    "verdict": "verdict",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
-
-
-class _Package(ModuleType):
-    """Three functions have the name of their module; importing a module puts it here, which must not hide them."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+__all__ = [
+    "Decomposition",
+    "Interval",
+    "LayerGap",
+    "Probe",
+    "ProbeResult",
+    "Term",
+    "adopted",
+    "decompose",
+    "evaluating",
+    "layer_gaps",
+    "levels",
+    "mixed_with_batch",
+    "normalizations",
+    "plan",
+    "population",
+    "precise",
+    "preserved",
+    "probe",
+    "probe_indices",
+    "recalibrated",
+    "running_layers",
+    "stages",
+    "training_statistics",
+    "verdict",
+]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.measure.modes import evaluating
-from bnlab.measure.population import Plan, Reached, hooked, inputs_of
+from bnlab.measure.population_statistics import Plan, Reached, hooked, inputs_of
 from bnlab.norms.formula import batch_axes, per_channel
 from bnlab.norms.running import RunningLayer
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bnlab.measure.layers import Statistics, initial_left, kept, normalizations
+from bnlab.measure.layer_statistics import Statistics, initial_left, kept, normalizations
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.measure.interval import Interval, mean_of
-from bnlab.measure.layers import Statistics, initial_left, running_layers, values_read
-from bnlab.measure.mates import Probe, logits_with_mates
+from bnlab.measure.layer_statistics import Statistics, initial_left, running_layers, values_read
 from bnlab.measure.modes import evaluating, learners, preserved, restored, training_statistics
-from bnlab.measure.population import Plan, adopted, hooked, population
+from bnlab.measure.population_statistics import Plan, adopted, hooked, population
+from bnlab.measure.probe_batches import Probe, logits_with_mates
 
 DRAWS = 8  # of batches, for everything that depends on batch mates
 

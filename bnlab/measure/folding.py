@@ -12,14 +12,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import MisfitError
+from bnlab.errors import IncompatibleError
 from bnlab.models import norm_layers
-from bnlab.models.base import Conv, Linear
-from bnlab.norms.base import NormLayer
+from bnlab.models.model import Conv, Linear
+from bnlab.norms.strategy import NormLayer
 
 
 def check_foldable(model: nn.Module) -> None:
-    """Refuse a model with a norm that cannot be merged. Errors: MisfitError naming the layer, and what to set.
+    """Refuse a model with a norm that cannot be merged. Errors: IncompatibleError naming the layer, and what to set.
 
     A norm layer in front of everything (`model.input_norm=batch`) has nothing before it and stays.
     """
@@ -27,12 +27,12 @@ def check_foldable(model: nn.Module) -> None:
     first = next(iter(model.children()), None)
     for name, norm in norm_layers(model):
         if norm.affine_map() is None:
-            raise MisfitError(
+            raise IncompatibleError(
                 f"eval.stats=folded: layer {name} ({type(norm).__name__}) is no affine map per channel in evaluation\n"
                 "take eval.stats=running, or a norm that evaluates with statistics it keeps (norm=batch)"
             )
         if norm is not first and norm not in before:
-            raise MisfitError(
+            raise IncompatibleError(
                 f"eval.stats=folded: layer {name} ({type(norm).__name__}) does not follow a convolution or linear layer"
                 "\nset model.placement=pre, or take eval.stats=running"
             )
@@ -42,7 +42,7 @@ def folded(model: nn.Module) -> nn.Module:
     """Return a copy in which every norm that directly follows a convolution or linear layer is merged into it.
 
     A bias is made where there is none, and a transform of the weights is done once. It equals the model in evaluation,
-    with the statistics that are now in its layers, to rounding. Errors: MisfitError as `check_foldable`.
+    with the statistics that are now in its layers, to rounding. Errors: IncompatibleError as `check_foldable`.
     """
     check_foldable(model)
     result = copy.deepcopy(model)

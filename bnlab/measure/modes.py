@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.measure.layers import keeps_statistics, learns_from_batches, normalizations, running_layers
+from bnlab.measure.layer_statistics import keeps_statistics, learns_from_batches, normalizations, running_layers
 
 _PLAIN = (bool, int, float, str, type(None), Tensor)
 _HOOKS = (

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.data import Batches
-from bnlab.errors import MisfitError
+from bnlab.errors import IncompatibleError
 from bnlab.measure.by_layer import LayerGap, layer_gaps
-from bnlab.measure.calibration import refreshed
 from bnlab.measure.decomposition import nats, right
 from bnlab.measure.discrepancy import logits_of
 from bnlab.measure.interval import Interval, mean_of, share_of
-from bnlab.measure.layers import Statistics, adopt, initial_left, running_layers
+from bnlab.measure.layer_statistics import Statistics, adopt, initial_left, running_layers
 from bnlab.measure.modes import evaluating, learners, preserved, restored
-from bnlab.measure.population import adopted, plan, population, precise
+from bnlab.measure.population_statistics import adopted, plan, population, precise
+from bnlab.measure.refresh import refreshed
 
 Stats = Literal["population", "precise"]
 
@@ -93,15 +93,15 @@ class Recalibration:
 
 
 def check_recalibratable(model: nn.Module) -> None:
-    """Refuse a model without a layer that averages its batches. Errors: MisfitError."""
+    """Refuse a model without a layer that averages its batches. Errors: IncompatibleError."""
     if learners(model):
         return
     if running_layers(model):
-        raise MisfitError(
+        raise IncompatibleError(
             "nothing to recalibrate: no layer averages its batches; the statistics come from the training set\n"
             "leave them: norm=population has those of the final weights, norm=frozen keeps its first ones on purpose"
         )
-    raise MisfitError(
+    raise IncompatibleError(
         "nothing to recalibrate: no layer keeps statistics of its batches for evaluation\n"
         "leave it: it normalizes alike in training and in evaluation; bnlab probe shows what else may differ"
     )
@@ -122,8 +122,9 @@ def recalibrated(
     """Return the statistics, over the first `samples` of the training set (None: all), of the layers that average.
 
     population: layer after layer, as of one batch of all samples. precise: in one pass with training behaviour, in
-    batches of `batch_size`. The variance is the biased one (1/n). The model is left as it was. Errors: MisfitError when
-    no layer averages its batches or, with population, one is called more than once in a forward pass.
+    batches of `batch_size`. The variance is the biased one (1/n). The model is left as it was. Errors:
+    IncompatibleError when no layer averages its batches or, with population, one is called more than once in a forward
+    pass.
     """
     check_recalibratable(model)
     count = samples_used(training_set, stats, samples, batch_size)
@@ -132,16 +133,16 @@ def recalibrated(
         if stats == "population":
             try:
                 how = plan(model, dict.fromkeys(layers, count), training_set)
-            except MisfitError as error:
+            except IncompatibleError as error:
                 reason = str(error).partition("\n")[0]
-                raise MisfitError(f"{reason}\nstats=precise pools all its calls") from error
+                raise IncompatibleError(f"{reason}\nstats=precise pools all its calls") from error
             found = population(model, how)
         else:
             whole = min(batch_size, count)
             one_pass = precise(model, itertools.islice(training_set.sequential(whole), count // whole))
             found = {layer: one_pass[layer] for layer in layers if layer in one_pass}
     if not found:
-        raise MisfitError("nothing to recalibrate: no forward pass comes to a layer that averages its batches")
+        raise IncompatibleError("nothing to recalibrate: no forward pass comes to a layer that averages its batches")
     return found
 
 

@@ -17,10 +17,10 @@ from bnlab.data import Batches, Split
 from bnlab.measure.decomposition import nats, right
 from bnlab.measure.discrepancy import calibration_error
 from bnlab.measure.interval import Interval, mean_of
-from bnlab.measure.layers import running_layers
-from bnlab.measure.mates import logits_with_mates, mate_noise
+from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import evaluating, preserved
-from bnlab.measure.population import adopted, mixed_with_batch, population_of
+from bnlab.measure.population_statistics import adopted, mixed_with_batch, population_of
+from bnlab.measure.probe_batches import logits_with_mates, mate_noise
 from bnlab.seeding import generator
 
 STATS = ("running", "mixed", "batch", "test")
@@ -60,18 +60,19 @@ class Condition:
 def robustness(
     model: nn.Module,
     samples: Split,
-    resident: Callable[[Split], Batches],
+    device_batches: Callable[[Split], Batches],
     stats: Sequence[str],
     batch_size: int,
     prior: float,
 ) -> tuple[Robustness, ...]:
     """Evaluate `samples`, in their order in batches of `batch_size`, with each of `stats`; the model is left as it was.
 
-    `resident` puts samples on the device as the model takes them; `prior` is the number of samples that the running
-    statistics count for in `mixed`. A model without running statistics has nothing to choose: only `running` comes.
-    Errors: MisfitError, for `test` only, when a layer with statistics is called more than once in a forward pass.
+    `device_batches` puts samples on the device as the model takes them; `prior` is the number of samples that the
+    running statistics count for in `mixed`. A model without running statistics has nothing to choose: only `running`
+    comes. Errors: IncompatibleError, for `test` only, when a layer with statistics is called more than once in a
+    forward pass.
     """
-    images = resident(samples)
+    images = device_batches(samples)
     labels = samples.labels.to(images.device)
     layers = running_layers(model)
     with torch.no_grad(), preserved(model), evaluating(model):
@@ -84,7 +85,7 @@ def robustness(
                 found[choice] = _judged(choice, drawn[0], drawn, plain[0], labels)
             elif choice == "test":
                 logits = _with_statistics_of(model, images, images, batch_size)
-                halves = [resident(samples.take(half)) for half in _halves(len(samples))]
+                halves = [device_batches(samples.take(half)) for half in _halves(len(samples))]
                 by_half = [_with_statistics_of(model, half, images, batch_size) for half in halves]
                 drawn = torch.stack(by_half or [logits])
                 found[choice] = _judged(choice, logits, drawn, plain[0], labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from bnlab.measure.decomposition import Decomposition, Term
-from bnlab.measure.metrics import MOST_INITIAL_SHARE
+from bnlab.metrics import MOST_INITIAL_SHARE
 
 SMALL_ACCURACY = 0.005  # a gap below both is called small
 SMALL_LOSS = 0.02  # nats

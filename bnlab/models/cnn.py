@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bnlab.errors import ConfigError
-from bnlab.models.base import Blocks, Linear, ModelSpec, models
+from bnlab.models.model import Blocks, Linear, ModelSpec, models
 from bnlab.schema import param
 
 

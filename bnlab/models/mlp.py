@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bnlab.models.base import Blocks, Linear, ModelSpec, models
+from bnlab.models.model import Blocks, Linear, ModelSpec, models
 from bnlab.schema import param
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnlab.errors import ConfigError
-from bnlab.models.base import Blocks, Linear, ModelSpec, models
+from bnlab.models.model import Blocks, Linear, ModelSpec, models
 from bnlab.schema import param
 
 

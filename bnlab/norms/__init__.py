@@ -1,6 +1,5 @@
 """Normalization strategies: importing the package enters all of them in `strategies`."""
 
-from bnlab.norms.base import Facts, InitialShare, NormLayer, NormModule, Strategy, strategies
 from bnlab.norms.batch import Batch
 from bnlab.norms.dyt import DynamicTanh
 from bnlab.norms.frn import Frn
@@ -15,6 +14,7 @@ from bnlab.norms.population import Population
 from bnlab.norms.renorm import Renorm
 from bnlab.norms.rms import Rms
 from bnlab.norms.running import RunningLayer
+from bnlab.norms.strategy import Facts, InitialShare, NormLayer, NormModule, Strategy, strategies
 from bnlab.norms.streaming import Streaming
 from bnlab.norms.sync import Sync
 from bnlab.norms.weight_std import WeightStd

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.norms.formula import count_per_channel, is_channels_last
 from bnlab.norms.running import RunningLayer
+from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
 
 

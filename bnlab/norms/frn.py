@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bnlab.norms.base import Facts, NormLayer, NormModule, Strategy, strategies
 from bnlab.norms.formula import batch_axes, per_channel
 from bnlab.norms.rms import RootMeanSquare
+from bnlab.norms.strategy import Facts, NormLayer, NormModule, Strategy, strategies
 
 
 @strategies.register("frn")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
 from bnlab.norms.population import TrainingSetLayer
+from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 
 
 @strategies.register("frozen")

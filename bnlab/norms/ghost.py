@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.errors import MisfitError
-from bnlab.norms.base import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.errors import IncompatibleError
 from bnlab.norms.formula import batch_axes, count_per_channel, is_channels_last, moments, normalize
 from bnlab.norms.running import RunningLayer
+from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
 
 # From this many equal ghosts of at most so many values on, one call on a copy beats one call a ghost (on 2 CPU cores:
@@ -68,7 +68,7 @@ class Ghost(Strategy):
 
     def check_batch(self, batch_size: int) -> None:
         if self.size > batch_size:
-            raise MisfitError(
+            raise IncompatibleError(
                 f"norm.size={self.size}: must be at most data.batch_size={batch_size}\n"
                 "a ghost batch is a part of the batch; for the whole batch take norm=batch"
             )

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bnlab.errors import MisfitError
-from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
+from bnlab.errors import IncompatibleError
 from bnlab.norms.formula import batch_axes, is_channels_last, kernel_input, per_channel
 from bnlab.norms.rms import factor_and_slope, widened
+from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
 
 
@@ -59,13 +59,13 @@ class GroupLayer(NormLayer):
     1.55 of batch norm; torch's group norm loses a large offset there on CPU (it forms E[x^2] - E[x]^2), and a copy to
     contiguous and back takes twice as long. `(N, C)`: layer norm of the (N, groups, C/groups) view, half of the time of
     group norm for 256 x 1024, the same for 64 x 256.
-    Errors: MisfitError where `groups` does not divide `channels`.
+    Errors: IncompatibleError where `groups` does not divide `channels`.
     """
 
     def __init__(self, channels: int, strategy: Strategy, groups: int) -> None:
         if channels % groups:
             fitting = ", ".join(str(g) for g in range(1, channels + 1) if channels % g == 0)
-            raise MisfitError(
+            raise IncompatibleError(
                 f"norm.groups={groups}: must divide the channels of every layer, and one here has {channels}\n"
                 f"{channels} channels can have norm.groups={fitting}\n"
                 "or change the width of the model to a multiple of norm.groups"

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
 from bnlab.norms.formula import is_channels_last, kernel_input
+from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
 
 

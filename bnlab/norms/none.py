@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
+from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 
 
 @strategies.register("none")

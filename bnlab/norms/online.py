@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.norms.base import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.norms.formula import deviation
 from bnlab.norms.recurrence import linear_recurrence
 from bnlab.norms.running import RunningLayer
 from bnlab.norms.share import eager_forward
+from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bnlab.errors import ConfigError
-from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
 from bnlab.norms.formula import normalize, per_channel
 from bnlab.norms.running import RunningLayer
+from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnlab.norms.base import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize
 from bnlab.norms.running import RunningLayer
 from bnlab.norms.share import ShareNorm, batch_statistics, eager_forward
+from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
 
 

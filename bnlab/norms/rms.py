@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
 from bnlab.norms.formula import batch_axes, is_channels_last, per_channel
+from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
 
 

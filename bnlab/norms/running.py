@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import NormLayer, Strategy, fraction_left
 from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize, per_channel
+from bnlab.norms.strategy import NormLayer, Strategy, fraction_left
 
 
 class RunningLayer(NormLayer):

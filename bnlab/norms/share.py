@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import NormLayer
 from bnlab.norms.formula import per_channel
+from bnlab.norms.strategy import NormLayer
 
 
 def eager_forward(layer: NormLayer, x: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.distributed import group_size
 from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
 from bnlab.norms.running import RunningLayer
+from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
-from bnlab.workers import group_size
 
 
 @strategies.register("sync")

@@ -9,9 +9,9 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.base import Facts, NormLayer, Strategy, strategies
 from bnlab.norms.formula import moments, normalize
 from bnlab.norms.group import GroupLayer
+from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bnlab.errors import RecordError
-from bnlab.record.files import cannot_write, open_plain
+from bnlab.record.plain_files import cannot_write, open_plain
 
 Cell = str | int | float | bool
 

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from bnlab.compare.arms import short_names, text_of
 from bnlab.compare.result import Estimate, Row, Section
-from bnlab.measure.metrics import Metric, metrics
+from bnlab.metrics import Metric, metrics
 from bnlab.report.chart import Axis, Scale, sparkline
 from bnlab.report.console import clean, to_ascii
 from bnlab.report.figures import MISSING, Cell, decimals_for, difference_cells, estimate_cells, is_clear

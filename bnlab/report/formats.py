@@ -16,7 +16,7 @@ from typing import Any
 
 from bnlab.compare.arms import short_names, text_of
 from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
-from bnlab.measure.metrics import Metric, metrics
+from bnlab.metrics import Metric, metrics
 from bnlab.report.columns import aligned, baseline_name, table_title
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING, Cell, difference_cells, estimate_cells

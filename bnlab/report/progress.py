@@ -1,6 +1,6 @@
 """Progress on stderr: a live display on a terminal, a line now and then elsewhere.
 
-The training loop reports through `Watcher` where it flushes its rows, never in between. Nothing here runs in a thread
+The training loop reports through `Callback` where it flushes its rows, never in between. Nothing here runs in a thread
 of its own: a display is drawn within such a report, at most twice a second, so that no step waits for it.
 
     with make_progress(sys.stderr) as progress:
@@ -28,10 +28,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bnlab.jobs import EndState
 from bnlab.report.console import Terminal
 from bnlab.report.figures import number
-from bnlab.watcher import Watcher
+from bnlab.training.callbacks import Callback
+from bnlab.training.job import ResultState
 
 REDRAW_SECONDS = 0.5  # a redraw takes 1 to 2 ms
 LINE_SECONDS = 10.0  # between two lines about evaluations where there is no terminal
@@ -46,7 +46,7 @@ _MARKS = {
 }
 
 
-def make_progress(stream: IO[str]) -> Watcher:
+def make_progress(stream: IO[str]) -> Callback:
     """Return the live display where `stream` is a terminal that can move its cursor, else the plain lines."""
     terminal = Terminal(stream)
     if terminal.is_terminal and not terminal.is_dumb_terminal:
@@ -74,7 +74,7 @@ class _Job:
         return (now - self.first_seen) / (self.step - self.first_step) * max(self.total - self.step, 0)
 
 
-class _Reporter(Watcher):
+class _Reporter(Callback):
     """What both displays keep: the current job and the count of those that ended."""
 
     def __init__(self, terminal: Terminal, now: Callable[[], float] | None = None) -> None:
@@ -102,7 +102,7 @@ class _Reporter(Watcher):
             self._job.step = max(step, self._job.step)
             self._job.metrics = dict(metrics)
 
-    def job_ended(self, index: int, state: EndState, headline: str) -> None:
+    def job_ended(self, index: int, state: ResultState, headline: str) -> None:
         self._ended += 1
         self._job = None
 
@@ -149,7 +149,7 @@ class PlainProgress(_Reporter):
             self._last_line = self._now()
             self._say(f"{self._name(self._job.index)}: step {', '.join(filter(None, self._facts().values()))}")
 
-    def job_ended(self, index: int, state: EndState, headline: str) -> None:
+    def job_ended(self, index: int, state: ResultState, headline: str) -> None:
         name = self._name(index)
         super().job_ended(index, state, headline)
         left = _duration(self._sweep_left()) if self._ended < self._num_jobs else ""
@@ -171,7 +171,7 @@ class LiveProgress(_Reporter):
 
     def __init__(self, terminal: Terminal, now: Callable[[], float] | None = None) -> None:
         super().__init__(terminal, now)
-        self._jobs: deque[tuple[EndState, str, str]] = deque(maxlen=LAST_JOBS)
+        self._jobs: deque[tuple[ResultState, str, str]] = deque(maxlen=LAST_JOBS)
         self._finished = Text()
         self._drawn = -math.inf
         # results go to stdout meanwhile: where that is a terminal too they must come above the display
@@ -199,7 +199,7 @@ class LiveProgress(_Reporter):
         super().evaluated(step, metrics)
         self._draw()
 
-    def job_ended(self, index: int, state: EndState, headline: str) -> None:
+    def job_ended(self, index: int, state: ResultState, headline: str) -> None:
         label = self._job.label if self._job else f"job {index + 1}"
         super().job_ended(index, state, headline)
         self._jobs.append((state, label, self._terminal.show(headline)))

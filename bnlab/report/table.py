@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bnlab.compare.result import Comparison, Section
-from bnlab.measure.metrics import metrics
+from bnlab.metrics import metrics
 from bnlab.report.columns import GAP, Column, baseline_name, curve_scale, fold, in_ascii, section_columns, table_width
 from bnlab.report.console import clean, to_ascii
 from bnlab.report.figures import is_clear, significant

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from bnlab.errors import ConfigError, RecordError
-from bnlab.record.files import cannot_write, read_plain, write_bytes
+from bnlab.record.plain_files import cannot_write, read_plain, write_bytes
 
 CURRENT, PREVIOUS, DIGESTS = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256"
 LARGEST_DIGESTS = 4096  # bytes

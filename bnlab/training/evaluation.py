@@ -22,19 +22,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bnlab.clock import Stopwatch
 from bnlab.data import Batches, DataBundle, Split
 from bnlab.measure.by_layer import LayerGap, layer_gaps
-from bnlab.measure.calibration import refreshed
 from bnlab.measure.discrepancy import calibration_error, gap, logits_of, score
 from bnlab.measure.folding import check_foldable, folded
-from bnlab.measure.layers import Statistics, gatherer, running_layers
-from bnlab.measure.mates import Probe, probe_indices
+from bnlab.measure.layer_statistics import Statistics, gatherer, running_layers
 from bnlab.measure.modes import evaluating, training_statistics
 from bnlab.measure.moments import InstanceMoments, Moments
-from bnlab.measure.population import adopted, hooked, mixed_with_batch, population_of, precise
-from bnlab.measure.probe import Probing, probe
+from bnlab.measure.population_statistics import adopted, hooked, mixed_with_batch, population_of, precise
+from bnlab.measure.probe_batches import Probe, probe_indices
+from bnlab.measure.probe_model import ProbeResult, probe
+from bnlab.measure.refresh import refreshed
 from bnlab.schema import param
+from bnlab.timing import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class EvalConfig:
 
 
 def check_eval(model: nn.Module, config: EvalConfig) -> None:
-    """Refuse statistics of evaluation that the model cannot have. Errors: MisfitError."""
+    """Refuse statistics of evaluation that the model cannot have. Errors: IncompatibleError."""
     if config.stats == "folded":
         check_foldable(model)
 
@@ -87,8 +87,8 @@ class Evaluator:
     statistics of a batch depend on, and a model that does not depend on them gives the same bits twice, so that its gap
     is 0 and not merely small. In training mode each batch is the next step after the same past.
 
-    `resident` puts a split on the device, plain or as training sees it. With measure="full" every evaluation also takes
-    the measurements of `bnlab probe`.
+    `device_batches` puts a split on the device, plain or as training sees it. With measure="full" every evaluation also
+    takes the measurements of `bnlab probe`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Evaluator:
         config: EvalConfig,
         train_batch_size: int,
         training_set: Batches,
-        resident: Callable[[Split, bool], Batches],
+        device_batches: Callable[[Split, bool], Batches],
         precision: Callable[[], AbstractContextManager[object]],
         measure: Measure = "cheap",
     ) -> None:
@@ -111,8 +111,8 @@ class Evaluator:
         }
         train_probe = bundle.train.take(chosen["train"])
         others = {"train": train_probe, "valid": bundle.valid}
-        self._others = {name: resident(split, False) for name, split in others.items() if len(split)}
-        self._test = resident(bundle.test, False)
+        self._others = {name: device_batches(split, False) for name, split in others.items() if len(split)}
+        self._test = device_batches(bundle.test, False)
         beyond = torch.ones(len(bundle.test), dtype=torch.bool)
         beyond[chosen["test"]] = False
         self._probed = chosen["test"].to(self._test.device)
@@ -121,8 +121,8 @@ class Evaluator:
         if measure == "full":
             augments = training_set.augment.active
             for name, split in (("train", train_probe), ("test", bundle.test.take(chosen["test"]))):
-                plain = self._others["train"] if name == "train" else resident(split, False)
-                augmented = resident(split, True) if augments else None
+                plain = self._others["train"] if name == "train" else device_batches(split, False)
+                augmented = device_batches(split, True) if augments else None
                 labels = split.labels.to(plain.device)
                 self._probes.append(Probe(name, plain, augmented, train_batch_size, labels))
 
@@ -235,7 +235,7 @@ def _calibration(evaluated: Mapping[str, tuple[Tensor, Tensor]]) -> list[Measure
     return [Measured(split, "ece", calibration_error(logits, labels), len(labels)) for split, logits, labels in splits]
 
 
-def _in_full(found: Probing) -> list[Measured]:
+def _in_full(found: ProbeResult) -> list[Measured]:
     """Return the figures of `bnlab probe`, without their intervals."""
     figures = [
         Measured(gaps.split, "mate_noise", gaps.mate_noise, gaps.samples)

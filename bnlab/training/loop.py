@@ -20,18 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from bnlab.clock import Stopwatch, step_clock
 from bnlab.data import Batches
+from bnlab.distributed import ALONE, Workers
 from bnlab.errors import RecordError
-from bnlab.jobs import Stop
-from bnlab.measure.calibration import Calibration
+from bnlab.measure.refresh import Refresh
 from bnlab.models import norm_layers
-from bnlab.norms.base import NormLayer
+from bnlab.norms.strategy import NormLayer
+from bnlab.timing import Stopwatch, step_clock
+from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import LAYER_FIGURES, Evaluator, Measured, evaluation_steps
+from bnlab.training.job import Stop
 from bnlab.training.outcome import WARMUP_STEPS, Outcome, Pace, Recorder
 from bnlab.training.trainer import TrainerConfig, forward_of, loss_function
-from bnlab.watcher import Watcher
-from bnlab.workers import ALONE, Workers
 
 INTERVAL_SECONDS = 0.5  # about how often losses are brought to the host
 LONGEST_INTERVAL = 500  # steps
@@ -45,7 +45,7 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     step: int,
-    calibration: Calibration | None = None,
+    calibration: Refresh | None = None,
     mark: Callable[[], None] | None = None,
 ) -> Tensor:
     """Do step `step`, counted from 0, and return its loss, a scalar on the device that nobody has waited for.
@@ -82,8 +82,8 @@ class Training:
         eval_every: float,
         device: torch.device,
         recorder: Recorder,
-        watcher: Watcher,
-        calibration: Calibration | None = None,
+        callback: Callback,
+        calibration: Refresh | None = None,
         workers: Workers = ALONE,
         stop: Stop | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class Training:
         self._mean_loss = loss_function(config)
         self._loss_of = self._mean_loss if workers.size == 1 else self._weighted_loss
         self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, total_steps)
-        self._recorder, self._watcher = recorder, watcher
+        self._recorder, self._callback = recorder, callback
         self._calibration, self._workers = calibration, workers
         self._watch, self._eval_watch = Stopwatch(device), Stopwatch(device)
         self._clock = step_clock(device)
@@ -213,7 +213,7 @@ class Training:
         lately = self._workers.mean_number(sum(data + ms for data, ms in times) / len(times))
         self._interval = max(1, min(LONGEST_INTERVAL, int(INTERVAL_SECONDS * 1e3 / max(lately, 1e-6))))
         if bad is None:
-            self._watcher.advanced(self.outcome.steps, losses[-1], self._pace.images_per_second)
+            self._callback.advanced(self.outcome.steps, losses[-1], self._pace.images_per_second)
         return bad is None
 
     def _batch_size(self, step: int) -> int:
@@ -251,7 +251,7 @@ class Training:
         self._extend_curve(step, epoch, figures)
         self.outcome.layers.append(found.layers["probe"])
         self.outcome.discrepancy_seconds += found.discrepancy_seconds
-        self._watcher.evaluated(step, {f"{m.split}.{m.metric}": m.value for m in figures})
+        self._callback.evaluated(step, {f"{m.split}.{m.metric}": m.value for m in figures})
 
     def _extend_curve(self, step: int, epoch: float, figures: list[Measured]) -> None:
         point = {"step": step, "epoch": epoch, "seconds": self._watch.seconds}

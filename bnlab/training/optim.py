@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bnlab.errors import ConfigError
-from bnlab.norms.base import NormModule
+from bnlab.norms.strategy import NormModule
 from bnlab.registry import Registry
 from bnlab.schema import param
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from bnlab.measure.by_layer import LayerGap
-from bnlab.measure.metrics import warnings_of
-from bnlab.norms.base import NormLayer, Strategy
+from bnlab.metrics import warnings_of
+from bnlab.norms.strategy import NormLayer, Strategy
 from bnlab.training.evaluation import LAYER_FIGURES
 from bnlab.training.outcome import Outcome
 

@@ -59,7 +59,7 @@ class Finder(importlib.abc.MetaPathFinder):
     """Patches the worker as soon as it is imported."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name != "bnlab.worker":
+        if name != "bnlab.experiment.run":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)

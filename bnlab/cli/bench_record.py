@@ -1,0 +1,57 @@
+"""What a bench leaves on disk: a run folder an arm, which `bnlab compare` reads like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bnlab.bench.arms import Section
+from bnlab.bench.engine import ContestTime, figures
+from bnlab.config import compose
+from bnlab.errors import IncompatibleError
+from bnlab.experiment.config import identity
+from bnlab.experiment.setup import bundle_of, environment_of
+from bnlab.record.plain_files import write_bytes
+from bnlab.record.run_folder import RunFolder, fresh_folder
+from bnlab.report.rows import as_csv
+
+
+def record(sections: Sequence[Section], found: Sequence[ContestTime], base: Path = Path("runs")) -> Path:
+    """Write a run folder an arm of each of `sections`, and all figures to `bench.csv`; return the folder.
+
+    Errors: IncompatibleError where nothing was measured.
+    """
+    if not found:
+        raise IncompatibleError("nothing to measure: no strategy fits any shape")
+    folder = fresh_folder(base, "bench")
+    rows = [figures(times, arm) for times in found for arm in times.arms]
+    write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
+    number = 0
+    for section, times in zip(sections, found, strict=False):
+        bundle = section.images or bundle_of(section.arms[0].config.data)
+        where = environment_of(times.device, bundle, workers=1) | {"threads": times.threads}
+        named = {"data": {**section.arms[0].tree["data"], "name": bundle.name}}
+        timed = {time.label: time for time in times.arms}
+        for arm in section.arms:
+            if (time := timed.get(arm.label)) is None:
+                continue  # it was left out
+            tree = {**arm.tree, **named}
+            place = folder / str(number)
+            place.mkdir()
+            number += 1
+            run = RunFolder(place, tree, compose.as_yaml(tree), identity(tree, bundle.fingerprint))
+            run.write_environment(where)
+            run.finish(
+                "done",
+                summary={
+                    "state": "done",
+                    "steps": times.rounds,
+                    "num_parameters": time.num_parameters,
+                    "step_ms": {"median": time.step_ms, "p10": time.p10_ms, "p90": time.p90_ms},
+                    "images_per_second": time.images_per_second,
+                    "bench": figures(times, time),
+                    "curve": {},
+                    "environment": where,
+                },
+            )
+    return folder

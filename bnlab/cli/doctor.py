@@ -1,0 +1,113 @@
+"""What a run needs of this machine, looked at one by one: versions, device, threads, data, disk, a write test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bnlab.config.files import conf_dir, groups
+from bnlab.errors import BnlabError
+from bnlab.experiment import gpu_lock
+from bnlab.record.environment import environment
+from bnlab.record.plain_files import write_bytes
+
+LITTLE_SPACE = 2 * 2**30  # bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `bad` means that a run would fail."""
+
+    subject: str
+    state: Literal["ok", "note", "bad"]
+    text: str
+
+
+def examine(runs: Path, data_root: Path) -> Iterator[Finding]:
+    """Yield what is found, one line a subject."""
+    yield from _versions()
+    yield from _devices()
+    yield _configurations()
+    yield _writing(runs)
+    yield _space(runs)
+    yield from _data(data_root)
+
+
+def _versions() -> Iterator[Finding]:
+    here = environment()
+    yield Finding("bnlab", "ok", f"{here['bnlab']}, Python {here['python']}, {here['os']}")
+    for package in ("torch", "torchvision", "hydra-core"):
+        version = here[package]
+        yield Finding(package, "bad" if version == "not installed" else "ok", version)
+    yield Finding("processor", "ok", f"{here['cpu']}, {here['cores']} cores")
+
+
+def _devices() -> Iterator[Finding]:
+    try:
+        import torch
+        import torchvision
+    except Exception as error:  # a broken build raises anything from ImportError to OSError and RuntimeError
+        yield Finding(
+            "import", "bad", f"{type(error).__name__}: {error}; let pip resolve torch and torchvision together"
+        )
+        return
+    from bnlab.experiment.setup import gpu_name
+    from bnlab.training.allocator import keep_freed_memory
+
+    yield Finding("threads", "ok", f"{torch.get_num_threads()} for torch; trainer.threads sets it")
+    count = torch.cuda.device_count()
+    for index in range(count):
+        about = torch.cuda.get_device_properties(index)
+        gpu = f"{about.name}, {about.total_memory / 2**30:.0f} GiB"
+        try:
+            held = gpu_lock.held(gpu_name(index), gpu_lock.lock_folder())
+            yield Finding(f"cuda:{index}", "ok", f"{gpu}, {'a job holds it' if held else 'free'}")
+        except BnlabError as error:
+            yield Finding(f"cuda:{index}", "bad", f"{gpu}; {str(error).replace(chr(10), '; ')}")
+    if not count:
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        yield Finding("cuda", "note", f"no device; {built}; runs use the CPU")
+    kept = keep_freed_memory()
+    yield Finding("allocator", "ok" if kept else "note", "keeps freed memory" if kept else "not glibc: left as it is")
+    assert torchvision.__version__
+
+
+def _configurations() -> Finding:
+    try:
+        found = groups()
+    except BnlabError as error:
+        return Finding("conf", "bad", str(error))
+    return Finding("conf", "ok", f"{conf_dir()}: {', '.join(f'{len(o)} {g}' for g, o in found.items())}")
+
+
+def _writing(runs: Path) -> Finding:
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="doctor-", dir=runs) as trial:
+            write_bytes(Path(trial) / "written", b"ok")
+    except (BnlabError, OSError) as error:
+        return Finding("runs", "bad", str(error).partition("\n")[0])
+    return Finding("runs", "ok", f"{runs.resolve()} can be written")
+
+
+def _space(runs: Path) -> Finding:
+    free = shutil.disk_usage(runs if runs.exists() else Path()).free
+    return Finding("disk", "ok" if free > LITTLE_SPACE else "note", f"{free / 2**30:.1f} GiB free")
+
+
+def _data(root: Path) -> Iterator[Finding]:
+    from bnlab.download.catalog import SOURCES, status
+
+    for name in SOURCES:
+        found = status(name, root)
+        if found.state == "damaged":
+            path, fault = next(pair for pair in found.faults if pair[1] != "missing")
+            yield Finding(f"data {name}", "note", f"damaged: {root / path}: {fault}")
+        elif found.state == "missing":
+            yield Finding(f"data {name}", "note", f"not in {root}; bnlab data fetch {name} --root {root}")
+        elif found.state == "present":
+            yield Finding(f"data {name}", "ok", "there")

@@ -1,0 +1,309 @@
+"""Runs on disk -> arms against a baseline, paired by seed, with intervals and the notes a reader needs.
+
+    comparison = compare([Path("runs")], where=["data=mnist"], target=0.98)
+    for row in comparison.sections[0].rows:
+        print(row.label, row.n, row.metrics["test_accuracy"].center)
+
+Means are over finished runs; a run that diverged, failed or was killed counts in its arm's states. Nothing is chosen on
+the test split here: `best_of` chooses on validation. Runs on different data are never compared: each data set is a
+section of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bnlab.compare.arms import (
+    NOT_COMPARED,
+    arms_of,
+    find_key,
+    sections_of,
+    shared_settings,
+    where_of,
+    without_duplicates,
+)
+from bnlab.compare.baseline import baselines
+from bnlab.compare.best import choose, notes_on_choice, refuse_without_choice
+from bnlab.compare.notes import Evidence, environments_of, notes_on
+from bnlab.compare.pivot import check_pivot, pivot_keys, refuse_more_keys
+from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
+from bnlab.compare.statistics import Paired, estimate_mean, estimate_median, holm, paired_difference, restrict
+from bnlab.errors import ConfigError, RecordError, did_you_mean
+from bnlab.metrics import TARGETS, Censored, Metric, find_metric, step_ratio_interval
+from bnlab.record.read import Run, read_runs, without_collector
+
+DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
+RATIO = "step_ratio"  # is to the baseline already
+BENCH_METRICS = (RATIO, "step_ms", "images_per_second")
+
+
+@without_collector()
+def compare(
+    paths: Iterable[Path],
+    *,
+    by: Sequence[str] = (),
+    baseline: str | None = None,
+    metrics: Sequence[str] | None = None,
+    where: Sequence[str] = (),
+    sort: str | None = None,
+    target: float | None = None,
+    best_of: Sequence[str] = (),
+    pivot: str | None = None,
+) -> Comparison:
+    """Compare all runs under `paths`; the first of `metrics` is the main one.
+
+    `by` groups by these keys alone, `where` keeps runs (`norm=batch,ghost`), `sort` is a metric (best first) or `arm`,
+    `target` is a validation accuracy as a fraction and replaces the data set's usual one. `best_of` are keys of which
+    each arm keeps its best setting only. `pivot` (`normxmodel`) makes arms of two keys, to be read as a matrix of one
+    metric, without a baseline.
+
+    Errors: ConfigError for an unknown metric, key, value or baseline, for a choice that cannot be made and for a matrix
+    with a third key; RecordError when there is no run folder at all.
+    """
+    paths = list(paths)
+    asked = [find_metric(name) for name in metrics or ()]
+    ranked = [find_metric(sort)] if sort not in (None, "arm") else []
+    if target is not None and not 0 < target <= 1:
+        raise ConfigError(f"--target {target:g}: must be a fraction above 0 and at most 1, such as 0.98")
+    if pivot is not None:
+        check_pivot(pivot, baseline, sort, metrics or ())
+    runs, skipped = read_runs(paths)
+    if not runs and not skipped:
+        places = ", ".join(map(str, paths))
+        raise RecordError(f"no runs in {places}\nstart one with `bnlab train`, or give the folder that has them")
+    kept = where_of(where, runs) if runs else []
+    known = {key: None for run in runs for key in run.config}
+    axes = pivot_keys(pivot, known) if pivot is not None and runs else None
+    keys = [find_key(word, known) for word in by] if runs else []
+    plan = _Plan(
+        by=list(dict.fromkeys([*(axes or ()), *keys])) if keys else [],
+        best_of=list(dict.fromkeys(find_key(word, known) for word in best_of)) if runs else [],
+        axes=axes,
+        baseline=baseline,
+        target=target,
+        explicit=metrics is not None,
+    )
+    plan.check()
+    last = 1 if axes is not None else None  # a matrix shows one metric
+    built = [_Builder(part, plan, _columns(asked, ranked, part)[:last]) for part in sections_of(kept)]
+    if built:
+        refuse_without_choice([choice for builder in built for choice in builder.choices], plan.best_of, kept)
+    if axes is not None and pivot is not None:
+        refuse_more_keys(pivot, axes, [(builder.changed, builder.runs) for builder in built])
+    if baseline is not None and built and not any(builder.has_baseline for builder in built):
+        labels = [arm.label for builder in built for arm in builder.arms]
+        raise ConfigError(
+            f"--baseline {baseline}: no such arm{did_you_mean(baseline, labels)}\nthere are: {', '.join(labels[:12])}"
+        )
+    return Comparison([builder.section(sort) for builder in built], skipped, axes)
+
+
+def _columns(asked: Sequence[Metric], ranked: Sequence[Metric], runs: Sequence[Run]) -> list[Metric]:
+    """Return the metrics of a section: those asked for or the usual ones, and the one to sort by."""
+    usual = BENCH_METRICS if runs[0].is_bench else DEFAULT_METRICS
+    return list(dict.fromkeys([*(asked or map(find_metric, usual)), *ranked]))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is asked of every section; all keys in full."""
+
+    by: list[str]
+    best_of: list[str]
+    axes: tuple[str, str] | None  # of a matrix
+    baseline: str | None
+    target: float | None
+    explicit: bool  # the metrics were named
+
+    def check(self) -> None:
+        """Raise ConfigError for a key that cannot be chosen, or is to be compared too."""
+        for key in NOT_COMPARED.intersection(self.best_of):
+            raise ConfigError(f"--best-of {key}: this is no setting of the training, so none of its values is the best")
+        both = [key for key in self.best_of if key in (*self.by, *(self.axes or ()))]
+        if both:
+            raise ConfigError(
+                f"--best-of {both[0]}: this key tells the arms apart; it can be compared or chosen, not both"
+            )
+
+
+@dataclass
+class Observed:
+    """One metric of one arm, by seed; `math.inf` where a target was not reached by `limits[seed]`."""
+
+    values: dict[int, float] = field(default_factory=dict)
+    limits: dict[int, float] = field(default_factory=dict)
+    num_unmeasured: int = 0
+    within: tuple[float, float] | None = None  # the interval that a bench gives to the ratio of its only run
+
+
+def observe(runs: Sequence[Run], metric: Metric, target: float | None) -> Observed:
+    """Derive `metric` from finished runs; several runs of a seed (pooled by `--by`) give the mean over them."""
+    by_seed: dict[int, list[float]] = {}
+    found = Observed()
+    for run in runs:
+        value = metric.derive(run.summary or {}, target)
+        if isinstance(value, Censored):
+            found.limits[run.seed] = max(value.at, found.limits.get(run.seed, 0.0))
+            value = math.inf
+        elif value is None or not math.isfinite(value):
+            found.num_unmeasured += 1
+            continue
+        by_seed.setdefault(run.seed, []).append(value)
+    found.values = {seed: v[0] if len(v) == 1 else statistics.fmean(v) for seed, v in by_seed.items()}
+    if metric.name == RATIO and sum(map(len, by_seed.values())) == 1:
+        found.within = next(filter(None, (step_ratio_interval(run.summary or {}) for run in runs)), None)
+    return found
+
+
+class _Builder:
+    """One section on its way from runs to rows."""
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        plan: _Plan,
+        columns: Sequence[Metric],
+    ) -> None:
+        self.runs, self.num_duplicates = without_duplicates(runs)
+        self.best_of = [] if runs[0].is_bench else plan.best_of  # a bench has no validation split to choose on
+        self.is_matrix = plan.axes is not None
+        self.arms, self.changed = arms_of(self.runs, plan.by, apart=self.best_of, first=plan.axes or ())
+        self.choices = choose(self.arms, self.best_of) if self.best_of else []
+        if self.choices:
+            read = {id(run) for arm in self.arms for run in arm.runs}
+            self.runs = [run for run in self.runs if id(run) in read]
+        found = None if self.is_matrix else baselines(self.arms, self.changed, plan.baseline)
+        self.has_baseline = found is not None
+        self.mates = found or [None] * len(self.arms)
+        self.target = TARGETS.get(str(runs[0].config.get("data.name"))) if plan.target is None else plan.target
+        usable = [m for m in columns if m.kind == "mean" or self.target is not None]
+        self.without_target = [m.name for m in columns if m not in usable] if plan.explicit else []
+        self.columns = usable
+        if not usable:
+            raise ConfigError(f"{columns[0].name}: this data has no usual target\ngive one with --target, such as 0.9")
+        self.observed = [{m.name: observe(arm.done(), m, self.target) for m in self.columns} for arm in self.arms]
+
+    def section(self, sort: str | None) -> Section:
+        """Return the finished section."""
+        pairs = self._pairs()
+        corrected = self._corrected(pairs)
+        rows = [self._row(i, corrected[i]) for i in range(len(self.arms))]
+        if sort not in (None, "arm") and any(m.name == sort for m in self.columns):
+            rows.sort(key=lambda row: _rank(row, find_metric(str(sort))))
+        main = self.columns[0].name
+        environments = environments_of(self.runs)
+        evidence = Evidence(
+            runs=self.runs,
+            environments=environments,
+            arms=self.arms,
+            rows=rows,
+            changed=self.changed,
+            columns=self.columns,
+            pairs={arm.label: found[main] for arm, found in zip(self.arms, pairs, strict=True) if main in found},
+            num_duplicates=self.num_duplicates,
+            unmeasured=self._unmeasured(),
+            has_baseline=self.has_baseline,
+            without_target=self.without_target,
+            chosen=self.best_of,
+            is_matrix=self.is_matrix,
+        )
+        return Section(
+            settings={key: v for key, v in shared_settings(self.runs).items() if key not in self.best_of},
+            environments=environments,
+            changed=self.changed,
+            main=main,
+            rows=rows,
+            notes=[*notes_on_choice(self.choices, self.best_of, self.columns), *notes_on(evidence)],
+            is_bench=self.runs[0].is_bench,
+            target=self.target,
+            chosen=self.best_of,
+        )
+
+    def _row(self, i: int, vs_baseline: dict[str, Difference]) -> Row:
+        arm = self.arms[i]
+        done = arm.done()
+        return Row(
+            arm=arm.values,
+            label=arm.label,
+            n=len(done),
+            states=arm.states(),
+            is_baseline=any(map(_is_reference, done)) if self.runs[0].is_bench else i in self.mates,
+            metrics={m.name: _estimate(self.observed[i][m.name], m) for m in self.columns},
+            vs_baseline=vs_baseline,
+            curve=_median_curve(done, self.columns[0]),
+            best=arm.best,
+            seeds=frozenset(run.seed for run in arm.runs),
+        )
+
+    def _pairs(self) -> list[dict[str, Paired]]:
+        """Compare each arm with its baseline over the seeds of both, metric by metric."""
+        found: list[dict[str, Paired]] = []
+        for i, mate in enumerate(self.mates):
+            pairs: dict[str, Paired] = {}
+            if mate is not None and mate != i:
+                for metric in (m for m in self.columns if m.name != RATIO):
+                    pair = _paired(self.observed[i][metric.name], self.observed[mate][metric.name])
+                    if pair is not None:
+                        pairs[metric.name] = pair
+            found.append(pairs)
+        return found
+
+    def _corrected(self, pairs: Sequence[dict[str, Paired]]) -> list[dict[str, Difference]]:
+        """Return what the table shows: p corrected over the arms of this section, for each metric apart."""
+        shown: list[dict[str, Difference]] = [{} for _ in pairs]
+        for metric in self.columns:
+            with_it = [i for i, found in enumerate(pairs) if metric.name in found]
+            for i, p in zip(with_it, holm([pairs[i][metric.name].p for i in with_it]), strict=True):
+                shown[i][metric.name] = pairs[i][metric.name].difference(p)
+        return shown
+
+    def _unmeasured(self) -> dict[str, int]:
+        counts = {m.name: sum(found[m.name].num_unmeasured for found in self.observed) for m in self.columns}
+        return {name: count for name, count in counts.items() if count}
+
+
+def _is_reference(run: Run) -> bool:
+    """Whether a run was the baseline of its bench."""
+    bench = (run.summary or {})["bench"]
+    return bench.get("arm") is not None and bench.get("arm") == bench.get("baseline")
+
+
+def _paired(arm: Observed, baseline: Observed) -> Paired | None:
+    seeds = sorted(arm.values.keys() & baseline.values.keys())
+    values, others = [arm.values[s] for s in seeds], [baseline.values[s] for s in seeds]
+    if not any(map(math.isfinite, (*values, *others))):
+        return None  # neither arrived: nothing is known of the difference
+    limits = [found.limits[s] for found in (arm, baseline) for s in seeds if s in found.limits]
+    return paired_difference(restrict(values, limits), restrict(others, limits))
+
+
+def _estimate(found: Observed, metric: Metric) -> Estimate:
+    values = list(found.values.values())
+    if found.within is not None and found.within[0] < found.within[1]:
+        return Estimate(values[0], *found.within, 1, 1, kind="median")
+    if metric.kind == "mean":
+        return estimate_mean(values)
+    return estimate_median(values, max(found.limits.values(), default=None))
+
+
+def _rank(row: Row, metric: Metric) -> tuple[int, float]:
+    """Sort key: best first; then arms whose target was not reached, then arms without a figure."""
+    estimate = row.metrics[metric.name]
+    if estimate.center is None:
+        return (1 if estimate.n else 2, 0.0)
+    return (0, -estimate.center if metric.better == "higher" else estimate.center)
+
+
+def _median_curve(runs: Sequence[Run], metric: Metric) -> list[float]:
+    """Return the median over runs of the curve behind `metric`, at the steps where all of them were evaluated."""
+    curves = [run.summary["curve"] for run in runs if run.summary]
+    if metric.curve is None or not curves:
+        return []
+    tracks = [dict(zip(c.get("step", ()), c.get(metric.curve, ()), strict=False)) for c in curves]
+    steps = set(tracks[0]).intersection(*tracks[1:])
+    points = ([v for track in tracks if math.isfinite(v := track[step])] for step in sorted(steps))
+    return [statistics.median(values) for values in points if values]

@@ -1,0 +1,100 @@
+"""Configuration files: where bnlab's own lie and what they offer; and any file looked at before it is composed.
+
+A file of a few hundred bytes can stand for gigabytes (aliases of aliases), name a Python object, or be a link to
+another file. Hydra reads whatever it is pointed at, so each file passes `check_file` first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bnlab.errors import ConfigError, EnvironmentFault
+from bnlab.record.plain_files import read_plain
+
+CONFIG_NAME = "config"
+LARGEST_FILE = 2**20  # bytes; bnlab's own have at most 2,000
+MOST_VALUES = 10_000  # aliases counted as what they stand for; bnlab's own have about 50
+DEEPEST = 20  # nested levels
+
+
+def conf_dir() -> Path:
+    """Return the folder of configurations: inside the installed package, or at the top of a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    for candidate in (here / "conf", here.parent / "conf"):
+        if (candidate / f"{CONFIG_NAME}.yaml").is_file():
+            return candidate
+    raise EnvironmentFault("bnlab's conf folder is missing\nreinstall bnlab")
+
+
+def groups() -> dict[str, dict[str, str]]:
+    """Return every group's options with the one-line description that opens each file; imports nothing heavy."""
+    found: dict[str, dict[str, str]] = {}
+    for folder in sorted(p for p in conf_dir().iterdir() if p.is_dir()):
+        options = {}
+        for file in sorted(folder.glob("*.yaml")):
+            lines = file.read_text(encoding="utf-8").splitlines()
+            described = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
+            options[file.stem] = described[0] if described else ""
+        found[folder.name] = options
+    return found
+
+
+def check_file(path: str, folder: str) -> None:
+    """Refuse what is no configuration file inside of `folder`.
+
+    Errors: ConfigError for a path that leads out of the folder, for what is no regular file of bounded size, and for
+    text that is no mapping, names a type of Python, or is nested or stands for more than a configuration can be.
+    """
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    if os.path.commonpath([real, root]) != root:
+        raise ConfigError(f"{path}: leads out of {folder}\nname a file inside of it")
+    try:
+        content = read_plain(Path(real), LARGEST_FILE)
+    except OSError as error:
+        raise ConfigError(f"{real}: cannot be read: {error.strerror}") from error
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        fault = _fault(content)
+    except YAMLError as error:
+        fault = "is no YAML: " + " ".join(str(error).split())
+    if fault is not None:
+        raise ConfigError(f"{real}: {fault}")
+
+
+def _fault(content: bytes) -> str | None:
+    """Return what is wrong with a text; it is read only as far as that takes."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    values = 0  # so far, those of an alias counted again
+    begun: list[tuple[str | None, int]] = []  # the open mappings and lists: their anchors, the values before them
+    sizes: dict[str, int] = {}
+    for event in yaml.parse(content, Loader=loader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = begun.pop()
+            if anchor is not None:
+                sizes[anchor] = values - before
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        tag = getattr(event, "tag", None)
+        if tag is not None and tag != "!":
+            return f"line {event.start_mark.line + 1}: the tag {tag} is not allowed"
+        if values == 0 and not isinstance(event, yaml.MappingStartEvent):
+            return "is no mapping of keys to values"
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                return f"line {event.start_mark.line + 1}: the alias *{event.anchor} stands inside of what it names"
+            values += sizes[event.anchor]
+        else:
+            values += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                begun.append((event.anchor, values - 1))
+            elif event.anchor is not None:
+                sizes[event.anchor] = 1
+        if values > MOST_VALUES:
+            return f"stands for more than {MOST_VALUES:,} values"
+        if len(begun) > DEEPEST:
+            return f"is nested more than {DEEPEST} levels deep"
+    return None

@@ -1,0 +1,94 @@
+"""What Hydra and OmegaConf complain of, in the words of bnlab's users."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from bnlab.config.files import CONFIG_NAME, conf_dir, groups
+from bnlab.errors import did_you_mean
+from bnlab.schema import EVERY_KEY
+
+GRAMMAR = "See https://hydra.cc"  # how Hydra ends a message about an argument that it cannot parse
+NOT_SUPPORTED = ("ray_aws",)  # comes with Hydra's plugin for Ray, and bnlab does not drive it
+
+
+def readable(error: Exception) -> str:
+    """Return what an error of Hydra or OmegaConf says, with what the user could have meant."""
+    text = str(error)
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text = f"{text}\n{error.__cause__}"
+    if found := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
+        group, option = found.groups()
+        known = _options_in(text)
+        there = f"\nthere are: {', '.join(known)}" if known else ""
+        return f"{group}={option}: no such option{did_you_mean(option, known)}{there}"
+    if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        key = found.group(1) or found.group(2)
+        if having := _known_keys().get(key):
+            group = key.partition(".")[0]
+            return f"{key}: the chosen {group} has no such key\nit is a key of: {', '.join(having)}"
+        return f"{key}: no such key{did_you_mean(key, _known_keys())}\n{EVERY_KEY}"
+    if found := re.search(r"Ambiguous value for argument '(.*)'|Sweep parameters '(.*)' requires --multirun", text):
+        argument = found.group(1) or found.group(2)
+        return f"{argument}: several values\nadd -m to run one job for each, or write a list as [a,b]"
+    if GRAMMAR in text:
+        return _unparsed(text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[:3])
+
+
+def _options_in(text: str) -> list[str]:
+    """Return the options of a group that Hydra's message lists, a user's own among them."""
+    _, _, listed = text.partition("Available options in ")
+    listed, _, _ = listed.partition("Config search path")
+    return [word for line in listed.splitlines()[1:] if (word := line.strip()) and word not in NOT_SUPPORTED]
+
+
+def _unparsed(text: str) -> str:
+    """Return what is wrong with an argument that Hydra's grammar does not take."""
+    found = re.search(r"Error parsing override '(.*)'\n|LexerNoViableAltException: (.*)\n", text)
+    argument = (found.group(1) or found.group(2)) if found else ""
+    if "missing EQUAL" in text:
+        return _without_value(argument)
+    if found := re.search(r"while evaluating '.*': (.*(?:\n\S.*)?)", text):
+        reason = found.group(1).partition(f"\n{GRAMMAR}")[0]
+        return f"{argument}: {reason[:1].lower()}{reason[1:]}"
+    where = re.search(r"input '(.*?)'(?: expecting|\n)", text)
+    at = "" if where is None else " where it ends" if where.group(1) == "<EOF>" else f" at {where.group(1)}"
+    return f"{argument or 'an override'}: cannot be read{at}\nwrite KEY=VALUE, text with other signs as \"KEY='a=b'\""
+
+
+def _without_value(word: str) -> str:
+    of = [group for group, options in groups().items() if word in options]
+    if of:
+        return f"{word}: is no KEY=VALUE\nwrite {' or '.join(f'{group}={word}' for group in of)}"
+    if word in _known_keys():
+        return f"{word}: is no KEY=VALUE\nwrite {word}=VALUE, without spaces"
+    options = [option for known in groups().values() for option in known]
+    return f"{word}: is no KEY=VALUE{did_you_mean(word, [*options, *_known_keys()])}\nwrite one such as norm=ghost"
+
+
+@cache
+def _known_keys() -> dict[str, list[str]]:
+    """Every dotted key, with the options of its group that have it."""
+    from omegaconf import OmegaConf
+
+    def walk(node: Any, path: str) -> Iterator[str]:
+        for key, value in node.items():
+            yield f"{path}{key}"
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{path}{key}.")
+
+    root = conf_dir()
+    top = OmegaConf.to_container(OmegaConf.load(root / f"{CONFIG_NAME}.yaml"))
+    assert isinstance(top, dict)
+    known: dict[str, list[str]] = {key: [] for key in walk(top, "") if not key.startswith(("hydra", "defaults"))}
+    for group, options in groups().items():
+        known[group] = []
+        for option in options:
+            for key in walk(OmegaConf.to_container(OmegaConf.load(root / group / f"{option}.yaml")), f"{group}."):
+                known.setdefault(key, []).append(option)
+    return known

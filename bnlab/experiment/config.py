@@ -1,0 +1,154 @@
+"""The configuration of a run as one typed tree: every key known, of its type, in range, consistent with the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args
+
+from bnlab import __version__
+from bnlab.data import DataSpec, datasets
+from bnlab.distributed import HOW_TO_START, Workers, from_environment
+from bnlab.errors import ConfigError, IncompatibleError, did_you_mean
+from bnlab.models import ModelSpec, models
+from bnlab.norms import Strategy, strategies
+from bnlab.registry import Registry
+from bnlab.schema import EVERY_KEY, parse
+from bnlab.training.evaluation import EvalConfig, Measure
+from bnlab.training.optim import OptimizerSpec, optimizers
+from bnlab.training.schedule import ScheduleSpec, schedules
+from bnlab.training.trainer import TrainerConfig
+
+T = TypeVar("T")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,79}")
+KEYS = ("name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval", "measure")
+# Where things lie and what a run is called; they cannot change its result, so they are no part of its identity.
+# Of several workers their number counts, not the switch.
+PLACES = (("name",), ("data", "root"), ("data", "path"), ("trainer", "distributed"), ("trainer", "timeout"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str | None
+    seed: int
+    norm: Strategy
+    model: ModelSpec
+    data: DataSpec
+    optim: OptimizerSpec
+    schedule: ScheduleSpec
+    trainer: TrainerConfig
+    eval: EvalConfig
+    measure: Measure = "cheap"
+
+    def batch_of_statistics(self, workers: int) -> int:
+        """Return how many samples the norm layers of one of so many workers have for their batch."""
+        return self.data.batch_size // (1 if self.norm.facts.spans_workers else workers)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Return the configuration that `tree` spells out.
+
+    Errors: ConfigError naming the key, the value and what is allowed.
+    """
+    for key in tree:
+        if key not in KEYS:
+            raise ConfigError(f"{key}: no such key{did_you_mean(str(key), KEYS)}\n{EVERY_KEY}")
+    config = Config(
+        name=_name(tree.get("name")),
+        seed=_seed(tree.get("seed")),
+        norm=_option(strategies, "norm", tree),
+        model=_option(models, "model", tree),
+        data=_option(datasets, "data", tree),
+        optim=_option(optimizers, "optim", tree),
+        schedule=_option(schedules, "schedule", tree),
+        trainer=parse(TrainerConfig, _node("trainer", tree), "trainer"),
+        eval=parse(EvalConfig, _node("eval", tree), "eval"),
+        measure=_measure(tree.get("measure", "cheap")),  # older runs do not have the key
+    )
+    config.norm.check_batch(config.data.batch_size)
+    return config
+
+
+def check_workers(config: Config, workers: Workers) -> None:
+    """Refuse a run that does not fit the processes that were started for it. Errors: ConfigError."""
+    started = from_environment()
+    if config.trainer.distributed and started is None:
+        raise ConfigError(f"trainer.distributed=true: torchrun's environment is missing\n{HOW_TO_START}")
+    if started is not None and started.size != workers.size:
+        raise ConfigError("trainer.distributed=true: hydra/launcher must be basic, the workers run the jobs themselves")
+    if workers.size == 1:
+        return
+    if not config.trainer.distributed:
+        raise ConfigError(
+            f"trainer.distributed=false: {workers.size} processes were started for one run\n"
+            "set trainer.distributed=true, or start bnlab without torchrun"
+        )
+    if config.trainer.device.startswith("cuda:"):
+        raise ConfigError(
+            f"trainer.device={config.trainer.device}: {workers.size} workers cannot share it\n"
+            "set trainer.device=cuda, then each takes the one of its local rank"
+        )
+    try:
+        config.norm.check_batch(config.batch_of_statistics(workers.size))
+    except IncompatibleError as error:
+        reason, _, advice = str(error).partition("\n")
+        raise IncompatibleError(f"{reason}, the part of one of {workers.size} workers\n{advice}") from error
+
+
+def identity(tree: Mapping[str, Any], data_fingerprint: str, workers: int = 1) -> str:
+    """Return 16 hexadecimal digits that are equal for runs that must give equal results on one machine.
+
+    Several workers add up in another order, and a strategy may take the statistics of each worker's own part.
+    """
+    rest = json.loads(json.dumps(tree))
+    for *path, last in PLACES:
+        node = rest
+        for key in path:
+            node = node[key]
+        node.pop(last, None)
+    content = json.dumps([rest, data_fingerprint, __version__, *([workers] if workers > 1 else [])], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _node(key: str, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    node = tree.get(key)
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"{key}={node}: must be a group of keys such as {key}.…")
+    return node
+
+
+def _option(registry: Registry[T], key: str, tree: Mapping[str, Any]) -> T:
+    node = dict(_node(key, tree))
+    name = node.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{key}.name={name}: must be one of {', '.join(registry)}")
+    return parse(registry[name], node, key)
+
+
+def _name(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not SAFE_NAME.fullmatch(value):
+        raise ConfigError(
+            f"name={value!r}: must be up to 80 letters, digits and ._+=,- beginning with a letter or digit"
+        )
+    return value
+
+
+def _measure(value: Any) -> Measure:
+    known: tuple[Measure, ...] = get_args(Measure)
+    for measure in known:
+        if value == measure:
+            return measure
+    raise ConfigError(f"measure={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
+
+
+def _seed(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ConfigError(f"seed={value}: must be a whole number from 0 to 2^63 - 1")
+    return value

@@ -1,0 +1,334 @@
+"""Trains jobs: all of them are checked before the first, each leaves a record whatever happens.
+
+A process stays warm from job to job: torch and the data sets it has read are kept. `worker_process.py` runs this in a
+process of its own, which `supervisor.py` watches. Under torchrun it runs in each of torchrun's processes: all of them
+run all jobs; the folder of every one but the first is a passing one (`sweep.py`), and its rows go nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnlab.data import DataBundle
+from bnlab.data.batches import batch_sizes
+from bnlab.distributed import ALONE, RankLost
+from bnlab.errors import BnlabError, EnvironmentFault, IncompatibleError, RecordError
+from bnlab.experiment.config import Config, check_workers, identity, parse_config
+from bnlab.experiment.setup import (
+    bundle_of,
+    device_batches,
+    device_held,
+    device_of,
+    environment_of,
+    model_of,
+    to_device,
+)
+from bnlab.measure.refresh import Refresh, bnlab_layers
+from bnlab.record.plain_files import open_plain, read_plain
+from bnlab.record.run_folder import FINAL, RunFolder, State
+from bnlab.record.tables import Cell
+from bnlab.seeding import derived_seed
+from bnlab.timing import Stopwatch
+from bnlab.training import checkpoint
+from bnlab.training.allocator import keep_freed_memory
+from bnlab.training.callbacks import Callback
+from bnlab.training.evaluation import Evaluator, check_eval
+from bnlab.training.job import INTERRUPTED, Job, JobResult, Stop, Terminated
+from bnlab.training.loop import Training
+from bnlab.training.outcome import Outcome, score_of
+from bnlab.training.summary import summarize
+from bnlab.training.trainer import precision_of
+
+DEFAULT_THREADS = torch.get_num_threads()
+log = logging.getLogger("bnlab")
+
+
+workers = ALONE  # of one training, of which this process is one
+
+
+def preflight(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Check every job before the first is started: keys, device, data, and that the model can be built.
+
+    Returns the identity of each. Errors: ConfigError or EnvironmentFault, naming the first job that cannot run.
+    """
+    seen = set()
+    found = []
+    for tree in trees:
+        config = parse_config(tree)
+        check_workers(config, workers)
+        device = device_of(config.trainer.device, workers)
+        if (key := (config.norm, config.model, config.data, config.eval.stats, device)) not in seen:
+            seen.add(key)
+            _check_model(config)
+        found.append(identity(tree, bundle_of(config.data).fingerprint, workers.size))
+    return found
+
+
+def _check_model(config: Config) -> None:
+    bundle = bundle_of(config.data)
+    batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
+    model = model_of(config, bundle, workers)
+    check_eval(model, config.eval)
+    for layer in bnlab_layers(model):
+        if workers.size > 1 and layer.gradient_through:
+            raise IncompatibleError(
+                f"norm={config.norm.name}: its gradient through the statistics is not averaged over workers\n"
+                "train it in one process, or set norm.through=false"
+            )
+        if layer.refresh_samples is not None and layer.refresh_samples > len(bundle.train):
+            raise IncompatibleError(
+                f"norm.samples={layer.refresh_samples}: there are {len(bundle.train):,} training samples\n"
+                "use at most that, or null for all"
+            )
+
+
+def run(job: Job, callback: Callback, stop: Stop | None = None) -> JobResult:
+    """Train one job in its folder, from its checkpoint on if there is one; say what came of it.
+
+    An exception costs this job only; so does `sys.exit`. Raises KeyboardInterrupt, with the state recorded, when `stop`
+    or a signal ends it.
+    """
+    folder: RunFolder | None = None
+    held, stop = ExitStack(), stop or Stop()  # its device is held until nothing of the job is left there
+    try:
+        config = parse_config(job.tree)
+        check_workers(config, workers)
+        bundle = bundle_of(config.data)
+        known = identity(job.tree, bundle.fingerprint, workers.size)
+        folder = RunFolder(job.folder, job.tree, job.yaml, known)
+        if folder.earlier in FINAL:
+            folder.release()
+            folder = None  # nothing more is written there
+            return _recorded(job.folder)
+        with _logging_to(folder.path / "run.log"):
+            device = held.enter_context(device_held(config.trainer.device, workers, stop, job, callback))
+            with workers.together(device, config.trainer.timeout):
+                outcome = _train(config, job, bundle, folder, callback, stop, device)
+    except (KeyboardInterrupt, Terminated):
+        _record(folder, "interrupted", INTERRUPTED)
+        raise
+    except (Exception, SystemExit) as error:
+        reason = _reason(error, job.tree)
+        _record(folder, "failed", reason)
+        if isinstance(error, RankLost):
+            raise Terminated(error.exit_code) from error
+        return JobResult("failed", reason, reason.partition("\n")[0])
+    finally:
+        held.close()
+    if outcome.diverged_at is not None:
+        step = outcome.diverged_at
+        return JobResult("diverged", f"diverged at step {step}", f"loss not finite at step {step:,}")
+    headline = f"test {100 * outcome.curve['test.accuracy'][-1]:.2f} %, {outcome.train_seconds:.1f} s"
+    return JobResult("done", "", headline, score_of(outcome.curve))
+
+
+def _train(
+    config: Config,
+    job: Job,
+    bundle: DataBundle,
+    folder: RunFolder,
+    callback: Callback,
+    stop: Stop,
+    device: torch.device,
+) -> Outcome:
+    wall = Stopwatch(device)
+    wall.start()
+    earlier = _checkpoint(job, folder, callback)
+    keep_freed_memory()
+    torch.set_num_threads(config.trainer.threads or (earlier or {}).get("threads") or DEFAULT_THREADS)
+    torch.manual_seed(derived_seed(config.seed, "dropout", workers.rank))
+    model = to_device(model_of(config, bundle, workers), config, device)
+    batches = device_batches(config, bundle, bundle.train, device, training=True, workers=workers)
+    total = config.trainer.total_steps(batches.steps_per_epoch)
+    callback.job_started(job.index, job.label, total)
+    where = environment_of(device, bundle, workers.size)
+    folder.write_environment(where)
+    folder.begin(None if earlier is None else earlier["tables"])
+    log.info("training %s: %d steps on %s", job.label or "one run", total, device)
+    if earlier is not None:
+        log.info("going on from step %d", earlier["step"])
+    precision = precision_of(config.trainer, device)
+    calibration = Refresh(model, batches, precision, device) if Refresh.needed_by(model) else None
+    training = Training(
+        model=model,
+        batches=batches,
+        evaluator=Evaluator(
+            bundle,
+            config.eval,
+            config.batch_of_statistics(workers.size),
+            batches,
+            lambda split, training: device_batches(config, bundle, split, device, training=training),
+            precision,
+            config.measure,
+        ),
+        optimizer=config.optim.make(model),
+        rate_of=config.schedule.rate_of(config.optim.lr, total),
+        total_steps=total,
+        config=config.trainer,
+        eval_every=config.eval.every,
+        device=device,
+        recorder=_Recorder(folder) if workers.first else _Unrecorded(),
+        callback=callback,
+        calibration=calibration,
+        workers=workers,
+        stop=stop,
+    )
+    outcome = training.run(earlier)
+    wall.stop()
+    log.info("%s after %d steps, %.1f s of training", outcome.state, outcome.steps, outcome.train_seconds)
+    folder.finish(
+        outcome.state,
+        error=None if outcome.diverged_at is None else f"loss not finite at step {outcome.diverged_at}",
+        summary=summarize(
+            outcome, model, config.model.strategies(config.norm), config.batch_of_statistics(workers.size), wall.seconds
+        )
+        | {"environment": where},
+    )
+    return outcome
+
+
+def _checkpoint(job: Job, folder: RunFolder, callback: Callback) -> dict[str, Any] | None:
+    """Return the checkpoint to go on from; None for a run that begins anew.
+
+    Errors: RecordError when there are only damaged ones: what is there is not written over without being asked.
+    """
+    if job.from_scratch or not checkpoint.present(folder.path):
+        checkpoint.discard(folder.path)
+        return None
+    if workers.size > 1:
+        raise RecordError(
+            f"{folder.path}: a training of several processes cannot be gone on with\n"
+            "the running statistics of all but the first are not in its checkpoint; start over with --from-scratch"
+        )
+    try:
+        found = checkpoint.load(folder.path, callback.noted)
+    except RecordError as error:
+        raise RecordError(f"{error}; start over with --from-scratch") from error
+    if (then := found.get("torch")) != torch.__version__:
+        callback.noted(f"{folder.path}: begun with torch {then}, now {torch.__version__}: last digits may differ")
+    return found
+
+
+def _record(folder: RunFolder | None, state: State, reason: str) -> None:
+    """Write down how a run ended early; on a full disk it cannot be, and the run counts as killed."""
+    if folder is None:
+        return
+    try:
+        folder.finish(state, error=reason)
+    except EnvironmentFault:
+        folder.release()
+
+
+def _recorded(folder: Path) -> JobResult:
+    """Return what a finished run says of itself. Errors: RecordError."""
+    try:
+        summary = json.loads(read_plain(folder / "summary.json"))
+        score = score_of(summary["curve"]) if summary["state"] == "done" else None
+        return JobResult(summary["state"], "", "was done before", score, skipped=True)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise RecordError(f"{folder / 'summary.json'}: cannot be read, though the run is over ({error})") from error
+
+
+def _reason(error: BaseException, tree: Mapping[str, Any]) -> str:
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({'' if error.code is None else error.code})"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"out of memory at data.batch_size={tree['data']['batch_size']}\ntry a smaller batch"
+    if isinstance(error, torch.OutOfMemoryError):
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        batch = tree["data"]["batch_size"]
+        return f"out of memory at data.batch_size={batch}, peak {peak:.1f} GiB\ntry a smaller batch"
+    if isinstance(error, BnlabError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Write bnlab's log and the traceback of a failure to `path`; nothing of it reaches the terminal."""
+    os.close(open_plain(path, os.O_WRONLY | os.O_CREAT))  # or a link would be followed
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    except BaseException as error:
+        log.exception("ended by %s", type(error).__name__)
+        raise
+    finally:
+        log.removeHandler(handler)
+        with contextlib.suppress(OSError):  # a full disk has a message of its own already
+            handler.close()
+
+
+class _Recorder:
+    """Brings a training's rows and checkpoints into its folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self._folder.sizes
+
+    def steps(self, rows: list[tuple[Cell, ...]]) -> None:
+        self._folder.steps.append(rows)
+
+    def times(self, rows: list[tuple[Cell, ...]]) -> None:
+        self._folder.times.append(rows)
+
+    def evals(self, rows: list[tuple[Cell, ...]]) -> None:
+        self._folder.evals.append(rows)
+
+    def layers(self, rows: list[tuple[Cell, ...]]) -> None:
+        self._folder.layers.append(rows)
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        about = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        checkpoint.save(self._folder.path, state | about)
+
+
+class _Unrecorded:
+    """Looks away: the recorder of every worker but the first."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+
+    def steps(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def checkpoint(self, state: dict[str, Any]) -> None: ...
+
+
+class InProcess:
+    """Trains jobs in this very process, which torchrun watches: in place of a supervised worker."""
+
+    def __init__(self) -> None:
+        self.callback = Callback()  # of the process with the terminal; the others look away
+
+    def agreed(self) -> AbstractContextManager[None]:
+        return workers.agreed()
+
+    def preflight(self, trees: Sequence[Mapping[str, Any]]) -> list[str]:
+        return preflight(trees)
+
+    def run(self, job: Job) -> JobResult:
+        try:
+            ending = run(job, self.callback)
+        except (KeyboardInterrupt, Terminated):
+            self.callback.job_ended(job.index, "interrupted", "")
+            raise
+        self.callback.job_ended(job.index, ending.state, ending.headline)
+        return ending

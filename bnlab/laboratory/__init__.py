@@ -1,1 +1,0 @@
-"""Commands that examine one trained model: probe, recalibrate, shift."""

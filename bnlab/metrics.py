@@ -1,0 +1,379 @@
+"""Every metric of the tables, declared once: name, unit, direction, meaning, and how it follows from a run's summary.
+
+Adding one is adding a function here; its docstring is the line that `bnlab list metrics` prints. No torch here.
+
+    metrics["steps_to_target"].derive(summary, target=0.98)    # 470.0, or Censored(at=1880.0) when never reached
+
+A split or a curve that a run does not have (no validation samples, too few steps to time one) gives None.
+
+The target of the times to a target is an accuracy on the validation split. Its default is a table by data set, fixed
+beforehand: a target taken from the runs at hand ("95% of the best") would move whenever an arm is added, and would let
+the arms choose their own yardstick. A data set that is not in the table has no default; `--target` gives one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bnlab.errors import ConfigError, did_you_mean
+
+Summary = Mapping[str, Any]
+Direction = Literal["higher", "lower"]
+Kind = Literal["mean", "time to target"]
+
+
+@dataclass(frozen=True)
+class Censored:
+    """A target that was not reached by `at`, where the run ended."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of every table."""
+
+    name: str
+    unit: str
+    better: Direction | None  # None: neither direction is the better one
+    title: str  # of a column, short
+    meaning: str
+    scale: float  # what a value is multiplied by for display: 100 for fractions shown in percent
+    kind: Kind
+    curve: str | None  # the recorded curve that shows how it came about
+    function: Callable[..., float | Censored | None]
+
+    def derive(self, summary: Summary, target: float | None = None) -> float | Censored | None:
+        """Return the metric of one run; None where it was not measured or, for a time to a target, none is given."""
+        if self.kind == "mean":
+            return self.function(summary)
+        return None if target is None else self.function(summary, target)
+
+    def column(self, target: float | None = None) -> str:
+        """Return the column's title, with the target where the metric has one: `steps to 98 %`."""
+        return self.title if target is None else self.title.replace("target", f"{100 * target:g} %")
+
+
+metrics: dict[str, Metric] = {}
+Derivation = Callable[..., float | Censored | None]
+
+
+def metric(
+    title: str,
+    unit: str,
+    better: Direction | None,
+    *,
+    scale: float = 1.0,
+    kind: Kind = "mean",
+    curve: str | None = None,
+) -> Callable[[Derivation], Derivation]:
+    """Declare the decorated function as a metric: its name is the metric's, its docstring the meaning."""
+
+    def enter(function: Derivation) -> Derivation:
+        name, meaning = function.__name__, (function.__doc__ or "").strip()
+        metrics[name] = Metric(name, unit, better, title, meaning, scale, kind, curve, function)
+        return function
+
+    return enter
+
+
+# Accuracies that a small network passes within a few epochs and not at once.
+TARGETS = {
+    "digits": 0.95,
+    "mnist": 0.98,
+    "fashion_mnist": 0.88,
+    "cifar10": 0.65,
+    "cifar100": 0.30,
+}
+MOST_INITIAL_SHARE = 0.01  # of the initial statistics left at the end of a run, before it is worth a warning
+
+__all__ = [
+    "MOST_INITIAL_SHARE",
+    "TARGETS",
+    "Censored",
+    "Metric",
+    "find_metric",
+    "metrics",
+    "share_left",
+    "step_ratio_interval",
+    "warnings_of",
+]
+
+
+def find_metric(name: str) -> Metric:
+    """Return the metric called `name`.
+
+    Errors: ConfigError with the closest name.
+    """
+    if name not in metrics:
+        known = ", ".join(metrics)
+        raise ConfigError(f"metric {name}: no such metric{did_you_mean(name, metrics)}\nthere are: {known}")
+    return metrics[name]
+
+
+# Accuracy and loss, in evaluation mode.
+
+
+@metric("test acc", "%", "higher", scale=100, curve="test.accuracy")
+def test_accuracy(run: Summary) -> float | None:
+    """accuracy on the test set at the last evaluation"""
+    return _final(run, "test.accuracy")
+
+
+@metric("valid acc", "%", "higher", scale=100, curve="valid.accuracy")
+def valid_accuracy(run: Summary) -> float | None:
+    """accuracy on the validation split at the last evaluation"""
+    return _final(run, "valid.accuracy")
+
+
+@metric("train acc", "%", "higher", scale=100, curve="train.accuracy")
+def train_accuracy(run: Summary) -> float | None:
+    """accuracy on a fixed sample of the training split at the last evaluation"""
+    return _final(run, "train.accuracy")
+
+
+@metric("test at best valid", "%", "higher", scale=100, curve="test.accuracy")
+def test_at_best_valid(run: Summary) -> float | None:
+    """test accuracy at the first evaluation with the best validation accuracy: chosen on validation, read on test"""
+    pairs = zip(_curve(run, "valid.accuracy"), _curve(run, "test.accuracy"), strict=False)
+    valid = [(v, t) for v, t in pairs if math.isfinite(v)]
+    return max(valid, key=lambda pair: pair[0])[1] if valid else None
+
+
+@metric("test loss", "nats", "lower", curve="test.loss")
+def test_loss(run: Summary) -> float | None:
+    """mean cross-entropy on the test set at the last evaluation"""
+    return _final(run, "test.loss")
+
+
+@metric("ECE", "points", "lower", scale=100, curve="test.ece")
+def ece(run: Summary) -> float | None:
+    """expected calibration error on the test set at the last evaluation: 15 equal bins of the top probability"""
+    return _final(run, "test.ece")
+
+
+@metric("valid loss", "nats", "lower", curve="valid.loss")
+def valid_loss(run: Summary) -> float | None:
+    """mean cross-entropy on the validation split at the last evaluation"""
+    return _final(run, "valid.loss")
+
+
+@metric("train loss", "nats", "lower", curve="train.loss")
+def train_loss(run: Summary) -> float | None:
+    """mean cross-entropy on a fixed sample of the training split at the last evaluation"""
+    return _final(run, "train.loss")
+
+
+# Convergence.
+
+
+@metric("steps to target", "steps", "lower", kind="time to target", curve="valid.accuracy")
+def steps_to_target(run: Summary, target: float) -> float | Censored | None:
+    """optimizer steps to the first evaluation whose validation accuracy reaches the target"""
+    return _first_reaching(run, target, "step")
+
+
+@metric("epochs to target", "epochs", "lower", kind="time to target", curve="valid.accuracy")
+def epochs_to_target(run: Summary, target: float) -> float | Censored | None:
+    """passes over the training split to the first evaluation whose validation accuracy reaches the target"""
+    return _first_reaching(run, target, "epoch")
+
+
+@metric("seconds to target", "s", "lower", kind="time to target", curve="valid.accuracy")
+def seconds_to_target(run: Summary, target: float) -> float | Censored | None:
+    """seconds of training, evaluation not counted, to the first evaluation that reaches the target"""
+    return _first_reaching(run, target, "seconds")
+
+
+@metric("mean valid acc", "%", "higher", scale=100, curve="valid.accuracy")
+def area_under_curve(run: Summary) -> float | None:
+    """area under validation accuracy over steps (trapezoids), divided by the steps: the mean accuracy on the way"""
+    points = list(zip(_curve(run, "step"), _curve(run, "valid.accuracy"), strict=False))
+    if len(points) < 2 or points[-1][0] <= points[0][0]:
+        return None
+    area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points))
+    return area / (points[-1][0] - points[0][0])
+
+
+# Train-versus-eval discrepancy, on the test probe.
+
+
+@metric("gap train-eval", "points", None, scale=100, curve="test.acc_gap")
+def acc_gap(run: Summary) -> float | None:
+    """accuracy with the statistics of training minus accuracy with those of evaluation, same samples and weights"""
+    return _final(run, "test.acc_gap")
+
+
+@metric("loss gap", "nats", None, curve="test.loss_gap")
+def loss_gap(run: Summary) -> float | None:
+    """loss with the statistics of training minus loss with those of evaluation, same samples and weights"""
+    return _final(run, "test.loss_gap")
+
+
+@metric("flips", "%", "lower", scale=100, curve="test.flip_rate")
+def flip_rate(run: Summary) -> float | None:
+    """share of samples whose predicted class changes between the statistics of training and those of evaluation"""
+    return _final(run, "test.flip_rate")
+
+
+@metric("KL", "nats", "lower", curve="test.kl")
+def kl(run: Summary) -> float | None:
+    """mean KL(p_train || p_eval): how far the predictions move between the two, also where losses cancel"""
+    return _final(run, "test.kl")
+
+
+@metric("logit RMS", "%", "lower", scale=100, curve="test.logit_rms")
+def logit_rms(run: Summary) -> float | None:
+    """RMS of the logit difference between the two over the RMS of the logits in evaluation"""
+    return _final(run, "test.logit_rms")
+
+
+@metric("mate noise", "%", "lower", scale=100, curve="test.mate_noise")
+def mate_noise(run: Summary) -> float | None:
+    """standard deviation of a sample's logits over other batch mates, over their RMS; recorded with measure=full"""
+    return _final(run, "test.mate_noise")
+
+
+@metric("mean z", "sigma", "lower")
+def mean_z(run: Summary) -> float | None:
+    """|running mean - mean| / sigma of the layer where it is largest: its median channel, on the test probe"""
+    return _of_farthest_layer(run, "mean_z")
+
+
+@metric("log std ratio", "log", None)
+def log_std_ratio(run: Summary) -> float | None:
+    """log(running sigma / sigma) of the layer where it is farthest from 0: its median channel, on the test probe"""
+    return _of_farthest_layer(run, "log_std_ratio")
+
+
+@metric("gap cost", "%", "lower", scale=100)
+def discrepancy_share(run: Summary) -> float | None:
+    """seconds that telling training mode from evaluation mode took, over the seconds of training"""
+    return _number(run, "discrepancy_share")
+
+
+@metric("initial share", "%", "lower", scale=100)
+def initial_share(run: Summary) -> float | None:
+    """share of the initial mean 0 and variance 1 left in the running statistics at the end"""
+    return share_left(run)
+
+
+# Time and size.
+
+
+@metric("step ms", "ms", "lower")
+def step_ms(run: Summary) -> float | None:
+    """median time of a step: forward, backward, optimizer; warm-up left out"""
+    times = run.get("step_ms")
+    return _number(times, "median") if isinstance(times, Mapping) else None
+
+
+@metric("step ratio", "", "lower")
+def step_ratio(run: Summary) -> float | None:
+    """median over the rounds of a bench of the arm's step over the baseline's in the same round"""
+    return _of_bench(run, "ratio")
+
+
+@metric("refresh ms", "ms", "lower")
+def refresh_ms(run: Summary) -> float | None:
+    """median time of a refresh of training-set statistics, which is part of its step"""
+    return _number(run, "refresh_ms")
+
+
+@metric("images/s", "1/s", "higher")
+def images_per_second(run: Summary) -> float | None:
+    """training images a second, preparation of the batches included"""
+    return _number(run, "images_per_second")
+
+
+@metric("seconds", "s", "lower")
+def train_seconds(run: Summary) -> float | None:
+    """seconds of training; evaluation and recording are not counted"""
+    return _number(run, "train_seconds")
+
+
+@metric("parameters", "", None)
+def num_parameters(run: Summary) -> float | None:
+    """trainable parameters of the network"""
+    return _number(run, "num_parameters")
+
+
+@metric("fold error", "ppm", "lower", scale=1e6, curve="test.fold_error")
+def fold_error(run: Summary) -> float | None:
+    """largest logit difference after eval.stats=folded merged the norms into the weights, over the RMS of the logits"""
+    return _final(run, "test.fold_error")
+
+
+def step_ratio_interval(run: Summary) -> tuple[float, float] | None:
+    """Return the bootstrap 95% interval, over the rounds of the bench, that `step_ratio` has; None without one."""
+    low, high = _of_bench(run, "ratio_low"), _of_bench(run, "ratio_high")
+    return None if low is None or high is None else (low, high)
+
+
+def share_left(run: Summary) -> float | None:
+    """Return the share of the initial statistics left at the end; None for a strategy without running statistics."""
+    share = run.get("initial_share")
+    return _number(share, "share_left") if isinstance(share, Mapping) else None
+
+
+def warnings_of(run: Summary) -> list[str]:
+    """Return what in a run's own figures makes its evaluation doubtful, one sentence each."""
+    found = []
+    bare = run.get("unnormalizable_batches")
+    if bare:
+        found.append(
+            f"{bare} batches had one value a channel and were normalized with the running statistics; "
+            "take a larger data.batch_size, or data.last_batch=merge"
+        )
+    left = share_left(run)
+    if left is not None and left > MOST_INITIAL_SHARE:
+        found.append(
+            f"{100 * left:.2g} % of the initial statistics (mean 0, variance 1) are left in the running ones; "
+            "train longer, or give new batches more weight"
+        )
+    return found
+
+
+def _curve(run: Summary, name: str) -> Sequence[float]:
+    curve: Sequence[float] = run["curve"].get(name, ())
+    return curve
+
+
+def _final(run: Summary, name: str) -> float | None:
+    values = _curve(run, name)
+    return values[-1] if values else None
+
+
+def _of_farthest_layer(run: Summary, figure: str) -> float | None:
+    """Return the figure of the layer in which it is farthest from 0."""
+    layers = run.get("layers")
+    if not isinstance(layers, Mapping):
+        return None
+    found = [_number(layer, figure) for layer in layers.values() if isinstance(layer, Mapping)]
+    return max((value for value in found if value is not None), key=abs, default=None)
+
+
+def _of_bench(run: Summary, figure: str) -> float | None:
+    bench = run.get("bench")
+    return _number(bench, figure) if isinstance(bench, Mapping) else None
+
+
+def _number(values: Mapping[str, Any], key: str) -> float | None:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number that no float can hold
+        return math.inf
+
+
+def _first_reaching(run: Summary, target: float, axis: str) -> float | Censored | None:
+    points = list(zip(_curve(run, axis), _curve(run, "valid.accuracy"), strict=False))
+    if not points:
+        return None
+    return next((at for at, accuracy in points if accuracy >= target), Censored(points[-1][0]))

@@ -1,0 +1,228 @@
+"""What every model is: the common parameters, the block they are built from, and one pass that draws the weights.
+
+A model asks `strategy.layer(channels)` and never which strategy it is. All weights come from one generator in module
+order; biases start at 0 and draw nothing, so the weights are the same under every strategy and every bias setting.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnlab.errors import IncompatibleError
+from bnlab.norms import NormLayer, Strategy, strategies
+from bnlab.registry import Registry
+from bnlab.schema import param
+from bnlab.seeding import generator
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+# Weights are normal with standard deviation gain / sqrt(fan_in). relu: He et al. 2015. elu: 1 / sqrt(E[elu(z)^2]) for a
+# standard normal z, which is He's argument. selu: LeCun normal, as Klambauer et al. 2017 require. tanh, sigmoid: as in
+# torch.nn.init.calculate_gain.
+GAINS: dict[str, float] = {"relu": math.sqrt(2), "elu": 1.2452, "selu": 1.0, "sigmoid": 1.0, "tanh": 5 / 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(ABC):
+    """The parameters common to every model; a subclass adds its own and makes the network."""
+
+    name: ClassVar[str]
+    has_space: ClassVar[bool] = True  # the layers see H x W
+
+    placement: Literal["pre", "post"] = param("pre", "norm before or after the activation")
+    norm_every: int = param(1, "normalize only the layers k, 2k, ...; the others keep their bias", low=1)
+    norm_rest: Literal["none", "frozen"] = param(
+        "none", "what the other layers get: nothing, or statistics of the training set taken once, at initialization"
+    )
+    bias: Literal["auto", "true", "false"] = param("auto", "bias before a norm; auto: dropped where it has no effect")
+    activation: Literal["relu", "elu", "selu", "sigmoid", "tanh"] = param(
+        "relu", "the nonlinearity of every hidden layer"
+    )
+    dropout: float = param(0.0, "share of activations dropped while training", low=0.0, high=0.99)
+    input_norm: Literal["none", "standardize", "batch"] = param(
+        "standardize", "input: as it is, standardized by the training set, or batch normalized"
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bias, bool):  # YAML reads true and false as booleans
+            object.__setattr__(self, "bias", str(self.bias).lower())
+
+    def strategies(self, strategy: Strategy) -> list[Strategy]:
+        """Return the strategies that a model with `strategy` holds, `strategy` first."""
+        rest = self.rest(strategy) if self.norm_every > 1 else None
+        before = strategies["batch"](affine=False) if self.input_norm == "batch" else None
+        return [strategy, *(other for other in (rest, before) if other is not None)]
+
+    def rest(self, strategy: Strategy) -> Strategy | None:
+        """Return the strategy of the layers that `norm_every` leaves out, with the common parameters of `strategy`."""
+        if self.norm_rest == "none":
+            return None
+        common = {key: getattr(strategy, key) for key in ("eps", "affine", "eps_outside")}
+        return strategies[self.norm_rest](**common)
+
+    @abstractmethod
+    def layers(self, blocks: Blocks, image_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:
+        """Return the network's modules in order, weights not yet drawn.
+
+        Errors: ConfigError when the parameters do not fit each other or the image.
+        """
+
+
+models: Registry[ModelSpec] = Registry("model")
+
+
+def build(
+    spec: ModelSpec, strategy: Strategy, image_shape: tuple[int, int, int], num_classes: int, seed: int
+) -> nn.Module:
+    """Return the network for images of `image_shape` (C, H, W), its weights drawn on the CPU in float32 from `seed`.
+
+    `input_norm=batch` puts batch normalization without gamma and beta in front; `standardize` is the data's business.
+    Errors: IncompatibleError when strategy and model do not fit each other, ConfigError when model and image do not.
+    """
+    check_fit(spec, strategy)
+    modules = spec.layers(Blocks(spec, strategy), image_shape, num_classes)
+    if spec.input_norm == "batch":
+        modules.insert(0, strategies["batch"](affine=False).layer(image_shape[0]))
+    model = nn.Sequential(*modules)
+    initialize(model, GAINS[spec.activation], generator(seed, "weights"))
+    return model
+
+
+def check_fit(spec: ModelSpec, strategy: Strategy) -> None:
+    """Refuse a strategy that is undefined in this model. Errors: IncompatibleError naming both."""
+    if strategy.facts.needs_space and not spec.has_space:
+        raise IncompatibleError(
+            f"norm={strategy.name}: is over the pixels of an image, and the layers of model={spec.name} have none\n"
+            "use a model over images (model=cnn) or another norm (norm=layer)"
+        )
+    if strategy.activation(1) is None:
+        return
+    for key, needed in (("placement", "pre"), ("activation", "relu")):
+        if getattr(spec, key) != needed:
+            raise IncompatibleError(
+                f"norm={strategy.name}: brings its own activation, so model.{key}={getattr(spec, key)} has no meaning\n"
+                f"set model.{key}={needed}, or take another norm"
+            )
+
+
+def norm_layers(model: nn.Module) -> Iterator[tuple[str, NormLayer]]:
+    """Yield (name, layer) of every norm layer, in module order."""
+    for name, module in model.named_modules():
+        if isinstance(module, NormLayer):
+            yield name, module
+
+
+def initialize(model: nn.Module, gain: float, draw: torch.Generator) -> None:
+    """Draw the weights of every convolution and linear layer in module order; biases are 0.
+
+    The last layer, which no activation follows, has gain 1.
+    """
+    weighted = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    with torch.no_grad():
+        for module in weighted:
+            fan_in = module.weight[0].numel()
+            deviation = (1.0 if module is weighted[-1] else gain) / math.sqrt(fan_in)
+            module.weight.normal_(0.0, deviation, generator=draw)
+            if module.bias is not None:
+                module.bias.zero_()
+
+
+class Linear(nn.Linear):
+    """A linear layer whose weights are left to `initialize`: torch's own draw would use the global generator.
+
+    A strategy may have it compute with transformed weights.
+    """
+
+    weight_transform: Callable[[Tensor], Tensor] | None = None
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(
+            x, self.weight if self.weight_transform is None else self.weight_transform(self.weight), self.bias
+        )
+
+
+class Conv(nn.Conv2d):
+    """A convolution like `Linear`."""
+
+    weight_transform: Callable[[Tensor], Tensor] | None = None
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.weight_transform is None else self.weight_transform(self.weight)
+        return self._conv_forward(x, weight, self.bias)  # type: ignore[no-any-return]
+
+
+class Blocks:
+    """Makes the blocks of one model: (convolution or linear) + norm + activation, counted for `norm_every`."""
+
+    def __init__(self, spec: ModelSpec, strategy: Strategy) -> None:
+        self.spec = spec
+        self.strategy = strategy
+        self._made = 0
+
+    def linear(self, inputs: int, outputs: int) -> list[nn.Module]:
+        """Return a hidden linear block."""
+        before, after = self.halves(lambda bias: Linear(inputs, outputs, bias=bias), outputs)
+        return before + after
+
+    def conv(self, inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+        """Return a hidden 3x3 convolution block."""
+        before, after = self.conv_halves(inputs, outputs, stride)
+        return before + after
+
+    def conv_halves(self, inputs: int, outputs: int, stride: int = 1) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Return a 3x3 convolution block, cut in front of the activation."""
+        return self.halves(lambda bias: Conv(inputs, outputs, 3, stride, 1, bias=bias), outputs)
+
+    def halves(self, make: Callable[[bool], Linear | Conv], channels: int) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Return (what comes before the activation, the activation and what comes after it)."""
+        self._made += 1
+        strategy = self._strategy_of(self._made)
+        norm: list[nn.Module] = [] if strategy is None else [strategy.layer(channels)]
+        activation = None if strategy is None else strategy.activation(channels)
+        layer = make(self._keeps_bias(strategy))
+        layer.weight_transform = None if strategy is None else strategy.weight_transform
+        after: list[nn.Module] = [activation or self.activation()]
+        return ([layer, *norm], after) if self.spec.placement == "pre" else ([layer], [*after, *norm])
+
+    def activation(self) -> nn.Module:
+        """Return a fresh activation."""
+        return ACTIVATIONS[self.spec.activation]()
+
+    def dropout(self) -> list[nn.Module]:
+        """Return dropout as a list of one, or of none without it; selu needs alpha dropout to keep its moments."""
+        if self.spec.dropout == 0.0:
+            return []
+        return [nn.AlphaDropout(self.spec.dropout) if self.spec.activation == "selu" else nn.Dropout(self.spec.dropout)]
+
+    def _strategy_of(self, number: int) -> Strategy | None:
+        """Return the strategy of block `number`, counted from 1; None: it is not normalized."""
+        if number % self.spec.norm_every == 0:
+            return self.strategy
+        return self.spec.rest(self.strategy)
+
+    def _keeps_bias(self, strategy: Strategy | None) -> bool:
+        if strategy is None:
+            return True
+        if self.spec.bias != "auto":
+            return self.spec.bias == "true"
+        return not (self.spec.placement == "pre" and strategy.facts.cancels_bias)

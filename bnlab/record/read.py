@@ -1,0 +1,299 @@
+"""Run folders read without trust: whatever lies there, reading ends, and what cannot be read is named with the reason.
+
+Only regular files of a bounded size are opened, without following links and without waiting (a FIFO would block).
+Links to folders are not followed either, so a loop of links ends at once; a path given by the user may be a link.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import gc
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from bnlab.errors import ConfigError, RecordError
+from bnlab.record.read_files import Unreadable, read_bytes
+
+State = Literal["done", "diverged", "failed", "interrupted", "killed", "running"]
+
+SCHEMA = 1
+DEEPEST_CONFIG = 8  # nested levels
+MOST_KEYS = 500  # of a configuration; bnlab's own has about 50
+_NAME_A_RUN = "give the folder of a run, such as runs/…/0; `bnlab train` prints it for each run"
+DEEPEST_FOLDER = 3  # below a path: a folder of sweeps, a sweep, a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one run left behind."""
+
+    folder: Path
+    state: State
+    identity: str
+    config: dict[str, Any]  # flat: "optim.lr" -> 0.1
+    seed: int
+    order: int  # of the start; later runs have larger ones
+    error: str | None
+    environment: dict[str, Any]
+    summary: dict[str, Any] | None  # of a run that is done or diverged; its curves are arrays, nan where missing
+
+    @property
+    def is_bench(self) -> bool:
+        """Whether its steps were timed by `bnlab bench`, and nothing was trained."""
+        return self.summary is not None and isinstance(self.summary.get("bench"), dict)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep the garbage collector from walking all runs again and again: a fifth of the time of a comparison."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@without_collector()
+def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """Read every run folder at or below `paths`; return the runs and the folders left out with the reason.
+
+    Errors: ConfigError when a path does not exist or is no folder.
+    """
+    runs: list[Run] = []
+    skipped: list[tuple[Path, str]] = []
+    seen: set[str] = set()
+    for path in paths:
+        if not os.path.isdir(path):
+            reason = "is not a folder" if os.path.lexists(path) else "does not exist"
+            raise ConfigError(f"{path}: {reason}\ngive a run, a sweep or a folder of runs")
+        start, real = str(path), os.path.realpath(path)
+        for folder, status in _found(start, DEEPEST_FOLDER, skipped):
+            if (place := real + folder[len(start) :]) in seen:
+                continue  # no link was followed on the way, so equal folders have equal places
+            seen.add(place)
+            try:
+                runs.append(_run(folder, status))
+            except Unreadable as error:
+                skipped.append((Path(folder), str(error)))
+    return runs, list(dict.fromkeys(skipped))
+
+
+def _found(folder: str, depth: int, skipped: list[tuple[Path, str]]) -> Iterator[tuple[str, bytes]]:
+    """Yield each run folder at or below `folder` with the bytes of its status.json, in the order of names."""
+    try:
+        yield folder, read_bytes(f"{folder}/status.json")
+        return
+    except FileNotFoundError:
+        pass
+    except Unreadable as error:
+        skipped.append((Path(folder), str(error)))
+        return
+    below: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name == "summary.json":
+                    skipped.append((Path(folder), "status.json is missing"))
+                    return
+                if entry.is_symlink():
+                    if entry.is_dir():
+                        skipped.append((Path(entry.path), "a link to a folder is not followed"))
+                elif entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+    except OSError as error:
+        skipped.append((Path(folder), f"cannot be opened ({error.strerror})"))
+        return
+    if depth > 0:
+        for path in sorted(below):
+            yield from _found(path, depth - 1, skipped)
+
+
+def _run(folder: str, content: bytes) -> Run:
+    status = _json("status.json", content)
+    if status.get("state") not in get_args(State):
+        raise Unreadable("status.json names no known state")
+    state: State = status["state"]
+    if state == "running" and not _is_locked(f"{folder}/.lock"):
+        state = "killed"
+    summary = None
+    if state in ("done", "diverged", "killed"):
+        summary = _summary(folder, status.get("identity"))
+    if summary is None and state in ("done", "diverged"):
+        raise Unreadable(f"summary.json is missing though the run is {state}")
+    if summary is not None:
+        state = summary["state"]  # killed between the summary and the status: the run itself was over
+    config = flatten((summary or status).get("config"))
+    if summary is not None and isinstance(bench := summary.get("bench"), dict):
+        config["bench.graph"] = bench.get("graph") is True  # which is no part of the configuration of a training
+    seed, order, error = config.get("seed"), status.get("order"), status.get("error")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise Unreadable("the configuration has no seed")
+    environment = summary.get("environment") if summary is not None else _environment(folder)
+    return Run(
+        folder=Path(folder),
+        state=state,
+        identity=str(status.get("identity", "")),
+        config=config,
+        seed=seed,
+        order=order if isinstance(order, int) else 0,
+        error=error if isinstance(error, str) else None,
+        environment=environment if isinstance(environment, dict) else {},
+        summary=summary,
+    )
+
+
+def _summary(folder: str, identity: object) -> dict[str, Any] | None:
+    try:
+        summary = _json("summary.json", read_bytes(f"{folder}/summary.json"))
+    except FileNotFoundError:
+        return None
+    if summary.get("state") not in ("done", "diverged"):
+        raise Unreadable("summary.json names no final state")
+    if summary.get("identity") != identity:
+        raise Unreadable("summary.json and status.json are of different runs")
+    curve = summary.get("curve")
+    if not isinstance(curve, dict):
+        raise Unreadable("summary.json has no curve")
+    summary["curve"] = {name: _column(name, values) for name, values in curve.items()}
+    if len({len(values) for values in summary["curve"].values()}) > 1:
+        raise Unreadable("summary.json: the curves differ in length")
+    return summary
+
+
+def _column(name: str, values: object) -> array.array[float]:
+    """Return a curve as an array of floats; null (a value that was not finite) becomes nan."""
+    if not isinstance(values, list):
+        raise Unreadable(f"summary.json: curve {name[:40]!a} is not a list")
+    try:
+        return array.array("d", values)
+    except (TypeError, OverflowError):
+        pass
+    try:
+        return array.array("d", [math.nan if value is None else value for value in values])
+    except (TypeError, OverflowError) as error:  # JSON has no bound for whole numbers, a float has
+        raise Unreadable(f"summary.json: curve {name[:40]!a} holds something else than numbers") from error
+
+
+def _environment(folder: str) -> object:
+    """Return the environment of a run that has no summary, or None: it says only which data the run was on."""
+    try:
+        return _json("environment.json", read_bytes(f"{folder}/environment.json"), schema=None)
+    except (FileNotFoundError, Unreadable):
+        return None
+
+
+def _json(name: str, content: bytes, schema: int | None = SCHEMA) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except RecursionError as error:
+        raise Unreadable(f"{name} is nested too deeply") from error
+    except ValueError as error:
+        raise Unreadable(f"{name} is not JSON" if content.strip(b"\0 \n") else f"{name} is empty") from error
+    if not isinstance(value, dict):
+        raise Unreadable(f"{name} is not a JSON object")
+    if schema is not None:
+        found = value.get("schema")
+        if not isinstance(found, int) or isinstance(found, bool):
+            raise Unreadable(f"{name} has no schema number")
+        if found > schema:
+            raise Unreadable(f"{name} was written by a newer bnlab (schema {found}, known: {schema})")
+    return value
+
+
+def flatten(config: object) -> dict[str, Any]:
+    """Return a nested configuration as dotted keys and scalars; a list becomes text as one would type it, `[32,64]`.
+
+    Errors: Unreadable when it is no mapping or nested too deeply.
+    """
+    if not isinstance(config, dict):
+        raise Unreadable("the configuration is missing")
+    flat: dict[str, Any] = {}
+    _flatten_into(flat, config, "", DEEPEST_CONFIG)
+    return flat
+
+
+def _flatten_into(flat: dict[str, Any], node: dict[str, Any], prefix: str, depth: int) -> None:
+    if depth == 0:
+        raise Unreadable("the configuration is nested too deeply")
+    for key, value in node.items():
+        if isinstance(value, dict):
+            _flatten_into(flat, value, f"{prefix}{key}.", depth - 1)
+        elif isinstance(value, list):
+            if any(isinstance(item, (dict, list)) for item in value):
+                raise Unreadable("the configuration holds nested lists")
+            flat[prefix + key] = f"[{','.join(map(str, value))}]"
+        else:
+            flat[prefix + key] = value
+        if len(flat) > MOST_KEYS:
+            raise Unreadable(f"the configuration has more than {MOST_KEYS} keys")
+
+
+def _is_locked(path: str) -> bool:
+    """Return whether a live process holds the run's lock; a shared lock is tried, so that readers do not collide."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(lock)
+    return False
+
+
+def _no_run(folder: Path) -> ConfigError:
+    """Return what to say of a path that is no run folder: the runs below it, sorted by number, or how to name one."""
+    if not os.path.isdir(folder):
+        what = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        return ConfigError(f"{folder}: {what}\n{_NAME_A_RUN}")
+    runs = sorted((found for found, _ in _found(str(folder), DEEPEST_FOLDER, [])), key=_by_number)
+    if not runs:
+        return ConfigError(f"{folder}: no run here (status.json is missing)\n{_NAME_A_RUN}")
+    if len(runs) == 1:
+        return ConfigError(f"{folder}: no run here; it holds 1 run\ngive that one: {runs[0]}")
+    between = "or" if len(runs) == 2 else "to"
+    return ConfigError(
+        f"{folder}: no run here; it holds {len(runs):,} runs\ngive one of them: {runs[0]} {between} {runs[-1]}"
+    )
+
+
+def _by_number(path: str) -> list[tuple[bool, int, str]]:
+    """Sort key of a path: parts that are numbers by size, before all others."""
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.split(os.sep)]
+
+
+def read_documents(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return one run's status and summary as written; the summary is empty where the run wrote none.
+
+    The environment of such a run, which has a file of its own, stands in the summary all the same.
+    Errors: ConfigError when the folder is no run, RecordError when its run cannot be read.
+    """
+    if not os.path.lexists(f"{folder}/status.json"):
+        raise _no_run(folder)
+    try:
+        status = _json("status.json", read_bytes(f"{folder}/status.json"))
+    except FileNotFoundError as error:
+        raise _no_run(folder) from error  # it went away just now
+    except Unreadable as error:
+        raise RecordError(f"{folder}: {error}") from error
+    if status.get("state") == "running" and not _is_locked(f"{folder}/.lock"):
+        status["state"] = "killed"
+    try:
+        return status, _json("summary.json", read_bytes(f"{folder}/summary.json"))
+    except FileNotFoundError:
+        environment = _environment(str(folder))
+        return status, {"environment": environment} if isinstance(environment, dict) else {}
+    except Unreadable as error:
+        raise RecordError(f"{folder}: {error}") from error

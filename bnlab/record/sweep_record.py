@@ -1,0 +1,66 @@
+"""What a sweep was asked for, kept in its folder so that it can be finished; never trusted more than a command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bnlab.errors import RecordError
+from bnlab.record.plain_files import read_plain, write_json
+
+FILE = "sweep.json"
+SCHEMA = 1
+LARGEST = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """One sweep: the overrides of its command line, its folder of further configurations."""
+
+    overrides: tuple[str, ...]
+    config_dir: Path | None
+    search: bool  # jobs were chosen while it went on
+
+    def write(self, folder: Path) -> None:
+        """Put it into the sweep's folder. Errors: EnvironmentFault."""
+        write_json(
+            folder / FILE,
+            {
+                "schema": SCHEMA,
+                "overrides": list(self.overrides),
+                "config_dir": None if self.config_dir is None else str(self.config_dir),
+                "search": self.search,
+            },
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> SweepRecord | None:
+        """Return what lies in a folder; None where nothing does. Errors: RecordError if it cannot be read."""
+        path = folder / FILE
+        try:
+            found = json.loads(read_plain(path, LARGEST))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise RecordError(f"{path}: cannot be read ({error})") from error
+        known = isinstance(found, dict) and found.get("schema") == SCHEMA
+        overrides = found.get("overrides") if known else None
+        place = found.get("config_dir") if known else None
+        if not isinstance(overrides, list) or not all(map(_is_text, [*overrides, place or ""])):
+            raise RecordError(f"{path}: is not the record of a sweep that this version of bnlab can read")
+        return cls(tuple(overrides), Path(place) if isinstance(place, str) else None, found.get("search") is True)
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value is text that paths and files can hold."""
+    try:
+        return isinstance(value, str) and "\0" not in value and value.encode().decode() == value
+    except UnicodeEncodeError:
+        return False
+
+
+def is_sweep(folder: Path) -> bool:
+    """Return whether a sweep's record lies in a folder."""
+    return os.path.lexists(folder / FILE)

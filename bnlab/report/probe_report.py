@@ -1,0 +1,284 @@
+"""What `bnlab probe` found: six tables in a terminal, or one row a figure for programs and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from bnlab.report.chart import Scale
+from bnlab.report.columns import Column
+from bnlab.report.console import Terminal, clean
+from bnlab.report.probe_tables import (
+    bars,
+    drawn,
+    estimates,
+    joined,
+    percent,
+    shortened,
+    signed_bars,
+    small,
+    table,
+    whiskers,
+    with_sum,
+)
+from bnlab.report.rows import Row
+
+if TYPE_CHECKING:
+    from bnlab.measure.decomposition import Decomposition, Term
+    from bnlab.measure.interval import Interval
+    from bnlab.measure.probe_model import ProbeResult
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probing with what a reader must know above it."""
+
+    label: str
+    about: tuple[str, ...]  # data, model, normalization
+    step: int | None  # of the checkpoint
+    batch_size: int
+    probing: ProbeResult
+    verdicts: tuple[str, ...]  # one a decomposition
+
+
+@contextmanager
+def working(out: Terminal) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows, on a terminal, what is being done."""
+    if not out.is_terminal or out.is_dumb_terminal:
+        yield lambda what: None
+        return
+    with out.status("", spinner="line") as status:
+        yield lambda what: status.update(out.show(what))
+
+
+# ---------------------------------------------------------------- in a terminal
+
+
+def probe_tables(found: Probed, out: Terminal) -> Group:
+    """Return the whole report, as wide as the console."""
+    probing = found.probing
+    lines: list[RenderableType] = [*joined(_heading(found), out, "bold"), *joined(_samples(found), out, "dim")]
+    lines += _titled("The gap", ["statistics of training against those of evaluation", _SAME], out)
+    lines += _gaps(probing, out)
+    for number_, (decomposition, said) in enumerate(zip(probing.decompositions, found.verdicts, strict=True)):
+        lines += _titled(f"Where it comes from: {decomposition.split}", [] if number_ else _CAUSES, out)
+        lines += _terms(decomposition, out)
+        lines += joined([said], out, "bold")
+    lines += _titled("Layers by depth", _layer_legend(probing), out)
+    lines += _layers(probing, out)
+    if probing.curve:
+        scale = _scale([row.accuracy for row in probing.curve])
+        ends = f"marks from {percent(scale.low)} % to {percent(scale.high)} %, by the logarithm of the error"
+        about = ["test samples, normalized with stored statistics, or with those of their own batch", ends]
+        lines += _titled("Statistics to evaluate with", about, out)
+        lines += _curve(probing, scale, out)
+    if probing.agreement:
+        lines += _titled("Evaluation in other batches", ["evaluation mode against all samples at once"], out)
+        lines += _agreement(probing, out)
+    return Group(*lines)
+
+
+_SAME = "same weights and samples; dropout and augmentation off"
+_CAUSES = (
+    "training mode minus evaluation mode, one cause after the other taken away",
+    "±: 95 % interval",
+    "moved: KL divergence in nats, which cannot cancel",
+)
+
+
+def _heading(found: Probed) -> list[str]:
+    step = [] if found.step is None else [f"checkpoint at step {found.step:,}"]
+    return [clean(found.label), *map(clean, found.about), *step]
+
+
+def _samples(found: Probed) -> list[str]:
+    sizes = [f"{gap.samples:,} {gap.split}" for gap in found.probing.gaps]
+    over = f"population statistics over {found.probing.statistics_samples:,} training samples"
+    return [f"batches of {found.batch_size:,} in training", f"probe samples: {', '.join(sizes)}", over]
+
+
+def _titled(title: str, about: Sequence[str], out: Terminal) -> list[Text]:
+    return [Text(""), Text(out.show(title), "bold"), *joined(about, out, "dim")]
+
+
+def _gaps(probing: ProbeResult, out: Terminal) -> list[Text]:
+    gaps = probing.gaps
+    names = [
+        "accuracy, statistics of training, %",
+        "accuracy, statistics of evaluation, %",
+        "accuracy gap, points",
+        "loss gap, nats",
+        "predictions that change, %",
+        "KL(training || evaluation), nats",
+        "logit difference, RMS over RMS",
+        "mate noise, over RMS of the logits",
+    ]
+    figures = [
+        [
+            *estimates([gap.train_accuracy, gap.eval_accuracy], 100, least=2),
+            *estimates([gap.acc_gap], 100, signed=True, least=2),
+            *estimates([gap.loss_gap], signed=True),
+            *estimates([gap.flip_rate], 100),
+            *estimates([gap.kl]),
+            small(gap.logit_rms),
+            "one batch only" if gap.mate_noise is None else small(gap.mate_noise),
+        ]
+        for gap in gaps
+    ]
+    columns = [Column("", names, left=True)]
+    columns += [
+        Column(gap.split, [" ".join(cell.split()) for cell in cells]) for gap, cells in zip(gaps, figures, strict=True)
+    ]
+    return table(columns, out)
+
+
+def _terms(found: Decomposition, out: Terminal) -> list[Text]:
+    terms, total = found.terms, found.total
+    losses = [term.loss.value for term in terms]
+    losses += [sum(losses), total.loss.value]
+    columns = [
+        Column("", [*(term.name for term in terms), "sum of the terms", "total"], left=True),
+        Column("points", with_sum([term.accuracy for term in terms], total.accuracy, 100, least=2), left=True),
+        Column("nats", with_sum([term.loss for term in terms], total.loss), left=True),
+        Column("moved", [*(small(term.moved) for term in terms), "", small(total.moved)]),
+        Column("flips %", [*(percent(term.flips) for term in terms), "", percent(total.flips)]),
+        drawn(lambda width: signed_bars(losses, width, out), 31, 9, "nats"),
+    ]
+    notes = {row: f"0: {term.absent}" for row, term in enumerate(terms) if _is_absent(term)}
+    return table(columns, out, notes=notes, rules=[len(terms)], styles={len(terms) + 1: "bold"})
+
+
+def _is_absent(term: Term) -> bool:
+    return term.absent is not None and not term.moved and not term.loss.value and not term.accuracy.value
+
+
+def _layer_legend(probing: ProbeResult) -> list[str]:
+    if not probing.layers:
+        return ["no layer keeps statistics of its batches for evaluation"]
+    about = [
+        "running statistics against those of the population",
+        "mean z: |mean off| / sigma",
+        "log ratio: log(running sigma / sigma)",
+    ]
+    kinds = {layer.kind for layer in probing.layers}
+    left = {layer.initial_left for layer in probing.layers}
+    about += [f"all {clean(*kinds)}"] if len(kinds) == 1 else []
+    return [
+        *about,
+        *(f"initial statistics left: {_left(share)} %" for share in left if len(left) == 1 and share is not None),
+    ]
+
+
+def _layers(probing: ProbeResult, out: Terminal) -> list[Text]:
+    layers = probing.layers
+    if not layers:
+        return []
+    columns = [
+        Column("#", [str(layer.depth) for layer in layers]),
+        Column("layer", [shortened(clean(layer.name) or "-", max(12, out.width - 55)) for layer in layers], left=True),
+        Column("channels", [f"{layer.channels:,}" for layer in layers], rank=2),
+        Column("mean z median", [small(layer.mean_z) for layer in layers]),
+        Column("mean z max", [small(layer.mean_z_max) for layer in layers]),
+        Column("log ratio median", [small(layer.log_std_ratio, signed=True) for layer in layers]),
+        Column("log ratio farthest", [small(layer.log_std_ratio_max, signed=True) for layer in layers]),
+    ]
+    if len({layer.kind for layer in layers}) > 1:
+        columns.insert(2, Column("kind", [clean(layer.kind) for layer in layers], left=True, rank=3))
+    if len({layer.initial_left for layer in layers}) > 1:
+        columns.append(Column("initial left %", [_left(layer.initial_left) for layer in layers], rank=1))
+    columns.append(drawn(lambda width: bars([layer.mean_z for layer in layers], width, out), 24, 8, "mean z median"))
+    return table(columns, out)
+
+
+def _left(share: float | None) -> str:
+    return "< 0.01" if share is not None and 0 < share < 1e-4 else small(None if share is None else 100 * share)
+
+
+def _scale(found: Sequence[Interval]) -> Scale:
+    ends = [end for each in found for end in (each.low, each.value, each.high) if end is not None]
+    return Scale.over([min(max(end, 0.0), 1.0) for end in ends], "error")
+
+
+def _curve(probing: ProbeResult, scale: Scale, out: Terminal) -> list[Text]:
+    rows = probing.curve
+    columns = [
+        Column("", [clean(row.name) for row in rows], left=True),
+        Column("accuracy %", estimates([row.accuracy for row in rows], 100, least=2)),
+        Column("loss, nats", estimates([row.loss for row in rows])),
+        Column("samples", [f"{row.samples:,}" for row in rows], rank=1),
+    ]
+    columns.append(drawn(lambda width: whiskers([row.accuracy for row in rows], scale, width, out), 50, 21, "accuracy"))
+    own = [number_ for number_, row in enumerate(rows) if row.batch_size is not None]
+    return table(columns, out, rules=own[:1])
+
+
+def _agreement(probing: ProbeResult, out: Terminal) -> list[Text]:
+    rows = probing.agreement
+    columns = [
+        Column("", [f"batch of {row.batch_size}" for row in rows], left=True),
+        Column("largest logit difference, over RMS", [small(row.largest) for row in rows]),
+        Column("predictions that change, %", [percent(row.flips) for row in rows]),
+    ]
+    return table(columns, out)
+
+
+# ---------------------------------------------------------------- as rows
+
+
+def probe_head(found: Probed) -> dict[str, Any]:
+    """Return what holds for all rows."""
+    probing = found.probing
+    head: dict[str, Any] = {"label": found.label, "about": ", ".join(found.about), "step": found.step}
+    head["batch_size"] = found.batch_size
+    head |= {f"{gap.split}_samples": gap.samples for gap in probing.gaps}
+    head["statistics_samples"] = probing.statistics_samples
+    for decomposition, said in zip(probing.decompositions, found.verdicts, strict=True):
+        absent = [f"{term.name}: {term.absent}" for term in decomposition.terms if _is_absent(term)]
+        head[f"{decomposition.split}_verdict"] = said
+        head[f"{decomposition.split}_absent"] = "; ".join(absent) or None
+    first = probing.decompositions[0]
+    return head | {"initial_left": first.initial_left, "updates": first.updates, "momentum": first.momentum}
+
+
+def probe_rows(found: Probed) -> list[Row]:
+    """Return one row a figure: table, split, name, metric, value, low, high, n; accuracies are shares, not points."""
+    probing = found.probing
+    rows: list[Row] = []
+    for gap in probing.gaps:
+        for metric in ("train_accuracy", "eval_accuracy", "acc_gap", "loss_gap", "flip_rate", "kl"):
+            rows.append(_row("gap", gap.split, "", metric, getattr(gap, metric)))
+        rows.append(_row("gap", gap.split, "", "logit_rms", gap.logit_rms, gap.samples))
+        rows.append(_row("gap", gap.split, "", "mate_noise", gap.mate_noise, gap.samples))
+    for decomposition in probing.decompositions:
+        for term in (*decomposition.terms, decomposition.total):
+            place = ("term", decomposition.split, term.name)
+            rows += [_row(*place, "accuracy", term.accuracy), _row(*place, "loss", term.loss)]
+            rows += [_row(*place, metric, getattr(term, metric), term.loss.n) for metric in ("moved", "flips")]
+    measured = ("depth", "channels", "mean_z", "mean_z_max", "log_std_ratio", "log_std_ratio_max", "initial_left")
+    for layer in probing.layers:
+        rows += [
+            _row("layer", "train", layer.name, metric, getattr(layer, metric), probing.statistics_samples)
+            for metric in measured
+        ]
+    last = probing.gaps[-1].split
+    for each in probing.curve:
+        rows += [
+            _row("curve", last, each.name, "accuracy", each.accuracy),
+            _row("curve", last, each.name, "loss", each.loss),
+        ]
+    for agreement in probing.agreement:
+        name = f"batch of {agreement.batch_size}"
+        rows += [_row("agreement", last, name, metric, getattr(agreement, metric)) for metric in ("largest", "flips")]
+    return rows
+
+
+def _row(where: str, split: str, name: str, metric: str, value: Any, n: int | None = None) -> Row:
+    keys: dict[str, Any] = {"table": where, "split": split, "name": name, "metric": metric}
+    if hasattr(value, "low"):
+        return keys | {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
+    return keys | {"value": value, "low": None, "high": None, "n": n}

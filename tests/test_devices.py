@@ -394,7 +394,7 @@ def test_a_job_holds_its_device_while_it_trains(tmp_path: Path, monkeypatch: pyt
             raise torch.OutOfMemoryError("CUDA out of memory")
         return SimpleNamespace(diverged_at=3)
 
-    monkeypatch.setattr(run, "_train", training)
+    monkeypatch.setattr(experiment_run, "_train", training)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**29)
     ending = run(tmp_path / "a")
     assert (ending.state, ending.headline) == ("failed", "out of memory at data.batch_size=32, peak 1.5 GiB")

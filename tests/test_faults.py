@@ -302,6 +302,8 @@ def test_a_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     assert "norm:" in config.stdout
     assert trained.stdout.split()[1] == "done"
     assert (site / "bnlab" / "conf" / "config.yaml").is_file()
+    guides, shipped = ({path.name for path in (top / "bnlab" / "guide").glob("*.md")} for top in (ROOT, site))
+    assert guides == shipped
     assert {path: path.stat().st_mtime_ns for path in site.rglob("*")} == before
     for path in before:
         if path.is_dir():

@@ -15,6 +15,7 @@ import typer
 
 from bnlab import __version__
 from bnlab.cli.export import export
+from bnlab.cli.guide import guide
 from bnlab.cli.laboratory import bench, check, probe, recalibrate, shift
 from bnlab.cli.machine import data_fetch, data_list, doctor, list_options
 from bnlab.cli.runs import compare, resume, show, train
@@ -61,6 +62,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is there; dow
 data_app.command("list")(data_list)
 data_app.command("fetch")(data_fetch)
 app.add_typer(data_app, name="data")
+app.command(short_help="Read a guide in the terminal.")(guide)
 app.command(short_help="Look at what runs need on this machine.")(doctor)
 
 

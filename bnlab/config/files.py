@@ -7,6 +7,7 @@ another file. Hydra reads whatever it is pointed at, so each file passes `check_
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from bnlab.errors import ConfigError, EnvironmentFault
@@ -16,6 +17,7 @@ CONFIG_NAME = "config"
 LARGEST_FILE = 2**20  # bytes; bnlab's own have at most 2,000
 MOST_VALUES = 10_000  # aliases counted as what they stand for; bnlab's own have about 50
 DEEPEST = 20  # nested levels
+TOO_DEEP = f"is nested more than {DEEPEST} levels deep"
 
 
 def conf_dir() -> Path:
@@ -53,25 +55,41 @@ def check_file(path: str, folder: str) -> None:
         content = read_plain(Path(real), LARGEST_FILE)
     except OSError as error:
         raise ConfigError(f"{real}: cannot be read: {error.strerror}") from error
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
-    try:
-        fault = _fault(content)
-    except YAMLError as error:
-        fault = "is no YAML: " + " ".join(str(error).split())
+    fault = _fault(content)
     if fault is not None:
         raise ConfigError(f"{real}: {fault}")
 
 
 def _fault(content: bytes) -> str | None:
-    """Return what is wrong with a text; it is read only as far as that takes."""
+    """Return what is wrong with a text, in bnlab's words wherever a library gives up on it as well."""
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        return f"is no YAML: byte {error.start + 1} is not UTF-8"
+    try:
+        return _first_fault(text)
+    except RecursionError:
+        return TOO_DEEP
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        if mark is not None:  # PyYAML 6.0.4 refuses depth by itself, before it tells of the levels that it has read
+            with suppress(YAMLError):
+                if _first_fault(text[: mark.index]) == TOO_DEEP:
+                    return TOO_DEEP
+        return "is no YAML: " + " ".join(str(error).split())
+
+
+def _first_fault(text: str) -> str | None:
+    """Return what is wrong with a text; it is read only as far as that takes. Errors: whatever a parser raises."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     values = 0  # so far, those of an alias counted again
     begun: list[tuple[str | None, int]] = []  # the open mappings and lists: their anchors, the values before them
     sizes: dict[str, int] = {}
-    for event in yaml.parse(content, Loader=loader):
+    for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, before = begun.pop()
             if anchor is not None:
@@ -96,5 +114,5 @@ def _fault(content: bytes) -> str | None:
         if values > MOST_VALUES:
             return f"stands for more than {MOST_VALUES:,} values"
         if len(begun) > DEEPEST:
-            return f"is nested more than {DEEPEST} levels deep"
+            return TOO_DEEP
     return None

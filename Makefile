@@ -5,24 +5,29 @@ BIN     = $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 READY   = $(VENV)/.ready
 
-.PHONY: help demo test lint check bench clean
+.PHONY: help demo test test-all lint check bench clean
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train five strategies with three seeds each on the embedded digits, and compare them
 	$(BIN)/bnlab train -m norm=none,batch,ghost,instance,layer seed=0,1,2 name=demo $(ARGS)
 	$(BIN)/bnlab compare $$(ls -d runs/*-demo-sweep-* | tail -n 1)
 
 # one more at a time than there are cores: many tests wait for processes of their own
-test: $(READY) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist worksteal $(ARGS)
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist worksteal
+
+test: $(READY) ## run the tests, without the slow ones
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(READY) ## run all tests: launchers, clusters, kills, torchrun and the wheel too
+	$(PYTEST) $(ARGS)
 
 lint: $(READY) ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint test ## everything that CI runs
+check: lint test-all ## everything that CI runs
 
 bench: $(READY) ## measure speed side by side: the loop against others, strategies against none, start-up
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,62 +1,154 @@
-"""The command line once more: many commands in one fresh process, because a start of each takes seconds.
+"""Command lines for tests: `bnlab("compare", "runs", cwd=place)` returns exit code, stdout and stderr.
 
-Each goes through the entry point with its arguments, as the installed script calls it; what it prints and the code it
-exits with are kept. torchrun's environment of a single worker makes `train` do without a process of its own.
+Each is a process of its own, forked from one that has torch loaded (fork_server.py), because a start of each takes
+seconds. `train` and `resume` do their jobs in that very process; with `supervised=True` in a worker of their own, as
+for a user. `start(...)` does not wait. `BNLAB` begins a command that is to start as the shell has it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import atexit
 import json
 import os
+import select
+import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
+BNLAB = [sys.executable, "-m", "bnlab"]
+SHORT = ["trainer.steps=20", "model.widths=[8,16]", "trainer.device=cpu", "trainer.threads=1"]
+# torchrun's environment of a single process: the command trains in its own process
 SINGLE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+OURS = ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")  # of whoever runs the tests
 Done = subprocess.CompletedProcess[str]
 
 
-def in_turn(commands: Sequence[Sequence[str]], cwd: Path, timeout: float = 60, **env: str) -> list[Done]:
-    """Run command lines one after the other in one process; fails when all together take longer than `timeout`."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")}
-    done = subprocess.run(
-        [sys.executable, __file__, json.dumps([list(command) for command in commands])],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **SINGLE, **env},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [Done(list(c), *answer) for c, answer in zip(commands, json.loads(done.stdout), strict=True)]
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of a command: this one without what shapes its output, with `more`."""
+    kept = {key: value for key, value in os.environ.items() if key not in OURS}
+    return kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **more}
 
 
-def _answers(commands: Sequence[Sequence[str]]) -> list[tuple[object, str, str]]:
-    from bnlab.cli import main
+def bnlab(
+    *arguments: str, cwd: Path, timeout: float = 120, supervised: bool = False, fresh: bool = False, **env: str
+) -> Done:
+    """Run a command line to its end; a `fresh` one is started as the shell has it."""
+    if fresh:
+        whole, given = [*BNLAB, *arguments], environment(**env)
+        return subprocess.run(whole, cwd=cwd, env=given, capture_output=True, text=True, timeout=timeout, check=False)
+    with start(*arguments, cwd=cwd, supervised=supervised, **env) as command:
+        out, err = command.communicate(timeout)
+        return Done(list(arguments), command.wait(), out, err)
 
-    found: list[tuple[object, str, str]] = []
-    for arguments in commands:
-        sys.argv = ["bnlab", *arguments]
-        out, err = (io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, newline="") for _ in range(2))
-        code: object = "main() returned"
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-            except SystemExit as end:
-                code = 0 if end.code is None else end.code
+
+def in_turn(commands: Iterable[Sequence[str]], cwd: Path, timeout: float = 60, **env: str) -> list[Done]:
+    """Run one command line after the other."""
+    return [bnlab(*command, cwd=cwd, timeout=timeout, **env) for command in commands]
+
+
+def start(
+    *arguments: str,
+    cwd: Path,
+    supervised: bool = False,
+    stdout: IO[Any] | None = None,
+    session: bool = False,
+    **env: str,
+) -> Command:
+    """Start a command line; with `session` in a session of its own."""
+    given = environment(**({} if supervised else SINGLE), **env)
+    return Command({"arguments": arguments, "cwd": str(cwd), "env": given, "session": session}, stdout)
+
+
+class Command:
+    """A command line that runs, with what tests need of `subprocess.Popen`; leaving its `with` block kills it.
+
+    It writes into files, so it waits for no reader.
+    """
+
+    def __init__(self, request: dict[str, Any], stdout: IO[Any] | None = None) -> None:
+        self.returncode: int | None = None
+        self._out = stdout or tempfile.TemporaryFile()  # noqa: SIM115
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.connect(_address())
+        with open(os.devnull) as nothing:
+            files = [nothing.fileno(), self._out.fileno(), self._err.fileno()]
+            socket.send_fds(self._server, [json.dumps(request).encode()], files)
+        self.pid = self._number()
+
+    def wait(self, timeout: float = 60) -> int:
+        """Return the exit code, or minus the signal's number; kill the command when it takes longer."""
+        if self.poll(timeout) is None:
+            self.kill()
+            raise subprocess.TimeoutExpired("bnlab", timeout, *self._texts())
+        assert self.returncode is not None
+        return self.returncode
+
+    def poll(self, seconds: float = 0) -> int | None:
+        """Return the exit code, or None when it still runs after so many seconds."""
+        if self.returncode is None and select.select([self._server], [], [], seconds)[0]:
+            self.returncode = os.waitstatus_to_exitcode(self._number())
+        return self.returncode
+
+    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+        """Wait for its end and return stdout and stderr."""
+        self.wait(timeout)
+        return self._texts()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for opened in (self._out, self._err, self._server):
+            opened.close()
+
+    def _number(self) -> int:
+        return int.from_bytes(self._server.recv(4), "little")
+
+    def _texts(self) -> tuple[str, str]:
         texts = []
-        for stream in (out, err):
-            stream.flush()
-            texts.append(stream.buffer.getvalue().decode(sys.stdout.encoding))  # type: ignore[attr-defined]
-        found.append((code, texts[0], texts[1]))
-    return found
+        for file in (self._out, self._err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="surrogateescape"))
+        return texts[0], texts[1]
 
 
-if __name__ == "__main__":
-    print(json.dumps(_answers(json.loads(sys.argv[1]))))
+@cache
+def _address() -> str:
+    """Start the server of this process, once, and return its socket."""
+    place = tempfile.mkdtemp(prefix="bnlab-tests-")
+    address = f"{place}/socket"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(listener.fileno())],
+        stdin=subprocess.PIPE,
+        pass_fds=[listener.fileno()],
+        env=environment(),
+        cwd=ROOT,
+    )
+    listener.close()
+
+    def stop() -> None:
+        server.communicate()
+        shutil.rmtree(place, ignore_errors=True)
+
+    atexit.register(stop)
+    return address

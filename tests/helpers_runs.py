@@ -6,13 +6,12 @@ make_run(tmp_path / "a", norm="ghost", seed=1, test_accuracy=[0.1, 0.9, 0.98])
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from helpers_cli import ROOT, Done, bnlab
 
 OWN = {
     "batch": {"momentum": 0.1},
@@ -165,13 +164,6 @@ def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1))
 
 
-def bnlab_compare(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the real `bnlab compare`."""
-    return subprocess.run(
-        [sys.executable, "-m", "bnlab", "compare", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"LC_ALL": "C.UTF-8", "COLUMNS": "120", "NO_COLOR": "1", **env},
-        check=False,
-    )
+def bnlab_compare(*arguments: str, **env: str) -> Done:
+    """Run `bnlab compare`, by default for 120 columns without colour."""
+    return bnlab("compare", *arguments, cwd=ROOT, **{"COLUMNS": "120", "NO_COLOR": "1", **env})

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cli import bnlab
+from helpers_runs import make_run
 from torch import Tensor, nn
 
 from bnlab.bench import pairing
@@ -41,8 +43,6 @@ from bnlab.report.bench_report import bench_table
 from bnlab.report.console import Terminal
 from bnlab.training import loop
 from bnlab.training.trainer import forward_of, loss_function
-from tests.helpers_runs import make_run
-from tests.test_cli import bnlab
 
 CPU = torch.device("cpu")
 SMALL = ["data=digits", "model.widths=[4,8]", "trainer.device=cpu", "data.train_size=300", "data.batch_size=32"]

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cli import bnlab
 from torch import Tensor
 
 from bnlab import timing
@@ -35,7 +36,6 @@ from bnlab.record.read import read_runs
 from bnlab.report.rows import TIDY_FORMATS
 from bnlab.training import loop
 from tests.test_bench import CPU, SMALL, Watched, ignore, sections, table, weights
-from tests.test_cli import bnlab
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 NAN = math.nan

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cli import BNLAB, bnlab, environment
 from helpers_workers import on_workers
-from test_cli import BNLAB, bnlab, environment
 
 from bnlab.bench.engine import BenchConfig
 from bnlab.bench.straggler_result import MODES, LateStep, ParallelTime

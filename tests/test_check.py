@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cli import BNLAB, environment
 from rich.cells import cell_len
-from test_cli import BNLAB, environment
 from torch import Tensor, nn
 
 from bnlab.cli.check import check

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cli import bnlab
 from helpers_training import train
-from test_cli import bnlab
 from test_resume import MLP, SHORT, assert_equal, interrupted
 
 from bnlab.errors import EnvironmentFault

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,31 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_cli import in_turn
+from helpers_cli import BNLAB, ROOT, SHORT, bnlab, environment, in_turn
 
 from bnlab import __version__
 from bnlab.norms import strategies
-
-BNLAB = [sys.executable, "-m", "bnlab"]
-SHORT = ["trainer.steps=20", "model.widths=[8,16]", "trainer.device=cpu", "trainer.threads=1"]
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")}
-    return kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **more}
-
-
-def bnlab(*arguments: str, cwd: Path, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*BNLAB, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment(**env),
-        check=False,
-    )
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +190,7 @@ def test_mistakes_found_by_a_worker_are_told_alike(
     mistaken: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, arguments: list[str]
 ) -> None:
     """The shell's own way: errors of every kind cross the pipe from the worker process, with their exit code."""
-    done, other = bnlab("train", *arguments, cwd=tmp_path), mistaken(*arguments)
+    done, other = bnlab("train", *arguments, cwd=tmp_path, fresh=True), mistaken(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (other.returncode, other.stdout, other.stderr)
     assert list(tmp_path.iterdir()) == []
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cli import BNLAB, ROOT, environment
+from helpers_training import train
 
 from bnlab.config import compose
 from bnlab.distributed import ALONE, Workers
@@ -36,8 +38,6 @@ from bnlab.runner.worker_main import send
 from bnlab.training import checkpoint
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, JobResult, Stop
-from tests.helpers_training import train
-from tests.test_cli import BNLAB, ROOT, environment
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 doctor = import_module("bnlab.cli.doctor")  # the package has the command under this name

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,30 +14,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from helpers_cli import BNLAB, ROOT, bnlab, environment
 from helpers_runs import make_run
 
 from bnlab.metrics import metrics
 
-BNLAB = [sys.executable, "-m", "bnlab"]
-ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("steps", "evals", "layers", "times")
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")}
-    return kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **more}
-
-
-def bnlab(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*BNLAB, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(**env),
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +358,7 @@ def test_a_missing_library_is_named_and_nothing_written(tmp_path: Path, form: st
     make_run(tmp_path / "runs" / "0")
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / f"{module}.py").write_text(f'raise ModuleNotFoundError("No module named {module!r}")\n')
-    done = bnlab("export", form, cwd=tmp_path, PYTHONPATH=f"{tmp_path / 'without'}:{ROOT}")
+    done = bnlab("export", form, cwd=tmp_path, fresh=True, PYTHONPATH=f"{tmp_path / 'without'}:{ROOT}")
     assert done.returncode == 1
     assert done.stderr == (
         f"bnlab export {form}: {module} cannot be imported (No module named '{module}')\npip install 'bnlab[export]'\n"

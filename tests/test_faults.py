@@ -72,9 +72,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers_cli import SINGLE, Done, in_turn
+from helpers_cli import SINGLE, Done, bnlab, environment, in_turn
 from helpers_runs import make_run
-from test_cli import bnlab, environment
 from test_compare import STATUS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +103,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     done = bnlab(
         *("train", "-m", "seed=0,1,2", "optim.lr=0.05,1e6", "name=mixed", *QUICK),
         cwd=place,
+        supervised=True,
         PYTHONPATH=f"{ROOT / 'tests' / 'faults'}:{ROOT}",
         BNLAB_TEST_FAULTS=json.dumps({"2": ["memory", 3, None]}),
     )

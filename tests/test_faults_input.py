@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_cli import Done, in_turn
+from helpers_cli import Done, bnlab, in_turn
 from helpers_runs import make_run
 from PIL import Image
-from test_cli import bnlab
 from test_data_folder import bomb
 from test_download import HTML, Handler, Server
 

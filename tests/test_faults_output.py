@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers_cli import Done, in_turn
+from helpers_cli import Done, bnlab, environment, in_turn
 from helpers_runs import make_run
-from test_cli import bnlab, environment
 
 FORMS = ("table", "plain", "csv", "json", "md")
 EVIL = "\x1b[2J\x1b]0;owned\x07[red]b[/red]\r\n\u202e|<script>alert(1)</script>"

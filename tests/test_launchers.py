@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from helpers_cli import BNLAB, ROOT, environment
 from helpers_training import train
-from test_cli import BNLAB, ROOT, environment
 
 from bnlab.config.compose import compose
 from bnlab.errors import EnvironmentFault

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers_cli import SHORT, bnlab, environment
 from PIL import Image
 from rich.cells import cell_len
-from test_cli import SHORT, bnlab, environment
 
 from bnlab.cli.probe import probe
 from bnlab.errors import ConfigError

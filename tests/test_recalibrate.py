@@ -7,8 +7,6 @@ import csv
 import hashlib
 import io
 import json
-import os
-import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cli import bnlab
 from torch import Tensor, nn
 
 from bnlab.cli import recalibrate as command
@@ -41,17 +40,7 @@ from bnlab.measure.recalibration import (
 from bnlab.norms import strategies
 from bnlab.training import checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
-BNLAB = [sys.executable, "-m", "bnlab"]
 HERE = ["trainer.device=cpu", "trainer.threads=1"]
-
-
-def bnlab(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")}
-    environment_of = kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **env}
-    return subprocess.run(
-        [*BNLAB, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, env=environment_of, check=False
-    )
 
 
 # ---------------------------------------------------------------- the statistics

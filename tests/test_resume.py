@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cli import BNLAB, bnlab, environment
 from helpers_training import train
-from test_cli import BNLAB, bnlab, environment
 from torch import Tensor
 
 from bnlab.experiment import run

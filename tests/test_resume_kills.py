@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cli import BNLAB, bnlab, environment
+from helpers_cli import BNLAB, bnlab, environment
 
 SWEEP = ["train", "-m", "norm=batch,online", "model.dropout=0,0.3", "seed=0,1", "model=mlp", "model.widths=[16]"]
 SWEEP += ["data.batch_size=32", "data.shift=1", "trainer.steps=300", "eval.every=1", "eval.probe_samples=256"]
@@ -79,7 +79,7 @@ def kill_again_and_again(place: Path, kills: int, seed: int) -> tuple[int, int]:
     place.mkdir(parents=True)
     (place / "sitecustomize.py").write_text(OFTEN)
     often = {"PYTHONPATH": f"{place}:{environment()['PYTHONPATH']}", "OMP_NUM_THREADS": "1"}
-    whole = bnlab(*SWEEP, "name=whole", cwd=place, **often)
+    whole = bnlab(*SWEEP, "name=whole", supervised=True, cwd=place, **often)
     assert whole.returncode == 0, whole.stderr
     (folder,) = (place / "runs").glob("*-whole-sweep-*")
     wanted = tables(folder)

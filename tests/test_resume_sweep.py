@@ -8,18 +8,21 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import helpers_cli
 import pytest
+from helpers_cli import BNLAB, ROOT, environment
 from helpers_training import train
 from PIL import Image
-from test_cli import BNLAB, ROOT, bnlab, environment
 
 from bnlab.training import checkpoint
 
 QUICK = ["trainer.steps=30", "model=mlp", "model.widths=[16]", "data.batch_size=32", "eval.every=0.25"]
 QUICK += ["eval.probe_samples=256", "trainer.device=cpu", "trainer.threads=1"]
 TABLES = ("steps.csv", "evals.csv", "layers.csv")
+bnlab = partial(helpers_cli.bnlab, supervised=True)
 FAULTY = {"PYTHONPATH": f"{ROOT / 'tests/faults'}:{ROOT}"}
 
 

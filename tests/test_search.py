@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_cli import ROOT
+from helpers_cli import ROOT
 from test_launchers import QUICK, run, settings
 
 from bnlab.config.compose import compose

@@ -7,10 +7,7 @@ import hashlib
 import io
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
+from helpers_cli import bnlab
 from torch import Tensor, nn
 
 from bnlab.cli.shift import shift
@@ -31,8 +29,6 @@ from bnlab.measure.probe_batches import batching
 from bnlab.measure.robustness import DRAWS, STATS, Condition, Robustness, robustness
 from bnlab.report.console import Terminal
 from bnlab.report.shift_report import Study, shift_rows, shift_table
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def split(count: int, channels: int = 1, height: int = 8, width: int = 8, classes: int = 10, seed: int = 0) -> Split:
@@ -488,19 +484,6 @@ def test_rows_for_programs_are_one_a_shift_severity_and_choice() -> None:
 # ---------------------------------------------------------------- the command
 
 SHORT = ["trainer.steps=80", "model=mlp", "model.widths=[32,32]", "trainer.device=cpu", "trainer.threads=1"]
-
-
-def bnlab(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")}
-    return subprocess.run(
-        [sys.executable, "-m", "bnlab", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=kept | {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **env},
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

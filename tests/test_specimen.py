@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import SHORT, bnlab
+from helpers_cli import SHORT, bnlab
 from torch import Tensor, nn
 
 from bnlab.errors import BnlabError, ConfigError, RecordError

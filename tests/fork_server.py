@@ -1,0 +1,118 @@
+"""A process that has torch and bnlab loaded and forks one command line after the other: `bnlab` without its start-up.
+
+Started with the number of a listening socket. Each connection asks for one command: JSON, with the files for
+stdin, stdout and stderr beside it; the answers, four bytes each, are its process id and, once it has ended, the status
+that `wait` gave.
+A command is a process with its own environment, streams, signals and exit code, as the shell's would be. The server
+ends with its stdin.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import bnlab
+from bnlab.config import compose
+
+LIBRARIES = ("scipy.stats", "pandas", "sklearn.datasets", "torchvision.datasets", "pydantic", "shellingham")
+LONGEST = 1 << 20  # bytes of one command: arguments and environment
+
+
+def serve(listener: socket.socket) -> None:
+    """Fork a keeper for each connection until stdin ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    while True:
+        ready, _, _ = select.select([listener, 0], [], [])
+        if 0 in ready:
+            return
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            _keep(connection)
+        connection.close()
+
+
+def _keep(connection: socket.socket) -> NoReturn:
+    """Start the command, say its process id, wait for it, say its status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    text, files, _, _ = socket.recv_fds(connection, LONGEST, 3)
+    command = json.loads(text)
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        _become(command, files)
+    for file in (0, 1, 2, *files):
+        os.close(file)
+    connection.sendall(child.to_bytes(4, "little"))
+    _, status = os.waitpid(child, 0)
+    connection.sendall(status.to_bytes(4, "little"))
+    os._exit(0)
+
+
+def _become(command: dict[str, Any], files: list[int]) -> NoReturn:
+    """Be the command line: its place, environment and streams; `main`; then what an interpreter does at its end."""
+    code = 1
+    try:
+        if command["session"]:
+            os.setsid()
+        os.chdir(command["cwd"])
+        os.environ.clear()
+        os.environ.update(command["env"])
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        encoding, _, errors = os.environ.get("PYTHONIOENCODING", "utf-8").partition(":")
+        sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding=encoding, errors=errors or "strict", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ["bnlab", *command["arguments"]]
+        sys.path.insert(0, command["cwd"])
+        importlib.import_module("bnlab.cli").main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End as an interpreter does: exit functions, then what is still in the streams."""
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BaseException:
+        os._exit(120)
+    os._exit(code)
+
+
+def preload() -> None:
+    """Import what any command may need; Hydra finds its plug-ins once."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(bnlab.__path__, "bnlab."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    compose.jobs([], multirun=False)
+
+
+if __name__ == "__main__":
+    preload()
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -115,6 +115,7 @@ class Command:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self.poll(10)
         for opened in (self._out, self._err, self._server):
             opened.close()
 

@@ -253,6 +253,7 @@ def gone(folder: Path) -> bool:
     return not processes_in(folder)
 
 
+@pytest.mark.slow
 def test_the_command_prints_records_and_leaves_no_process(tmp_path: Path) -> None:
     keys = ["data=digits", "model=mlp", "model.widths=[8,8]", "trainer.device=cpu", "bench.seconds=1", "bench.rounds=6"]
     options = ["--workers", "2", "--delay", "3", "--format", "json"]
@@ -270,6 +271,7 @@ def test_the_command_prints_records_and_leaves_no_process(tmp_path: Path) -> Non
     assert [float(row["step_ms"]) for row in recorded] == [row["step_ms"] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_stuck_worker_ends_the_bench(tmp_path: Path) -> None:
     """Worker 1 is stopped, as one that hangs, and goes on after the others have given it up."""
     process = subprocess.Popen(
@@ -333,6 +335,7 @@ def test_an_interruption_ends_the_workers(fake: None, tmp_path: Path) -> None:
     assert processes_in(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_command_that_was_killed(fake: None, tmp_path: Path) -> None:
     def kill(title: str, rounds: int, left: float) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

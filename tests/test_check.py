@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_cli import BNLAB, environment
+from helpers_cli import Done, bnlab
 from rich.cells import cell_len
 from torch import Tensor, nn
 
@@ -372,12 +371,9 @@ def test_the_number_of_channels_suits_the_module(place: Path) -> None:
 def test_module_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "mine.py").write_text("from torch import nn\ndef make(c):\n    return nn.GroupNorm(4, c)\n")
-    env = environment(COLUMNS="80", NO_COLOR="1", OMP_NUM_THREADS="1")
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*BNLAB, "check", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=120, check=False)
+    def run(*arguments: str) -> Done:
+        return bnlab("check", *arguments, cwd=tmp_path, COLUMNS="80", NO_COLOR="1")
 
     group = run("--module", "pack.mine:make")
     assert (group.returncode, group.stderr) == (0, "")

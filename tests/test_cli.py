@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_cli import BNLAB, ROOT, SHORT, bnlab, environment, in_turn
+from helpers_cli import BNLAB, ROOT, SHORT, bnlab, environment, in_turn, start
 
 from bnlab import __version__
 from bnlab.norms import strategies
@@ -64,48 +63,11 @@ def test_a_diverging_job_does_not_stop_the_sweep(sweep: tuple[Path, subprocess.C
     assert len(list(place.glob("runs/*-trial-sweep-*/*/status.json"))) == 12
 
 
-def test_an_interrupt_ends_in_130_and_the_run_says_so(tmp_path: Path) -> None:
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        process = subprocess.Popen(
-            [*BNLAB, "train", "trainer.steps=1000000", "eval.every=1000"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 60
-        while (
-            not [t for t in tmp_path.glob("runs/*/steps.csv") if t.stat().st_size > 100] and time.monotonic() < deadline
-        ):
-            time.sleep(0.05)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=30)
-        assert process.returncode == code, err
-        assert "  interrupted  " in out
-        assert "Traceback" not in err
-        (status,) = tmp_path.glob("runs/*/status.json")
-        assert json.loads(status.read_text())["state"] == "interrupted"
-        for path in sorted(tmp_path.glob("runs/*/*")):
-            path.unlink()
-        for path in tmp_path.glob("runs/2*"):
-            path.rmdir()
-
-
 def test_a_killed_run_is_told_apart(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*BNLAB, "train", "trainer.steps=1000000", "eval.every=1000"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/*/steps.csv")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
+    with start("train", "trainer.steps=1000000", "eval.every=1000", cwd=tmp_path, supervised=True):
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/*/steps.csv")) and time.monotonic() < deadline:
+            time.sleep(0.05)
     shown = bnlab("compare", cwd=tmp_path)
     assert (shown.returncode, "1/1 killed" in shown.stdout) == (0, True), shown.stdout
 
@@ -184,7 +146,12 @@ def test_mistakes_end_in_one_message(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["norm=instance", "model=mlp"], ["data=mnist"], ["optim.lr=nan"], ["nrom=batch"]], ids=" ".join
+    "arguments",
+    [
+        ["norm=instance", "model=mlp"],
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (["data=mnist"], ["optim.lr=nan"], ["nrom=batch"])),
+    ],
+    ids=" ".join,
 )
 def test_mistakes_found_by_a_worker_are_told_alike(
     mistaken: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, arguments: list[str]

@@ -118,6 +118,7 @@ def end_turn(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.slow
 def test_never_two_on_one_device_and_all_have_their_turn(tmp_path: Path) -> None:
     busy = tmp_path / "busy"
     busy.mkdir()
@@ -478,6 +479,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+@pytest.mark.slow
 def test_launchers_and_command_lines_share_the_devices(tmp_path: Path) -> None:
     (tmp_path / "pretend").mkdir()
     (tmp_path / "pretend" / "sitecustomize.py").write_text(PRETEND)

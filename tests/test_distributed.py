@@ -331,6 +331,7 @@ def losses_of(folder: Path) -> list[float]:
     return [float(row["loss"]) for row in csv.DictReader((folder / "steps.csv").read_text().splitlines())]
 
 
+@pytest.mark.slow
 def test_a_sweep_under_torchrun_is_that_of_one_process(tmp_path: Path) -> None:
     """Float32, 30 steps, a ragged batch of 43 samples; sync as batch, and local batch as ghosts of the shard's size."""
     common = ["trainer.steps=30", "data.train_size=363", "data.batch_size=64", "data.shift=1", "optim.lr=0.02"]
@@ -370,6 +371,7 @@ def children_of(pid: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_stuck_worker_ends_the_run_after_the_time_out(tmp_path: Path) -> None:
     """Worker 1 is stopped, as a process that hangs; once the first has given up, it may go on, so that it can end."""
     process = torchrun(tmp_path, "norm=sync", "trainer.steps=1000000", "trainer.timeout=5", "eval.every=1e6")

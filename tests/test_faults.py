@@ -190,6 +190,7 @@ print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children
 """
 
 
+@pytest.mark.slow
 def test_twenty_runs_started_at_once_have_twenty_folders(tmp_path: Path) -> None:
     small = [key for key in QUICK if not key.startswith("trainer.steps")]  # its evaluations take the time
     done = subprocess.run(
@@ -272,6 +273,7 @@ def test_every_bad_form_of_a_status_is_a_line_and_the_others_are_shown(tmp_path:
 # ---------------------------------------------------------------- installed elsewhere
 
 
+@pytest.mark.slow
 def test_a_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "made")],

@@ -96,6 +96,7 @@ def lines(printed: str) -> list[str]:
     return re.sub(r"runs/[^/\s]+|(step_ms|train_seconds)=\S+", "", printed).splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_job_that_harms_its_process_costs_itself_only(swept: Callable[[str], Swept], launcher: str) -> None:
     found = swept(launcher)
@@ -115,6 +116,7 @@ def test_a_job_that_harms_its_process_costs_itself_only(swept: Callable[[str], S
         assert words in found.first.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_what_is_left_of_a_sweep_is_finished(swept: Callable[[str], Swept], launcher: str) -> None:
     found = swept(launcher)
@@ -124,6 +126,7 @@ def test_what_is_left_of_a_sweep_is_finished(swept: Callable[[str], Swept], laun
     assert "5 jobs" in found.resumed.stderr.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_say_nothing_themselves(swept: Callable[[str], Swept], launcher: str) -> None:
     """Each end of a job is told once, in its own words; what else comes is the summary."""
@@ -138,6 +141,7 @@ def test_launchers_say_nothing_themselves(swept: Callable[[str], Swept], launche
     wait(lambda: not left(found.environment))
 
 
+@pytest.mark.slow
 def test_submitits_folder_is_new_each_time(swept: Callable[[str], Swept]) -> None:
     """What lies in it is unpickled, and a sweep's folder may come from anywhere."""
     (sweep,) = swept("submitit_local").place.glob("runs/2*")
@@ -204,6 +208,7 @@ def states(folder: Path) -> list[str]:
     return [json.loads(path.read_text())["state"] for path in sorted(folder.glob("*/status.json"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "number"),
     [("joblib", signal.SIGTERM), ("submitit_local", signal.SIGINT), ("ray", signal.SIGTERM)],
@@ -228,6 +233,7 @@ def test_a_stopped_sweep_saves_its_jobs(begin: Callable[..., Begun], launcher: s
     wait(lambda: not left(begun.environment), 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_killed_command_line_leaves_no_process(begin: Callable[..., Begun], launcher: str) -> None:
     begun = begin(launcher)
@@ -240,6 +246,7 @@ def test_a_killed_command_line_leaves_no_process(begin: Callable[..., Begun], la
 # ---------------------------------------------------------------- Slurm
 
 
+@pytest.mark.slow
 def test_a_preempted_job_of_submitit_goes_on_in_its_folder(begin: Callable[..., Begun], tmp_path: Path) -> None:
     words = ["seed=3", "trainer.steps=6000", "hydra.launcher.timeout_min=60"]
     begun = begin("submitit_slurm", *words, trained=1)
@@ -256,6 +263,7 @@ def test_a_preempted_job_of_submitit_goes_on_in_its_folder(begin: Callable[..., 
 # ---------------------------------------------------------------- what is set for them
 
 
+@pytest.mark.slow
 def test_a_failed_job_keeps_those_behind_it_from_starting(tmp_path: Path) -> None:
     known = settings(tmp_path, BNLAB_TEST_FAULTS=json.dumps({"0": ["raise", 3, None]}))
     known["PYTHONPATH"] += f":{ROOT / 'tests/faults'}"
@@ -267,6 +275,7 @@ def test_a_failed_job_keeps_those_behind_it_from_starting(tmp_path: Path) -> Non
     assert {line.split()[1] for line in done.stdout.splitlines()[1:]} <= {"done"}
 
 
+@pytest.mark.slow
 def test_paths_of_data_start_where_the_command_was_given(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for label in ("a", "b"):

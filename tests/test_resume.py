@@ -335,7 +335,11 @@ def started(place: Path, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ids=["SIGINT", "SIGTERM"],
+)
 def test_a_signal_leaves_a_checkpoint_and_one_line_on_how_to_go_on(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -346,6 +350,7 @@ def test_a_signal_leaves_a_checkpoint_and_one_line_on_how_to_go_on(
     (folder,) = tmp_path.glob("runs/2*")
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "interrupted"
+    assert "  interrupted  " in out
     assert "Traceback" not in out + err
     assert err.count("bnlab resume") == 1
     assert f"bnlab resume runs/{folder.name}" in err

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from helpers_cli import BNLAB, bnlab, environment
 
+pytestmark = pytest.mark.slow
+
 SWEEP = ["train", "-m", "norm=batch,online", "model.dropout=0,0.3", "seed=0,1", "model=mlp", "model.widths=[16]"]
 SWEEP += ["data.batch_size=32", "data.shift=1", "trainer.steps=300", "eval.every=1", "eval.probe_samples=256"]
 SWEEP += ["trainer.threads=1", "trainer.device=cpu"]

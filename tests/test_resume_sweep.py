@@ -19,6 +19,8 @@ from PIL import Image
 
 from bnlab.training import checkpoint
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["trainer.steps=30", "model=mlp", "model.widths=[16]", "data.batch_size=32", "eval.every=0.25"]
 QUICK += ["eval.probe_samples=256", "trainer.device=cpu", "trainer.threads=1"]
 TABLES = ("steps.csv", "evals.csv", "layers.csv")

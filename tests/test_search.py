@@ -35,6 +35,7 @@ def scores(place: Path, key: str) -> dict[float, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_search_finds_the_highest_validation_accuracy(tmp_path: Path, launcher: str) -> None:
     swept = [f"hydra/launcher={launcher}", *CHOSEN, "optim.lr=interval(0.01,0.3)"]
@@ -52,6 +53,7 @@ def test_a_search_finds_the_highest_validation_accuracy(tmp_path: Path, launcher
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_after_jobs_that_fail_or_diverge(tmp_path: Path) -> None:
     known = settings(tmp_path, BNLAB_TEST_FAULTS=json.dumps({"1": ["raise", 5, None], "2": ["kill", 5, None]}))
     known["PYTHONPATH"] += f":{ROOT / 'tests/faults'}"
@@ -72,6 +74,7 @@ def test_a_search_goes_on_after_jobs_that_fail_or_diverge(tmp_path: Path) -> Non
     assert "  killed  " not in again.stdout
 
 
+@pytest.mark.slow
 def test_a_search_without_one_good_job_says_so(tmp_path: Path) -> None:
     words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=interval(1e12,1e13)"]
     done = run(tmp_path, settings(tmp_path), "train", "-m", *words, *QUICK)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from helpers_training import train
 
+pytestmark = pytest.mark.slow
+
 LONG = ["model=mlp", "model.widths=[16]", "data.batch_size=32", "trainer.steps=3000", "eval.every=20",
         "eval.probe_samples=256", "trainer.device=cpu"]  # fmt: skip
 

@@ -10,6 +10,7 @@ parse(Ghost, {"size": 0}, "norm")    # ConfigError: norm.size=0: must be at leas
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -39,9 +40,14 @@ def parse(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
     for key in values:
         if key not in fields:
             raise ConfigError(f"{prefix}.{key}: no such key{did_you_mean(str(key), fields)}\n{EVERY_KEY}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     made = {key: _value(f"{prefix}.{key}", value, hints[key], fields[key]) for key, value in values.items()}
     return cls(**made)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _value(key: str, value: Any, kind: Any, field: dataclasses.Field[Any]) -> Any:

@@ -179,3 +179,21 @@ def test_the_jobs_of_a_sweep_are_what_hydra_composes_one_by_one(overrides: list[
     assert len(planned) >= 4
     for lines, tree in planned:
         assert tree == compose.plain(compose.compose(lines, multirun=True))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["seed=0,1", "norm=batch,ghost", "optim.lr=0.1,1e-3,null"],
+        ["name='a b','1e3',null", "model.widths=[16],[32,8]"],
+        ["trainer.steps=${seed},5", "seed=1,2", "+x=1"],
+        ["trainer={steps:3},{steps:4}", "~norm.eps"],
+        ["data.root=yes,0x10,1_000,'1_000'", "norm=none"],
+    ],
+)
+def test_jobs_of_a_sweep_are_what_hydra_composes_for_each(lines: list[str]) -> None:
+    """Most values are put in without Hydra, which takes twenty milliseconds a job."""
+    jobs = compose.planned(lines, multirun=True)
+    assert len(jobs) > 1
+    for part, tree in jobs:
+        assert tree == compose.plain(compose.compose(part, multirun=True))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 TRUSTED_TARGETS = ("hydra._internal.", "hydra.core.", "hydra_plugins.", "optuna.samplers.", "optuna.pruners.")
+TARGET_KEYS = ("_target_", "class", "()")
 MOST_JOBS = 10_000  # of a sweep: all are composed and checked before the first starts
 
 
@@ -122,7 +124,7 @@ def refuse_objects(config: DictConfig) -> None:
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
-            if key in ("_target_", "class", "()") and isinstance(value, str):
+            if key in TARGET_KEYS and isinstance(value, str):
                 yield f"{path}.{key}".lstrip("."), value
             yield from _targets(value, f"{path}.{key}")
     elif isinstance(node, list):
@@ -142,11 +144,16 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def as_yaml(tree: Mapping[str, Any]) -> str:
     """Return plain values as YAML. Errors: ConfigError for text that begins an interpolation and does not end it."""
+    return "".join(_part_as_yaml(json.dumps({key: value})) for key, value in tree.items()) or "{}\n"
+
+
+@lru_cache(1000)  # a part is the same in most jobs of a sweep
+def _part_as_yaml(part: str) -> str:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+        return OmegaConf.to_yaml(OmegaConf.create(json.loads(part)))
     except OmegaConfBaseException as error:
         raise ConfigError(readable(error)) from error
 
@@ -174,26 +181,74 @@ def planned(
 
 def _each(hydra: Hydra, parts: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
     """Yield the configuration of each job; what takes a tenth of a second, the choice of options, is done once for all
-    jobs that agree in it, and their values are put in by Hydra's own function."""
+    jobs that agree in it, and their values are put in: plain ones here, all others by Hydra's own function."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
     loader: Any = hydra.config_loader
     parser = OverridesParser.create(config_loader=loader)
-    bases: dict[tuple[str | None, ...], DictConfig] = {}
+
+    @cache
+    def parsed(line: str) -> tuple[Override, bool]:
+        """Return an override, and whether it sets a value rather than chooses an option."""
+        (override,) = parser.parse_overrides([line])
+        return override, not override.is_hydra_override() and not loader.repository.group_exists(override.key_or_group)
+
+    bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any] | None]] = {}
     for part in parts:
-        parsed = parser.parse_overrides(list(part))
-        values = [o for o in parsed if not o.is_hydra_override() and not loader.repository.group_exists(o.key_or_group)]
-        options = tuple(o.input_line for o in parsed if o not in values)
+        values = [override for override, sets_value in map(parsed, part) if sets_value]
+        options = tuple(line for line in part if not parsed(line)[1])
         if options not in bases:
-            whole = composed(hydra, [line for line in options if line], True)
-            bases[options] = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-            OmegaConf.set_struct(bases[options], True)
-        config = copy.deepcopy(bases[options])
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
-        refuse_objects(config)
-        yield plain(config)
+            whole = composed(hydra, options, True)
+            base = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+            OmegaConf.set_struct(base, True)
+            bases[options] = base, _literal(base)
+        base, tree = bases[options]
+        for override in values:
+            tree = None if tree is None else _with_plain_value(tree, override)
+        if tree is None:
+            config = copy.deepcopy(base)
+            ConfigLoaderImpl._apply_overrides_to_config(values, config)
+            refuse_objects(config)
+            tree = plain(config)
+        yield tree
+
+
+def _literal(config: DictConfig) -> dict[str, Any] | None:
+    """Return a configuration as plain values; None if any of them depends on another, or is missing."""
+    from omegaconf import OmegaConf
+
+    def fixed(node: Any) -> bool:
+        if isinstance(node, (Mapping, list)):
+            return all(map(fixed, node.values() if isinstance(node, Mapping) else node))
+        return not isinstance(node, str) or _is_literal(node)
+
+    return plain(config) if fixed(OmegaConf.to_container(config, resolve=False)) else None
+
+
+def _with_plain_value(tree: Mapping[str, Any], override: Override) -> dict[str, Any] | None:
+    """Return plain values with one of them replaced, sharing the rest; None where it is not that simple."""
+    from hydra.core.override_parser.types import OverrideType
+
+    value = override.value()
+    simple = value is None or type(value) in (bool, int, float) or (type(value) is str and _is_literal(value))
+    if not simple or override.type != OverrideType.CHANGE or override.package is not None:
+        return None
+    changed = node = dict(tree)
+    *parents, last = override.key_or_group.split(".")
+    for name in parents:
+        if not isinstance(node.get(name), dict):
+            return None
+        node[name] = node = dict(node[name])
+    if last not in node or last in TARGET_KEYS or isinstance(node[last], (dict, list)):
+        return None
+    node[last] = value
+    return changed
+
+
+def _is_literal(text: str) -> bool:
+    return "$" not in text and text != "???"
 
 
 def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:

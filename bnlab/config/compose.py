@@ -35,14 +35,16 @@ MOST_JOBS = 10_000  # of a sweep: all are composed and checked before the first 
 @contextmanager
 def session(extra_dir: Path | None = None) -> Iterator[Hydra]:
     """Yield Hydra over bnlab's configurations, and over `extra_dir` before them; its errors become ConfigError."""
-    from hydra import initialize_config_dir
+    from hydra import __version__, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     _check_files()
     try:
-        with initialize_config_dir(str(conf_dir()), job_name="bnlab", version_base="1.3"):
+        # Hydra 1.3 warns without a base of its behaviour, 1.4 warns of one and has that of 1.3
+        base: dict[str, Any] = {"version_base": "1.3"} if __version__.startswith("1.3.") else {}
+        with initialize_config_dir(str(conf_dir()), job_name="bnlab", **base):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             if extra_dir is not None:

@@ -68,10 +68,10 @@ def machinery(overrides: Sequence[str], extra_dir: Path | None = None) -> tuple[
         KINDS.get(hydra[part].get("_target_"), hydra.runtime.choices[f"hydra/{part}"])
         for part in ("launcher", "sweeper")
     ]
-    if kinds[1] == "optuna" and hydra.sweeper.storage is not None and _major("sqlalchemy") >= 2:
+    if kinds[1] == "optuna" and hydra.sweeper.storage is not None and _major("optuna") == 2 <= _major("sqlalchemy"):
         raise EnvironmentFault(
-            f"hydra.sweeper.storage={hydra.sweeper.storage}: Optuna 2.10 cannot store a study with SQLAlchemy 2\n"
-            "pip install 'sqlalchemy<2' 'alembic<1.20', or leave the storage away"
+            f"hydra.sweeper.storage={hydra.sweeper.storage}: Optuna 2 cannot store a study with SQLAlchemy 2\n"
+            "pip install 'sqlalchemy<2' 'alembic<1.20', or omit the storage"
         )
     return kinds[0], kinds[1]
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "bnlab" / "guide").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *GUIDES]
 SMALL = {  # what is added to a command so that it takes a moment
-    "train": ["trainer.steps=24", "trainer.threads=1", "eval.every=100"],
+    "train": ["trainer.epochs=2", "trainer.threads=1", "eval.every=100"],
     "bench": ["bench.seconds=0.2"],
     "probe": ["--samples=64"],
 }
@@ -58,7 +58,7 @@ def examples(page: Path) -> list[Example]:
 
 
 def words(line: str) -> list[str]:
-    return re.findall(r"[A-Za-z][\w-]*", line)
+    return [word.rstrip("s") for word in re.findall(r"[A-Za-z][\w-]*", line)]  # 1 thread, 2 threads
 
 
 def shows(output: str, line: str) -> bool:

@@ -25,6 +25,8 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parents[1]
 BNLAB = [sys.executable, "-m", "bnlab"]
 SHORT = ["trainer.steps=20", "model.widths=[8,16]", "trainer.device=cpu", "trainer.threads=1"]
+QUICK = ["trainer.steps=30", "model=mlp", "model.widths=[16]", "data.batch_size=32", "eval.every=0.25"]
+QUICK += ["eval.probe_samples=256", "trainer.device=cpu", "trainer.threads=1"]
 # torchrun's environment of a single process: the command trains in its own process
 SINGLE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 OURS = ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")  # of whoever runs the tests

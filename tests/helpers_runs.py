@@ -19,6 +19,28 @@ OWN = {
     "group": {"groups": 8},
     "layer": {"over": "sample"},
 }
+# what may lie in a status.json that cannot be read
+STATUS = {
+    "text": "hello",
+    "list": "[]",
+    "empty": "",
+    "nuls": "\0\0",
+    "deep": "[" * 100_000,
+    "deep_config": json.dumps({"schema": 1, "state": "failed", "config": json.loads('{"a":' * 50 + "1" + "}" * 50)}),
+    "many_keys": json.dumps(
+        {"schema": 1, "state": "failed", "config": {f"k{i}": i for i in range(2000)} | {"seed": 0}}
+    ),
+    "digits": '{"schema": ' + "1" * 5000 + "}",
+    "newer": json.dumps({"schema": 2}),
+    "no_schema": json.dumps({"state": "done"}),
+    "true_schema": json.dumps({"schema": True}),
+    "bad_state": json.dumps({"schema": 1, "state": ["done"]}),
+    "no_config": json.dumps({"schema": 1, "state": "failed"}),
+    "list_config": json.dumps({"schema": 1, "state": "failed", "config": [1]}),
+    "no_seed": json.dumps({"schema": 1, "state": "failed", "config": {}}),
+    "text_seed": json.dumps({"schema": 1, "state": "failed", "config": {"seed": "0"}}),
+    "no_summary": json.dumps({"schema": 1, "state": "done", "config": {"seed": 0}}),
+}
 STEPS_BETWEEN = 100  # evaluations
 
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from helpers_cases import for_each
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bnlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -79,7 +79,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
                 yield node.module
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@for_each("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_one_way(path: Path) -> None:
     me = part_of(path)
     if me == "bnlab":
@@ -121,7 +121,7 @@ def test_there_are_no_import_cycles() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@for_each("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 500

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from helpers_cases import for_each
 from torch.nn import functional
 
 from bnlab.data import Augment, Batches, Split
@@ -24,7 +25,7 @@ def labels(batches, epoch=0, start=0):
     return [y.tolist() for _, y in batches.epoch(epoch, start)]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("samples", "last_batch", "sizes"),
     [
         (23, "keep", [5, 5, 5, 5, 3]),
@@ -79,7 +80,7 @@ def test_an_epoch_goes_on_from_any_batch():
         assert torch.equal(y, y_again)
 
 
-@pytest.mark.parametrize(("channels", "last"), LAYOUTS)
+@for_each(("channels", "last"), LAYOUTS)
 def test_standardized(channels, last):
     data = split(channels=channels)
     mean, std = torch.linspace(0.2, 0.5, channels), torch.linspace(0.3, 0.6, channels)
@@ -89,8 +90,8 @@ def test_standardized(channels, last):
     torch.testing.assert_close(x.double(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("augment", [Augment(), *MOVES])
-@pytest.mark.parametrize(("channels", "last"), LAYOUTS)
+@for_each("augment", [Augment(), *MOVES])
+@for_each(("channels", "last"), LAYOUTS)
 def test_storages_and_layouts_agree_bit_for_bit(channels, last, augment):
     keys = {"batch_size": 5, "seed": 2, "mean": torch.full((channels,), 0.3), "std": torch.full((channels,), 0.4)}
     data = split(channels=channels)
@@ -113,8 +114,8 @@ def one_by_one(image, augment, top, left, mirror):
     return window.flip(2) if mirror else window
 
 
-@pytest.mark.parametrize("augment", MOVES)
-@pytest.mark.parametrize(("channels", "last"), LAYOUTS)
+@for_each("augment", MOVES)
+@for_each(("channels", "last"), LAYOUTS)
 def test_augmentation_equals_a_loop_over_samples(channels, last, augment):
     data = split(60, channels)
     drawn = augment.draw(60, seed=5, epoch=3)
@@ -127,7 +128,7 @@ def test_augmentation_equals_a_loop_over_samples(channels, last, augment):
             torch.testing.assert_close(image.double(), wanted / 255, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("augment", MOVES)
+@for_each("augment", MOVES)
 def test_draws_cover_their_range_evenly(augment):
     drawn = augment.draw(20_000, seed=0, epoch=0)
     assert drawn.shape[0] == 2 * bool(augment.margin) + augment.flip
@@ -152,15 +153,15 @@ def test_filled_with_black_after_standardization():
     assert x.unique().tolist() == [-2, 2]
 
 
-@pytest.mark.parametrize("key", ["shift", "crop"])
+@for_each("key", ["shift", "crop"])
 def test_a_move_beyond_the_image_is_refused(key):
     with pytest.raises(ConfigError, match=f"data.{key}=5: must be below 5, the images are 6x5"):
         Batches(split(), batch_size=5, augment=Augment(**{key: 5}))
 
 
-@pytest.mark.parametrize("augment", [Augment(), *MOVES])
-@pytest.mark.parametrize("storage", ["float32", "uint8"])
-@pytest.mark.parametrize(("channels", "last"), LAYOUTS)
+@for_each("augment", [Augment(), *MOVES])
+@for_each("storage", ["float32", "uint8"])
+@for_each(("channels", "last"), LAYOUTS)
 def test_batches_arrive_in_their_memory_format(channels, last, storage, augment):
     batches = Batches(split(8, channels), batch_size=4, channels_last=last, storage=storage, augment=augment)
     layout = torch.channels_last if last else torch.contiguous_format
@@ -170,8 +171,8 @@ def test_batches_arrive_in_their_memory_format(channels, last, storage, augment)
         assert convolution(x).is_contiguous(memory_format=layout)
 
 
-@pytest.mark.parametrize("augment", [Augment(), *MOVES])
-@pytest.mark.parametrize(("channels", "last"), LAYOUTS)
+@for_each("augment", [Augment(), *MOVES])
+@for_each(("channels", "last"), LAYOUTS)
 def test_sequential_is_plain_and_in_order(channels, last, augment):
     data = split(channels=channels)
     batches = Batches(data, batch_size=2, augment=augment, channels_last=last)
@@ -189,7 +190,7 @@ def test_an_empty_split_can_be_evaluated():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("augment", [Augment(), *MOVES])
+@for_each("augment", [Augment(), *MOVES])
 def test_cuda_sees_the_same_batches(augment):
     keys = {"batch_size": 5, "seed": 4, "mean": torch.full((3,), 0.4), "std": torch.full((3,), 0.2), "augment": augment}
     data = split(channels=3)

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_bench import CPU, SMALL, Watched, ignore, sections, table, weights
 from helpers_cli import bnlab
 from helpers_runs import make_run
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnlab.bench import pairing
 from bnlab.bench import stepper as stepping
@@ -39,21 +40,8 @@ from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import identity
 from bnlab.experiment.setup import bundle_of, device_batches, model_of, to_device
 from bnlab.record.read import read_runs
-from bnlab.report.bench_report import bench_table
-from bnlab.report.console import Terminal
 from bnlab.training import loop
 from bnlab.training.trainer import forward_of, loss_function
-
-CPU = torch.device("cpu")
-SMALL = ["data=digits", "model.widths=[4,8]", "trainer.device=cpu", "data.train_size=300", "data.batch_size=32"]
-
-
-def ignore(turns: Turns[str], left: float) -> None:
-    pass
-
-
-def sections(*overrides: str) -> list[Section]:
-    return read([*SMALL, *overrides])[1]
 
 
 def labels(section: Section) -> list[str]:
@@ -333,22 +321,6 @@ def test_threads_go_section_by_section() -> None:
 # ---------------------------------------------------------------- the step
 
 
-class Watched:
-    """The models that `stepper` makes, kept to be looked at."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.models: list[nn.Module] = []
-        patch.setattr(stepping, "to_device", self._kept)
-
-    def _kept(self, *arguments: Any) -> nn.Module:
-        self.models.append(to_device(*arguments))
-        return self.models[-1]
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
 def equal(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
@@ -600,15 +572,6 @@ def test_nothing_measured_is_an_error(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- the table
-
-
-def table(found: ContestTime, width: int, monkeypatch: pytest.MonkeyPatch, encoding: str = "utf-8") -> list[str]:
-    monkeypatch.setenv("COLUMNS", str(width))
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
-    out = Terminal(stream)
-    out.print(bench_table(found, out))
-    stream.seek(0)
-    return stream.read().splitlines()
 
 
 def imagined(names: Sequence[str]) -> ContestTime:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_bench import CPU, SMALL, Watched, ignore, sections, table, weights
 from helpers_cli import bnlab
 from torch import Tensor
 
@@ -35,7 +36,6 @@ from bnlab.experiment.setup import bundle_of, device_batches
 from bnlab.record.read import read_runs
 from bnlab.report.rows import TIDY_FORMATS
 from bnlab.training import loop
-from tests.test_bench import CPU, SMALL, Watched, ignore, sections, table, weights
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 NAN = math.nan

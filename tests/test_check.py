@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cases import for_each
 from helpers_cli import Done, bnlab
 from rich.cells import cell_len
 from torch import Tensor, nn
@@ -45,14 +46,14 @@ def cards() -> dict[str, Card]:
     return {name: examine(of_strategy(strategies[name]())) for name in strategies}
 
 
-@pytest.mark.parametrize("name", list(strategies))
+@for_each("name", list(strategies))
 def test_every_strategy_is_what_it_declares(cards: dict[str, Card], name: str) -> None:
     against = [(f.about.key, f.found, f.error, f.note) for f in cards[name].contradictions]
     assert against == []
     assert [f.about.key for f in cards[name].findings] == list(CHECKS)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("name", "parameters", "label"),
     [
         ("batch", {"eps_outside": True, "momentum": None}, "batch momentum=null eps_outside=true"),
@@ -73,7 +74,7 @@ def test_a_ghost_is_tried_with_batches_larger_than_it() -> None:
     assert examine(of_strategy(strategies["ghost"](size=20))).batch > 2 * 20
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("fact", "key"),
     [
         ("reads_batch", "mode"),
@@ -247,7 +248,7 @@ def test_a_sound_module_has_what_batch_norm_has(right: Card, cards: dict[str, Ca
     assert right.contradictions == []
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("faulty", "keys", "note"),
     [
         (EvaluatesWithTheBatch, {"mates_eval", "size_eval", "mode", "past", "folding"}, ""),
@@ -341,7 +342,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("path", "message"),
     [
         ("own_norms", "must be package.module:factory"),
@@ -461,7 +462,7 @@ def test_formats(cards: dict[str, Card], right: Card) -> None:
     assert all(line.count("|") == 6 for line in CARD_FORMATS["md"]([right]).splitlines()[2:])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("error", "text"),
     [(None, "–"), (0.0, "0"), (2.2e-16, "2e-16"), (0.0123, "0.012"), (0.284, "0.28"), (3.46, "3.5"), (12345.0, "1e4")],
 )

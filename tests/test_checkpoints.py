@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import torch
 from helpers_cli import bnlab
+from helpers_resume import MLP, SHORT, assert_equal, interrupted
 from helpers_training import train
-from test_resume import MLP, SHORT, assert_equal, interrupted
 
 from bnlab.errors import EnvironmentFault
 from bnlab.record.plain_files import write_bytes

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from helpers_runs import make_run
+from helpers_runs import STATUS, make_run
 from scipy import stats
 
 from bnlab.compare.comparison import compare
@@ -596,29 +596,6 @@ def test_a_run_a_sweep_and_a_folder_of_sweeps_are_found(tmp_path: Path) -> None:
     link = tmp_path.parent / f"{tmp_path.name}-link"
     link.symlink_to(tmp_path)
     assert len(read_runs([link, tmp_path])[0]) == 4
-
-
-STATUS = {
-    "text": "hello",
-    "list": "[]",
-    "empty": "",
-    "nuls": "\0\0",
-    "deep": "[" * 100_000,
-    "deep_config": json.dumps({"schema": 1, "state": "failed", "config": json.loads('{"a":' * 50 + "1" + "}" * 50)}),
-    "many_keys": json.dumps(
-        {"schema": 1, "state": "failed", "config": {f"k{i}": i for i in range(2000)} | {"seed": 0}}
-    ),
-    "digits": '{"schema": ' + "1" * 5000 + "}",
-    "newer": json.dumps({"schema": 2}),
-    "no_schema": json.dumps({"state": "done"}),
-    "true_schema": json.dumps({"schema": True}),
-    "bad_state": json.dumps({"schema": 1, "state": ["done"]}),
-    "no_config": json.dumps({"schema": 1, "state": "failed"}),
-    "list_config": json.dumps({"schema": 1, "state": "failed", "config": [1]}),
-    "no_seed": json.dumps({"schema": 1, "state": "failed", "config": {}}),
-    "text_seed": json.dumps({"schema": 1, "state": "failed", "config": {"seed": "0"}}),
-    "no_summary": json.dumps({"schema": 1, "state": "done", "config": {"seed": 0}}),
-}
 
 
 @pytest.mark.parametrize("name", STATUS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_cases import for_each
 
 from bnlab.config import compose
 from bnlab.config.files import groups
@@ -41,12 +42,12 @@ def defaults_of(cls: Any) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
-@pytest.mark.parametrize("group", REGISTRIES)
+@for_each("group", REGISTRIES)
 def test_the_files_are_the_registry(group: str) -> None:
     assert list(groups()[group]) == list(REGISTRIES[group])
 
 
-@pytest.mark.parametrize(("group", "name"), OPTIONS)
+@for_each(("group", "name"), OPTIONS)
 def test_an_option_has_its_class_defaults_and_description(group: str, name: str) -> None:
     cls = REGISTRIES[group][name]
     node = composed(f"{group}={name}", *(["data.path=somewhere"] if name == "folder" else []))[group]
@@ -57,7 +58,7 @@ def test_an_option_has_its_class_defaults_and_description(group: str, name: str)
     assert groups()[group][name] == (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
-@pytest.mark.parametrize(("key", "cls"), [("trainer", TrainerConfig), ("eval", EvalConfig)])
+@for_each(("key", "cls"), [("trainer", TrainerConfig), ("eval", EvalConfig)])
 def test_the_other_nodes_have_their_class_defaults_but_for_the_recipe(key: str, cls: Any) -> None:
     from omegaconf import OmegaConf
 
@@ -66,12 +67,12 @@ def test_the_other_nodes_have_their_class_defaults_but_for_the_recipe(key: str, 
     assert tree[key] == defaults_of(cls)
 
 
-@pytest.mark.parametrize("data", list(datasets))
+@for_each("data", list(datasets))
 def test_every_data_set_has_a_recipe(data: str) -> None:
     assert data in groups()["recipe"]
 
 
-@pytest.mark.parametrize(("group", "name"), OPTIONS)
+@for_each(("group", "name"), OPTIONS)
 def test_every_option_parses(group: str, name: str) -> None:
     tree = composed(f"{group}={name}")
     config = parse_config(tree)
@@ -91,7 +92,7 @@ def test_glob_takes_every_strategy() -> None:
     assert [t["norm"]["name"] for t in trees] == list(strategies)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("override", "message"),
     [
         ("norm=batchh", "norm=batchh: no such option; did you mean batch?"),
@@ -165,7 +166,7 @@ def test_configurations_of_ones_own(tmp_path: Path) -> None:
     assert tree["norm"]["size"] == 8
 
 
-@pytest.mark.parametrize(
+@for_each(
     "overrides",
     [
         ["norm=ghost,batch", "seed=0,1", "optim.lr=0.1,0.01"],

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers_images import bomb
 from PIL import Image
 
 from bnlab.data import datasets, image_folder, load
@@ -121,18 +120,6 @@ def test_a_single_pixel_and_a_long_strip_are_resized(pictures, tmp_path):
     image(pictures / "cat/strip.png", (251, 0, 0), (300, 1))
     bundle = load(spec(pictures, tmp_path))
     assert {250, 251} <= set(reds(bundle.train) + reds(bundle.valid) + reds(bundle.test))
-
-
-def bomb(path, width, height):
-    """A PNG that claims width x height pixels in a few bytes."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )
 
 
 def test_every_bad_file_is_named_at_once(pictures, tmp_path):

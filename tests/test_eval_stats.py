@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cases import for_each
 from helpers_training import train
 from torch import Tensor, nn
 
@@ -104,9 +105,9 @@ def state_of(model: nn.Module) -> Any:
 # ---------------------------------------------------------------- folding
 
 
-@pytest.mark.parametrize("p", [{}, {"affine": False}, {"eps_outside": True, "eps": 1e-2}], ids=str)
-@pytest.mark.parametrize("norm", ["batch", "ghost", "population", "frozen", "none"])
-@pytest.mark.parametrize("spec", SPECS)
+@for_each("p", [{}, {"affine": False}, {"eps_outside": True, "eps": 1e-2}], ids=str)
+@for_each("norm", ["batch", "ghost", "population", "frozen", "none"])
+@for_each("spec", SPECS)
 def test_folded_is_evaluation(spec: str, norm: str, p: dict[str, Any]) -> None:
     model = trained(spec, norm, **p, **({"size": 4} if norm == "ghost" else {}))
     model.eval()
@@ -120,7 +121,7 @@ def test_folded_is_evaluation(spec: str, norm: str, p: dict[str, Any]) -> None:
     assert found.std() > 0.01
 
 
-@pytest.mark.parametrize("norm", list(strategies))
+@for_each("norm", list(strategies))
 def test_every_strategy_folds_exactly_or_is_refused(norm: str) -> None:
     """And recalibration or a mix with the batch leaves nothing behind, whatever a layer does in training."""
     torch.manual_seed(0)
@@ -147,7 +148,7 @@ def test_folding_keeps_a_transform_of_the_weights() -> None:
     torch.testing.assert_close(folded(model)(TEST.whole[0]), model(TEST.whole[0]), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("spec", "norm", "message"),
     [
         (models["cnn"](placement="post"), "batch", r"layer 2 \(BatchLayer\) does not follow .*\nset model\.placement"),
@@ -168,7 +169,7 @@ def test_what_cannot_be_folded_is_refused(spec: ModelSpec, norm: str, message: s
 # ---------------------------------------------------------------- batch, mixed, test
 
 
-@pytest.mark.parametrize("spec", ["mlp", "cnn", "resnet"])
+@for_each("spec", ["mlp", "cnn", "resnet"])
 def test_batch_is_batch_normalization_in_training_mode(spec: str) -> None:
     model = trained(spec, "batch").eval()
     with mixed_with_batch(model, 0.0):
@@ -177,7 +178,7 @@ def test_batch_is_batch_normalization_in_training_mode(spec: str) -> None:
         torch.testing.assert_close(found, model(TEST.whole[0]), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("prior", [0.5, 16.0, 1e9])
+@for_each("prior", [0.5, 16.0, 1e9])
 def test_mixed_by_hand(prior: float) -> None:
     model = trained("mlp", "ghost", size=4).eval()
     x, n = TEST.whole[0], len(TEST.whole[0])
@@ -227,7 +228,7 @@ def test_test_is_the_whole_split_as_one_batch() -> None:
 # ---------------------------------------------------------------- the evaluator
 
 
-@pytest.mark.parametrize("norm", ["batch", "population", "frozen"])
+@for_each("norm", ["batch", "population", "frozen"])
 def test_each_choice_evaluates_with_its_statistics(norm: str) -> None:
     """precise and population against a model that was given them by hand; batch in training mode of batch norm."""
     model = trained("cnn", norm)
@@ -283,8 +284,8 @@ def test_population_layers_evaluate_with_the_statistics_of_the_current_weights()
     assert figures(trained("cnn", "population"), "running")["test.loss_gap"] == 0
 
 
-@pytest.mark.parametrize("stats", STATS)
-@pytest.mark.parametrize("norm", ["batch", "ghost", "population", "frozen", "none"])
+@for_each("stats", STATS)
+@for_each("norm", ["batch", "ghost", "population", "frozen", "none"])
 def test_an_evaluation_leaves_the_model_as_it_was(norm: str, stats: str) -> None:
     model = trained("mlp-bias", norm, **({"size": 4} if norm == "ghost" else {})).train()
     model[1].eval()  # type: ignore[index, operator]
@@ -310,7 +311,7 @@ def test_an_evaluation_leaves_the_model_as_it_was(norm: str, stats: str) -> None
         torch.testing.assert_close(before, state_of(model), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("stats", STATS[:-1])
+@for_each("stats", STATS[:-1])
 def test_strategies_without_statistics_do_not_care(stats: str) -> None:
     model = trained("cnn", "layer")
     assert figures(model, stats) == figures(model, "running")

@@ -72,15 +72,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers_cli import SINGLE, Done, bnlab, environment, in_turn
-from helpers_runs import make_run
-from test_compare import STATUS
+from helpers_cli import QUICK, SINGLE, Done, bnlab, environment, in_turn
+from helpers_runs import STATUS, make_run
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = [
-    *("trainer.steps=30", "model=mlp", "model.widths=[16]", "data.batch_size=32"),
-    *("eval.every=0.25", "eval.probe_samples=256", "trainer.device=cpu", "trainer.threads=1"),
-]
 
 
 def test_every_row_has_a_test_that_exists() -> None:

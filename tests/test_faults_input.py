@@ -13,16 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_cli import Done, bnlab, in_turn
+from helpers_cli import QUICK, Done, bnlab, in_turn
+from helpers_download import HTML, Handler, Server
+from helpers_images import bomb
 from helpers_runs import make_run
 from PIL import Image
-from test_data_folder import bomb
-from test_download import HTML, Handler, Server
-
-QUICK = [
-    *("trainer.steps=30", "model=mlp", "model.widths=[16]", "data.batch_size=32"),
-    *("eval.every=0.25", "eval.probe_samples=256", "trainer.device=cpu", "trainer.threads=1"),
-]
 
 
 def refused(done: Done, message: str, code: int = 2) -> None:

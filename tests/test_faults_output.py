@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers_cli import Done, bnlab, environment, in_turn
+from helpers_cli import QUICK, Done, bnlab, environment, in_turn
 from helpers_runs import make_run
 
 FORMS = ("table", "plain", "csv", "json", "md")
 EVIL = "\x1b[2J\x1b]0;owned\x07[red]b[/red]\r\n\u202e|<script>alert(1)</script>"
-QUICK = [
-    *("trainer.steps=30", "model=mlp", "model.widths=[16]", "data.batch_size=32"),
-    *("eval.every=0.25", "eval.probe_samples=256", "trainer.device=cpu", "trainer.threads=1"),
-]
 
 
 def harmless(text: str) -> bool:

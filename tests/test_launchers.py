@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import signal
 import subprocess
 import time
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers_cli import BNLAB, ROOT, environment
+from helpers_cli import BNLAB, ROOT
+from helpers_launchers import QUICK, run, settings
 from helpers_training import train
 
 from bnlab.config.compose import compose
@@ -25,23 +25,8 @@ from bnlab.runner.monitor import asked_to_stop
 
 # all of them come with the dev group, so that none is skipped unseen
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray")
-QUICK = ["model=mlp", "model.widths=[16]", "data.batch_size=32", "eval.every=0.25", "eval.probe_samples=256",
-         "trainer.device=cpu", "trainer.threads=1", "trainer.steps=30"]  # fmt: skip
 LONG = [*QUICK[:3], "eval.every=50", *QUICK[4:-1], "trainer.steps=2000000"]
 FAULTS = {"1": "raise", "2": "exit", "3": "segv", "4": "kill", "5": "hang"}
-
-
-def settings(place: Path, **more: str) -> dict[str, str]:
-    """Return an environment with a cluster of this machine, a home, and a word to find its processes by."""
-    (place / "slurm").mkdir(exist_ok=True)
-    (place / "home").mkdir(exist_ok=True)
-    path = f"{ROOT / 'tests/fake_slurm'}:{os.environ['PATH']}"
-    home, slurm = str(place / "home"), str(place / "slurm")
-    return environment(PATH=path, FAKE_SLURM=slurm, HOME=home, BNLAB_TEST_TAG=secrets.token_hex(8), **more)
-
-
-def run(place: Path, known: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*BNLAB, *words], cwd=place, env=known, capture_output=True, text=True, timeout=300)
 
 
 def left(known: dict[str, str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from helpers_cases import for_each
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -70,7 +71,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], bool, bool]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LAYERS)
+@for_each("kind", LAYERS)
 def test_what_a_layer_is(kind: str) -> None:
     make, keeps, learns = LAYERS[kind]
     layer = make()
@@ -111,7 +112,7 @@ def test_statistics_are_copied_in_both_directions() -> None:
 # ---------------------------------------------------------------- values of a variance
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("layer", "flat", "spatial"),
     [
         (lambda: nn.BatchNorm2d(4), None, 6 * 15),
@@ -144,8 +145,8 @@ def test_over_how_many_values_training_divides(
 # ---------------------------------------------------------------- what is left of the start
 
 
-@pytest.mark.parametrize("updates", [0, 1, 5])
-@pytest.mark.parametrize(
+@for_each("updates", [0, 1, 5])
+@for_each(
     ("make", "per_batch"),
     [
         (lambda m: nn.BatchNorm2d(4, momentum=m), 1),
@@ -192,7 +193,7 @@ def test_a_momentum_of_zero_never_forgets() -> None:
     assert initial_left(layer) is None
 
 
-@pytest.mark.parametrize("make", [lambda: nn.BatchNorm1d(4), lambda: ours("batch"), lambda: ours("ghost")])
+@for_each("make", [lambda: nn.BatchNorm1d(4), lambda: ours("batch"), lambda: ours("ghost")])
 def test_weights_published_without_a_count_tell_nothing(make: Callable[[], nn.Module]) -> None:
     for mean, var in ((0.1, 1.0), (0.0, 1.1), (0.0, 0.0)):
         layer = make()
@@ -214,7 +215,7 @@ def test_no_share_is_given_where_none_fades() -> None:
 # ---------------------------------------------------------------- statistics of instance norm
 
 
-@pytest.mark.parametrize("sizes", [[7], [3, 4], [1] * 7])
+@for_each("sizes", [[7], [3, 4], [1] * 7])
 def test_instance_moments_are_what_the_running_ones_estimate(sizes: list[int]) -> None:
     x = torch.randn(7, 3, 2, 5, generator=torch.Generator().manual_seed(0)) + 100
     gathered = InstanceMoments()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cases import for_each
 from torch import Tensor, nn
 
 from bnlab.errors import ConfigError, IncompatibleError
@@ -46,7 +47,7 @@ def biases(model: nn.Module) -> list[bool]:
     return [m.bias is not None for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+@for_each("spec", SPECS, ids=lambda s: s.name)
 def test_weights_depend_on_the_seed_alone(spec: ModelSpec) -> None:
     reference = weights(make(spec, "none"))
     for norm in strategies:
@@ -63,7 +64,7 @@ def test_weights_depend_on_the_seed_alone(spec: ModelSpec) -> None:
     assert not torch.equal(reference[0], weights(make(spec, "none", seed=1))[0])
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+@for_each("spec", SPECS, ids=lambda s: s.name)
 def test_building_leaves_the_global_generator_alone(spec: ModelSpec) -> None:
     before = torch.get_rng_state()
     make(spec)
@@ -87,9 +88,9 @@ KNOBS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: "-".join(f"{n}={v}" for n, v in k.items()) or "plain")
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
-@pytest.mark.parametrize("norm", list(strategies))
+@for_each("knobs", KNOBS, ids=lambda k: "-".join(f"{n}={v}" for n, v in k.items()) or "plain")
+@for_each("spec", SPECS, ids=lambda s: s.name)
+@for_each("norm", list(strategies))
 def test_every_knob_works_with_every_strategy_or_is_refused_by_name(
     norm: str, spec: ModelSpec, knobs: dict[str, Any]
 ) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cases import for_each
 from helpers_probe import Doubles, assert_unchanged, picture, probe_of, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -273,7 +274,7 @@ MEASURES: dict[str, Callable[[nn.Module], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@for_each("name", MODELS)
 def test_the_model_is_left_as_it_was(name: str) -> None:
     model = MODELS[name]()
     for measure in MEASURES.values():
@@ -328,7 +329,7 @@ def middles(routes: list[tuple[str, ...]]) -> Iterator[int]:
         yield calls[len(calls) // 2]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@for_each("name", MODELS)
 def test_so_it_is_when_any_phase_is_interrupted(name: str) -> None:
     model = MODELS[name]()
     whole = Fuse()
@@ -364,7 +365,7 @@ def test_so_it_is_at_any_call_from_any_mode(data: st.DataObject) -> None:
         interrupted(model, measure, call, data.draw(st.sampled_from([KeyboardInterrupt, RuntimeError, SystemExit])))
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@for_each("error", [KeyboardInterrupt, RuntimeError])
 def test_so_it_is_when_the_body_of_a_context_is_interrupted(error: type[BaseException]) -> None:
     model = ours("batch", "cnn")
     layer = running_layers(model)[0]

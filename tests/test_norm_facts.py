@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cases import for_each
 from torch import Tensor
 
 from bnlab.norms import NormLayer, RunningLayer, strategies
@@ -27,9 +28,8 @@ CASES = [
 N, C = 12, 24  # three channels in each of the eight groups of group normalization
 
 
-@pytest.fixture(params=CASES, ids=lambda c: "-".join([c[0], *(f"{k}={v}" for k, v in c[1].items())]))
-def case(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return request.param  # type: ignore[no-any-return]
+def ids(case: tuple[str, dict[str, Any]]) -> str:
+    return "-".join([case[0], *(f"{k}={v}" for k, v in case[1].items())])
 
 
 def inputs(name: str, p: dict[str, Any]) -> list[Tensor]:
@@ -50,6 +50,7 @@ def settled(name: str, p: dict[str, Any], x: Tensor) -> NormLayer:
     return layer
 
 
+@for_each("case", CASES, ids=ids)
 def test_reads_batch(case: tuple[str, dict[str, Any]]) -> None:
     """Every sample but the last changes, as an order in the batch may matter: the output for the last tells."""
     name, p = case
@@ -61,6 +62,7 @@ def test_reads_batch(case: tuple[str, dict[str, Any]]) -> None:
         assert torch.allclose(fresh(name, p).eval()(x)[-1], fresh(name, p).eval()(other)[-1])  # evaluation never does
 
 
+@for_each("case", CASES, ids=ids)
 def test_keeps_stats(case: tuple[str, dict[str, Any]]) -> None:
     """Statistics move by training steps, or are put in from outside; evaluation shows it."""
     name, p = case
@@ -74,6 +76,7 @@ def test_keeps_stats(case: tuple[str, dict[str, Any]]) -> None:
         assert bool(list(layer.buffers())) == facts.keeps_stats
 
 
+@for_each("case", CASES, ids=ids)
 def test_training_is_evaluation_unless_the_batch_is_read(case: tuple[str, dict[str, Any]]) -> None:
     name, p = case
     for x in inputs(name, p):
@@ -82,6 +85,7 @@ def test_training_is_evaluation_unless_the_batch_is_read(case: tuple[str, dict[s
         assert same != strategies[name](**p).facts.reads_batch
 
 
+@for_each("case", CASES, ids=ids)
 def test_cancels_bias(case: tuple[str, dict[str, Any]]) -> None:
     """A bias that differs from channel to channel, as a convolution's does. A shift common to all is another matter."""
     name, p = case
@@ -94,6 +98,7 @@ def test_cancels_bias(case: tuple[str, dict[str, Any]]) -> None:
         assert dead == strategies[name](**p).facts.cancels_bias
 
 
+@for_each("case", CASES, ids=ids)
 def test_needs_batch(case: tuple[str, dict[str, Any]]) -> None:
     """One value a channel: the running statistics serve, which is counted; or the strategy has an answer of its own."""
     name, p = case
@@ -104,6 +109,7 @@ def test_needs_batch(case: tuple[str, dict[str, Any]]) -> None:
     assert bool(layer.num_unnormalizable) == strategies[name](**p).facts.needs_batch
 
 
+@for_each("case", CASES, ids=ids)
 def test_needs_space(case: tuple[str, dict[str, Any]]) -> None:
     name, p = case
     flat = torch.randn(N, C, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

@@ -9,20 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cases import for_each
+from helpers_norms import LAYOUTS, close, ghosts_by_hand, ids, laid_out, make, moved, sample, scaled, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bnlab.norms import NormLayer, strategies
+from bnlab.norms import strategies
 from bnlab.norms.ghost import ghost_sizes
 
 # --- the formulas ---------------------------------------------------------------------------------------------------
-
-
-def scaled(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    shape = (1, -1) + (1,) * (x.dim() - 2)
-    x = x if gamma is None else x * gamma.reshape(shape)
-    return x if beta is None else x + beta.reshape(shape)
 
 
 def whitened(values: Tensor, statistics_of: Tensor, eps: float, outside: bool) -> Tensor:
@@ -31,13 +27,6 @@ def whitened(values: Tensor, statistics_of: Tensor, eps: float, outside: bool) -
     mean = statistics_of.sum() / n
     var = ((statistics_of - mean) ** 2).sum() / n
     return (values - mean) / (var.sqrt() + eps if outside else (var + eps).sqrt())
-
-
-def ghosts_by_hand(n: int, size: int) -> list[list[int]]:
-    groups = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
-    if len(groups) > 1 and len(groups[-1]) == 1:
-        groups[-2:] = [groups[-2] + groups[-1]]
-    return groups
 
 
 def formula(name: str, p: dict[str, Any], x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
@@ -69,27 +58,6 @@ def formula(name: str, p: dict[str, Any], x: Tensor, gamma: Tensor | None, beta:
         deviation = var.sqrt() + eps if outside else (var + eps).sqrt()
         y = torch.stack([(x[:, c] - mean) / deviation for c in range(channels)], 1)
     return scaled(y, gamma, beta)
-
-
-def moved(name: str, p: dict[str, Any], x: Tensor, mean: Tensor, var: Tensor, done: int) -> tuple[Tensor, Tensor, int]:
-    """Running mean and unbiased variance after one more step, and the number of updates."""
-    if name == "batch":
-        stride = p.get("stat_stride", 1)
-        x = x[: p.get("stat_samples") or len(x)]
-        parts = [x[:, :, ::stride, ::stride] if x.dim() == 4 else x]
-    elif p.get("update", "pooled") == "pooled":
-        parts = [x]
-    else:
-        parts = [x[group] for group in ghosts_by_hand(len(x), p.get("size", 32))]
-    for part in parts:
-        columns = [part[:, c].flatten() for c in range(part.shape[1])]
-        done += 1
-        m = p.get("momentum", 0.1)
-        m = 1 / done if m is None else m
-        mean = (1 - m) * mean + m * torch.stack([c.sum() / c.numel() for c in columns])
-        unbiased = [((c - c.sum() / c.numel()) ** 2).sum() / (c.numel() - 1) for c in columns]
-        var = (1 - m) * var + m * torch.stack(unbiased)
-    return mean, var, done
 
 
 # --- cases ----------------------------------------------------------------------------------------------------------
@@ -133,48 +101,6 @@ STATELESS: list[tuple[str, dict[str, Any]]] = [
     ("layer", {"over": "channel", "eps_outside": True}),
 ]
 SHAPES = [(9, 5), (10, 5), (10, 3, 5, 4)]
-LAYOUTS = ["contiguous", "channels_last", "strided"]
-
-
-def ids(case: tuple[str, dict[str, Any]]) -> str:
-    return "-".join([case[0], *(f"{k}={v}" for k, v in case[1].items())])
-
-
-def make(name: str, p: dict[str, Any], channels: int, dtype: torch.dtype = torch.float64) -> NormLayer:
-    layer = strategies[name](**p).layer(channels).to(dtype)
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draw))
-    return layer
-
-
-def sample(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return (
-        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(2).add(1).to(dtype)
-    )
-
-
-def laid_out(x: Tensor, layout: str) -> Tensor:
-    if layout == "channels_last" and x.dim() == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    if layout == "strided":
-        return torch.stack([x, x + 1], -1)[..., 0]
-    return x.contiguous()
-
-
-def with_gradients(layer: NormLayer, x: Tensor, out_weight: Tensor) -> list[Tensor]:
-    """Output, input gradient and parameter gradients of sum(out_weight * layer(x))."""
-    x = x.detach().requires_grad_()
-    layer.zero_grad()
-    y = layer(x)
-    (y * out_weight).sum().backward()
-    assert x.grad is not None
-    return [y.detach(), x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
-
-
-def close(actual: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(actual.double(), wanted.double(), rtol=tolerance, atol=tolerance)
 
 
 # --- forward, gradients, running statistics, evaluation ---------------------------------------------------------------
@@ -186,8 +112,8 @@ def defined(cases: list[Any], shapes: Sequence[tuple[int, ...]]) -> list[Any]:
     return [pytest.param(case, shape, id=f"{ids(case)}-{shape}") for case, shape in pairs]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("case", "shape"), defined(RUNNING + STATELESS, SHAPES))
+@for_each("layout", LAYOUTS)
+@for_each(("case", "shape"), defined(RUNNING + STATELESS, SHAPES))
 def test_training_output_and_gradients(case: tuple[str, dict[str, Any]], shape: tuple[int, ...], layout: str) -> None:
     name, p = case
     layer = make(name, p, shape[1])
@@ -206,8 +132,8 @@ def test_training_output_and_gradients(case: tuple[str, dict[str, Any]], shape: 
         close(a, w)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("case", RUNNING, ids=ids)
+@for_each("shape", SHAPES, ids=str)
+@for_each("case", RUNNING, ids=ids)
 def test_running_statistics_and_evaluation_after_steps(
     case: tuple[str, dict[str, Any]], shape: tuple[int, ...]
 ) -> None:
@@ -238,7 +164,7 @@ def test_running_statistics_and_evaluation_after_steps(
 # --- against torch's own layers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
+@for_each("momentum", [0.1, None])
 def test_batch_is_torch_batch_norm(momentum: float | None) -> None:
     ours, theirs = make("batch", {"momentum": momentum}, 3, torch.float32), torch.nn.BatchNorm2d(3, momentum=momentum)
     theirs.load_state_dict(ours.state_dict())
@@ -262,7 +188,7 @@ def test_instance_and_layer_are_torch_kernels() -> None:
 # --- ghosts -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("samples", "size", "sizes"),
     [
         (64, 32, [32, 32]),
@@ -280,9 +206,9 @@ def test_ghost_sizes(samples: int, size: int, sizes: list[int]) -> None:
     assert [len(g) for g in ghosts_by_hand(samples, size)] == sizes
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("update", ["pooled", "sequential"])
-@pytest.mark.parametrize(
+@for_each("layout", LAYOUTS)
+@for_each("update", ["pooled", "sequential"])
+@for_each(
     ("shape", "size"),
     [
         ((65, 4), 32),
@@ -312,8 +238,8 @@ def test_ragged_ghosts(shape: tuple[int, ...], size: int, update: str, layout: s
     close(layer.state_dict()["running_var"], var)
 
 
-@pytest.mark.parametrize("update", ["pooled", "sequential"])
-@pytest.mark.parametrize("momentum", [0.1, None])
+@for_each("update", ["pooled", "sequential"])
+@for_each("momentum", [0.1, None])
 def test_ghost_of_the_whole_batch_is_batch(update: str, momentum: float | None) -> None:
     ghost = make("ghost", {"size": 8, "update": update, "momentum": momentum}, 3, torch.float32)
     batch = make("batch", {"momentum": momentum}, 3, torch.float32)
@@ -330,7 +256,7 @@ def test_ghost_of_the_whole_batch_is_batch(update: str, momentum: float | None) 
 ALL = RUNNING + STATELESS
 
 
-@pytest.mark.parametrize(("case", "shape"), defined(ALL, [(6, 3), (6, 3, 4, 4)]))
+@for_each(("case", "shape"), defined(ALL, [(6, 3), (6, 3, 4, 4)]))
 def test_constant_channel_has_finite_gradients(case: tuple[str, dict[str, Any]], shape: tuple[int, ...]) -> None:
     name, p = case
     layer = make(name, p, 3, torch.float32)
@@ -342,8 +268,8 @@ def test_constant_channel_has_finite_gradients(case: tuple[str, dict[str, Any]],
     assert all(g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize("case", RUNNING, ids=ids)
-@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)], ids=str)
+@for_each("case", RUNNING, ids=ids)
+@for_each("shape", [(1, 3), (1, 3, 1, 1)], ids=str)
 def test_one_value_a_channel_follows_the_batch_policy(case: tuple[str, dict[str, Any]], shape: tuple[int, ...]) -> None:
     name, p = case
     layer = make(name, p, 3)
@@ -365,7 +291,7 @@ def test_a_statistics_subset_of_one_value_follows_the_batch_policy() -> None:
     assert layer.state_dict()["num_batches_tracked"] == 0
 
 
-@pytest.mark.parametrize("case", [("batch", {}), ("ghost", {}), *STATELESS], ids=ids)
+@for_each("case", [("batch", {}), ("ghost", {}), *STATELESS], ids=ids)
 def test_one_sample_with_space(case: tuple[str, dict[str, Any]]) -> None:
     name, p = case
     layer = make(name, p, 3)
@@ -374,8 +300,8 @@ def test_one_sample_with_space(case: tuple[str, dict[str, Any]]) -> None:
     assert layer.num_unnormalizable == 0
 
 
-@pytest.mark.parametrize("p", [{}, {"eps_outside": True}, {"affine": False}], ids=str)
-@pytest.mark.parametrize("n", [1, 4])
+@for_each("p", [{}, {"eps_outside": True}, {"affine": False}], ids=str)
+@for_each("n", [1, 4])
 def test_instance_of_one_pixel_is_beta(n: int, p: dict[str, Any]) -> None:
     layer = make("instance", p, 3)
     beta = torch.zeros(3) if layer.bias is None else layer.bias.detach()
@@ -383,8 +309,8 @@ def test_instance_of_one_pixel_is_beta(n: int, p: dict[str, Any]) -> None:
         close(layer(laid_out(sample((n, 3, 1, 1)), layout)), beta.view(1, 3, 1, 1).expand(n, 3, 1, 1))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", ALL, ids=ids)
+@for_each("layout", LAYOUTS)
+@for_each("case", ALL, ids=ids)
 def test_a_large_offset_leaves_the_variance(case: tuple[str, dict[str, Any]], layout: str) -> None:
     """x = 1e4 + noise in float32: a variance formed as E[x^2] - E[x]^2 would be off by a factor, the output by 1e3."""
     name, p = case
@@ -399,8 +325,8 @@ def test_a_large_offset_leaves_the_variance(case: tuple[str, dict[str, Any]], la
     assert error < 2e-2 * largest
 
 
-@pytest.mark.parametrize("case", ALL, ids=ids)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@for_each("case", ALL, ids=ids)
+@for_each("layout", LAYOUTS)
 def test_bfloat16_input_has_float32_statistics(case: tuple[str, dict[str, Any]], layout: str) -> None:
     name, p = case
     layer = make(name, p, 4, torch.float32)
@@ -415,7 +341,7 @@ def test_bfloat16_input_has_float32_statistics(case: tuple[str, dict[str, Any]],
         close(layer.state_dict()["running_var"], var, 1e-5)
 
 
-@pytest.mark.parametrize("case", ALL, ids=ids)
+@for_each("case", ALL, ids=ids)
 def test_autocast_keeps_the_layout_and_trains(case: tuple[str, dict[str, Any]]) -> None:
     name, p = case
     layer = make(name, p, 4, torch.float32)
@@ -426,7 +352,7 @@ def test_autocast_keeps_the_layout_and_trains(case: tuple[str, dict[str, Any]]) 
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("case", [("batch", {}), ("ghost", {"size": 2}), *STATELESS], ids=ids)
+@for_each("case", [("batch", {}), ("ghost", {"size": 2}), *STATELESS], ids=ids)
 def test_wrong_input_is_refused(case: tuple[str, dict[str, Any]]) -> None:
     layer = make(*case, 4)
     with pytest.raises(ValueError, match=r"at least one value.*\(0, 4, 5, 5\)"):

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cases import for_each
+from helpers_norms import LAYOUTS, close, ids, laid_out, make, moved, sample, with_gradients
 from helpers_training import train
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_norm_formulas import LAYOUTS, close, ids, laid_out, make, moved, sample, with_gradients
 from torch import Tensor
 
 from bnlab.norms import NormLayer, strategies
@@ -172,9 +173,9 @@ def made(case: Case, channels: int, dtype: torch.dtype = torch.float64) -> NormL
     return layer
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("layout", LAYOUTS)
+@for_each("shape", SHAPES, ids=str)
+@for_each("case", CASES, ids=ids)
 def test_outputs_gradients_and_statistics_over_steps(case: Case, shape: tuple[int, ...], layout: str) -> None:
     layer = made(case, shape[1])
     hand = ByHand(*case, layer)
@@ -220,9 +221,9 @@ def test_random_shapes(
 # --- renorm -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("p", [{}, {"momentum": 0.3}, {"eps_outside": True}, {"affine": False}], ids=str)
-@pytest.mark.parametrize("shape", [(9, 5), (10, 3, 5, 4)], ids=str)
-@pytest.mark.parametrize(("name", "own"), [("renorm", {"r_max": 1.0, "d_max": 0.0}), ("streaming", {"momentum": 1.0})])
+@for_each("p", [{}, {"momentum": 0.3}, {"eps_outside": True}, {"affine": False}], ids=str)
+@for_each("shape", [(9, 5), (10, 3, 5, 4)], ids=str)
+@for_each(("name", "own"), [("renorm", {"r_max": 1.0, "d_max": 0.0}), ("streaming", {"momentum": 1.0})])
 def test_the_limit_is_batch(name: str, own: dict[str, Any], shape: tuple[int, ...], p: dict[str, Any]) -> None:
     p = p | own
     layer = make(name, p, shape[1])
@@ -246,7 +247,7 @@ def test_renorm_within_its_bounds_is_evaluation() -> None:
     close(layer.train()(x), wanted, 1e-9)
 
 
-@pytest.mark.parametrize("total", [20, 200, 5000])
+@for_each("total", [20, 200, 5000])
 def test_renorm_warms_up_with_the_run(total: int) -> None:
     """The same fraction of a run has the same bounds, however long it is."""
     layer = make("renorm", {"r_max": 3.0, "d_max": 5.0, "warmup": 0.1, "ramp": 0.4}, 2)
@@ -258,7 +259,7 @@ def test_renorm_warms_up_with_the_run(total: int) -> None:
         assert float(d_max) == pytest.approx(5 * grown, abs=1e-12)
 
 
-@pytest.mark.parametrize(("warmup", "first_full"), [(0.0, 0), (0.5, 10), (1.0, 20)])
+@for_each(("warmup", "first_full"), [(0.0, 0), (0.5, 10), (1.0, 20)])
 def test_renorm_without_a_ramp(warmup: float, first_full: int) -> None:
     layer = make("renorm", {"warmup": warmup, "ramp": 0.0}, 2)
     layer.begin(20)
@@ -282,7 +283,7 @@ def test_renorm_without_the_length_of_the_run_has_the_full_bounds() -> None:
     assert tuple(map(float, make("renorm", {"warmup": 1.0}, 2).bounds())) == (3.0, 5.0)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)], ids=str)
+@for_each("shape", [(1, 3), (1, 3, 1, 1)], ids=str)
 def test_renorm_of_one_value_a_channel_follows_the_batch_policy(shape: tuple[int, ...]) -> None:
     layer = make("renorm", {}, 3)
     layer(sample((9, 3, 4, 4)))
@@ -297,7 +298,7 @@ def test_renorm_of_one_value_a_channel_follows_the_batch_policy(shape: tuple[int
 # --- a batch and its samples one by one -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(8, 3), (8, 3, 4, 5)], ids=str)
+@for_each("shape", [(8, 3), (8, 3, 4, 5)], ids=str)
 def test_online_takes_a_batch_as_its_samples_one_by_one(shape: tuple[int, ...]) -> None:
     whole, single = make("online", {"forward_decay": 0.9}, 3), make("online", {"forward_decay": 0.9}, 3)
     for step in range(3):
@@ -376,7 +377,7 @@ def test_control_errors_pull_the_gradient_towards_orthogonality() -> None:
     assert abs(sum(means[30:]) / 30) < 0.05
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("case", CASES, ids=ids)
 def test_no_grad_training_moves_the_statistics(case: Case) -> None:
     with_grad, without = made(case, 3), made(case, 3)
     x = sample((6, 3, 4, 4))
@@ -387,7 +388,7 @@ def test_no_grad_training_moves_the_statistics(case: Case) -> None:
         close(without.state_dict()[key], value)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("case", CASES, ids=ids)
 def test_a_state_dict_resumes_exactly(case: Case) -> None:
     layer = made(case, 3, torch.float32)
     batches = [sample((6, 3, 4, 4), step, torch.float32) for step in range(5)]
@@ -404,7 +405,7 @@ def test_a_state_dict_resumes_exactly(case: Case) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs C++")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch.compile, after a break in the graph
-@pytest.mark.parametrize("name", ["renorm", "streaming", "online"])
+@for_each("name", ["renorm", "streaming", "online"])
 def test_a_compiled_model_computes_the_same(name: str) -> None:
     plain = torch.nn.Sequential(torch.nn.Linear(3, 4), made((name, {}), 4, torch.float32))
     wrapped = copy.deepcopy(plain)
@@ -440,9 +441,9 @@ def test_linear_recurrence(n: int, factor: float | None, seed: int) -> None:
 # --- edges ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0.0, 3.0])
-@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 4)], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("value", [0.0, 3.0])
+@for_each("shape", [(6, 3), (6, 3, 4, 4)], ids=str)
+@for_each("case", CASES, ids=ids)
 def test_constant_channels_have_finite_gradients(case: Case, shape: tuple[int, ...], value: float) -> None:
     layer = made(case, 3, torch.float32)
     for step in range(3):
@@ -451,8 +452,8 @@ def test_constant_channels_have_finite_gradients(case: Case, shape: tuple[int, .
     assert all(t.isfinite().all() for t in layer.state_dict().values())
 
 
-@pytest.mark.parametrize("shape", [(1, 4), (2, 4), (1, 4, 1, 1), (1, 4, 3, 3)], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("shape", [(1, 4), (2, 4), (1, 4, 1, 1), (1, 4, 3, 3)], ids=str)
+@for_each("case", CASES, ids=ids)
 def test_the_smallest_batches_train(case: Case, shape: tuple[int, ...]) -> None:
     layer = made(case, 4, torch.float32)
     for step in range(4):
@@ -462,8 +463,8 @@ def test_the_smallest_batches_train(case: Case, shape: tuple[int, ...]) -> None:
     assert bool(layer.num_unnormalizable) == (case[0] == "renorm" and math.prod(shape) == 4)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("layout", LAYOUTS)
+@for_each("case", CASES, ids=ids)
 def test_a_large_offset_leaves_the_variance(case: Case, layout: str) -> None:
     """x = 1e4 + noise in float32, from the initial statistics on and with statistics that have reached it."""
     layer = made(case, 6, torch.float32)
@@ -481,8 +482,8 @@ def test_a_large_offset_leaves_the_variance(case: Case, layout: str) -> None:
         assert all(g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("layout", LAYOUTS)
+@for_each("case", CASES, ids=ids)
 def test_bfloat16_input_has_float32_statistics(case: Case, layout: str) -> None:
     layer = made(case, 4, torch.float32)
     hand = ByHand(*case, layer)
@@ -501,7 +502,7 @@ def test_bfloat16_input_has_float32_statistics(case: Case, layout: str) -> None:
     close(y, hand.evaluation(x), 4e-2)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("case", CASES, ids=ids)
 def test_autocast_keeps_dtype_and_layout(case: Case) -> None:
     plain, cast = made(case, 4, torch.float32), made(case, 4, torch.float32)
     x = laid_out(sample((8, 4, 6, 6)).bfloat16(), "channels_last")
@@ -521,7 +522,7 @@ def test_autocast_keeps_dtype_and_layout(case: Case) -> None:
         assert torch.equal(cast.state_dict()[key], value), key
 
 
-@pytest.mark.parametrize("name", ["renorm", "streaming", "online"])
+@for_each("name", ["renorm", "streaming", "online"])
 def test_wrong_input_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"at least one value.*\(0, 4, 5, 5\)"):
         make(name, {}, 4)(torch.zeros(0, 4, 5, 5))
@@ -543,7 +544,7 @@ def test_share_of_the_initial_statistics() -> None:
     close(layer.state_dict()["running_var"], torch.full((2,), share.share_left, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("case", CASES, ids=ids)
 def test_evaluation_is_an_affine_map_but_for_layer_scaling(case: Case) -> None:
     layer = made(case, 3)
     layer(sample((8, 3, 4, 4)))
@@ -583,7 +584,7 @@ CNN = ("model=cnn", "model.widths=[8,16]", "trainer.steps=150")
 MLP = ("model=mlp", "model.widths=[64]", "trainer.steps=700", "optim.lr=0.01")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("norm", "batch", "more"),
     [
         ("renorm", 32, CNN),

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cases import for_each
+from helpers_norms import LAYOUTS, close, ids, laid_out, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -82,11 +84,6 @@ CASES: list[Case] = [
     ("dyt", {"eps_outside": True}),
 ]
 SHAPES = [(9, 8), (1, 8), (5, 8, 4, 3), (1, 8, 3, 3), (4, 8, 1, 1)]
-LAYOUTS = ["contiguous", "channels_last", "strided"]
-
-
-def ids(case: Case) -> str:
-    return "-".join([case[0], *(f"{k}={v}" for k, v in case[1].items())])
 
 
 def defined(shapes: list[tuple[int, ...]]) -> list[tuple[Case, tuple[int, ...]]]:
@@ -111,17 +108,6 @@ def make(case: Case, channels: int = 8, dtype: torch.dtype = torch.float64) -> N
     return layer
 
 
-def sample(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=draw, dtype=torch.float64) * 2 + 1).to(dtype)
-
-
-def laid_out(x: Tensor, layout: str) -> Tensor:
-    if layout == "channels_last" and x.dim() == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    return torch.stack([x, x + 1], -1)[..., 0] if layout == "strided" else x.contiguous()
-
-
 def measured(layer: NormLayer, x: Tensor, out_weight: Tensor) -> dict[str, Tensor]:
     """Output and gradients of sum(out_weight * layer(x))."""
     x = x.detach().requires_grad_()
@@ -141,10 +127,6 @@ def expected(case: Case, layer: NormLayer, x: Tensor, out_weight: Tensor) -> dic
     return {"y": y.detach(), **dict(zip(["x", *parameters], gradients, strict=True))}
 
 
-def close(actual: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(actual.double(), wanted.double(), rtol=tolerance, atol=tolerance)
-
-
 def same(actual: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-10) -> None:
     assert actual.keys() == wanted.keys()
     for key, value in wanted.items():
@@ -162,8 +144,8 @@ def keeps_layout(y: Tensor, x: Tensor) -> bool:
 # --- outputs and gradients ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("case", "shape"), defined(SHAPES), ids=named)
+@for_each("layout", LAYOUTS)
+@for_each(("case", "shape"), defined(SHAPES), ids=named)
 def test_output_and_gradients(case: Case, shape: tuple[int, ...], layout: str) -> None:
     layer, out_weight = make(case), sample(shape, 2)
     x = laid_out(sample(shape), layout)
@@ -175,8 +157,8 @@ def test_output_and_gradients(case: Case, shape: tuple[int, ...], layout: str) -
     close(layer.eval()(x), layer.train()(x), 0.0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("case", "shape"), defined([(9, 8), (5, 8, 4, 3)]), ids=named)
+@for_each("layout", LAYOUTS)
+@for_each(("case", "shape"), defined([(9, 8), (5, 8, 4, 3)]), ids=named)
 def test_float32_and_bfloat16(case: Case, shape: tuple[int, ...], layout: str) -> None:
     """Parameters in float32. In bfloat16 only input, output and input gradient are rounded, never what is summed."""
     layer = make(case, dtype=torch.float32)
@@ -192,7 +174,7 @@ def test_float32_and_bfloat16(case: Case, shape: tuple[int, ...], layout: str) -
             close(actual[key], wanted[key], 2e-4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("case", CASES, ids=ids)
 def test_autocast_computes_in_float32(case: Case) -> None:
     for shape, layout in [((6, 8), "contiguous"), ((6, 8, 5, 5), "contiguous"), ((6, 8, 5, 5), "channels_last")]:
         if case[0] == "frn" and len(shape) == 2:
@@ -208,8 +190,8 @@ def test_autocast_computes_in_float32(case: Case) -> None:
             assert torch.equal(cast[key], value), key
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("layout", LAYOUTS)
+@for_each("case", CASES, ids=ids)
 def test_a_large_offset_keeps_the_precision(case: Case, layout: str) -> None:
     x = sample((12, 24, 14, 14), dtype=torch.float32) + 1e4
     layer, p = make(case, 24, torch.float32), dict(layer_parameters(make(case, 24, torch.float32)))
@@ -221,7 +203,7 @@ def layer_parameters(layer: NormLayer) -> list[tuple[str, Tensor]]:
     return [(k, p.detach().double()) for k, p in layer.named_parameters()]
 
 
-@pytest.mark.parametrize(("case", "shape"), defined([(6, 8), (6, 8, 4, 4), (2, 8, 1, 1)]), ids=named)
+@for_each(("case", "shape"), defined([(6, 8), (6, 8, 4, 4), (2, 8, 1, 1)]), ids=named)
 def test_constant_and_zero_channels_have_finite_gradients(case: Case, shape: tuple[int, ...]) -> None:
     for value in (0.0, 3.0):
         for layout in LAYOUTS:
@@ -233,7 +215,7 @@ def test_constant_and_zero_channels_have_finite_gradients(case: Case, shape: tup
             close(layer(x), wanted, 1e-4)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids)
+@for_each("case", CASES, ids=ids)
 def test_wrong_input_is_refused(case: Case) -> None:
     layer = make(case)
     with pytest.raises(ValueError, match=r"at least one value.*\(0, 8, 5, 5\)"):
@@ -245,9 +227,9 @@ def test_wrong_input_is_refused(case: Case) -> None:
 # --- the functions by finite differences -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:2])
-@pytest.mark.parametrize("eps_outside", [False, True])
-@pytest.mark.parametrize("affine", [False, True])
+@for_each("layout", LAYOUTS[:2])
+@for_each("eps_outside", [False, True])
+@for_each("affine", [False, True])
 def test_gradients_by_finite_differences(layout: str, eps_outside: bool, affine: bool) -> None:
     x = laid_out(sample((2, 4, 2, 2)), layout).detach().requires_grad_()
     gamma, beta = (sample((4,), s).requires_grad_() if affine else None for s in (3, 4))
@@ -274,8 +256,8 @@ def test_a_second_derivative_is_refused_and_not_wrong() -> None:
 # --- oracles ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("p", [{}, {"affine": False}, {"eps_outside": True}], ids=str)
+@for_each("layout", LAYOUTS)
+@for_each("p", [{}, {"affine": False}, {"eps_outside": True}], ids=str)
 def test_group_at_its_ends_is_layer_and_instance(p: dict[str, Any], layout: str) -> None:
     x, out_weight = laid_out(sample((5, 6, 4, 3)), layout), sample((5, 6, 4, 3), 2)
     one, all_ = make(("group", {"groups": 1, **p}), 6), make(("group", {"groups": 6, **p}), 6)
@@ -296,7 +278,7 @@ def test_group_and_rms_are_torch_kernels() -> None:
     close(rms(x), F.rms_norm(x, (8, 4, 3), rms.weight.view(8, 1, 1).expand(8, 4, 3), 1e-5), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["group", "weight_std"])
+@for_each("name", ["group", "weight_std"])
 def test_groups_that_do_not_divide_are_refused(name: str) -> None:
     with pytest.raises(IncompatibleError) as error:
         strategies[name](groups=8).layer(12)
@@ -332,9 +314,9 @@ def test_frn_without_space_is_refused() -> None:
 # --- the activation of frn --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3, 5)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@for_each("layout", LAYOUTS)
+@for_each("shape", [(6, 4), (6, 4, 3, 5)], ids=str)
+@for_each("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_the_thresholded_linear_unit(dtype: torch.dtype, shape: tuple[int, ...], layout: str) -> None:
     unit = strategies["frn"]().activation(4)
     assert isinstance(unit, NormModule)
@@ -364,9 +346,9 @@ def standardized_by_hand(weight: Tensor, p: dict[str, Any]) -> Tensor:
     return torch.stack([whitened(row, p) for row in weight])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(6, 10), (6, 4, 3, 3)], ids=str)
-@pytest.mark.parametrize("p", [{}, {"eps": 1e-2}, {"eps_outside": True}], ids=str)
+@for_each("layout", LAYOUTS)
+@for_each("shape", [(6, 10), (6, 4, 3, 3)], ids=str)
+@for_each("p", [{}, {"eps": 1e-2}, {"eps_outside": True}], ids=str)
 def test_weights_are_standardized_with_gradient(p: dict[str, Any], shape: tuple[int, ...], layout: str) -> None:
     transform = strategies["weight_std"](**p).weight_transform
     assert transform is not None
@@ -398,7 +380,7 @@ def built(spec: ModelSpec, name: str, **p: Any) -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize(("spec", "name"), FITTING, ids=lambda v: v if isinstance(v, str) else v.name)
+@for_each(("spec", "name"), FITTING, ids=lambda v: v if isinstance(v, str) else v.name)
 def test_models_train_and_copy(spec: ModelSpec, name: str) -> None:
     """The loss falls, every parameter moves, a deep copy is on its own, evaluation is training."""
     model, x, labels = built(spec, name), sample((16, *IMAGE), dtype=torch.float32), torch.arange(16) % 10
@@ -419,7 +401,7 @@ def test_models_train_and_copy(spec: ModelSpec, name: str) -> None:
     close(copied.eval()(x), model.train()(x), 1e-6)
 
 
-@pytest.mark.parametrize("placement", ["pre", "post"])
+@for_each("placement", ["pre", "post"])
 def test_layers_compute_with_standardized_weights(placement: str) -> None:
     """Blocks of an MLP and a CNN written out; the last layer has no norm behind it and keeps its weights."""
     x = sample((5, *IMAGE), dtype=torch.float32)
@@ -472,7 +454,7 @@ def test_frn_brings_its_activation() -> None:
     assert block.after[0].tau.abs().min() > 0
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("spec", "named"),
     [
         (Cnn(placement="post"), "model.placement=post"),
@@ -488,7 +470,7 @@ def test_frn_refuses_models_it_does_not_fit(spec: ModelSpec, named: str) -> None
     assert named in str(error.value)
 
 
-@pytest.mark.parametrize(("spec", "name"), FITTING, ids=lambda v: v if isinstance(v, str) else v.name)
+@for_each(("spec", "name"), FITTING, ids=lambda v: v if isinstance(v, str) else v.name)
 def test_parameters_of_the_strategy_are_spared_weight_decay(spec: ModelSpec, name: str) -> None:
     model = built(spec, name)
     for optimizer in (Sgd(), AdamW()):
@@ -543,8 +525,8 @@ def test_random_shapes(
     assert keeps_layout(actual["y"], x)
 
 
-@pytest.mark.parametrize("inputs", [1, 3])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@for_each("inputs", [1, 3])
+@for_each("layout", [torch.contiguous_format, torch.channels_last])
 def test_standardized_weights_keep_their_strides(inputs: int, layout: torch.memory_format) -> None:
     transform = strategies["weight_std"]().weight_transform
     assert transform is not None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cases import for_each
 from helpers_training import train
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,8 +154,8 @@ def test_moments_of_many_values_and_of_narrow_types() -> None:
 # ---------------------------------------------------------------- statistics
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("spec", SPECS)
+@for_each("chunk", CHUNKS)
+@for_each("spec", SPECS)
 def test_population_is_one_forward_pass_with_the_batch_the_whole_set(spec: str, chunk: int | None) -> None:
     model, images = network(spec, "batch"), Images(channels_last=spec == "cnn")
     model.train()
@@ -176,7 +177,7 @@ def test_population_is_one_forward_pass_with_the_batch_the_whole_set(spec: str, 
     torch.testing.assert_close(model.eval()(images.whole[0]), whole, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@for_each("spec", SPECS)
 def test_precise_with_one_full_batch_is_population(spec: str) -> None:
     model, images = network(spec, "batch"), Images()
     before = snapshot(model)
@@ -216,7 +217,7 @@ class Backwards(nn.Module):
         return self.last(self.first(x).exp())  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
+@for_each("chunk", CHUNKS)
 def test_the_order_is_that_of_execution(chunk: int | None) -> None:
     model, images = Backwards(), Images()
     found = population(model, takers_of(model), images, chunk)
@@ -227,8 +228,8 @@ def test_the_order_is_that_of_execution(chunk: int | None) -> None:
     torch.testing.assert_close(found[model.last][1], hat.exp().var(1, correction=0))
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("samples", [2, 6, 10, 99])
+@for_each("chunk", CHUNKS)
+@for_each("samples", [2, 6, 10, 99])
 def test_samples_are_the_first_of_the_training_set(samples: int, chunk: int | None) -> None:
     """Each layer has its own number: the first of all images, the second of the first `samples`."""
     model, images = network("mlp", "batch"), Images()
@@ -242,8 +243,8 @@ def test_samples_are_the_first_of_the_training_set(samples: int, chunk: int | No
     torch.testing.assert_close(found[second][1], x[:samples].var(0, correction=0))
 
 
-@pytest.mark.parametrize("chunk", [None, 3])
-@pytest.mark.parametrize("norm", ["batch", "ghost", "population", "layer"])
+@for_each("chunk", [None, 3])
+@for_each("norm", ["batch", "ghost", "population", "layer"])
 def test_an_error_on_the_way_leaves_the_model_as_it_was(norm: str, chunk: int | None) -> None:
     model = build(models["cnn"](widths=(4, 4), dropout=0.5), strategies[norm](), SHAPE, 4, 0).double().train()
     images, layers = Images(), [layer for _, layer in norm_layers(model)]

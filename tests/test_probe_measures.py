@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from helpers_cases import for_each
 from helpers_network import KINDS, Array, Flat, interval, kl, nats, right, twins
 from helpers_probe import Doubles, assert_unchanged, picture, probe_of, samples
 from hypothesis import given, settings
@@ -98,7 +99,7 @@ def test_excludes_zero() -> None:
     assert not Interval(1.0, None, None, 1).excludes_zero
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("draws", "by_sample", "by_draw", "by_both"),
     [(1, 1.0, 0.0, 0.0), (8, 1.0, 0.0, 0.0), (8, 1.0, 0.3, 0.0), (8, 0.0, 1.0, 0.0), (8, 1.0, 1.0, 1.0)],
 )
@@ -202,9 +203,9 @@ def by_index(images: Tensor, order: Tensor, drawn: Tensor | None, shift: int, fl
     return torch.stack(rows).float()
 
 
-@pytest.mark.parametrize("storage", ["float32", "uint8"])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("augment", [Augment(), Augment(flip=True), Augment(shift=2), Augment(shift=1, flip=True)])
+@for_each("storage", ["float32", "uint8"])
+@for_each("channels_last", [False, True])
+@for_each("augment", [Augment(), Augment(flip=True), Augment(shift=2), Augment(shift=1, flip=True)])
 def test_batches_in_order(augment: Augment, channels_last: bool, storage: Literal["float32", "uint8"]) -> None:
     source = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (11, 3, 5, 4), dtype=torch.uint8, generator=source)
@@ -274,7 +275,7 @@ def check(found: Interval, values: Array) -> None:
     assert (found.low, found.high) == (pytest.approx(low, **CLOSE), pytest.approx(high, **CLOSE))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("kind", "space"), [(kind, space) for kind in KINDS for space in (False, True) if space or kind != "torch instance"]
 )
 def test_every_figure_is_that_of_the_written_out_network(kind: str, space: bool) -> None:
@@ -375,8 +376,8 @@ def whole_batch(model: nn.Module, images: Batches) -> Tensor:
         return model(next(images.sequential(len(images)))[0])  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("chunk", [None, 5])
-@pytest.mark.parametrize("kind", ["torch batch", "batch", "sync"])
+@for_each("chunk", [None, 5])
+@for_each("kind", ["torch batch", "batch", "sync"])
 def test_population_is_one_full_batch_and_precise_with_one(kind: str, chunk: int | None) -> None:
     for space in (False, True):
         images = Doubles(*samples(16, (2, 2, 3) if space else (6, 1, 1)))
@@ -430,8 +431,8 @@ def finite(found: ProbeResult) -> None:
         assert "nan" not in verdict(split)
 
 
-@pytest.mark.parametrize("norm", ["batch", "ghost", "renorm", "streaming", "online", "population", "layer"])
-@pytest.mark.parametrize(("count", "size"), [(3, 8), (5, 1), (1, 1), (1, 8), (7, 4)])
+@for_each("norm", ["batch", "ghost", "renorm", "streaming", "online", "population", "layer"])
+@for_each(("count", "size"), [(3, 8), (5, 1), (1, 1), (1, 8), (7, 4)])
 def test_few_samples_and_small_batches(norm: str, count: int, size: int) -> None:
     layer = strategies[norm](**({"size": 2} if norm == "ghost" else {})).layer(4)
     found = probed(mlp(layer), [probe_of(*small(count), size)], TRAINING)
@@ -483,9 +484,9 @@ def test_a_layer_called_twice_is_refused_by_name() -> None:
     assert_unchanged(before, picture(model))
 
 
-@pytest.mark.parametrize("where", ["weight", "statistics", "readout"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
-@pytest.mark.parametrize("norm", ["batch", "layer", "population", "online", "torch"])
+@for_each("where", ["weight", "statistics", "readout"])
+@for_each("value", [math.nan, math.inf, 3e38])
+@for_each("norm", ["batch", "layer", "population", "online", "torch"])
 def test_diverged_weights_end_in_figures(norm: str, value: float, where: str) -> None:
     layer = nn.BatchNorm1d(4) if norm == "torch" else strategies[norm]().layer(4)
     model = mlp(layer, torch.float32)
@@ -515,7 +516,7 @@ def test_diverged_weights_end_in_figures(norm: str, value: float, where: str) ->
         assert all(math.isnan(each.largest) for each in found.agreement)
 
 
-@pytest.mark.parametrize("momentum", [None, 0.0, 1.0])
+@for_each("momentum", [None, 0.0, 1.0])
 def test_momenta_at_the_ends(momentum: float | None) -> None:
     model = mlp(nn.BatchNorm1d(4, momentum=momentum)).train()
     for images, _ in TRAINING.sequential(5):

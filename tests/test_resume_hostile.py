@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_cli import in_turn
+from helpers_cli import QUICK, in_turn
+from helpers_resume import StopAt
 from helpers_training import train
-from test_resume import StopAt
-from test_resume_sweep import QUICK
 
 from bnlab.config import compose
 from bnlab.experiment.config import identity, parse_config

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import helpers_cli
 import pytest
-from helpers_cli import BNLAB, ROOT, environment
+from helpers_cli import BNLAB, QUICK, ROOT, environment
 from helpers_training import train
 from PIL import Image
 
@@ -21,8 +21,6 @@ from bnlab.training import checkpoint
 
 pytestmark = pytest.mark.slow
 
-QUICK = ["trainer.steps=30", "model=mlp", "model.widths=[16]", "data.batch_size=32", "eval.every=0.25"]
-QUICK += ["eval.probe_samples=256", "trainer.device=cpu", "trainer.threads=1"]
 TABLES = ("steps.csv", "evals.csv", "layers.csv")
 bnlab = partial(helpers_cli.bnlab, supervised=True)
 FAULTY = {"PYTHONPATH": f"{ROOT / 'tests/faults'}:{ROOT}"}

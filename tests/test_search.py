@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers_cli import ROOT
-from test_launchers import QUICK, run, settings
+from helpers_launchers import QUICK, run, settings
 
 from bnlab.config.compose import compose
 from bnlab.errors import EnvironmentFault

@@ -6,6 +6,7 @@ import math
 import statistics
 
 import pytest
+from helpers_cases import for_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -33,14 +34,14 @@ DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 coarse = st.integers(-1000, 1000).map(lambda i: i / 100)  # ties and zeros are likely
 
 
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 10, 49, 100, 999])
-@pytest.mark.parametrize("t", [0.0, 1e-6, 0.3, -1.0, 2.776, 12.706, 60.0])
+@for_each("df", [1, 2, 3, 4, 5, 9, 10, 49, 100, 999])
+@for_each("t", [0.0, 1e-6, 0.3, -1.0, 2.776, 12.706, 60.0])
 def test_t_tails_are_those_of_scipy(t: float, df: int) -> None:
     assert t_tails(t, df) == pytest.approx(2 * stats.t.sf(abs(t), df), rel=1e-9, abs=2e-13)
 
 
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 30, 999])
-@pytest.mark.parametrize("probability", [0.5, 0.8, 0.95, 0.975, 0.9995])
+@for_each("df", [1, 2, 3, 4, 7, 30, 999])
+@for_each("probability", [0.5, 0.8, 0.95, 0.975, 0.9995])
 def test_t_quantile_is_that_of_scipy(probability: float, df: int) -> None:
     assert t_quantile(probability, df) == pytest.approx(stats.t.ppf(probability, df), rel=1e-9, abs=1e-12)
 
@@ -104,7 +105,7 @@ def test_values_that_do_not_vary() -> None:
     assert shifted.p is None, "a constant difference shows no spread to judge it by"
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("ps", "corrected"),
     [
         ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
@@ -129,9 +130,7 @@ def test_holm_only_raises_keeps_order_and_is_at_most_bonferroni(ps: list[float |
     assert [p is None for p in ps] == [q is None for q in corrected]
 
 
-@pytest.mark.parametrize(
-    ("n", "k"), [(2, 1), (5, 1), (6, 1), (8, 1), (9, 2), (10, 2), (12, 3), (15, 4), (20, 6), (25, 8)]
-)
+@for_each(("n", "k"), [(2, 1), (5, 1), (6, 1), (8, 1), (9, 2), (10, 2), (12, 3), (15, 4), (20, 6), (25, 8)])
 def test_ranks_of_the_median_interval(n: int, k: int) -> None:
     found = estimate_median([float(i) for i in range(1, n + 1)])
     assert (found.low, found.high) == (k, n + 1 - k)
@@ -159,7 +158,7 @@ def test_restricted_times() -> None:
     assert restrict([100.0, 1900.0], []) == [100.0, 1900.0]
 
 
-@pytest.mark.parametrize(("n", "within"), [(3, 0.06), (5, 0.02), (10, 0.005), (40, 0.005)])
+@for_each(("n", "within"), [(3, 0.06), (5, 0.02), (10, 0.005), (40, 0.005)])
 def test_detectable_difference_has_the_stated_power(n: int, within: float) -> None:
     size = detectable_difference(2.0, n)
     assert size is not None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cases import for_each
 from helpers_training import train
 from torch import nn
 
@@ -60,8 +61,8 @@ def summary_of(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- the steps themselves
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("norm", ["none", "batch", "ghost", "layer"])
+@for_each("optimizer", ["sgd", "adamw"])
+@for_each("norm", ["none", "batch", "ghost", "layer"])
 def test_the_loop_takes_the_steps_that_plain_torch_takes(
     trained: Callable[..., Path], norm: str, optimizer: str
 ) -> None:
@@ -104,7 +105,7 @@ def test_the_loop_takes_the_steps_that_plain_torch_takes(
         assert torch.equal(saved["model"][name], value), name
 
 
-@pytest.mark.parametrize("norm", list(strategies))
+@for_each("norm", list(strategies))
 def test_same_seed_same_bits(trained: Callable[..., Path], norm: str) -> None:
     more = (f"norm={norm}", "model.dropout=0.2", "data.shift=1", "data.flip=true")
     first, second, other = trained(*more), trained(*more), trained(*more, "seed=1")
@@ -137,7 +138,7 @@ def test_purposes_draw_apart() -> None:
     assert torch.equal(first, torch.rand(3, generator=generator(0, "order")))
 
 
-@pytest.mark.parametrize("spec", [Sgd(), AdamW()], ids=lambda s: s.name)
+@for_each("spec", [Sgd(), AdamW()], ids=lambda s: s.name)
 def test_norm_parameters_are_spared_from_decay_unless_asked(spec: Sgd | AdamW) -> None:
     model = build(models["cnn"](widths=(4,)), strategies["batch"](), (1, 8, 8), 10, 0)
     decayed, spared = spec.groups(model)
@@ -258,7 +259,7 @@ def test_cuda_trains_as_the_cpu_does(trained: Callable[..., Path]) -> None:
 # ---------------------------------------------------------------- evaluations
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("every", "per_epoch", "total", "expected"),
     [
         (1.0, 10, 30, [10, 20, 30]),
@@ -284,8 +285,8 @@ def same(one: Any, other: Any) -> bool:
     return tensors and one[1:3] == other[1:3] and torch.equal(one[3], other[3])
 
 
-@pytest.mark.parametrize("norm", list(strategies))
-@pytest.mark.parametrize("interrupted", [False, True])
+@for_each("norm", list(strategies))
+@for_each("interrupted", [False, True])
 def test_evaluations_leave_the_model_as_it_was(norm: str, interrupted: bool) -> None:
     model = build(models["cnn"](widths=(8, 8), dropout=0.5), strategies[norm](), (1, 8, 8), 10, 0)
     model.train()
@@ -363,8 +364,8 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(certain, torch.tensor([0, 1])) == 0
 
 
-@pytest.mark.parametrize("stats", ["running", "batch"])
-@pytest.mark.parametrize("norm", ["none", "layer", "instance", "group", "rms"])
+@for_each("stats", ["running", "batch"])
+@for_each("norm", ["none", "layer", "instance", "group", "rms"])
 def test_strategies_without_statistics_have_no_gap_at_all(trained: Callable[..., Path], norm: str, stats: str) -> None:
     """Bit for bit: both modes see the same batches, though the split is evaluated in others."""
     more = ("model.dropout=0.3", f"eval.stats={stats}", "eval.batch_size=50", "eval.probe_samples=100")

@@ -77,12 +77,12 @@ class Command:
 
     def __init__(self, request: dict[str, Any], stdout: IO[Any] | None = None) -> None:
         self.returncode: int | None = None
-        self._out = stdout or tempfile.TemporaryFile()  # noqa: SIM115
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self._server = socket.socket(socket.AF_UNIX)
         self._server.connect(_address())
         with open(os.devnull) as nothing:
-            files = [nothing.fileno(), self._out.fileno(), self._err.fileno()]
+            files = [nothing.fileno(), (stdout or self._out).fileno(), self._err.fileno()]
             socket.send_fds(self._server, [json.dumps(request).encode()], files)
         self.pid = self._number()
 

@@ -8,13 +8,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers_cli import BNLAB, ROOT, SHORT, bnlab, environment, in_turn, start
+from helpers_cases import for_each
+from helpers_cli import ROOT, SHORT, bnlab, environment, in_turn, start
 
 from bnlab import __version__
 from bnlab.norms import strategies
@@ -120,29 +120,16 @@ MISTAKES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def mistaken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """What `train` says to each mistake, all in one process, because a start of each takes seconds."""
-    place = tmp_path_factory.mktemp("mistaken")
-    found = in_turn([["train", *arguments] for arguments, *_ in MISTAKES], place)
-    assert list(place.iterdir()) == []
-    answers = {tuple(done.args[1:]): done for done in found}
-    return lambda *arguments: answers[arguments]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
-)
-def test_mistakes_end_in_one_message(
-    mistaken: Callable[..., subprocess.CompletedProcess[str]], arguments: list[str], code: int, message: str
-) -> None:
-    done = mistaken(*arguments)
+@for_each(("arguments", "code", "message"), MISTAKES)
+def test_mistakes_end_in_one_message(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    done = bnlab("train", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 3, done.stderr
     assert "Traceback" not in done.stderr
     assert "hydra.cc" not in done.stderr
     assert "ray_aws" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -153,11 +140,9 @@ def test_mistakes_end_in_one_message(
     ],
     ids=" ".join,
 )
-def test_mistakes_found_by_a_worker_are_told_alike(
-    mistaken: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, arguments: list[str]
-) -> None:
+def test_mistakes_found_by_a_worker_are_told_alike(tmp_path: Path, arguments: list[str]) -> None:
     """The shell's own way: errors of every kind cross the pipe from the worker process, with their exit code."""
-    done, other = bnlab("train", *arguments, cwd=tmp_path, fresh=True), mistaken(*arguments)
+    done, other = bnlab("train", *arguments, cwd=tmp_path, fresh=True), bnlab("train", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (other.returncode, other.stdout, other.stderr)
     assert list(tmp_path.iterdir()) == []
 
@@ -231,7 +216,7 @@ def test_compare_names_broken_folders_and_shows_the_rest(tmp_path: Path) -> None
     assert bnlab("compare", "--strict", cwd=tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("arguments", "code", "message"),
     [
         (["--metric", "test_acuracy"], 2, "did you mean test_accuracy?"),
@@ -299,17 +284,10 @@ def test_a_reader_that_leaves_early_is_no_error(sweep: tuple[Path, subprocess.Co
 def test_output_on_a_full_disk_is_one_message(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     with open("/dev/full", "w") as full:
         for arguments in (["compare"], ["list"], ["compare", "-f", "csv"]):
-            done = subprocess.run(
-                [*BNLAB, *arguments],
-                cwd=sweep[0],
-                stdout=full,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment(),
-                check=False,
-            )
-            assert done.returncode == 1
-            assert done.stderr == "cannot read or write the output: No space left on device\n"
+            with start(*arguments, cwd=sweep[0], stdout=full) as command:
+                _, err = command.communicate()
+            assert command.returncode == 1
+            assert err == "cannot read or write the output: No space left on device\n"
 
 
 def test_ascii_terminals_and_no_color(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

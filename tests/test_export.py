@@ -273,6 +273,7 @@ def test_mlflow_has_every_run_once(home: Path, runs: list[Path], tracked: Tracke
             assert sorted((point.step, point.value) for point in history) == points
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_replaces_what_has_gone_on_and_what_was_left_half(tmp_path: Path, tracked: Tracked) -> None:
     from bnlab.compare.frames import tables_of
@@ -304,6 +305,7 @@ def test_mlflow_replaces_what_has_gone_on_and_what_was_left_half(tmp_path: Path,
     assert math.isnan(second.value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_odd_name_does_not_keep_runs_out_of_mlflow(tmp_path: Path, tracked: Tracked) -> None:
     from mlflow.utils.validation import _validate_metric_name, _validate_param_name
@@ -352,7 +354,8 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "module"), [("parquet", "pyarrow"), ("tensorboard", "tensorboard"), ("mlflow", "mlflow")]
+    ("form", "module"),
+    [("parquet", "pyarrow"), *(pytest.param(name, name, marks=pytest.mark.slow) for name in ("tensorboard", "mlflow"))],
 )
 def test_a_missing_library_is_named_and_nothing_written(tmp_path: Path, form: str, module: str) -> None:
     make_run(tmp_path / "runs" / "0")
@@ -366,7 +369,9 @@ def test_a_missing_library_is_named_and_nothing_written(tmp_path: Path, form: st
     assert not (tmp_path / "export").exists()
 
 
-@pytest.mark.parametrize("form", ["csv", "tensorboard", "mlflow"])
+@pytest.mark.parametrize(
+    "form", ["csv", *(pytest.param(form, marks=pytest.mark.slow) for form in ("tensorboard", "mlflow"))]
+)
 def test_a_full_disk_leaves_nothing(tmp_path: Path, form: str) -> None:
     for seed in range(20):
         folder = make_run(tmp_path / "runs" / str(seed), seed=seed)

@@ -54,6 +54,7 @@ def in_shell(line: str, place: Path) -> Done:
     )
 
 
+@pytest.mark.slow
 def test_streams_that_are_closed_full_or_left_early(trained: Path) -> None:
     run = f"{sweep_of(trained)}/0"
     some = {
@@ -83,6 +84,7 @@ def test_streams_that_are_closed_full_or_left_early(trained: Path) -> None:
             assert done.stdout.count("\n") == ("head" in end), (command, end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["2> /dev/full", "2>&-", "2> >(exec <&-; sleep 1)"], ids=["full", "closed", "left"])
 def test_messages_that_nobody_takes_cost_nothing(tmp_path: Path, end: str) -> None:
     done = in_shell(f"train -m seed=0,1 {' '.join(QUICK)} {end}", tmp_path)

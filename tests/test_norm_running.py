@@ -403,6 +403,7 @@ def test_a_state_dict_resumes_exactly(case: Case) -> None:
         assert torch.equal(resumed.state_dict()[key], value), key
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs C++")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch.compile, after a break in the graph
 @for_each("name", ["renorm", "streaming", "online"])

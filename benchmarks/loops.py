@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnlab.data import Batches, Split
-from bnlab.models import build, models
-from bnlab.norms import strategies
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
+from bnlab.models.model import build, models
+from bnlab.norms.strategy import strategies
 from bnlab.record.run_folder import RunFolder
 from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Findings

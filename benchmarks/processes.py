@@ -21,7 +21,7 @@ BNLAB = [sys.executable, "-m", "bnlab"]
 _STEPS = """
 import sys, time, torch
 from benchmarks.loops import BATCH, images, network
-from bnlab.data import Batches
+from bnlab.data.batches import Batches
 from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.loop import train_step
 from bnlab.training.optim import optimizers

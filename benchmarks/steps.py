@@ -8,7 +8,7 @@ from dataclasses import replace
 from benchmarks.loops import images
 from bnlab.bench.arms import contest, read
 from bnlab.bench.engine import BenchConfig, Contest, ContestTime, measure
-from bnlab.data import DataBundle
+from bnlab.data.bundle import DataBundle
 
 TRAINING_SET = 1024  # images, for the strategies that read it
 

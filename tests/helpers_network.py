@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from bnlab.measure.probe_batches import batching
-from bnlab.norms import strategies
+from bnlab.norms.strategy import strategies
 
 Array = npt.NDArray[np.float64]
 MOMENTUM, UPDATES, EPS = 0.1, 7, 1e-3

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.norms import NormLayer, strategies
+from bnlab.norms.strategy import NormLayer, strategies
 
 
 def scaled(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:

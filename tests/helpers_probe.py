@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.data import Augment, Batches, Split
+from bnlab.data.augment import Augment
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.measure.probe_batches import Probe
 
 HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks") or "_hooks_" in name]

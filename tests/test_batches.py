@@ -9,7 +9,9 @@ import torch
 from helpers_cases import for_each
 from torch.nn import functional
 
-from bnlab.data import Augment, Batches, Split
+from bnlab.data.augment import Augment
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.errors import ConfigError
 
 LAYOUTS = [(channels, last) for channels in (1, 3) for last in (False, True)]

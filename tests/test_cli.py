@@ -17,7 +17,7 @@ from helpers_cases import for_each
 from helpers_cli import ROOT, SHORT, bnlab, environment, in_turn, start
 
 from bnlab import __version__
-from bnlab.norms import strategies
+from bnlab.norms.strategy import strategies
 
 
 @pytest.fixture(scope="session")

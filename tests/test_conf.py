@@ -12,11 +12,11 @@ from helpers_cases import for_each
 
 from bnlab.config import compose
 from bnlab.config.files import groups
-from bnlab.data import datasets
+from bnlab.data.dataset import datasets
 from bnlab.errors import ConfigError
 from bnlab.experiment.config import identity, parse_config
-from bnlab.models import models
-from bnlab.norms import strategies
+from bnlab.models.model import models
+from bnlab.norms.strategy import strategies
 from bnlab.training.evaluation import EvalConfig
 from bnlab.training.optim import optimizers
 from bnlab.training.schedule import schedules

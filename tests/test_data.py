@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from bnlab.data import Split, datasets, digits, load
-from bnlab.data.bundle import hold_out, stratified_order
-from bnlab.download import catalog
+from bnlab.data.bundle import Split, hold_out, load, stratified_order
+from bnlab.data.dataset import datasets
+from bnlab.data.sets import digits
 from bnlab.errors import ConfigError, DataError
 from bnlab.schema import parse
 
@@ -145,16 +145,16 @@ def test_a_move_beyond_the_image_is_refused_on_loading():
         load(make("digits", shift=8))
 
 
-def test_the_table_of_sources_is_torchvisions():
+def test_the_sources_are_torchvisions():
     import torchvision.datasets as theirs
 
     for name, cls in (("mnist", theirs.MNIST), ("fashion_mnist", theirs.FashionMNIST)):
-        source = catalog.SOURCES[name]
+        source = datasets[name].source
         assert list(source.mirrors) == cls.mirrors
         assert [(archive.name, archive.md5) for archive in source.archives] == cls.resources
         assert {archive.folder for archive in source.archives} == {f"{cls.__name__}/raw"}
     for name, cls in (("cifar10", theirs.CIFAR10), ("cifar100", theirs.CIFAR100)):
-        source, (archive,) = catalog.SOURCES[name], catalog.SOURCES[name].archives
+        source, (archive,) = datasets[name].source, datasets[name].source.archives
         assert source.mirrors[0] + archive.name == cls.url
         assert (archive.name, archive.md5) == (cls.filename, cls.tgz_md5)
         meta = [cls.meta["filename"], cls.meta["md5"]]
@@ -163,15 +163,12 @@ def test_the_table_of_sources_is_torchvisions():
         assert {str(Path(file.path).parent) for file in archive.files} == {cls.base_folder}
 
 
-def test_every_data_set_has_a_source_and_a_status(tmp_path):
-    assert sorted(catalog.SOURCES) == list(datasets)
-    states = {name: catalog.status(name, tmp_path).state for name in datasets}
+def test_every_data_set_has_a_status(tmp_path):
+    states = {name: datasets[name].source.status(tmp_path).state for name in datasets}
     assert states == dict.fromkeys(("mnist", "fashion_mnist", "cifar10", "cifar100"), "missing") | {
         "digits": "present",
         "folder": "yours",
     }
-    with pytest.raises(ConfigError, match="did you mean mnist"):
-        catalog.status("minst", tmp_path)
 
 
 def test_missing_files_are_named_with_size_checksum_and_advice(tmp_path):
@@ -197,13 +194,13 @@ def small_mnist(tmp_path, monkeypatch):
     raw.mkdir(parents=True)
     arrays = [rng.integers(0, 256, (12, 5, 5)), np.arange(12) % 10, rng.integers(0, 256, (4, 5, 5)), np.arange(4)]
     archives = []
-    for archive, array in zip(catalog.SOURCES["mnist"].archives, arrays, strict=True):
+    for archive, array in zip(datasets["mnist"].source.archives, arrays, strict=True):
         (file,) = archive.files
         data = idx(array)
         (tmp_path / file.path).write_bytes(data)
         archives.append(dataclasses.replace(archive, files=(dataclasses.replace(file, size=len(data)),)))
-    source = dataclasses.replace(catalog.SOURCES["mnist"], archives=tuple(archives))
-    monkeypatch.setitem(catalog.SOURCES, "mnist", source)
+    source = dataclasses.replace(datasets["mnist"].source, archives=tuple(archives))
+    monkeypatch.setattr(datasets["mnist"], "source", source)
     monkeypatch.setattr(datasets["mnist"], "num_train", 12)
     return tmp_path, arrays
 
@@ -218,14 +215,14 @@ def test_mnist_keeps_its_test_images_apart(small_mnist):
 
 
 def test_a_truncated_file_is_named_with_both_sizes(tmp_path):
-    for archive in catalog.SOURCES["mnist"].archives:
+    for archive in datasets["mnist"].source.archives:
         path = tmp_path / archive.files[0].path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"ab")
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte: 2 bytes, expected 47,040,016"):
         load(make("mnist", root=str(tmp_path)))
-    assert catalog.status("mnist", tmp_path).state == "damaged"
-    assert catalog.status("mnist", tmp_path).bytes_on_disk == 8
+    assert datasets["mnist"].source.status(tmp_path).state == "damaged"
+    assert datasets["mnist"].source.status(tmp_path).bytes_on_disk == 8
 
 
 def test_a_file_of_the_right_size_with_garbage_is_no_assertion(small_mnist):
@@ -251,7 +248,7 @@ def small_cifar10(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     (tmp_path / "cifar-10-batches-py").mkdir()
     pixels, files = [], []
-    archive = catalog.SOURCES["cifar10"].archives[0]
+    archive = datasets["cifar10"].source.archives[0]
     for number, file in enumerate(archive.files):
         data = {"label_names": list("abcdefghij")}
         if number < 6:
@@ -265,9 +262,9 @@ def small_cifar10(tmp_path, monkeypatch):
     monkeypatch.setattr(theirs.CIFAR10, "test_list", listed[5:6])
     monkeypatch.setattr(theirs.CIFAR10, "meta", theirs.CIFAR10.meta | {"md5": listed[6][1]})
     source = dataclasses.replace(
-        catalog.SOURCES["cifar10"], archives=(dataclasses.replace(archive, files=tuple(files)),)
+        datasets["cifar10"].source, archives=(dataclasses.replace(archive, files=tuple(files)),)
     )
-    monkeypatch.setitem(catalog.SOURCES, "cifar10", source)
+    monkeypatch.setattr(datasets["cifar10"], "source", source)
     monkeypatch.setattr(datasets["cifar10"], "num_train", 10)
     return tmp_path, pixels
 

@@ -13,7 +13,9 @@ import torch
 from helpers_images import bomb
 from PIL import Image
 
-from bnlab.data import datasets, image_folder, load
+from bnlab.data import image_folder
+from bnlab.data.bundle import load
+from bnlab.data.dataset import datasets
 from bnlab.data.decode import printable
 from bnlab.errors import ConfigError, DataError
 from bnlab.schema import parse

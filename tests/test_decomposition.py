@@ -17,7 +17,8 @@ from helpers_training import train
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from bnlab.data import Augment, Batches
+from bnlab.data.augment import Augment
+from bnlab.data.batches import Batches
 from bnlab.experiment.trained_model import of_run
 from bnlab.measure.decomposition import NAMES, Decomposition, Stages, Term, decompose, levels, stages
 from bnlab.measure.interval import Interval

@@ -26,14 +26,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bnlab.config import compose
-from bnlab.data import Batches, Split
 from bnlab.data.augment import Augment
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.distributed import ALONE, RankLost, Workers, from_environment, shard
 from bnlab.errors import BnlabError, ConfigError, EnvironmentFault
 from bnlab.experiment import run
 from bnlab.experiment.config import identity
-from bnlab.models import build, models
-from bnlab.norms import strategies
+from bnlab.models.model import build, models
+from bnlab.norms.strategy import strategies
 from bnlab.record.tables import Cell
 from bnlab.runner import sweep
 from bnlab.runner.supervisor import RetryPolicy

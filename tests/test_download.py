@@ -14,9 +14,9 @@ import threading
 import pytest
 from helpers_download import HTML, Handler, Server
 
-from bnlab.download import catalog as sources
-from bnlab.download.catalog import Archive, File
-from bnlab.download.fetch import fetch, status
+from bnlab.data.dataset import datasets
+from bnlab.data.download import fetch
+from bnlab.data.sources import Archive, File
 from bnlab.errors import ConfigError, DataError
 
 
@@ -37,7 +37,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def set_of_two(server, monkeypatch):
-    """A data set of two packed files, on the server and in the table of sources; returns what unpacking must give."""
+    """Two packed files, on the server and as MNIST's source; returns what unpacking must give."""
     wanted, archives = {}, []
     for number in (1, 2):
         data = bytes(range(256)) * 40 * number
@@ -47,8 +47,8 @@ def set_of_two(server, monkeypatch):
         file = File(f"Two/raw/part{number}", len(data))
         md5 = hashlib.md5(packed).hexdigest()
         archives.append(Archive(f"part{number}.gz", len(packed), md5, "Two/raw", (file,)))
-    source = dataclasses.replace(sources.SOURCES["mnist"], mirrors=(server.url + "/",), archives=tuple(archives))
-    monkeypatch.setitem(sources.SOURCES, "two", source)
+    source = dataclasses.replace(datasets["mnist"].source, mirrors=(server.url + "/",), archives=tuple(archives))
+    monkeypatch.setattr(datasets["mnist"], "source", source)
     return wanted
 
 
@@ -63,33 +63,33 @@ def holds(root, wanted):
 def test_a_whole_fetch_and_nothing_the_second_time(server, set_of_two, tmp_path):
     told = []
     root = tmp_path / "deep" / "data"
-    assert fetch("two", root, report=lambda done, total: told.append((done, total))) == root
+    assert fetch("mnist", root, report=lambda done, total: told.append((done, total))) == root
     assert holds(root, set_of_two)
     total = sum(map(len, server.files.values()))
     assert told == sorted(told)
     assert told[-1] == (total, total)
     assert left_over(root) == []
-    assert status("two", root).state == "present"
+    assert datasets["mnist"].source.status(root).state == "present"
     assert len(server.asked) == 2
-    fetch("two", root)
+    fetch("mnist", root)
     assert len(server.asked) == 2
 
 
 def test_only_what_is_missing_is_fetched_and_an_archive_put_there_is_used(server, set_of_two, tmp_path):
-    fetch("two", tmp_path)
+    fetch("mnist", tmp_path)
     (tmp_path / "Two/raw/part1").unlink()
     (tmp_path / "Two/raw/part2").write_bytes(b"ab")
     (tmp_path / "Two/raw/part2.gz").write_bytes(b"spoilt")
-    assert status("two", tmp_path).state == "damaged"
+    assert datasets["mnist"].source.status(tmp_path).state == "damaged"
     server.asked.clear()
-    fetch("two", tmp_path)
+    fetch("mnist", tmp_path)
     assert holds(tmp_path, set_of_two)
     assert [path for path, _ in server.asked] == ["/some/where/part2.gz"]
 
 
 def test_a_cut_off_download_goes_on_by_itself(server, set_of_two, tmp_path):
     server.script = ["cut", "serve"]
-    fetch("two", tmp_path)
+    fetch("mnist", tmp_path)
     assert holds(tmp_path, set_of_two)
     half = len(server.files["part1.gz"]) // 2
     assert [asked for _, asked in server.asked] == [None, f"bytes={half}-", None]
@@ -98,11 +98,11 @@ def test_a_cut_off_download_goes_on_by_itself(server, set_of_two, tmp_path):
 def test_a_server_that_always_cuts_off_leaves_a_part_to_go_on_from(server, set_of_two, tmp_path):
     server.script = ["cut"]
     with pytest.raises(DataError, match=r"cut off after [\d,]+ of [\d,]+ bytes"):
-        fetch("two", tmp_path)
+        fetch("mnist", tmp_path)
     assert left_over(tmp_path) == ["part1.gz.part"]
     server.script = ["serve"]
     server.asked.clear()
-    fetch("two", tmp_path)
+    fetch("mnist", tmp_path)
     assert server.asked[0][1] is not None
     assert holds(tmp_path, set_of_two)
     assert left_over(tmp_path) == []
@@ -114,7 +114,7 @@ def test_a_part_is_completed_whether_or_not_the_server_knows_ranges(word, server
     part.parent.mkdir(parents=True)
     part.write_bytes(server.files["part1.gz"][:70])
     server.script = [word]
-    fetch("two", tmp_path)
+    fetch("mnist", tmp_path)
     assert server.asked[0][1] == "bytes=70-"
     assert holds(tmp_path, set_of_two)
 
@@ -124,7 +124,7 @@ def test_a_part_of_something_else_is_thrown_away(length, server, set_of_two, tmp
     part = tmp_path / "Two/raw/part1.gz.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"?" * (len(server.files["part1.gz"]) if length is None else length))
-    fetch("two", tmp_path)
+    fetch("mnist", tmp_path)
     assert holds(tmp_path, set_of_two)
 
 
@@ -132,7 +132,7 @@ def test_a_complete_part_needs_no_server(server, set_of_two, tmp_path):
     part = tmp_path / "Two/raw/part1.gz.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(server.files["part1.gz"])
-    fetch("two", tmp_path)
+    fetch("mnist", tmp_path)
     assert [path for path, _ in server.asked] == ["/some/where/part2.gz"]
 
 
@@ -150,11 +150,11 @@ def test_a_complete_part_needs_no_server(server, set_of_two, tmp_path):
 def test_failures_name_file_url_size_checksum_path_and_advice(word, reason, server, set_of_two, tmp_path):
     server.script = [word]
     with pytest.raises(DataError, match=reason) as caught:
-        fetch("two", tmp_path, timeout=0.3)
+        fetch("mnist", tmp_path, timeout=0.3)
     lines = str(caught.value).splitlines()
-    archive = sources.SOURCES["two"].archives[0]
+    archive = datasets["mnist"].source.archives[0]
     assert len(lines) == 3
-    assert lines[0].startswith(f"two: could not fetch {server.url}/part1.gz: ")
+    assert lines[0].startswith(f"mnist: could not fetch {server.url}/part1.gz: ")
     for word_there in (f"{archive.size:,} bytes", archive.md5, str(tmp_path / "Two/raw/part1.gz")):
         assert word_there in lines[1]
     assert "data=digits" in lines[2]
@@ -165,7 +165,7 @@ def test_failures_name_file_url_size_checksum_path_and_advice(word, reason, serv
 def test_another_range_than_asked_for_is_refused(server, set_of_two, tmp_path):
     server.script = ["cut", "another range"]
     with pytest.raises(DataError, match="another range than the one asked for"):
-        fetch("two", tmp_path)
+        fetch("mnist", tmp_path)
 
 
 def test_offline(set_of_two, tmp_path):
@@ -173,7 +173,7 @@ def test_offline(set_of_two, tmp_path):
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         with pytest.raises(DataError, match=rf"http://127.0.0.1:{port}/part1.gz: no connection \(Connection refused\)"):
-            fetch("two", tmp_path, mirror=f"http://127.0.0.1:{port}")
+            fetch("mnist", tmp_path, mirror=f"http://127.0.0.1:{port}")
 
 
 def test_no_such_host(set_of_two, tmp_path, monkeypatch):
@@ -184,17 +184,17 @@ def test_no_such_host(set_of_two, tmp_path, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(DataError, match=r"no connection \(Name or service not known\)"):
-        fetch("two", tmp_path, mirror="http://nowhere.invalid")
+        fetch("mnist", tmp_path, mirror="http://nowhere.invalid")
 
 
 def test_mirrors_are_tried_in_order_and_one_given_replaces_them(server, set_of_two, tmp_path, monkeypatch):
-    source = dataclasses.replace(sources.SOURCES["two"], mirrors=("http://127.0.0.1:9", server.url))
-    monkeypatch.setitem(sources.SOURCES, "two", source)
-    fetch("two", tmp_path)
+    source = dataclasses.replace(datasets["mnist"].source, mirrors=("http://127.0.0.1:9", server.url))
+    monkeypatch.setattr(datasets["mnist"], "source", source)
+    fetch("mnist", tmp_path)
     assert holds(tmp_path, set_of_two)
     server.script = ["gone"]
     with pytest.raises(DataError) as caught:
-        fetch("two", tmp_path / "other", mirror=server.url)
+        fetch("mnist", tmp_path / "other", mirror=server.url)
     assert "127.0.0.1:9/" not in str(caught.value)
     assert f"{server.url}/part1.gz: HTTP status 404" in str(caught.value)
 
@@ -217,20 +217,20 @@ def test_requests_that_make_no_sense(name, keys, message, tmp_path):
 def test_what_cannot_be_fetched_is_not_offered(tmp_path):
     with pytest.raises(ConfigError) as error:
         fetch("foo", tmp_path)
-    assert str(error.value) == "foo: no such data set\nthere are: mnist, fashion_mnist, cifar10, cifar100"
+    assert str(error.value) == "foo: no such data set\nthere are: cifar10, cifar100, fashion_mnist, mnist"
 
 
 def test_too_little_space_is_told_before_the_download(server, set_of_two, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(DataError, match=r"no space in .*: [\d,]+ bytes needed, 10 free"):
-        fetch("two", tmp_path)
+        fetch("mnist", tmp_path)
     assert server.asked == []
 
 
 def test_a_root_that_cannot_be_written(set_of_two, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match=r"two: cannot write .*file"):
-        fetch("two", tmp_path / "file")
+    with pytest.raises(DataError, match=r"mnist: cannot write .*file"):
+        fetch("mnist", tmp_path / "file")
 
 
 def packed(members):
@@ -251,15 +251,15 @@ def tar_source(server, monkeypatch, members, files):
     data = packed(members)
     server.files["all.tar.gz"] = data
     archive = Archive("all.tar.gz", len(data), hashlib.md5(data).hexdigest(), "", files)
-    source = dataclasses.replace(sources.SOURCES["cifar10"], mirrors=(server.url,), archives=(archive,))
-    monkeypatch.setitem(sources.SOURCES, "tarred", source)
+    source = dataclasses.replace(datasets["cifar10"].source, mirrors=(server.url,), archives=(archive,))
+    monkeypatch.setattr(datasets["cifar10"], "source", source)
 
 
 def test_a_tar_gives_the_files_expected_and_no_others(server, tmp_path, monkeypatch):
     members = [("../evil", b"x"), ("/tmp/evil", b"x"), ("in/one", b"1"), ("in/two", b"22"), ("in/more", b"333")]
     tar_source(server, monkeypatch, members, (File("in/one", 1), File("in/two", None)))
     root = tmp_path / "root"
-    fetch("tarred", root)
+    fetch("cifar10", root)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["all.tar.gz", "one", "two"]
     assert (root / "in/two").read_bytes() == b"22"
 
@@ -267,11 +267,11 @@ def test_a_tar_gives_the_files_expected_and_no_others(server, tmp_path, monkeypa
 def test_a_link_in_a_tar_is_not_taken_for_a_file(server, tmp_path, monkeypatch):
     tar_source(server, monkeypatch, [("in/one", ("/etc/hostname",))], (File("in/one", None),))
     with pytest.raises(DataError, match=r"all\.tar\.gz: holds no in/one"):
-        fetch("tarred", tmp_path)
+        fetch("cifar10", tmp_path)
     assert not (tmp_path / "in/one").exists()
 
 
 def test_a_member_of_another_size_is_told(server, tmp_path, monkeypatch):
     tar_source(server, monkeypatch, [("in/one", b"1")], (File("in/one", 2),))
     with pytest.raises(DataError, match="1 bytes, expected 2 after unpacking"):
-        fetch("tarred", tmp_path)
+        fetch("cifar10", tmp_path)

@@ -15,7 +15,8 @@ from helpers_cases import for_each
 from helpers_training import train
 from torch import Tensor, nn
 
-from bnlab.data import Batches, DataBundle, Split
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import DataBundle, Split
 from bnlab.errors import IncompatibleError
 from bnlab.measure.discrepancy import logits_of, score
 from bnlab.measure.folding import folded
@@ -23,8 +24,8 @@ from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import evaluating, training_statistics
 from bnlab.measure.population_statistics import mixed_with_batch, plan, population
 from bnlab.measure.refresh import Refresh
-from bnlab.models import ModelSpec, build, models, norm_layers
-from bnlab.norms import strategies
+from bnlab.models.model import ModelSpec, build, models, norm_layers
+from bnlab.norms.strategy import strategies
 from bnlab.training.evaluation import EvalConfig, Evaluator, check_eval
 
 SHAPE = (2, 8, 8)

@@ -25,8 +25,8 @@ from bnlab.measure.layer_statistics import (
     values_read,
 )
 from bnlab.measure.moments import InstanceMoments
-from bnlab.models import build, models, norm_layers
-from bnlab.norms import strategies
+from bnlab.models.model import build, models, norm_layers
+from bnlab.norms.strategy import strategies
 
 
 def ours(name: str, **p: object) -> nn.Module:

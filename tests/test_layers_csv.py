@@ -17,13 +17,13 @@ from helpers_training import train
 from torch import Tensor, nn
 
 from bnlab.config import compose
-from bnlab.data import DataBundle
+from bnlab.data.bundle import DataBundle
 from bnlab.experiment import run, setup
 from bnlab.experiment.config import Config, parse_config
 from bnlab.measure.by_layer import LayerGap
 from bnlab.measure.decomposition import NAMES
 from bnlab.metrics import metrics
-from bnlab.models import norm_layers
+from bnlab.models.model import norm_layers
 from bnlab.norms.strategy import NormLayer
 from bnlab.seeding import generator
 from bnlab.training import checkpoint

@@ -10,8 +10,11 @@ from helpers_cases import for_each
 from torch import Tensor, nn
 
 from bnlab.errors import ConfigError, IncompatibleError
-from bnlab.models import Cnn, Mlp, ModelSpec, Resnet, build, models, norm_layers
-from bnlab.norms import NormLayer, strategies
+from bnlab.models.cnn import Cnn
+from bnlab.models.mlp import Mlp
+from bnlab.models.model import ModelSpec, build, models, norm_layers
+from bnlab.models.resnet import Resnet
+from bnlab.norms.strategy import NormLayer, strategies
 
 SPECS: list[ModelSpec] = [Mlp(widths=(16, 24)), Cnn(widths=(8, 16), depth=2), Resnet(depth=8, width=8)]
 SHAPE = (3, 8, 8)

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.ops import FrozenBatchNorm2d
 
-from bnlab.data import Augment, Batches, Split
+from bnlab.data.augment import Augment
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.errors import IncompatibleError
 from bnlab.measure import decomposition
 from bnlab.measure.by_layer import layer_gaps
@@ -35,8 +37,8 @@ from bnlab.measure.probe_model import probe, split_gap
 from bnlab.measure.recalibration import recalibration
 from bnlab.measure.refresh import refreshed
 from bnlab.measure.robustness import STATS, robustness
-from bnlab.models import ModelSpec, build, models, norm_layers
-from bnlab.norms import strategies
+from bnlab.models.model import ModelSpec, build, models, norm_layers
+from bnlab.norms.strategy import strategies
 
 SHAPE = (2, 4, 4)
 SPECS: dict[str, ModelSpec] = {

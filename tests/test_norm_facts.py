@@ -9,7 +9,8 @@ import torch
 from helpers_cases import for_each
 from torch import Tensor
 
-from bnlab.norms import NormLayer, RunningLayer, strategies
+from bnlab.norms.running import RunningLayer
+from bnlab.norms.strategy import NormLayer, strategies
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "batch": [{"stat_samples": 4}, {"stat_stride": 2}, {"momentum": None}],

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bnlab.norms import strategies
+from bnlab.norms.strategy import strategies
 from bnlab.norms.ghost import ghost_sizes
 
 # --- the formulas ---------------------------------------------------------------------------------------------------

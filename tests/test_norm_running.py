@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bnlab.norms import NormLayer, strategies
 from bnlab.norms.recurrence import linear_recurrence
+from bnlab.norms.strategy import NormLayer, strategies
 
 Case = tuple[str, dict[str, Any]]
 CASES: list[Case] = [

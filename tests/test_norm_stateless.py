@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bnlab.errors import IncompatibleError
-from bnlab.models import Cnn, Mlp, ModelSpec, Resnet, build
-from bnlab.models.model import Conv
-from bnlab.norms import NormLayer, NormModule, strategies
+from bnlab.models.cnn import Cnn
+from bnlab.models.mlp import Mlp
+from bnlab.models.model import Conv, ModelSpec, build
+from bnlab.models.resnet import Resnet
 from bnlab.norms.frn import Threshold
 from bnlab.norms.group import GroupNorm
 from bnlab.norms.rms import RootMeanSquare, RootMeanSquareOfRows
+from bnlab.norms.strategy import NormLayer, NormModule, strategies
 from bnlab.training.optim import AdamW, Sgd
 
 Case = tuple[str, dict[str, Any]]

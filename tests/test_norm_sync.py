@@ -11,7 +11,8 @@ from helpers_workers import on_workers
 from torch import Tensor
 
 from bnlab.distributed import Workers, shard
-from bnlab.norms import RunningLayer, strategies
+from bnlab.norms.running import RunningLayer
+from bnlab.norms.strategy import strategies
 from bnlab.norms.sync import merged
 
 C, STEPS = 5, 3

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bnlab.data import Batches, Split
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.errors import ConfigError
 from bnlab.measure import refresh as calibrations
 from bnlab.measure.layer_statistics import Statistics, running_layers
@@ -26,8 +27,9 @@ from bnlab.measure.moments import Moments, chunk_moments
 from bnlab.measure.population_statistics import Takers, mixed_with_batch, plan, precise
 from bnlab.measure.population_statistics import population as planned
 from bnlab.measure.refresh import Refresh, refreshed
-from bnlab.models import ModelSpec, build, models, norm_layers
-from bnlab.norms import RunningLayer, strategies
+from bnlab.models.model import ModelSpec, build, models, norm_layers
+from bnlab.norms.running import RunningLayer
+from bnlab.norms.strategy import strategies
 
 SHAPE = (2, 8, 8)
 SPECS: dict[str, ModelSpec] = {

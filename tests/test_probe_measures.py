@@ -18,7 +18,9 @@ from scipy import stats
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from bnlab.data import Augment, Batches, Split
+from bnlab.data.augment import Augment
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.errors import IncompatibleError
 from bnlab.measure.interval import Interval, exactly, mean_of, share_of
 from bnlab.measure.layer_statistics import running_layers
@@ -27,8 +29,8 @@ from bnlab.measure.population_statistics import adopted, plan, population, preci
 from bnlab.measure.probe_batches import Probe, batching, logits_with_mates, probe_indices
 from bnlab.measure.probe_model import CURVE_SIZES, Evaluation, ProbeResult, probe
 from bnlab.measure.verdict import verdict
-from bnlab.models import build, models
-from bnlab.norms import strategies
+from bnlab.models.model import build, models
+from bnlab.norms.strategy import strategies
 
 CLOSE: dict[str, Any] = {"rel": 1e-5, "abs": 2e-6}  # logits are kept in float32
 

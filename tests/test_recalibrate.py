@@ -19,7 +19,8 @@ from helpers_cli import bnlab
 from torch import Tensor, nn
 
 from bnlab.cli import recalibrate as command
-from bnlab.data import Batches, Split
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
 from bnlab.experiment.trained_model import of_module, of_run
 from bnlab.measure.by_layer import layer_gaps
@@ -37,7 +38,7 @@ from bnlab.measure.recalibration import (
     recalibration,
     samples_used,
 )
-from bnlab.norms import strategies
+from bnlab.norms.strategy import strategies
 from bnlab.training import checkpoint
 
 HERE = ["trainer.device=cpu", "trainer.threads=1"]

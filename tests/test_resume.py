@@ -17,7 +17,7 @@ from helpers_resume import MLP, SHORT, TABLES, assert_equal, interrupted, plain_
 from helpers_training import train
 
 from bnlab.experiment import run
-from bnlab.norms import strategies
+from bnlab.norms.strategy import strategies
 from bnlab.training import checkpoint, loop
 from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Evaluator

@@ -21,7 +21,8 @@ from helpers_cli import bnlab
 from torch import Tensor, nn
 
 from bnlab.cli.shift import shift
-from bnlab.data import Batches, Split
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.data.shifts import SEVERITIES, SHIFTS, shifted
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.measure.interval import Interval

@@ -23,8 +23,8 @@ from bnlab.experiment import setup
 from bnlab.experiment.config import parse_config
 from bnlab.measure.discrepancy import calibration_error, gap, logits_of, score
 from bnlab.measure.modes import evaluating, training_statistics
-from bnlab.models import build, models, norm_layers
-from bnlab.norms import strategies
+from bnlab.models.model import build, models, norm_layers
+from bnlab.norms.strategy import strategies
 from bnlab.seeding import derived_seed, generator
 from bnlab.training import checkpoint
 from bnlab.training.evaluation import evaluation_steps

@@ -12,12 +12,12 @@ import torch
 from bnlab.bench.engine import BenchConfig, Contest, Stepper
 from bnlab.bench.stepper import first_batches, stepper
 from bnlab.config import compose
-from bnlab.data import DataBundle
+from bnlab.data.bundle import DataBundle
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of
 from bnlab.models.model import check_fit
-from bnlab.norms import strategies
+from bnlab.norms.strategy import strategies
 from bnlab.schema import parse
 from bnlab.training.allocator import keep_freed_memory
 

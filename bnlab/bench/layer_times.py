@@ -14,7 +14,7 @@ from bnlab.bench.engine import Contest, Stepper
 from bnlab.bench.traffic import traffic_of
 from bnlab.errors import IncompatibleError
 from bnlab.experiment.setup import device_of
-from bnlab.norms import Strategy
+from bnlab.norms.strategy import Strategy
 from bnlab.timing import phase_clock
 from bnlab.training.allocator import keep_freed_memory
 

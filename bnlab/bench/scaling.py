@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from bnlab.bench.arms import Arm, Section, fitting, left_out
-from bnlab.data import DataBundle, Split
+from bnlab.data.bundle import DataBundle, Split
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import parse_config
 from bnlab.experiment.setup import bundle_of

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from bnlab.bench.engine import Stepper
 from bnlab.bench.pairing import Figures
 from bnlab.bench.traffic import Traffic, traffic_of
-from bnlab.data import Batches, DataBundle
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import DataBundle
 from bnlab.distributed import ALONE, Workers
 from bnlab.errors import IncompatibleError
 from bnlab.experiment.config import Config
@@ -27,7 +28,7 @@ from bnlab.measure.layer_statistics import normalizations
 from bnlab.measure.modes import evaluating
 from bnlab.measure.population_statistics import hooked
 from bnlab.measure.refresh import Refresh, bnlab_layers
-from bnlab.models import norm_layers
+from bnlab.models.model import norm_layers
 from bnlab.timing import PhaseClock, phase_clock
 from bnlab.training.loop import train_step
 from bnlab.training.trainer import forward_of, loss_function, precision_of

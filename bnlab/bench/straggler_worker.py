@@ -30,7 +30,8 @@ from bnlab.bench.engine import FEWEST_ROUNDS, BenchConfig
 from bnlab.bench.pairing import Figures, Ratio, Turns, in_turn, ratio_of
 from bnlab.bench.stepper import BATCHES, Mark, trainee
 from bnlab.bench.straggler_result import MODES, LateStep, Mode, ParallelTime
-from bnlab.data import Batches, DataBundle
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import DataBundle
 from bnlab.distributed import Workers, from_environment
 from bnlab.errors import BnlabError
 from bnlab.experiment.config import Config, parse_config

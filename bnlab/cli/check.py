@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bnlab.conformance.card import examine
 from bnlab.conformance.subject import Subject, of_factory, of_strategy
 from bnlab.errors import ConfigError
-from bnlab.norms import strategies
+from bnlab.norms.strategy import strategies
 from bnlab.report.check_formats import CARD_FORMATS
 from bnlab.report.check_report import card_table, checking, matrix_table
 from bnlab.report.console import messages, results

@@ -100,14 +100,14 @@ def _space(runs: Path) -> Finding:
 
 
 def _data(root: Path) -> Iterator[Finding]:
-    from bnlab.download.catalog import SOURCES, status
+    from bnlab.data.dataset import datasets
 
-    for name in SOURCES:
-        found = status(name, root)
-        if found.state == "damaged":
-            path, fault = next(pair for pair in found.faults if pair[1] != "missing")
+    for name in datasets:
+        there = datasets[name].source.status(root)
+        if there.state == "damaged":
+            path, fault = next(pair for pair in there.faults if pair[1] != "missing")
             yield Finding(f"data {name}", "note", f"damaged: {root / path}: {fault}")
-        elif found.state == "missing":
+        elif there.state == "missing":
             yield Finding(f"data {name}", "note", f"not in {root}; bnlab data fetch {name} --root {root}")
-        elif found.state == "present":
+        elif there.state == "present":
             yield Finding(f"data {name}", "ok", "there")

@@ -45,19 +45,20 @@ def list_options(
 
 def data_list(root: Root = Path("data")) -> None:
     """What is there, what is missing, sizes and licences."""
-    from bnlab.download.catalog import SOURCES, status
+    from bnlab.data.dataset import datasets
     from bnlab.report.listing import show_rows
 
     rows = []
-    for name in SOURCES:
-        found = status(name, root)
-        size = f"{found.bytes_on_disk / 1e6:,.0f} MB" if found.bytes_on_disk else "-"
-        rows.append((name, found.state, size, found.source.images, found.source.shape, found.source.licence))
+    for name in datasets:
+        source = datasets[name].source
+        there = source.status(root)
+        size = f"{there.bytes_on_disk / 1e6:,.0f} MB" if there.bytes_on_disk else "-"
+        rows.append((name, there.state, size, source.images, source.shape, source.licence))
     show_rows(("data", "state", "on disk", "images", "shape", "licence"), rows)
 
 
 def data_fetch(
-    names: Annotated[list[str], typer.Argument(help="mnist, fashion_mnist, cifar10, cifar100")],
+    names: Annotated[list[str], typer.Argument(help="Names of `bnlab data list`.")],
     root: Root = Path("data"),
     mirror: Annotated[
         Optional[str], typer.Option("--mirror", help="A URL to fetch from instead of the published ones.")
@@ -67,7 +68,7 @@ def data_fetch(
     ] = 20.0,
 ) -> None:
     """Download data sets: with progress, resuming what is there, checked against the published checksum."""
-    from bnlab.download.fetch import fetch
+    from bnlab.data.download import fetch
     from bnlab.report.console import results
     from bnlab.report.download_report import download_meter
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from bnlab.data import Batches, Split
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.data.shifts import SEVERITIES, SHIFTS, shifted
 from bnlab.errors import ConfigError, IncompatibleError, did_you_mean
 from bnlab.experiment.setup import device_batches

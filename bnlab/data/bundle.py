@@ -1,4 +1,4 @@
-"""What every data set is: common keys, and three splits of whole tensors that come out the same on every machine.
+"""A data set as it is trained on: three splits of whole tensors that come out the same on every machine.
 
 The official test images are never mixed with the others. Validation comes from the official training images and
 depends on no run's seed, so that all arms of a comparison select on the same samples.
@@ -7,18 +7,14 @@ depends on no run's seed, so that all arms of a comparison select on the same sa
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from bnlab.data.augment import Augment
-from bnlab.errors import ConfigError, DataError
-from bnlab.registry import Registry
-from bnlab.schema import param
+from bnlab.data.dataset import DataSpec
+from bnlab.errors import DataError
 from bnlab.seeding import generator
 
 SPLIT_SEED = 0  # a constant: who is in validation is a property of the data set, not of a run
@@ -92,73 +88,6 @@ class DataBundle:
             stds.append((share @ (values - mean).square()).sqrt())
         std = torch.stack(stds)
         return torch.stack(means).float(), torch.where(std > 0, std, 1.0).float()
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSpec(ABC):
-    """The keys common to every data set; a subclass adds its own and reads the files."""
-
-    name: ClassVar[str]
-    num_train: ClassVar[int | None] = None  # official training images, where they are known before reading
-
-    root: str = param("data", "folder that holds the data sets, relative to the working directory")
-    train_size: int | None = param(None, "train on this many samples; a smaller subset lies in every larger one", low=1)
-    valid_size: int = param(0, "samples taken from the training images for validation, the same for every seed", low=0)
-    batch_size: int = param(64, "samples in a batch", low=1)
-    last_batch: Literal["keep", "drop", "merge"] = param(
-        "keep", "what becomes of a short last batch: merge joins it to the one before"
-    )
-    storage: Literal["float32", "uint8"] = param(
-        "float32", "how images are held; uint8 takes a quarter, and is normalized in each batch"
-    )
-    shift: int = param(0, "move each image by up to this many pixels, filled with black", low=0)
-    flip: bool = param(False, "mirror half of the images, left to right")
-    crop: int = param(0, "move each image by up to this many pixels, filled with its reflection", low=0)
-
-    def __post_init__(self) -> None:
-        if self.shift and self.crop:
-            raise ConfigError(
-                f"data.shift={self.shift} and data.crop={self.crop}: both move the image, only the filling differs\n"
-                "set one of them to 0"
-            )
-        if self.num_train is not None:
-            self.check_sizes(self.num_train)
-
-    @abstractmethod
-    def read(self) -> Parts:
-        """Read the files. Errors: DataError if they are missing or damaged."""
-
-    @property
-    def augment(self) -> Augment:
-        """What is done to each training image anew in every epoch."""
-        return Augment(shift=self.shift, flip=self.flip, crop=self.crop)
-
-    def check_sizes(self, available: int) -> int:
-        """Return how many of the `available` training images are trained on.
-
-        Errors: ConfigError if the splits do not fit, or if `last_batch=drop` leaves no batch.
-        """
-        if self.valid_size >= available:
-            raise ConfigError(
-                f"data.valid_size={self.valid_size}: leaves nothing to train on\n"
-                f"{self.name} has {available:,} training images: at most {available - 1:,}"
-            )
-        rest = available - self.valid_size
-        if self.train_size is not None and self.train_size > rest:
-            raise ConfigError(
-                f"data.train_size={self.train_size}: at most {rest:,}, which is {available:,} training images "
-                f"less data.valid_size={self.valid_size}"
-            )
-        count = rest if self.train_size is None else self.train_size
-        if self.last_batch == "drop" and self.batch_size > count:
-            raise ConfigError(
-                f"data.batch_size={self.batch_size}: with data.last_batch=drop there is no batch\n"
-                f"the training split has {count:,} images; use at most that, or data.last_batch=keep"
-            )
-        return count
-
-
-datasets: Registry[DataSpec] = Registry("data")
 
 
 def load(spec: DataSpec) -> DataBundle:

@@ -8,82 +8,59 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from bnlab.data.bundle import DataSpec, Parts, Split, datasets, hold_out
-from bnlab.data.decode import decode_all, printable
-from bnlab.errors import ConfigError, DataError
-from bnlab.schema import param
+from bnlab.data.bundle import Parts, Split, hold_out
+from bnlab.data.decode import Pixels, decode_all, printable
+from bnlab.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 NAMED = 10  # bad files named in a message, then a count
 CACHE_VERSION = 1  # raised when the same files are decoded to other pixels
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+def read_folder(path: str, root: str, size: int, channels: int, test_share: float) -> Parts:
+    """List, check and decode the images at `path`, or take them from the cache under `root`.
+
+    Errors: DataError naming every file and folder that cannot be used.
+    """
+    try:
+        listing = _list(Path(path))
+    except OSError as error:
+        raise DataError(f"data.path: cannot read {printable(str(error.filename))}: {error.strerror}") from error
+    images = torch.from_numpy(_pixels(listing, Path(root) / "cache", size, channels))
+    labels = torch.tensor([entry.label for entry in listing.entries])
+    classes = tuple(printable(name) for name in listing.classes)
+    if listing.num_test:
+        border = len(labels) - listing.num_test
+        return Parts(classes, Split(images[:border], labels[:border]), Split(images[border:], labels[border:]))
+    train, test = hold_out(Split(images, labels), max(1, round(test_share * len(labels))))
+    return Parts(classes, train, test)
 
 
-@datasets.register("folder")
-@dataclass(frozen=True, kw_only=True)
-class Folder(DataSpec):
-    """Your own images: path/train/CLASS/*.jpg with path/test/CLASS/*.jpg, or path/CLASS/*.jpg, which is split."""
-
-    name: ClassVar[str] = "folder"
-
-    valid_size: int = param(
-        100, "samples taken from the training images for validation, the same for every seed", low=0
+def _pixels(listing: Listing, caches: Path, size: int, channels: int) -> Pixels:
+    cache = caches / f"folder-{listing.key(f'{CACHE_VERSION}:{size}:{channels}')}.npz"
+    cached = _read_cache(cache, (len(listing.entries), channels, size, size))
+    if cached is not None:
+        return cached
+    pixels, faults = decode_all(
+        listing.root,
+        [entry.path for entry in listing.entries],
+        size,
+        channels,
+        mean_bytes=sum(entry.size for entry in listing.entries) / len(listing.entries),
     )
-    path: str = param("", "folder of the images, relative to the working directory")
-    size: int = param(32, "images are resized to size x size pixels", low=1, high=1024)
-    channels: Literal[1, 3] = param(3, "1 for grey, 3 for colour")
-    test_share: float = param(
-        0.2, "share of each class kept for testing, if there is no test folder", above=0, high=0.9
-    )
-
-    def read(self) -> Parts:
-        """List, check and decode the images, or take them from the cache under `root`.
-
-        Errors: ConfigError without `path`; DataError naming every file and folder that cannot be used.
-        """
-        if not self.path:
-            raise ConfigError("data.path: must name the folder of images, for example data.path=pictures")
-        try:
-            listing = _list(Path(self.path))
-        except OSError as error:
-            raise DataError(f"data.path: cannot read {printable(str(error.filename))}: {error.strerror}") from error
-        images = torch.from_numpy(self._pixels(listing))
-        labels = torch.tensor([entry.label for entry in listing.entries])
-        classes = tuple(printable(name) for name in listing.classes)
-        if listing.num_test:
-            border = len(labels) - listing.num_test
-            return Parts(classes, Split(images[:border], labels[:border]), Split(images[border:], labels[border:]))
-        train, test = hold_out(Split(images, labels), max(1, round(self.test_share * len(labels))))
-        return Parts(classes, train, test)
-
-    def _pixels(self, listing: Listing) -> Pixels:
-        key = listing.key(f"{CACHE_VERSION}:{self.size}:{self.channels}")
-        cache = Path(self.root) / "cache" / f"folder-{key}.npz"
-        shape = (len(listing.entries), self.channels, self.size, self.size)
-        cached = _read_cache(cache, shape)
-        if cached is not None:
-            return cached
-        pixels, faults = decode_all(
-            listing.root,
-            [entry.path for entry in listing.entries],
-            self.size,
-            self.channels,
-            mean_bytes=sum(entry.size for entry in listing.entries) / len(listing.entries),
-        )
-        if faults:
-            _refuse(listing.root, [f"{printable(path)}: {why}" for path, why in faults])
-        _write_cache(cache, pixels)
-        return pixels
+    if faults:
+        _refuse(listing.root, [f"{printable(path)}: {why}" for path, why in faults])
+    _write_cache(cache, pixels)
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -132,13 +109,13 @@ def _list(folder: Path) -> Listing:
         faults += [f"test/{printable(name)}: missing" for name in sorted(set(classes) - set(others))]
     if len(classes) < 2:
         faults.append(f"{len(classes)} class folders in {printable(parts[0])}: at least 2 are needed")
-    found = [
+    images = [
         _images(os.path.join(part, name), label, root, faults) for part in parts for label, name in enumerate(classes)
     ]
     if faults:
         _refuse(root, faults)
-    num_test = sum(len(images) for images in found[len(classes) :])
-    return Listing(root, tuple(classes), tuple(entry for images in found for entry in images), num_test)
+    num_test = sum(map(len, images[len(classes) :]))
+    return Listing(root, tuple(classes), tuple(itertools.chain.from_iterable(images)), num_test)
 
 
 def _class_names(part: str, root: str, faults: list[str]) -> list[str]:

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 from bnlab import __version__
-from bnlab.data import DataSpec, datasets
+from bnlab.data.dataset import DataSpec, datasets
 from bnlab.distributed import HOW_TO_START, Workers, from_environment
 from bnlab.errors import ConfigError, IncompatibleError, did_you_mean
-from bnlab.models import ModelSpec, models
-from bnlab.norms import Strategy, strategies
-from bnlab.registry import Registry
+from bnlab.models.model import ModelSpec, models
+from bnlab.norms.strategy import Strategy, strategies
+from bnlab.registry import Named, Registry
 from bnlab.schema import EVERY_KEY, parse
 from bnlab.training.evaluation import EvalConfig, Measure
 from bnlab.training.optim import OptimizerSpec, optimizers
 from bnlab.training.schedule import ScheduleSpec, schedules
 from bnlab.training.trainer import TrainerConfig
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Named)
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,79}")
 KEYS = ("name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval", "measure")
 # Where things lie and what a run is called; they cannot change its result, so they are no part of its identity.

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from bnlab.data import DataBundle
 from bnlab.data.batches import batch_sizes
+from bnlab.data.bundle import DataBundle
 from bnlab.distributed import ALONE, RankLost
 from bnlab.errors import BnlabError, EnvironmentFault, IncompatibleError, RecordError
 from bnlab.experiment.config import Config, check_workers, identity, parse_config

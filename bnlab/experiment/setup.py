@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnlab.data import Batches, DataBundle, DataSpec, Split, load
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import DataBundle, Split, load
+from bnlab.data.dataset import DataSpec
 from bnlab.distributed import ALONE, Workers
 from bnlab.errors import EnvironmentFault, IncompatibleError
 from bnlab.experiment import gpu_lock
 from bnlab.experiment.config import Config
-from bnlab.models import build
+from bnlab.models.model import build
 from bnlab.record.environment import environment
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, Stop

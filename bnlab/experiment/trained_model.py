@@ -17,12 +17,13 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.config import compose
 from bnlab.conformance.subject import described, load_factory
-from bnlab.data import Batches, DataBundle
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import DataBundle
 from bnlab.errors import BnlabError, ConfigError, RecordError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of, to_device
 from bnlab.measure.probe_batches import Probe, probe_indices
-from bnlab.models import norm_layers
+from bnlab.models.model import norm_layers
 from bnlab.record.read import read_documents
 from bnlab.training import checkpoint
 from bnlab.training.allocator import keep_freed_memory

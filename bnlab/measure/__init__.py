@@ -5,7 +5,8 @@ model of one's own, with its images as uint8 of shape (N, C, H, W) and their lab
 
     >>> import torch
     >>> from torch import nn
-    >>> from bnlab.data import Batches, Split
+    >>> from bnlab.data.batches import Batches
+    >>> from bnlab.data.bundle import Split
     >>> from bnlab.measure import Probe, plan, running_layers, verdict
     >>> from bnlab.measure import population_statistics, probe_model
     >>> draw = torch.Generator().manual_seed(0)

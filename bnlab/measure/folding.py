@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import IncompatibleError
-from bnlab.models import norm_layers
-from bnlab.models.model import Conv, Linear
+from bnlab.models.model import Conv, Linear, norm_layers
 from bnlab.norms.strategy import NormLayer
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from bnlab.data import Batches
+from bnlab.data.batches import Batches
 from bnlab.errors import IncompatibleError
 from bnlab.measure.layer_statistics import Statistics, adopt, gatherer, kept, running_layers, statistics_of
 from bnlab.measure.modes import evaluating, restored, training_statistics

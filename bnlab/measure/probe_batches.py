@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnlab.data import Batches
+from bnlab.data.batches import Batches
 from bnlab.seeding import generator
 
 

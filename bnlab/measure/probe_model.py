@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnlab.data import Batches
+from bnlab.data.batches import Batches
 from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.decomposition import Decomposition, Stages, decompose, divergence, levels, nats, right, stages
 from bnlab.measure.interval import Interval, mean_of, share_of

@@ -13,7 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from bnlab.data import Batches
+from bnlab.data.batches import Batches
 from bnlab.errors import IncompatibleError
 from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.decomposition import nats, right

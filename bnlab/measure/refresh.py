@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from bnlab.data import Batches
+from bnlab.data.batches import Batches
 from bnlab.measure.adjoint import add_gradient
 from bnlab.measure.layer_statistics import Statistics, adopt
 from bnlab.measure.population_statistics import Plan, Takers, adopted, plan, population

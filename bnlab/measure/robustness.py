@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnlab.data import Batches, Split
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
 from bnlab.measure.decomposition import nats, right
 from bnlab.measure.discrepancy import calibration_error
 from bnlab.measure.interval import Interval, mean_of

@@ -1,8 +1,5 @@
-"""Networks that ask a strategy for their norm layers: importing the package enters all of them in `models`."""
+"""Networks that ask a strategy for their norm layers, one module each.
 
-from bnlab.models.cnn import Cnn
-from bnlab.models.mlp import Mlp
-from bnlab.models.model import ModelSpec, build, models, norm_layers
-from bnlab.models.resnet import Resnet
-
-__all__ = ["Cnn", "Mlp", "ModelSpec", "Resnet", "build", "models", "norm_layers"]
+Read `model.py` first: the keys that all have, the block they are made of, and how weights are drawn. A new model is a
+new module: the registry `model.models` imports all of them at the first look-up.
+"""

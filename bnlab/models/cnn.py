@@ -19,8 +19,6 @@ class Cnn(ModelSpec):
     After Simonyan and Zisserman, "Very Deep Convolutional Networks", 2014, with one linear layer at the end.
     """
 
-    name = "cnn"
-
     widths: tuple[int, ...] = param((32, 64), "channels of each stage", low=1)
     depth: int = param(1, "convolutions in a stage", low=1)
 

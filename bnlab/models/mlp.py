@@ -15,7 +15,6 @@ from bnlab.schema import param
 class Mlp(ModelSpec):
     """A multilayer perceptron: hidden linear layers of the given widths; dropout after each."""
 
-    name = "mlp"
     has_space = False
 
     widths: tuple[int, ...] = param((256, 256), "units of each hidden layer", low=1)

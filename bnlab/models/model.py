@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnlab.errors import IncompatibleError
-from bnlab.norms import NormLayer, Strategy, strategies
+from bnlab.norms.strategy import NormLayer, Strategy, strategies
 from bnlab.registry import Registry
 from bnlab.schema import param
 from bnlab.seeding import generator
@@ -82,7 +82,7 @@ class ModelSpec(ABC):
         """
 
 
-models: Registry[ModelSpec] = Registry("model")
+models: Registry[ModelSpec] = Registry("model", "bnlab.models")
 
 
 def build(

@@ -21,8 +21,6 @@ class Resnet(ModelSpec):
     convolution is followed by a norm. He, Zhang, Ren and Sun, "Deep Residual Learning", 2015, section 4.2.
     """
 
-    name = "resnet"
-
     depth: int = param(20, "layers, 6n + 2", low=8)
     width: int = param(16, "channels of the first stage", low=1)
 

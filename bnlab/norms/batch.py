@@ -34,8 +34,6 @@ class Batch(Strategy):
     Ioffe and Szegedy, "Batch Normalization", 2015. Defaults as torch.nn.BatchNorm2d: eps 1e-5, momentum 0.1, affine.
     """
 
-    name = "batch"
-
     momentum: float | None = param(
         0.1, "weight of the new batch in the running statistics; null: average of all", above=0.0, high=1.0
     )

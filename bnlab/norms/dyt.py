@@ -25,8 +25,6 @@ class DynamicTanh(Strategy):
     Zhu, Chen, He, LeCun and Liu, "Transformers without Normalization", 2025. Defaults: alpha 0.5, affine.
     """
 
-    name = "dyt"
-
     alpha: float = param(0.5, "slope at the start, one learned number a layer", above=0.0)
 
     @property

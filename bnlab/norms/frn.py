@@ -27,8 +27,6 @@ class Frn(Strategy):
     fixed (the paper has 1e-6, and learns it where H = W = 1).
     """
 
-    name = "frn"
-
     @property
     def facts(self) -> Facts:
         return Facts(

@@ -21,8 +21,6 @@ class Frozen(Strategy):
     1e-5, affine.
     """
 
-    name = "frozen"
-
     @property
     def facts(self) -> Facts:
         return Facts(

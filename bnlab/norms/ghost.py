@@ -43,8 +43,6 @@ class Ghost(Strategy):
     momentum 0.1, affine.
     """
 
-    name = "ghost"
-
     size: int = param(32, "samples in a ghost batch", low=2)
     update: Literal["pooled", "sequential"] = param("pooled", "running statistics once a step or once a ghost")
     momentum: float | None = param(

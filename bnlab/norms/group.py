@@ -32,8 +32,6 @@ class Group(Strategy):
     Wu and He, "Group Normalization", 2018. Defaults: groups 8 (the paper has 32, of wider layers), eps 1e-5, affine.
     """
 
-    name = "group"
-
     groups: int = param(8, "groups of channels, must divide the channels of every layer", low=1)
 
     @property

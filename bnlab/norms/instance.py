@@ -24,8 +24,6 @@ class Instance(Strategy):
     InstanceNorm2d has it off, which would compare an arm without gamma and beta), no running statistics.
     """
 
-    name = "instance"
-
     @property
     def facts(self) -> Facts:
         return Facts(

@@ -29,8 +29,6 @@ class Layer(Strategy):
     instead of C); over=channel as in ConvNeXt, Liu et al. 2022. Defaults: over=sample, eps 1e-5, affine.
     """
 
-    name = "layer"
-
     over: Literal["sample", "channel"] = param("sample", "statistics over C, H, W, or over C at each position")
 
     @property

@@ -46,8 +46,6 @@ class Online(Strategy):
     Defaults as published: forward_decay 0.999, backward_decay 0.99, eps 1e-5, affine.
     """
 
-    name = "online"
-
     forward_decay: float = param(
         0.999, "share of the old mean and variance kept with each sample", low=0.0, high=0.999999
     )

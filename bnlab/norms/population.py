@@ -34,8 +34,6 @@ class Population(Strategy):
     cost). Defaults: every 1, all samples, through false, eps 1e-5, affine.
     """
 
-    name = "population"
-
     every: int = param(1, "steps between two refreshes of the statistics", low=1)
     samples: int | None = param(None, "statistics of the first M training samples; null: of all", low=2)
     through: bool = param(False, "let the gradient go through the statistics; needs every=1")

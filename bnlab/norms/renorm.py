@@ -33,8 +33,6 @@ class Renorm(Strategy):
     `batch`. Defaults: r_max 3 and d_max 5 as published, momentum 0.1, eps 1e-5, affine.
     """
 
-    name = "renorm"
-
     r_max: float = param(3.0, "largest correction of the scale, as a factor", low=1.0)
     d_max: float = param(5.0, "largest correction of the mean, in running deviations", low=0.0)
     warmup: float = param(0.05, "share of the run without correction", low=0.0, high=1.0)

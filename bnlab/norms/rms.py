@@ -29,8 +29,6 @@ class Rms(Strategy):
     (torch.nn.RMSNorm takes the machine epsilon of the dtype, and over C, H, W it has C*H*W gains instead of C).
     """
 
-    name = "rms"
-
     over: Literal["sample", "channel"] = param("sample", "mean square over C, H, W, or over C at each position")
 
     @property

@@ -94,7 +94,7 @@ class Strategy(ABC):
         return None
 
 
-strategies: Registry[Strategy] = Registry("norm")
+strategies: Registry[Strategy] = Registry("norm", "bnlab.norms")
 
 
 def share_left(momentum: float | None, steps: int, updates_per_step: int) -> InitialShare:

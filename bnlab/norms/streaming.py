@@ -34,8 +34,6 @@ class Streaming(Strategy):
     is bnlab's. Defaults: momentum 0.1, eps 1e-5, affine.
     """
 
-    name = "streaming"
-
     momentum: float | None = param(
         0.1, "weight of the new batch in the running statistics; null: average of all", above=0.0, high=1.0
     )

@@ -39,8 +39,6 @@ class Sync(Strategy):
     "MegDet", 2018. Defaults as torch.nn.SyncBatchNorm: eps 1e-5, momentum 0.1, affine.
     """
 
-    name = "sync"
-
     momentum: float | None = param(
         0.1, "weight of the new batch in the running statistics; null: average of all", above=0.0, high=1.0
     )

@@ -30,8 +30,6 @@ class WeightStd(Strategy):
     Qiao, Wang, Liu, Shen and Yuille, "Weight Standardization", 2019. Defaults: groups 8, eps 1e-5, affine.
     """
 
-    name = "weight_std"
-
     groups: int = param(8, "groups of channels, must divide the channels of every layer", low=1)
 
     @property

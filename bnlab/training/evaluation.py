@@ -22,7 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bnlab.data import Batches, DataBundle, Split
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import DataBundle, Split
 from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.discrepancy import calibration_error, gap, logits_of, score
 from bnlab.measure.folding import check_foldable, folded

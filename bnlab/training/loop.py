@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from bnlab.data import Batches
+from bnlab.data.batches import Batches
 from bnlab.distributed import ALONE, Workers
 from bnlab.errors import RecordError
 from bnlab.measure.refresh import Refresh
-from bnlab.models import norm_layers
+from bnlab.models.model import norm_layers
 from bnlab.norms.strategy import NormLayer
 from bnlab.timing import Stopwatch, step_clock
 from bnlab.training.callbacks import Callback

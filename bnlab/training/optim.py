@@ -53,8 +53,6 @@ optimizers: Registry[OptimizerSpec] = Registry("optim")
 class Sgd(OptimizerSpec):
     """Stochastic gradient descent with (Nesterov) momentum."""
 
-    name = "sgd"
-
     momentum: float = param(0.9, "share of the previous update kept", low=0.0, high=0.9999)
     nesterov: bool = param(True, "look ahead along the momentum")
 
@@ -72,8 +70,6 @@ class Sgd(OptimizerSpec):
 @dataclass(frozen=True, kw_only=True)
 class AdamW(OptimizerSpec):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-
-    name = "adamw"
 
     lr: float = param(0.003, "learning rate at the schedule's peak", above=0.0)
     weight_decay: float = param(0.01, "decoupled weight decay", low=0.0)

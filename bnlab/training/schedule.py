@@ -39,8 +39,6 @@ def _cosine(start: float, end: float, share: float) -> float:
 class Constant(ScheduleSpec):
     """The same learning rate throughout."""
 
-    name = "constant"
-
     def factor(self, step: int, total: int) -> float:
         return 1.0
 
@@ -49,8 +47,6 @@ class Constant(ScheduleSpec):
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(ScheduleSpec):
     """Cosine up from `start` to 1, then cosine down to `end` (Smith and Topin 2018, as torch's OneCycleLR)."""
-
-    name = "one_cycle"
 
     warmup: float = param(0.3, "share of the run that goes up", above=0.0, high=0.99)
     start: float = param(0.04, "factor at the first step", above=0.0, high=1.0)
@@ -68,8 +64,6 @@ class OneCycle(ScheduleSpec):
 class Cosine(ScheduleSpec):
     """Cosine down from 1 towards `end` (Loshchilov and Hutter 2017, one period)."""
 
-    name = "cosine"
-
     end: float = param(0.0, "factor that the last step would be followed by", low=0.0, high=1.0)
 
     def factor(self, step: int, total: int) -> float:
@@ -80,8 +74,6 @@ class Cosine(ScheduleSpec):
 @dataclass(frozen=True, kw_only=True)
 class Step(ScheduleSpec):
     """Multiplied by `gamma` at each milestone, a share of the run."""
-
-    name = "step"
 
     milestones: tuple[float, ...] = param((0.5, 0.75), "shares of the run", above=0.0, high=1.0)
     gamma: float = param(0.1, "factor at each milestone", above=0.0, high=1.0)

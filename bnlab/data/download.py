@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from bnlab.download.catalog import Archive, File, downloadable, md5_of, status
-from bnlab.errors import ConfigError, DataError
-
-__all__ = ["fetch", "status"]
+from bnlab.data.dataset import datasets
+from bnlab.data.sources import Archive, File, Source, md5_of
+from bnlab.errors import ConfigError, DataError, did_you_mean
 
 Report = Callable[[int, int], None]
 
@@ -47,7 +46,7 @@ def fetch(
     Errors: ConfigError if there is nothing to download under that name; DataError if no mirror delivers, if there is no
     space, or if the folder cannot be written. Bytes with a wrong checksum are removed.
     """
-    source = downloadable(name)
+    source = _source(name)
     if mirror is not None and not mirror.startswith(("http://", "https://")):
         raise ConfigError(f"mirror={mirror}: must begin with http:// or https://")
     base = Path(root)
@@ -67,6 +66,16 @@ def fetch(
         where = error.filename or base
         raise DataError(f"{name}: cannot write {where}: {error.strerror or error}") from error
     return base
+
+
+def _source(name: str) -> Source:
+    if name in datasets:
+        source = datasets[name].source
+        if not source.archives:
+            raise ConfigError(f"{name}: nothing to download: {source.origin}")
+        return source
+    known = [name for name in datasets if datasets[name].source.archives]
+    raise ConfigError(f"{name}: no such data set{did_you_mean(name, known)}\nthere are: {', '.join(known)}")
 
 
 def _offset(report: Report | None, before: int, total: int) -> Callable[[int], None]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from bnlab.data.bundle import DataSpec, Parts, Split, datasets, hold_out
+from bnlab.data.dataset import DataSpec, datasets
+from bnlab.data.sources import Source
 from bnlab.schema import param
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bnlab.data.bundle import Parts
 
 NUM_TEST = 360  # the set publishes no test split; this stratified fifth is ours and always the same
 
@@ -21,8 +24,8 @@ NUM_TEST = 360  # the set publishes no test split; this stratified fifth is ours
 class Digits(DataSpec):
     """1,797 handwritten digits, 8x8 grey, 10 classes; embedded in scikit-learn, no download."""
 
-    name: ClassVar[str] = "digits"
-    num_train: ClassVar[int | None] = 1797 - NUM_TEST
+    source = Source("Alpaydin and Kaynak 1998, UCI; comes with scikit-learn", "CC BY 4.0", "1,437 + 360", "1x8x8", 10)
+    num_train = 1797 - NUM_TEST
 
     valid_size: int = param(
         200, "samples taken from the training images for validation, the same for every seed", low=0
@@ -30,6 +33,10 @@ class Digits(DataSpec):
 
     def read(self) -> Parts:
         """Read the table that scikit-learn ships: 64 pixels of 0 to 16, scaled to 0 to 255, and the digit."""
+        import torch
+
+        from bnlab.data.bundle import Parts, Split, hold_out
+
         table = torch.from_numpy(_table())
         pixels = (table[:, :64].double() * (255 / 16)).round().to(torch.uint8)
         train, test = hold_out(Split(pixels.view(-1, 1, 8, 8), table[:, 64].long()), NUM_TEST)
@@ -39,9 +46,11 @@ class Digits(DataSpec):
 def _table() -> np.ndarray[Any, np.dtype[np.uint8]]:
     # Importing scikit-learn takes over a second, reading its file four milliseconds. Where the file lies is no public
     # promise, so where it is not found the public function answers.
-    found = find_spec("sklearn")
-    if found is not None and found.origin is not None:
-        path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    import numpy as np
+
+    package = find_spec("sklearn")
+    if package is not None and package.origin is not None:
+        path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
         if path.is_file():
             return np.loadtxt(path, delimiter=",", dtype=np.uint8)
     from sklearn.datasets import load_digits

@@ -1,34 +1,23 @@
-"""conf/ and the registries say the same: every option is there, with the defaults and the description of its class."""
+"""conf/ says what the classes declare, and what a command line comes to."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conf_files import CONF, REGISTRIES, contents
 from helpers_cases import for_each
 
 from bnlab.config import compose
 from bnlab.config.files import groups
-from bnlab.data.dataset import datasets
 from bnlab.errors import ConfigError
 from bnlab.experiment.config import identity, parse_config
-from bnlab.models.model import models
 from bnlab.norms.strategy import strategies
 from bnlab.training.evaluation import EvalConfig
-from bnlab.training.optim import optimizers
-from bnlab.training.schedule import schedules
 from bnlab.training.trainer import TrainerConfig
 
-REGISTRIES: dict[str, Any] = {
-    "norm": strategies,
-    "model": models,
-    "data": datasets,
-    "optim": optimizers,
-    "schedule": schedules,
-}
 OPTIONS = [(group, name) for group, registry in REGISTRIES.items() for name in registry]
 
 
@@ -37,47 +26,29 @@ def composed(*overrides: str) -> dict[str, Any]:
     return tree
 
 
-def defaults_of(cls: Any) -> dict[str, Any]:
-    plain = {f.name: f.default for f in dataclasses.fields(cls)}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
-
-
-@for_each("group", REGISTRIES)
-def test_the_files_are_the_registry(group: str) -> None:
-    assert list(groups()[group]) == list(REGISTRIES[group])
-
-
-@for_each(("group", "name"), OPTIONS)
-def test_an_option_has_its_class_defaults_and_description(group: str, name: str) -> None:
-    cls = REGISTRIES[group][name]
-    node = composed(f"{group}={name}", *(["data.path=somewhere"] if name == "folder" else []))[group]
-    assert node.pop("name") == name == cls.name
-    if name == "folder":
-        node["path"] = defaults_of(cls)["path"]
-    assert node == defaults_of(cls)
-    assert groups()[group][name] == (inspect.getdoc(cls) or "").partition("\n")[0]
-
-
-@for_each(("key", "cls"), [("trainer", TrainerConfig), ("eval", EvalConfig)])
-def test_the_other_nodes_have_their_class_defaults_but_for_the_recipe(key: str, cls: Any) -> None:
-    from omegaconf import OmegaConf
-
-    tree = OmegaConf.to_container(OmegaConf.load(compose.conf_dir() / "config.yaml"))
-    assert isinstance(tree, dict)
-    assert tree[key] == defaults_of(cls)
-
-
-@for_each("data", list(datasets))
-def test_every_data_set_has_a_recipe(data: str) -> None:
-    assert data in groups()["recipe"]
+def test_the_files_are_what_the_classes_declare() -> None:
+    texts = contents()
+    for path, text in texts.items():
+        assert path.is_file(), f"{path} is missing: run `make conf`"
+        assert path.read_text(encoding="utf-8") == text, f"{path} differs from its class: run `make conf`"
+    others = {path for group in REGISTRIES for path in (CONF / group).iterdir()} - set(texts)
+    assert not others, "no class has these names"
+    assert {group: list(options) for group, options in groups().items() if group != "recipe"} == {
+        group: list(registry) for group, registry in sorted(REGISTRIES.items())
+    }
 
 
 @for_each(("group", "name"), OPTIONS)
-def test_every_option_parses(group: str, name: str) -> None:
-    tree = composed(f"{group}={name}")
-    config = parse_config(tree)
-    for key, value in dataclasses.asdict(getattr(config, group)).items():
-        assert tree[group][key] == (list(value) if isinstance(value, tuple) else value)
+def test_an_option_is_composed_to_its_class_with_the_defaults(group: str, name: str) -> None:
+    config = parse_config(composed(f"{group}={name}"))
+    assert getattr(config, group) == REGISTRIES[group][name]()
+    assert getattr(config, group).name == name
+
+
+def test_the_other_nodes_have_the_defaults_of_their_class_but_for_the_recipe() -> None:
+    config = parse_config(composed())
+    assert dataclasses.replace(config.trainer, epochs=10.0) == TrainerConfig()
+    assert dataclasses.replace(config.eval, every=1.0) == EvalConfig()
 
 
 def test_a_sweep_is_taken_apart_into_its_jobs() -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from bnlab.data.bundle import Split, hold_out, load, stratified_order
 from bnlab.data.dataset import datasets
@@ -19,26 +18,11 @@ from bnlab.data.sets import digits
 from bnlab.errors import ConfigError, DataError
 from bnlab.schema import parse
 
-CONF = Path(__file__).parents[1] / "conf" / "data"
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
 def make(name, **keys):
     return parse(datasets[name], keys, "data")
-
-
-@pytest.mark.parametrize("name", list(datasets))
-def test_conf_file_holds_the_keys_defaults_and_the_line_of_its_class(name):
-    text = (CONF / f"{name}.yaml").read_text()
-    values = yaml.safe_load(text)
-    assert text.splitlines()[0] == f"# {datasets[name].__doc__.splitlines()[0]}"
-    assert values.pop("name") == name == datasets[name].name
-    assert list(values) == [field.name for field in dataclasses.fields(datasets[name])]
-    assert make(name, **values) == datasets[name]()
-
-
-def test_conf_files_and_registry_are_equal():
-    assert sorted(path.stem for path in CONF.glob("*.yaml")) == list(datasets)
 
 
 def test_digits_are_scikit_learns_pixels_and_labels():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnlab.norms.formula import count_per_channel, is_channels_last
-from bnlab.norms.running import RunningLayer
+from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
 
@@ -34,23 +34,18 @@ class Batch(Strategy):
     Ioffe and Szegedy, "Batch Normalization", 2015. Defaults as torch.nn.BatchNorm2d: eps 1e-5, momentum 0.1, affine.
     """
 
-    momentum: float | None = param(
-        0.1, "weight of the new batch in the running statistics; null: average of all", above=0.0, high=1.0
-    )
+    momentum: float | None = momentum_param()
     stat_stride: int = param(1, "statistics from every k-th row and column", low=1)
     stat_samples: int | None = param(None, "statistics from the first n samples; null: from all", low=1)
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=True,
-            keeps_stats=True,
-            cancels_bias=True,
-            needs_space=False,
-            needs_batch=True,
-            cancels_shift=True,
-            cancels_scale=True,
-        )
+    facts = Facts(
+        reads_batch=True,
+        keeps_stats=True,
+        cancels_bias=True,
+        needs_batch=True,
+        cancels_shift=True,
+        cancels_scale=True,
+    )
 
     def layer(self, channels: int) -> NormLayer:
         return BatchLayer(channels, self)

@@ -27,9 +27,7 @@ class DynamicTanh(Strategy):
 
     alpha: float = param(0.5, "slope at the start, one learned number a layer", above=0.0)
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=False, needs_space=False, needs_batch=False)
+    facts = Facts()
 
     def layer(self, channels: int) -> NormLayer:
         return DynamicTanhLayer(channels, self)

@@ -27,16 +27,7 @@ class Frn(Strategy):
     fixed (the paper has 1e-6, and learns it where H = W = 1).
     """
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=False,
-            keeps_stats=False,
-            cancels_bias=False,
-            needs_space=True,
-            needs_batch=False,
-            cancels_scale=True,
-        )
+    facts = Facts(needs_space=True, cancels_scale=True)
 
     def layer(self, channels: int) -> NormLayer:
         return FrnLayer(channels, self)

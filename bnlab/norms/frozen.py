@@ -21,17 +21,7 @@ class Frozen(Strategy):
     1e-5, affine.
     """
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=False,
-            keeps_stats=True,
-            cancels_bias=False,
-            needs_space=False,
-            needs_batch=False,
-            refreshes=False,
-            reads_training_set=True,
-        )
+    facts = Facts(keeps_stats=True, refreshes=False, reads_training_set=True)
 
     def layer(self, channels: int) -> NormLayer:
         return TrainingSetLayer(channels, self, every=0)

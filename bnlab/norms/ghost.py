@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bnlab.errors import IncompatibleError
 from bnlab.norms.formula import batch_axes, count_per_channel, is_channels_last, moments, normalize
-from bnlab.norms.running import RunningLayer
+from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
 
@@ -45,21 +45,16 @@ class Ghost(Strategy):
 
     size: int = param(32, "samples in a ghost batch", low=2)
     update: Literal["pooled", "sequential"] = param("pooled", "running statistics once a step or once a ghost")
-    momentum: float | None = param(
-        0.1, "weight of the new batch in the running statistics; null: average of all", above=0.0, high=1.0
-    )
+    momentum: float | None = momentum_param()
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=True,
-            keeps_stats=True,
-            cancels_bias=True,
-            needs_space=False,
-            needs_batch=True,
-            cancels_shift=True,
-            cancels_scale=True,
-        )
+    facts = Facts(
+        reads_batch=True,
+        keeps_stats=True,
+        cancels_bias=True,
+        needs_batch=True,
+        cancels_shift=True,
+        cancels_scale=True,
+    )
 
     def layer(self, channels: int) -> NormLayer:
         return GhostLayer(channels, self)

@@ -34,17 +34,7 @@ class Group(Strategy):
 
     groups: int = param(8, "groups of channels, must divide the channels of every layer", low=1)
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=False,
-            keeps_stats=False,
-            cancels_bias=False,
-            needs_space=False,
-            needs_batch=False,
-            cancels_shift=True,
-            cancels_scale=True,
-        )
+    facts = Facts(cancels_shift=True, cancels_scale=True)
 
     def layer(self, channels: int) -> NormLayer:
         return GroupLayer(channels, self, self.groups)

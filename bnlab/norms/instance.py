@@ -24,17 +24,7 @@ class Instance(Strategy):
     InstanceNorm2d has it off, which would compare an arm without gamma and beta), no running statistics.
     """
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=False,
-            keeps_stats=False,
-            cancels_bias=True,
-            needs_space=True,
-            needs_batch=False,
-            cancels_shift=True,
-            cancels_scale=True,
-        )
+    facts = Facts(cancels_bias=True, needs_space=True, cancels_shift=True, cancels_scale=True)
 
     def layer(self, channels: int) -> NormLayer:
         return InstanceLayer(channels, self)

@@ -31,17 +31,7 @@ class Layer(Strategy):
 
     over: Literal["sample", "channel"] = param("sample", "statistics over C, H, W, or over C at each position")
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=False,
-            keeps_stats=False,
-            cancels_bias=False,
-            needs_space=False,
-            needs_batch=False,
-            cancels_shift=True,
-            cancels_scale=True,
-        )
+    facts = Facts(cancels_shift=True, cancels_scale=True)
 
     def layer(self, channels: int) -> NormLayer:
         return LayerLayer(channels, self)

@@ -15,9 +15,7 @@ from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 class NoNorm(Strategy):
     """No normalization: the identity, the baseline; the common parameters are accepted and have no effect."""
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(reads_batch=False, keeps_stats=False, cancels_bias=False, needs_space=False, needs_batch=False)
+    facts = Facts()
 
     def layer(self, channels: int) -> NormLayer:
         return Identity(channels, self)

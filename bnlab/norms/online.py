@@ -51,16 +51,7 @@ class Online(Strategy):
     )
     backward_decay: float = param(0.99, "share of the old control errors kept with each sample", low=0.0, high=1.0)
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=True,
-            keeps_stats=True,
-            cancels_bias=False,
-            needs_space=False,
-            needs_batch=False,
-            exact_gradient=False,
-        )
+    facts = Facts(reads_batch=True, keeps_stats=True, exact_gradient=False)
 
     def layer(self, channels: int) -> NormLayer:
         return OnlineLayer(channels, self)

@@ -1,6 +1,6 @@
 """Population normalization: each channel by its mean and variance over the whole training set.
 
-The layers only normalize. Their statistics are taken by `measure/calibration.py`, layer after layer under the current
+The layers only normalize. Their statistics are taken by `measure/refresh.py`, layer after layer under the current
 weights, and put in from outside: at the start and again before every k-th step. Training does not move them.
 """
 
@@ -45,18 +45,7 @@ class Population(Strategy):
                 "set norm.every=1 or norm.through=false"
             )
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=False,
-            keeps_stats=True,
-            cancels_bias=True,
-            needs_space=False,
-            needs_batch=False,
-            cancels_shift=True,
-            cancels_scale=True,
-            reads_training_set=True,
-        )
+    facts = Facts(keeps_stats=True, cancels_bias=True, cancels_shift=True, cancels_scale=True, reads_training_set=True)
 
     def layer(self, channels: int) -> NormLayer:
         return TrainingSetLayer(channels, self, every=self.every, samples=self.samples, through=self.through)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize
-from bnlab.norms.running import RunningLayer
+from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.share import ShareNorm, batch_statistics, eager_forward
 from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
@@ -39,22 +39,17 @@ class Renorm(Strategy):
     ramp: float = param(
         0.2, "share of the run after it, over which the bounds grow to r_max and d_max", low=0.0, high=1.0
     )
-    momentum: float | None = param(
-        0.1, "weight of the new batch in the running statistics; null: average of all", above=0.0, high=1.0
-    )
+    momentum: float | None = momentum_param()
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=True,
-            keeps_stats=True,
-            cancels_bias=True,
-            needs_space=False,
-            needs_batch=True,
-            cancels_shift=True,
-            cancels_scale=True,
-            exact_gradient=False,
-        )
+    facts = Facts(
+        reads_batch=True,
+        keeps_stats=True,
+        cancels_bias=True,
+        needs_batch=True,
+        cancels_shift=True,
+        cancels_scale=True,
+        exact_gradient=False,
+    )
 
     def layer(self, channels: int) -> NormLayer:
         return RenormLayer(channels, self)

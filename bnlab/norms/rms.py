@@ -31,16 +31,7 @@ class Rms(Strategy):
 
     over: Literal["sample", "channel"] = param("sample", "mean square over C, H, W, or over C at each position")
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=False,
-            keeps_stats=False,
-            cancels_bias=False,
-            needs_space=False,
-            needs_batch=False,
-            cancels_scale=True,
-        )
+    facts = Facts(cancels_scale=True)
 
     def layer(self, channels: int) -> NormLayer:
         return RmsLayer(channels, self)

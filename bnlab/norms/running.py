@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize, per_channel
 from bnlab.norms.strategy import NormLayer, Strategy, fraction_left
+from bnlab.schema import param
+
+
+def momentum_param() -> Any:
+    """Declare `momentum` of a strategy with running statistics: new = (1 - momentum) * old + momentum * batch."""
+    return param(0.1, "weight of the new batch in the running statistics; null: average of all", above=0.0, high=1.0)
 
 
 class RunningLayer(NormLayer):
     """A layer that evaluates with running statistics: mean from 0, unbiased variance from 1, as torch starts them.
 
-    A layer whose statistics are those of the training set says so by `refresh_every`; `measure/calibration.py` then
+    A layer whose statistics are those of the training set says so by `refresh_every`; `measure/refresh.py` then
     takes them and puts them in by `adopt`.
     """
 

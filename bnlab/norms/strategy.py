@@ -28,11 +28,11 @@ from bnlab.schema import param
 class Facts:
     """What a strategy says of itself; `tests/test_norm_facts.py` proves each on random tensors."""
 
-    reads_batch: bool  # while training, the output for one sample depends on the other samples of the batch
-    keeps_stats: bool  # holds statistics that evaluation uses
-    cancels_bias: bool  # a per-channel bias in front of it is dead: no effect on the training output, or no gradient
-    needs_space: bool  # undefined without H x W
-    needs_batch: bool  # training is undefined for a batch with one value a channel
+    reads_batch: bool = False  # while training, the output for one sample depends on the other samples of the batch
+    keeps_stats: bool = False  # holds statistics that evaluation uses
+    cancels_bias: bool = False  # a per-channel bias in front of it is dead: without effect on the output, or gradient
+    needs_space: bool = False  # undefined without H x W
+    needs_batch: bool = False  # training is undefined for a batch with one value a channel
     cancels_shift: bool = False  # a bias common to all channels is dead
     cancels_scale: bool = False  # so is a positive factor common to all weights in front of it, up to eps
     exact_gradient: bool = True  # its gradient is the derivative of the training output, no quantity held constant

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
-from bnlab.norms.running import RunningLayer
+from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.share import ShareNorm, batch_statistics, eager_forward
 from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
-from bnlab.schema import param
 
 
 @strategies.register("streaming")
@@ -34,22 +33,12 @@ class Streaming(Strategy):
     is bnlab's. Defaults: momentum 0.1, eps 1e-5, affine.
     """
 
-    momentum: float | None = param(
-        0.1, "weight of the new batch in the running statistics; null: average of all", above=0.0, high=1.0
-    )
+    momentum: float | None = momentum_param()
 
     @property
     def facts(self) -> Facts:
         whole = self.momentum == 1
-        return Facts(
-            reads_batch=True,
-            keeps_stats=True,
-            cancels_bias=whole,
-            needs_space=False,
-            needs_batch=False,
-            cancels_shift=whole,
-            cancels_scale=whole,
-        )
+        return Facts(reads_batch=True, keeps_stats=True, cancels_bias=whole, cancels_shift=whole, cancels_scale=whole)
 
     def layer(self, channels: int) -> NormLayer:
         return StreamingLayer(channels, self)

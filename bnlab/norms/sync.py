@@ -18,9 +18,8 @@ from torch import Tensor
 
 from bnlab.distributed import group_size
 from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
-from bnlab.norms.running import RunningLayer
+from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
-from bnlab.schema import param
 
 
 @strategies.register("sync")
@@ -39,22 +38,17 @@ class Sync(Strategy):
     "MegDet", 2018. Defaults as torch.nn.SyncBatchNorm: eps 1e-5, momentum 0.1, affine.
     """
 
-    momentum: float | None = param(
-        0.1, "weight of the new batch in the running statistics; null: average of all", above=0.0, high=1.0
-    )
+    momentum: float | None = momentum_param()
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(
-            reads_batch=True,
-            keeps_stats=True,
-            cancels_bias=True,
-            needs_space=False,
-            needs_batch=True,
-            cancels_shift=True,
-            cancels_scale=True,
-            spans_workers=True,
-        )
+    facts = Facts(
+        reads_batch=True,
+        keeps_stats=True,
+        cancels_bias=True,
+        needs_batch=True,
+        cancels_shift=True,
+        cancels_scale=True,
+        spans_workers=True,
+    )
 
     def layer(self, channels: int) -> NormLayer:
         return SyncLayer(channels, self)

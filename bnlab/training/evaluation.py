@@ -42,11 +42,13 @@ from bnlab.timing import Stopwatch
 class EvalConfig:
     """When and on what a run is evaluated."""
 
-    every: float = param(1.0, "epochs between evaluations; a fraction is allowed", above=0.0)
+    every: float = param(1.0, "epochs between evaluations, or a fraction; the recipe sets it", above=0.0)
+    # activations of larger batches leave the cache and the allocator behind: 500 took twice the time
     batch_size: int = param(200, "samples in a batch of an evaluation; only stats=batch and mixed depend on it", low=1)
     probe_samples: int = param(2048, "fixed training and test samples for the train-versus-eval gap", low=1)
     stats: Literal["running", "precise", "population", "batch", "test", "mixed", "folded"] = param(
-        "running", "statistics that evaluation normalizes with"
+        "running",
+        "precise, population, batch, test, mixed, folded: statistics that evaluation normalizes with",
     )
     prior: float = param(16.0, "samples that the running statistics count for in stats=mixed", low=0.0)
 

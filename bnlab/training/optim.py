@@ -23,8 +23,8 @@ class OptimizerSpec(ABC):
 
     name: ClassVar[str]
 
-    lr: float = param(0.1, "learning rate at the schedule's peak", above=0.0)
-    weight_decay: float = param(5e-4, "weight decay", low=0.0)
+    lr: float
+    weight_decay: float = param(5e-4, "times the weights, added to the gradient", low=0.0)
     decay_norm: bool = param(False, "decay gamma and beta too")
 
     @abstractmethod
@@ -53,6 +53,7 @@ optimizers: Registry[OptimizerSpec] = Registry("optim")
 class Sgd(OptimizerSpec):
     """Stochastic gradient descent with (Nesterov) momentum."""
 
+    lr: float = param(0.1, "learning rate at the schedule's peak", above=0.0)
     momentum: float = param(0.9, "share of the previous update kept", low=0.0, high=0.9999)
     nesterov: bool = param(True, "look ahead along the momentum")
 
@@ -72,9 +73,9 @@ class AdamW(OptimizerSpec):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     lr: float = param(0.003, "learning rate at the schedule's peak", above=0.0)
-    weight_decay: float = param(0.01, "decoupled weight decay", low=0.0)
     beta1: float = param(0.9, "decay of the gradient's mean", low=0.0, high=0.9999)
     beta2: float = param(0.999, "decay of the gradient's mean square", low=0.0, high=0.999999)
+    weight_decay: float = param(0.01, "decoupled weight decay", low=0.0)
 
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         return lean(torch.optim.AdamW)(self.groups(model), lr=self.lr, betas=(self.beta1, self.beta2), fused=True)

@@ -49,8 +49,8 @@ class OneCycle(ScheduleSpec):
     """Cosine up from `start` to 1, then cosine down to `end` (Smith and Topin 2018, as torch's OneCycleLR)."""
 
     warmup: float = param(0.3, "share of the run that goes up", above=0.0, high=0.99)
-    start: float = param(0.04, "factor at the first step", above=0.0, high=1.0)
-    end: float = param(4e-6, "factor at the last step", low=0.0, high=1.0)
+    start: float = param(0.04, "factor on optim.lr at the first step", above=0.0, high=1.0)
+    end: float = param(4e-6, "factor on optim.lr at the last step", low=0.0, high=1.0)
 
     def factor(self, step: int, total: int) -> float:
         peak = self.warmup * total - 1

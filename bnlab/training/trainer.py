@@ -20,7 +20,9 @@ from bnlab.schema import param
 class TrainerConfig:
     """How a run is trained and on what."""
 
-    epochs: float = param(10.0, "passes over the training split; a fraction is allowed", above=0.0, high=1e6)
+    epochs: float = param(
+        10.0, "passes over the training split, or a fraction; the recipe sets it", above=0.0, high=1e6
+    )
     steps: int | None = param(None, "optimizer steps; when given, epochs are not looked at", low=1, high=10**9)
     label_smoothing: float = param(0.0, "share of the target spread over all classes", low=0.0, high=0.99)
     device: str = param("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")

@@ -1,0 +1,81 @@
+"""The files of conf/ that repeat what a class declares: `make conf` writes them, a test holds them equal.
+
+They are there to be read, copied and overridden, and Hydra composes them without importing torch. By hand are written
+conf/config.yaml, but for its nodes `trainer` and `eval`, and conf/recipe, of which a data set gets a first one here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bnlab.data.dataset import datasets
+from bnlab.models.model import models
+from bnlab.norms.strategy import strategies
+from bnlab.training.evaluation import EvalConfig
+from bnlab.training.optim import optimizers
+from bnlab.training.schedule import schedules
+from bnlab.training.trainer import TrainerConfig
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+REGISTRIES: dict[str, Any] = {
+    "norm": strategies,
+    "model": models,
+    "data": datasets,
+    "optim": optimizers,
+    "schedule": schedules,
+}
+RECIPE = """# @package _global_
+# {}: 10 epochs, 10 evaluations.
+trainer:
+  epochs: 10.0
+eval:
+  every: 1.0
+"""
+
+
+def contents() -> dict[Path, str]:
+    """Return the text of every such file."""
+    texts = {
+        CONF / group / f"{name}.yaml": option(registry[name], common_first=group == "data")
+        for group, registry in REGISTRIES.items()
+        for name in registry
+    }
+    recipes = {CONF / "recipe" / f"{name}.yaml": RECIPE.format(name) for name in datasets}
+    texts |= {path: text for path, text in recipes.items() if not path.exists()}
+    main = (CONF / "config.yaml").read_text(encoding="utf-8")
+    for key, cls in (("trainer", TrainerConfig), ("eval", EvalConfig)):
+        node = "".join(f"  {line}\n" for line in declared(cls))
+        main = re.sub(rf"(?<=^{key}:\n)(?:  .*\n)+", lambda _, node=node: node, main, flags=re.M)
+    return texts | {CONF / "config.yaml": main}
+
+
+def option(cls: Any, *, common_first: bool) -> str:
+    """Return the file of one option: the first line of its class, its name, its keys."""
+    description = (inspect.getdoc(cls) or "").partition("\n")[0]
+    return "\n".join([f"# {description}", f"name: {cls.name}", *declared(cls, common_first=common_first)]) + "\n"
+
+
+def declared(cls: Any, *, common_first: bool = True) -> list[str]:
+    """Return one line for each key: its default, and what it means."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    own = [] if common_first else [key for key in cls.__annotations__ if key in fields]
+    ordered = dict.fromkeys([*own, *fields])
+    return [f"{key}: {_value(fields[key].default)} # {fields[key].metadata['meaning']}" for key in ordered]
+
+
+def _value(default: Any) -> str:
+    plain = list(default) if isinstance(default, tuple) else default
+    return yaml.safe_dump([plain], default_flow_style=True).strip()[1:-1]
+
+
+if __name__ == "__main__":
+    for path, text in contents().items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"written: {path.relative_to(CONF.parent)}")

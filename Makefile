@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 READY   = $(VENV)/.ready
 
-.PHONY: help demo test test-all lint check bench clean
+.PHONY: help demo test test-all lint check conf bench clean
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -28,6 +28,9 @@ lint: $(READY) ## check format, style and types
 	$(BIN)/mypy
 
 check: lint test-all ## everything that CI runs
+
+conf: $(READY) ## write the options of conf/ from their classes
+	$(BIN)/python tests/conf_files.py
 
 bench: $(READY) ## measure speed side by side: the loop against others, strategies against none, start-up
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bnlab.norms.strategy import strategies
 from bnlab.norms.ghost import ghost_sizes
+from bnlab.norms.strategy import strategies
 
 # --- the formulas ---------------------------------------------------------------------------------------------------
 

@@ -656,7 +656,7 @@ def test_formats(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    bench(["norm=none,batch", *QUICK], layers=False, scale=None, form=form)
+    bench(["norm=none,batch", *QUICK], format=form)
     shown = capsys.readouterr().out
     if form == "json":
         rows = json.loads(shown)["rows"]
@@ -673,7 +673,7 @@ def test_sizes_end_with_a_table_of_ratios(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    bench(["norm=none,batch,ghost", *QUICK, "data.train_size=100"], layers=False, scale="batch", form="table")
+    bench(["norm=none,batch,ghost", *QUICK, "data.train_size=100"], scale="batch")
     shown = capsys.readouterr().out
     last = shown.partition("step of each strategy over that of none, by batch")[2].splitlines()
     assert [line.split()[0] for line in last if line.startswith(("batch ", "ghost "))] == ["batch", "ghost"]

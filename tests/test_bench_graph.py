@@ -326,7 +326,7 @@ def test_graphs_are_refused_on_cpu(device: str, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("other", [{"layers": True}, {"layers": False, "workers": 2}])
 def test_graphs_are_of_whole_steps_in_one_process(other: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"bench\.graph=true: not beside --layers or --workers"):
-        bench([*SMALL, "bench.graph=true"], scale=None, form="table", **other)
+        bench([*SMALL, "bench.graph=true"], **other)
 
 
 # ---------------------------------------------------------------- on CUDA

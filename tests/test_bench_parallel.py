@@ -21,12 +21,12 @@ import torch
 from helpers_cli import BNLAB, bnlab, environment
 from helpers_workers import on_workers
 
+from bnlab.bench import straggler_launch
 from bnlab.bench.engine import BenchConfig
+from bnlab.bench.straggler_launch import check, run_workers
 from bnlab.bench.straggler_result import MODES, LateStep, ParallelTime
 from bnlab.bench.straggler_worker import Contender, measure
-from bnlab.cli import bench_workers
-from bnlab.cli.bench import bench
-from bnlab.cli.bench_workers import check, delays_of, run_workers
+from bnlab.cli.bench import bench, delays_of
 from bnlab.config import compose
 from bnlab.distributed import Workers
 from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
@@ -132,7 +132,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise AssertionError("workers were started")
 
-    monkeypatch.setattr(bench_workers, "run_workers", refuse)
+    monkeypatch.setattr(straggler_launch, "run_workers", refuse)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_what_cannot_be_shared_is_refused(
     nothing_starts: None, overrides: list[str], workers: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        bench_workers.parallel([*SMALL, *overrides], workers, "0,2000", "table")
+        bench([*SMALL, *overrides], workers=workers, delay="0,2000")
 
 
 def test_what_can_be_shared_is_not_refused() -> None:
@@ -176,9 +176,9 @@ def test_wrong_delays_are_refused(text: str) -> None:
 def test_other_kinds_of_bench_are_refused_beside_workers() -> None:
     for layers, scale in ((True, None), (False, "width")):
         with pytest.raises(ConfigError, match="--workers: not beside --layers or --scale"):
-            bench(SMALL, layers, scale, "table", 2)  # type: ignore[arg-type]
+            bench(SMALL, layers, scale, 2)
     with pytest.raises(ConfigError, match="--delay=7: only beside --workers"):
-        bench(SMALL, False, None, "table", None, "7")
+        bench(SMALL, delay="7")
 
 
 def test_one_worker_is_refused(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ time.sleep(100)
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that have the trouble of the plan, and otherwise sleep."""
     (tmp_path / "fake_worker.py").write_text(FAKE)
-    monkeypatch.setattr(bench_workers, "WORKER", "fake_worker")
+    monkeypatch.setattr(straggler_launch, "WORKER", "fake_worker")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[1]}")
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     monkeypatch.chdir(tmp_path)

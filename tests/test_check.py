@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from helpers_cases import for_each
 from helpers_cli import Done, bnlab
 from rich.cells import cell_len
@@ -387,7 +388,7 @@ def test_module_on_the_command_line(tmp_path: Path) -> None:
 
 def test_torchs_own_batch_norm(capsys: pytest.CaptureFixture[str]) -> None:
     """As a factory it needs no file at all; a batch with one value a channel is an error there."""
-    assert check([], "torch.nn:BatchNorm2d", "json") == 0
+    check(module="torch.nn:BatchNorm2d", format="json")
     properties = json.loads(capsys.readouterr().out)["properties"]
     holds = {key for key, value in properties.items() if value["holds"]}
     assert holds == set(CHECKS) - {"mates_train", "mode", "past", "one_sample"}
@@ -478,29 +479,31 @@ def test_overrides_choose_strategy_and_parameters(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert check(["norm=ghost", "norm.size=8"], None, "table") == 0
+    check(["norm=ghost", "norm.size=8"])
     assert capsys.readouterr().out.startswith("ghost size=8 · ")
-    assert check(["norm=layer,none"], None, "json") == 0
+    check(["norm=layer,none"], format="json")
     assert [card["subject"] for card in json.loads(capsys.readouterr().out)["cards"]] == ["layer", "none"]
     with pytest.raises(ConfigError, match="did you mean ghost"):
-        check(["norm=ghst"], None, "table")
+        check(["norm=ghst"])
     with pytest.raises(ConfigError, match="no meaning beside --module"):
-        check(["norm=ghost"], "torch.nn:BatchNorm2d", "table")
+        check(["norm=ghost"], "torch.nn:BatchNorm2d")
 
 
 def test_overrides_that_name_no_strategy_leave_all(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cards: dict[str, Card]
 ) -> None:
-    monkeypatch.setattr("bnlab.cli.check.examine", lambda subject: cards[subject.label])
+    monkeypatch.setattr("bnlab.conformance.card.examine", lambda subject: cards[subject.label])
     for overrides in (["seed=0"], ["model=cnn,mlp"]):
-        assert check(overrides, None, "json") == 0
+        check(overrides, format="json")
         assert [card["subject"] for card in json.loads(capsys.readouterr().out)["cards"]] == list(strategies)
     with pytest.raises(ConfigError, match="model=cn: no such option"):
-        check(["model=cn"], None, "json")
+        check(["model=cn"])
 
 
 def test_exit_code_1_on_a_contradiction(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     untrue = property(lambda self: Facts(False, False, True, False, False))
     monkeypatch.setattr(strategies["none"], "facts", untrue)
-    assert check(["norm=none"], None, "plain") == 1
+    with pytest.raises(typer.Exit) as end:
+        check(["norm=none"], format="plain")
+    assert end.value.exit_code == 1
     assert "none     bias " in capsys.readouterr().out

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import import_module
 from multiprocessing import Pipe
 from pathlib import Path
 from threading import Thread
@@ -23,6 +22,7 @@ import torch
 from helpers_cli import BNLAB, ROOT, environment
 from helpers_training import train
 
+from bnlab.cli import doctor
 from bnlab.config import compose
 from bnlab.distributed import ALONE, Workers
 from bnlab.errors import EnvironmentFault
@@ -40,7 +40,6 @@ from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, JobResult, Stop
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-doctor = import_module("bnlab.cli.doctor")  # the package has the command under this name
 QUICK = ["trainer.steps=30", "model=mlp", "model.widths=[16]", "data.batch_size=32", "eval.probe_samples=256"]
 
 

@@ -130,24 +130,29 @@ def test_unusual_images_are_converted_and_trained_on(answers: dict[str, Done]) -
 def test_options_of_commands_are_checked_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     wrong = {
-        ("train", "--timeout", "-1"): "--timeout",
-        ("train", "--timeout", "nan"): "--timeout",
-        ("train", "--timeout", "soon"): "--timeout",
-        ("train", "--retries", "-1"): "--retries",
-        ("train", "--retries", "1.5"): "--retries",
-        ("train", "-rf"): "No such option",
+        ("train", "--timeout", "-1"): "--timeout -1: must be at least 0.1\n",
+        ("train", "--timeout", "nan"): "--timeout nan: must be at least 0.1\n",
+        ("train", "--timeout", "soon"): "--timeout soon: must be a number\n",
+        ("train", "--retries", "-1"): "--retries -1: must be at least 0\n",
+        ("train", "--retries", "1.5"): "--retries 1.5: must be a whole number\n",
+        ("train", "--cfg", "jobs"): "--cfg jobs: no such choice; did you mean job?\nthere are: job, hydra, all\n",
+        ("train", "-rf"): "-r",
         ("train", "--config-dir", "nowhere"): "--config-dir",
-        ("resume",): "folder",
+        ("resume",): "FOLDER",
         ("resume", "nowhere"): "nowhere: is not a folder",
         ("resume", "empty"): "empty: holds neither a run nor a sweep",
         ("export",): "csv|parquet|tensorboard|mlflow",
-        ("export", "xml"): "xml",
+        ("export", "xml"): "xml: no such choice\nthere are: csv, parquet, tensorboard, mlflow\n",
         ("export", "csv", "nowhere"): "nowhere: does not exist",
-        ("compare", "--target", "2"): "--target",
+        ("compare", "--target", "2"): "--target 2: must be from 0 to 1\n",
+        ("compare", "-f", "jsn"): "--format jsn: no such choice; did you mean json?\nthere are: table, plain, csv",
+        ("shift", "--severity", "6"): "--severity 6: no such choice",
     }
     for done, message in zip(in_turn(list(wrong), tmp_path), wrong.values(), strict=True):
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert message in done.stderr
+        if message.endswith("\n"):
+            assert done.stderr == message
         assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 import sys
@@ -10,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bnlab.cli import guide as command
 from bnlab.cli import main
 from bnlab.report.console import Terminal, to_ascii
 from bnlab.report.guide_report import WIDEST, show_guide
 
-command = importlib.import_module("bnlab.cli.guide")
 MODES = """# Why a model behaves differently
 
 Batch normalization has *two* kinds of `statistics`, e.g. those of a

@@ -364,7 +364,7 @@ def probed(pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def printed(factory: str, form: str = "table") -> str:
-        probe(OWN_DATA, f"ownmodels:{factory}", None, "folder", 24, form)
+        probe(OWN_DATA, f"ownmodels:{factory}", data="folder", samples=24, format=form)
         out, err = capsys.readouterr()
         assert err == ""
         return out

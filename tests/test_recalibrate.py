@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from helpers_cli import bnlab
 from torch import Tensor, nn
 
-from bnlab.cli import recalibrate as command
+from bnlab.cli.recalibrate import recalibrate
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
@@ -389,7 +389,7 @@ def test_recalibrating_a_run_removes_the_gap_of_a_low_momentum(runs: dict[str, P
 
 def test_a_schedule_told_from_the_count_stays_at_its_end(runs: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "new.pt"
-    command.recalibrate([str(runs["renorm"])], None, None, None, "precise", 200, out, "plain")
+    recalibrate([str(runs["renorm"])], "precise", 200, out, format="plain")
     assert checkpoint.load_file(out)["recalibrated"] == {"stats": "precise", "samples": 192}
     for before, after in zip(
         running_layers(of_run(runs["renorm"]).model), running_layers(of_run(runs["renorm"], out).model), strict=True
@@ -403,7 +403,7 @@ def test_the_table_reads_well_at_any_width(
 ) -> None:
     run, out = str(runs["batch"]), tmp_path / "a.pt"
     monkeypatch.setenv("COLUMNS", "120")
-    command.recalibrate([run], None, None, None, "precise", 300, out, "table")
+    recalibrate([run], "precise", 300, out)
     wide = capsys.readouterr().out
     arguments = ["recalibrate", run, "--samples", "300", "--stats", "precise"]
     done = bnlab(*arguments, "--out", "b.pt", cwd=tmp_path, COLUMNS="80", PYTHONIOENCODING="ascii")
@@ -428,9 +428,9 @@ def test_the_table_reads_well_at_any_width(
 def test_a_folder_that_is_missing_is_told_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "find", lambda *_: pytest.fail("read something"))
+    monkeypatch.setattr("bnlab.experiment.trained_model.find", lambda *_: pytest.fail("read something"))
     with pytest.raises(ConfigError, match=r"a/b does not exist\nmake it, or name another by --out$"):
-        command.recalibrate(["x"], None, None, None, "population", None, tmp_path / "a" / "b" / "x.pt", "json")
+        recalibrate(["x"], out=tmp_path / "a" / "b" / "x.pt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -438,7 +438,7 @@ def test_json_says_what_was_enough_and_where_the_file_is(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new.pt"
-    command.recalibrate([str(runs["batch"])], None, None, None, "population", None, out, "json")
+    recalibrate([str(runs["batch"])], out=out, format="json")
     found = json.loads(capsys.readouterr().out)
     assert (found["file"], found["stats"], found["samples"], found["judged_on"]) == (
         str(out),
@@ -456,7 +456,7 @@ def test_an_interruption_leaves_no_file(runs: dict[str, Path], tmp_path: Path, m
 
     monkeypatch.setattr("bnlab.measure.recalibration.layer_gaps", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        command.recalibrate([str(runs["batch"])], None, None, None, "population", 20, tmp_path / "new.pt", "plain")
+        recalibrate([str(runs["batch"])], samples=20, out=tmp_path / "new.pt", format="plain")
     assert not list(tmp_path.iterdir())
 
 
@@ -495,7 +495,7 @@ def test_a_module_gets_a_file_in_the_form_of_its_own(theirs: str, nesting: str, 
     if weights is not None:
         weights.parent.mkdir()
         torch.save(state, weights)
-    command.recalibrate(["trainer.device=cpu"], factory, weights, "digits", "population", 50, None, "plain")
+    recalibrate(["trainer.device=cpu"], samples=50, module=factory, weights=weights, data="digits", format="plain")
     new = (weights.parent if weights else tmp_path) / "recalibrated-population-50.pt"
     found = torch.load(new, weights_only=True)
     assert list(found) == list(state)
@@ -512,5 +512,5 @@ def test_a_module_gets_a_file_in_the_form_of_its_own(theirs: str, nesting: str, 
 def test_a_module_without_averages_is_refused_and_leaves_nothing(theirs: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*.pt"))
     with pytest.raises(IncompatibleError, match=f"{theirs}:plain: nothing to recalibrate"):
-        command.recalibrate(HERE, f"{theirs}:plain", None, "digits", "population", None, None, "table")
+        recalibrate(HERE, module=f"{theirs}:plain", data="digits")
     assert sorted(tmp_path.rglob("*.pt")) == before == []

@@ -25,11 +25,12 @@ from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.data.shifts import SEVERITIES, SHIFTS, shifted
 from bnlab.errors import ConfigError, IncompatibleError
+from bnlab.experiment.shift_study import Study
 from bnlab.measure.interval import Interval
 from bnlab.measure.probe_batches import batching
 from bnlab.measure.robustness import DRAWS, STATS, Condition, Robustness, robustness
 from bnlab.report.console import Terminal
-from bnlab.report.shift_report import Study, shift_rows, shift_table
+from bnlab.report.shift_report import shift_rows, shift_table
 
 
 def split(count: int, channels: int = 1, height: int = 8, width: int = 8, classes: int = 10, seed: int = 0) -> Split:
@@ -555,7 +556,7 @@ def test_a_model_without_statistics_in_ascii(place: Path) -> None:
 )
 def test_wrong_choices(shifts: list[str] | None, severity: str, stats: list[str] | None, said: str) -> None:
     with pytest.raises(ConfigError) as error:
-        shift(["nowhere"], None, None, None, shifts, severity, stats, 64, "table")
+        shift(["nowhere"], shifts=shifts, severity=severity, stats=stats)
     assert str(error.value).startswith(said)
 
 

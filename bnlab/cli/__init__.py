@@ -1,7 +1,8 @@
-"""The command line: parse, call, print. Everything heavy is imported by the command that needs it.
+"""The command line, one file a command: parse, call, print. `train.py` is the one to read first.
 
-Results go to stdout; progress, logs and errors to stderr. Exit codes: 0 all done, 1 a job failed or the environment is
-at fault, 2 usage or configuration (nothing was started), 130 Ctrl-C, 143 SIGTERM.
+Everything heavy is imported by the command that needs it, so that `bnlab --help` answers at once. Results go to stdout;
+progress, logs and errors to stderr. Exit codes: 0 all done, 1 a job failed or the environment is at fault, 2 usage or
+configuration (nothing was started), 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,11 +15,22 @@ from typing import Annotated
 import typer
 
 from bnlab import __version__
-from bnlab.cli.export import export
-from bnlab.cli.guide import guide
-from bnlab.cli.laboratory import bench, check, probe, recalibrate, shift
-from bnlab.cli.machine import data_fetch, data_list, doctor, list_options
-from bnlab.cli.runs import compare, resume, show, train
+from bnlab.cli import (
+    bench,
+    check,
+    compare,
+    data,
+    doctor,
+    export,
+    guide,
+    list_options,
+    probe,
+    recalibrate,
+    resume,
+    shift,
+    show,
+    train,
+)
 from bnlab.errors import BnlabError
 
 app = typer.Typer(
@@ -47,23 +59,20 @@ def root(
     """
 
 
-app.command(short_help="Train one run, or a sweep with -m.")(train)
-app.command(short_help="Finish a run or a sweep.")(resume)
-app.command(short_help="Compare arms with intervals, paired by seed.")(compare)
-app.command(short_help="Show one run: settings, outcome, curves.")(show)
-app.command(short_help="Write runs for pandas, TensorBoard, MLflow.")(export)
-app.command(short_help="Train against eval: every measure, and the causes.")(probe)
-app.command(short_help="Put statistics of the training set into a model.")(recalibrate)
-app.command(short_help="Evaluate under shifts of the test images.")(shift)
-app.command(short_help="Step times as ratios with intervals, in minutes.")(bench)
-app.command(short_help="Check what a strategy says of itself, or your own module.")(check)
-app.command("list", short_help="List every option with one line each.")(list_options)
-data_app = typer.Typer(no_args_is_help=True, help="Data sets: what is there; download.")
-data_app.command("list")(data_list)
-data_app.command("fetch")(data_fetch)
-app.add_typer(data_app, name="data")
-app.command(short_help="Read a guide in the terminal.")(guide)
-app.command(short_help="Look at what runs need on this machine.")(doctor)
+app.command(short_help="Train one run, or a sweep with -m.")(train.train)
+app.command(short_help="Finish a run or a sweep.")(resume.resume)
+app.command(short_help="Compare arms with intervals, paired by seed.")(compare.compare)
+app.command(short_help="Show one run: settings, outcome, curves.")(show.show)
+app.command(short_help="Write runs for pandas, TensorBoard, MLflow.")(export.export)
+app.command(short_help="Train against eval: every measure, and the causes.")(probe.probe)
+app.command(short_help="Put statistics of the training set into a model.")(recalibrate.recalibrate)
+app.command(short_help="Evaluate under shifts of the test images.")(shift.shift)
+app.command(short_help="Step times as ratios with intervals, in minutes.")(bench.bench)
+app.command(short_help="Check what a strategy says of itself, or your own module.")(check.check)
+app.command("list", short_help="List every option with one line each.")(list_options.list_options)
+app.add_typer(data.app, name="data")
+app.command(short_help="Read a guide in the terminal.")(guide.guide)
+app.command(short_help="Look at what runs need on this machine.")(doctor.doctor)
 
 
 def main() -> None:

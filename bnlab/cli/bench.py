@@ -1,46 +1,90 @@
-"""`bnlab bench`: every contest in turn, each with its share of the budget, printed and recorded."""
+"""`bnlab bench`: step times, paired; every contest in turn with its share of the budget, printed and recorded."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional, cast
 
-from bnlab.bench.arms import contest, limits_of, read
-from bnlab.bench.engine import BenchConfig, Contest, ContestTime, figures, measure
-from bnlab.bench.layer_times import SHAPES, layer_contest, uncompared
-from bnlab.bench.scaling import Level, Size, levels
-from bnlab.cli.bench_record import record
-from bnlab.cli.bench_workers import DEFAULT_DELAYS, parallel
+import typer
+
+from bnlab.cli.options import Format, Overrides, number_in, one_of
 from bnlab.errors import ConfigError
-from bnlab.report.bench_report import bench_table, benching, scaling_table
-from bnlab.report.console import messages, results
-from bnlab.report.rows import TIDY_FORMATS
+
+if TYPE_CHECKING:
+    from bnlab.bench.engine import BenchConfig, Contest, ContestTime
+    from bnlab.bench.scaling import Level, Size
+
+DEFAULT_DELAYS = "0,5,20"
+LONGEST_DELAY = 10_000.0  # ms
 
 
 def bench(
-    overrides: Sequence[str],
-    layers: bool,
-    scale: Size | None,
-    form: str,
-    workers: int | None = None,
-    delay: str = DEFAULT_DELAYS,
+    overrides: Overrides = None,
+    layers: Annotated[bool, typer.Option("--layers", help="The normalization layers alone, by shape.")] = False,
+    scale: Annotated[
+        Optional[str],
+        one_of(
+            "--scale",
+            choices=("width", "image", "batch"),
+            help="The same comparison at growing width, image or batch size.",
+        ),
+    ] = None,
+    workers: Annotated[
+        Optional[int],
+        number_in("--workers", int, 2, help="Train on so many processes, one of them late: who waits for it?"),
+    ] = None,
+    delay: Annotated[
+        str, typer.Option("--delay", metavar="MS,...", help="By how many milliseconds it is late, beside --workers.")
+    ] = DEFAULT_DELAYS,
+    format: Format = "table",
 ) -> None:
-    """Print the paired comparison that `overrides` stand for; `form` is `table` or one of TIDY_FORMATS.
+    """Compare training steps: all arms in one process, one step each in turn, as ratios with intervals.
 
-    `layers`: of normalization layers alone; `scale`: at growing sizes; `workers`: on so many
-    processes, of which one is late by each `delay` in ms. Errors: ConfigError.
+    KEY=VALUE are Hydra overrides; lists make arms: norm=none,batch,layer model=cnn,mlp; also bench.seconds=N,
+    bench.precision=N, bench.rounds=N. Stops when every ratio is known to 2 % or after two minutes, and says which.
     """
+    from bnlab.bench.arms import limits_of
+
+    lines = overrides or []
     if layers and scale is not None:
         raise ConfigError("--layers: not beside --scale\nleave out one of the two")
-    if (layers or workers is not None) and limits_of(overrides).graph:
+    if (layers or workers is not None) and limits_of(lines).graph:
         raise ConfigError("bench.graph=true: not beside --layers or --workers\nleave out one of the two")
-    if workers is not None:
-        if layers or scale is not None:
-            raise ConfigError("--workers: not beside --layers or --scale\nleave out one of the two")
-        parallel(overrides, workers, delay, form)
-        return
-    if delay != DEFAULT_DELAYS:
-        raise ConfigError(f"--delay={delay}: only beside --workers")
+    if workers is None:
+        if delay != DEFAULT_DELAYS:
+            raise ConfigError(f"--delay={delay}: only beside --workers")
+        return _bench_steps(lines, layers, cast("Size | None", scale), format)
+    if layers or scale is not None:
+        raise ConfigError("--workers: not beside --layers or --scale\nleave out one of the two")
+    return _bench_stragglers(lines, workers, delays_of(delay), format)
+
+
+def delays_of(text: str) -> list[float]:
+    """Return the delays of `0,5,20` in ms, ascending and 0 among them. Errors: ConfigError."""
+    try:
+        delays = {float(part) for part in text.split(",")}
+    except ValueError:
+        raise ConfigError(f"--delay={text}: must be milliseconds such as {DEFAULT_DELAYS}") from None
+    if not all(math.isfinite(delay) and 0 <= delay <= LONGEST_DELAY for delay in delays):
+        raise ConfigError(f"--delay={text}: each must be from 0 to {LONGEST_DELAY:g} ms")
+    if not delays - {0.0}:
+        raise ConfigError(f"--delay={text}: name one above 0, such as {DEFAULT_DELAYS}")
+    return sorted(delays | {0.0})
+
+
+def _bench_steps(overrides: Sequence[str], layers: bool, scale: Size | None, format: str) -> None:
+    """Time whole training steps, also at growing sizes, or layers alone."""
+    from bnlab.bench.arms import contest, read
+    from bnlab.bench.engine import figures
+    from bnlab.bench.layer_times import SHAPES, layer_contest, uncompared
+    from bnlab.bench.scaling import levels
+    from bnlab.cli.bench_record import record
+    from bnlab.report.console import messages, results
+    from bnlab.report.rows import TIDY_FORMATS
+
     limits, sections, notes = read(overrides, layers)
     if layers:
         notes += [line for section in sections for line in uncompared(section)]
@@ -48,40 +92,47 @@ def bench(
         messages().say(line)
     grown: list[list[Level]] = []
     if layers:
-        found = _measured(limits, [partial(layer_contest, section, shape) for section in sections for shape in SHAPES])
-        folder = record([], found)
+        times = _timed(limits, [partial(layer_contest, section, shape) for section in sections for shape in SHAPES])
+        folder = record([], times)
     else:
         if scale is not None:
             grown = [levels(section, scale) for section in sections]
             sections = [level.section for part in grown for level in part]
-        found = _measured(limits, [partial(contest, section, limits.graph) for section in sections])
-        folder = record(sections, found)
-    if form != "table":
-        rows = [figures(item, arm) for item in found for arm in item.arms]
-        results().emit(TIDY_FORMATS[form]({"record": str(folder)}, rows))
+        times = _timed(limits, [partial(contest, section, limits.graph) for section in sections])
+        folder = record(sections, times)
+    if format == "table":
+        _print(times, grown, scale)
     else:
-        _print(found, grown, scale)
+        rows = [figures(item, arm) for item in times for arm in item.arms]
+        results().emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
     messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder}"))
 
 
-def _measured(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]]) -> list[ContestTime]:
-    """Measure one after the other; the seconds that one leaves are the others'."""
-    found: list[ContestTime] = []
+def _timed(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]]) -> list[ContestTime]:
+    """Time one after the other; the seconds that one leaves are the others'."""
+    from bnlab.bench.engine import measure
+    from bnlab.report.bench_report import benching
+    from bnlab.report.console import messages
+
+    times: list[ContestTime] = []
     left = limits.seconds
     with benching(messages()) as watch:
         for number, make in enumerate(contests):
             ready = make()
             if ready is not None:
                 share = left / (len(contests) - number)
-                found.append(measure(ready, limits, share, partial(watch, ready.title)))
-                left = max(left - found[-1].seconds, 0.0)
+                times.append(measure(ready, limits, share, partial(watch, ready.title)))
+                left = max(left - times[-1].seconds, 0.0)
                 del ready  # its data and models, before the next are built
-    return found
+    return times
 
 
-def _print(found: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale: Size | None) -> None:
+def _print(times: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale: Size | None) -> None:
+    from bnlab.report.bench_report import bench_table, scaling_table
+    from bnlab.report.console import results
+
     out = results()
-    for number, item in enumerate(found):
+    for number, item in enumerate(times):
         if number:
             out.say("")
         out.print(bench_table(item, out))
@@ -89,5 +140,33 @@ def _print(found: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale
     for part in grown:
         out.say("")
         sizes = [(level.label, level.size) for level in part]
-        out.print(scaling_table(str(scale), sizes, found[done : done + len(part)], out))
+        out.print(scaling_table(str(scale), sizes, times[done : done + len(part)], out))
         done += len(part)
+
+
+def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[float], format: str) -> None:
+    """Time training on several processes while one of them is late, for each delay in ms."""
+    from bnlab.bench.straggler_launch import figures, plan_of, read_sections, run_workers, threads_of
+    from bnlab.record.plain_files import write_bytes
+    from bnlab.record.run_folder import fresh_folder
+    from bnlab.report.console import messages, results
+    from bnlab.report.rows import TIDY_FORMATS, as_csv
+    from bnlab.report.straggler_report import parallel_table, progress
+
+    err = messages()
+    limits, sections, notes = read_sections(overrides, workers, delays)
+    for line in notes:
+        err.say(line)
+    with progress(err, workers) as watch:
+        times = run_workers(plan_of(sections, delays, limits), workers, threads_of(sections), watch)
+    rows = [row for part in times for row in figures(part)]
+    folder = fresh_folder(Path("runs"), "bench")
+    write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
+    out = results()
+    if format != "table":
+        out.emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
+    for number, part in enumerate(times if format == "table" else ()):
+        if number:
+            out.say("")
+        out.print(parallel_table(part, out))
+    err.say(f"recorded in {folder}")

@@ -1,42 +1,61 @@
-"""`bnlab check`: which normalizations a command line stands for, their cards, and what they come to."""
+"""`bnlab check`: what normalizations do, and whether that is what they declare."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Optional
 
-from bnlab.conformance.card import examine
-from bnlab.conformance.subject import Subject, of_factory, of_strategy
+import typer
+
+from bnlab.cli.options import Format, Overrides
 from bnlab.errors import ConfigError
-from bnlab.norms.strategy import strategies
-from bnlab.report.check_formats import CARD_FORMATS
-from bnlab.report.check_report import card_table, checking, matrix_table
-from bnlab.report.console import messages, results
+
+if TYPE_CHECKING:
+    from bnlab.conformance.subject import Subject
 
 
-def check(overrides: Sequence[str], factory: str | None, form: str) -> int:
-    """Print the card of one normalization, or the matrix of several; return the exit code.
+def check(
+    overrides: Overrides = None,
+    module: Annotated[
+        Optional[str],
+        typer.Option("--module", metavar="PACKAGE.MODULE:FACTORY", help="Your factory(channels) -> torch.nn.Module."),
+    ] = None,
+    format: Format = "table",
+) -> None:
+    """Measure on random and edge tensors what a normalization does, and whether that is what it declares.
 
-    `overrides` stand for a run or a sweep; where they name no strategy, for all as they come; `factory` is
-    `package.module:name`; `form` is `table` or one of CARD_FORMATS. Errors: ConfigError.
+    KEY=VALUE are Hydra overrides, such as norm=ghost norm.size=8; several strategies: norm=batch,ghost; default: all.
+    Exit code 1: a property contradicts what is declared. Your own module declares nothing: its card says what it does.
     """
-    if factory is not None and overrides:
+    from bnlab.conformance.card import examine
+    from bnlab.conformance.subject import of_factory
+    from bnlab.report.check_formats import CARD_FORMATS
+    from bnlab.report.check_report import card_table, checking, matrix_table
+    from bnlab.report.console import messages, results
+
+    if module is not None and overrides:
         raise ConfigError(f"{overrides[0]}: has no meaning beside --module\nleave out one of the two")
-    subjects = [of_factory(factory)] if factory is not None else _strategies(overrides)
+    subjects = _strategies(overrides or []) if module is None else [of_factory(module)]
     cards = []
     with checking(messages()) as tell:
         for subject in subjects:
             tell(subject.label)
             cards.append(examine(subject))
     out = results()
-    if form != "table":
-        out.emit(CARD_FORMATS[form](cards))
+    if format != "table":
+        out.emit(CARD_FORMATS[format](cards))
     else:
         out.print(card_table(cards[0], out) if len(cards) == 1 else matrix_table(cards, out))
-    return 1 if any(card.contradictions for card in cards) else 0
+    if any(card.contradictions for card in cards):
+        raise typer.Exit(1)
 
 
 def _strategies(overrides: Sequence[str]) -> list[Subject]:
+    """Return the strategies that a run or a sweep with `overrides` has; where none is named, all as they come."""
+    from bnlab.conformance.subject import of_strategy
+    from bnlab.norms.strategy import strategies
+
     chosen = []
     if overrides:
         from bnlab.config import compose

@@ -1,4 +1,4 @@
-"""What a run needs of this machine, looked at one by one: versions, device, threads, data, disk, a write test."""
+"""`bnlab doctor`: what a run needs of this machine, looked at one by one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bnlab.config.files import conf_dir, groups
+import typer
+
+from bnlab.cli.options import Root
 from bnlab.errors import BnlabError
-from bnlab.experiment import gpu_lock
-from bnlab.record.environment import environment
-from bnlab.record.plain_files import write_bytes
 
 LITTLE_SPACE = 2 * 2**30  # bytes
+
+
+def doctor(root: Root = Path("data")) -> None:
+    """Look at what runs need here: versions, device, threads, data, disk, a write test."""
+    from bnlab.report.listing import show_findings
+
+    findings = []
+    for finding in examine(Path("runs"), root):
+        show_findings([(finding.subject, finding.state, finding.text)])
+        findings.append(finding)
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ def examine(runs: Path, data_root: Path) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
+    from bnlab.record.environment import environment
+
     here = environment()
     yield Finding("bnlab", "ok", f"{here['bnlab']}, Python {here['python']}, {here['os']}")
     for package in ("torch", "torchvision", "hydra-core"):
@@ -55,6 +68,7 @@ def _devices() -> Iterator[Finding]:
             "import", "bad", f"{type(error).__name__}: {error}; let pip resolve torch and torchvision together"
         )
         return
+    from bnlab.experiment import gpu_lock
     from bnlab.experiment.setup import gpu_name
     from bnlab.training.allocator import keep_freed_memory
 
@@ -77,14 +91,18 @@ def _devices() -> Iterator[Finding]:
 
 
 def _configurations() -> Finding:
+    from bnlab.config.files import conf_dir, groups
+
     try:
-        found = groups()
+        options = groups()
     except BnlabError as error:
         return Finding("conf", "bad", str(error))
-    return Finding("conf", "ok", f"{conf_dir()}: {', '.join(f'{len(o)} {g}' for g, o in found.items())}")
+    return Finding("conf", "ok", f"{conf_dir()}: {', '.join(f'{len(o)} {g}' for g, o in options.items())}")
 
 
 def _writing(runs: Path) -> Finding:
+    from bnlab.record.plain_files import write_bytes
+
     try:
         runs.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="doctor-", dir=runs) as trial:

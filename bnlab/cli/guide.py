@@ -18,11 +18,9 @@ def complete_topic(incomplete: str) -> list[str]:
 
 
 def guide(
-    topic: Annotated[
-        Optional[str], typer.Argument(help="What to read; default: list the topics", autocompletion=complete_topic)
-    ] = None,
+    topic: Annotated[Optional[str], typer.Argument(metavar="TOPIC", autocompletion=complete_topic, hidden=True)] = None,
 ) -> None:
-    """Read a guide in the terminal, or list the topics with one line each."""
+    """Read the guide about TOPIC in the terminal; without one, list the topics with one line each."""
     from bnlab.report.console import results
     from bnlab.report.guide_report import show_guide
     from bnlab.report.listing import show_options

@@ -1,19 +1,116 @@
-"""What several commands take."""
+"""Options that several commands take, and what their values must be.
+
+A wrong value is a ConfigError in bnlab's words; arguments are described in a command's text, so they are hidden from
+the table of its help, where Typer would show their Python type.
+"""
 
 from __future__ import annotations
 
-import enum
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from bnlab.errors import ConfigError, did_you_mean
 
 
-class Format(enum.StrEnum):
-    table = "table"
-    plain = "plain"
-    csv = "csv"
-    json = "json"
-    md = "md"
+def unknown(named: str, word: str, known: Iterable[str]) -> ConfigError:
+    """Return the error of a word that is none of `known`."""
+    known = list(known)
+    return ConfigError(f"{named}: no such choice{did_you_mean(word, known)}\nthere are: {', '.join(known)}")
+
+
+def one_of(*names: str, choices: Sequence[str], help: str) -> Any:
+    """Declare an option that is one of `choices`; without `names`, an argument."""
+
+    def parse(word: str) -> str:
+        if word not in choices:
+            raise unknown(f"{names[0]} {word}" if names else word, word, choices)
+        return word
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in choices if word.startswith(incomplete)]
+
+    metavar = "|".join(choices)
+    if not names:
+        return typer.Argument(metavar=metavar, parser=parse, autocompletion=complete, help=help, hidden=True)
+    return typer.Option(*names, metavar=metavar, parser=parse, autocompletion=complete, help=help)
+
+
+def number_in(name: str, kind: type[int] | type[float], low: float, high: float = math.inf, *, help: str) -> Any:
+    """Declare an option that is a number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ConfigError(f"{name} {text}: must be a {'whole ' if kind is int else ''}number") from None
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ConfigError(f"{name} {text}: must be {bounds}")
+        return value
+
+    return typer.Option(name, metavar="N" if kind is int else "NUMBER", parser=parse, help=help)
+
+
+def overrides() -> Any:
+    """Declare Hydra overrides."""
+    return typer.Argument(metavar="KEY=VALUE", autocompletion=complete_override, hidden=True)
 
 
 def complete_override(incomplete: str) -> list[str]:
     from bnlab.config.completion import overrides
 
     return overrides(incomplete)
+
+
+Overrides = Annotated[Optional[list[str]], overrides()]
+Format = Annotated[
+    str, one_of("--format", "-f", choices=("table", "plain", "csv", "json", "md"), help="How to print the result.")
+]
+
+# ---------------------------------------------------------------- of train and resume
+
+ConfigDir = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--config-dir", metavar="FOLDER", exists=True, file_okay=False, help="A folder with more configurations."
+    ),
+]
+Timeout = Annotated[Optional[float], number_in("--timeout", float, 0.1, help="Stop a job after so many seconds.")]
+Retries = Annotated[int, number_in("--retries", int, 0, help="How often to try a job again that failed or died.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Start no more jobs once one is not done.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and list the jobs, run nothing.")]
+
+# ---------------------------------------------------------------- of commands that read runs
+
+Runs = Annotated[Optional[list[Path]], typer.Argument(metavar="PATH", hidden=True)]
+Where = Annotated[
+    Optional[list[str]], typer.Option("--where", metavar="KEY=VALUE[,VALUE]", help="Only runs with such a value.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a run folder cannot be read.")]
+
+# ---------------------------------------------------------------- of commands that examine a trained model
+
+Targets = Annotated[
+    Optional[list[str]],
+    typer.Argument(metavar="RUN|KEY=VALUE", autocompletion=complete_override, hidden=True),
+]
+Module = Annotated[
+    Optional[str],
+    typer.Option("--module", metavar="PACKAGE.MODULE:FACTORY", help="Your own model: factory() -> torch.nn.Module."),
+]
+Weights = Annotated[
+    Optional[Path],
+    typer.Option("--checkpoint", metavar="FILE", help="A file of weights: of --module, or instead of the run's own."),
+]
+Data = Annotated[
+    Optional[str],
+    typer.Option("--data", metavar="NAME", help="Data set for --module: mnist, ... or folder with data.path=FOLDER."),
+]
+
+# ---------------------------------------------------------------- of commands that look at data sets
+
+Root = Annotated[Path, typer.Option("--root", metavar="FOLDER", help="The folder that holds the data sets.")]

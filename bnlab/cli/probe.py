@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Annotated
 
-from bnlab.experiment.trained_model import TrainedModel, find
-from bnlab.measure.probe_model import probe as measured
-from bnlab.measure.verdict import verdict
-from bnlab.report.console import messages, results
-from bnlab.report.probe_report import Probed, probe_head, probe_rows, probe_tables, working
-from bnlab.report.rows import TIDY_FORMATS
+from bnlab.cli.options import Data, Format, Module, Targets, Weights, number_in
 
 
 def probe(
-    targets: Sequence[str], module: str | None, weights: Path | None, data: str | None, samples: int, form: str
+    targets: Targets = None,
+    module: Module = None,
+    weights: Weights = None,
+    data: Data = None,
+    samples: Annotated[
+        int, number_in("--samples", int, 2, help="Training samples for the population statistics, at most.")
+    ] = 10_000,
+    format: Format = "table",
 ) -> None:
-    """Print what tells training mode from evaluation mode in the model that the command line names.
+    """Measure how one model behaves differently in train() and eval(), and split the difference into its causes.
 
-    `samples`: training images that the population statistics are over, at most; `form` is `table` or one of
-    TIDY_FORMATS. Errors: ConfigError, RecordError, DataError; IncompatibleError of a layer that is called twice in one
-    pass.
+    RUN is a run folder, with overrides such as data.root=FOLDER. With --module there are only overrides:
+    data.batch_size=N, that of its training; model.input_norm=none for images in [0, 1]. The model is left as it was.
     """
+    from bnlab.experiment.trained_model import find
+    from bnlab.measure.probe_model import probe as measure
+    from bnlab.measure.verdict import verdict
+    from bnlab.report.console import messages, results
+    from bnlab.report.probe_report import Probed, probe_head, probe_rows, probe_tables, working
+    from bnlab.report.rows import TIDY_FORMATS
+
     with working(messages()) as tell:
         tell("reading model and data")
-        trained = find(targets, module, weights, data)
+        trained = find(targets or [], module, weights, data)
         tell(f"probing {trained.label}")
         with trained.examined():
             probes = [trained.probe("train"), trained.probe("test")]
-            probing = measured(trained.model, probes, trained.train, samples)
-    found = Probed(
-        trained.label,
-        trained.about,
-        _step(trained),
-        trained.batch_size,
-        probing,
-        tuple(map(verdict, probing.decompositions)),
-    )
+            result = measure(trained.model, probes, trained.train, samples)
+    verdicts = tuple(map(verdict, result.decompositions))
+    report = Probed(trained.label, trained.about, trained.step, trained.batch_size, result, verdicts)
     out = results()
-    if form == "table":
-        out.print(probe_tables(found, out))
+    if format == "table":
+        out.print(probe_tables(report, out))
     else:
-        out.emit(TIDY_FORMATS[form](probe_head(found), probe_rows(found)))
-
-
-def _step(trained: TrainedModel) -> int | None:
-    step = (trained.state or {}).get("step")
-    return step if isinstance(step, int) else None
+        out.emit(TIDY_FORMATS[format](probe_head(report), probe_rows(report)))

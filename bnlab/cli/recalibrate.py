@@ -2,130 +2,71 @@
 
 from __future__ import annotations
 
-import copy
 import shlex
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Optional, cast
 
-from torch import Tensor, nn
+import typer
 
-from bnlab.errors import ConfigError, IncompatibleError
-from bnlab.experiment.trained_model import INSIDE, TrainedModel, find
-from bnlab.measure.recalibration import (
-    Recalibration,
-    Stats,
-    check_recalibratable,
-    new_entries,
-    recalibration,
-    samples_used,
-)
-from bnlab.report.console import messages, results
-from bnlab.report.probe_report import working
-from bnlab.report.recalibration_report import Recalibrated, recalibration_head, recalibration_rows, recalibration_tables
-from bnlab.report.rows import TIDY_FORMATS
-from bnlab.training import checkpoint
+from bnlab.cli.options import Data, Format, Module, Targets, Weights, number_in, one_of
 
 
 def recalibrate(
-    targets: Sequence[str],
-    module: str | None,
-    weights: Path | None,
-    data: str | None,
-    stats: str,
-    samples: int | None,
-    out: Path | None,
-    form: str,
+    targets: Targets = None,
+    stats: Annotated[
+        str,
+        one_of("--stats", choices=("precise", "population"), help="In one pass as in training, or layer after layer."),
+    ] = "population",
+    samples: Annotated[
+        Optional[int], number_in("--samples", int, 2, help="Training samples to take; default: all.")
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option("--out", metavar="FILE", help="The new file; default: recalibrated-STATS-N.pt beside the old."),
+    ] = None,
+    module: Module = None,
+    weights: Weights = None,
+    data: Data = None,
+    format: Format = "table",
 ) -> None:
-    """Recalibrate the model that the command line names into the new file `out`, and print what that changes.
+    """Replace the running statistics of a trained model by those of the training set, in a new checkpoint.
 
-    `stats` is `population` or `precise`, `samples` the number of training samples (None: all); `form` is `table` or one
-    of TIDY_FORMATS. Errors: ConfigError, also where `out` exists or its folder does not; IncompatibleError where there
-    is nothing to recalibrate; RecordError, DataError, EnvironmentFault. After any of them there is no new file.
+    RUN is a run folder, with overrides such as data.root=FOLDER. With --module there are only overrides:
+    data.batch_size=N, that of its training; model.input_norm=none for images in [0, 1].
+    Shows before and after in one table, and how many samples would have been enough.
     """
+    from bnlab.experiment.recalibrated import new_file, recalibrated, save
+    from bnlab.experiment.trained_model import find
+    from bnlab.measure.recalibration import Stats
+    from bnlab.report.console import messages, results
+    from bnlab.report.probe_report import working
+    from bnlab.report.recalibration_report import (
+        Recalibrated,
+        recalibration_head,
+        recalibration_rows,
+        recalibration_tables,
+    )
+    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.training.checkpoint import check_new_file
+
     how, err = cast(Stats, stats), messages()
     if out is not None:
-        _check_place(out)
+        check_new_file(out)  # before anything is read
     with working(err) as tell:
         tell("reading model and data")
-        trained = find(targets, module, weights, data)
-        try:
-            check_recalibratable(trained.model)
-        except IncompatibleError as error:
-            raise IncompatibleError(f"{trained.label}: {error}") from error
-        count = samples_used(trained.train, how, samples, trained.batch_size)
-        place = out or _folder(trained, weights) / f"recalibrated-{stats}-{count}.pt"
-        checkpoint.check_new_file(place)
+        trained = find(targets or [], module, weights, data)
+        file, count = new_file(trained, weights, how, samples, out)
         if samples is not None and count < min(samples, len(trained.train)):
             of = f"whole batches of {trained.batch_size} are taken"
             err.say(f"stats={stats}: {of}, {count} of the {samples} samples asked for")
         tell(f"recalibrating {trained.label}")
-        found = _measured(trained, how, samples)
-        checkpoint.save_file(place, _state(trained, weights, found))
-    report = Recalibrated(trained.label, trained.about, str(place), found)
+        result = recalibrated(trained, how, samples)
+        save(file, trained, weights, result)
+    report = Recalibrated(trained.label, trained.about, str(file), result)
     terminal = results()
-    if form == "table":
+    if format == "table":
         terminal.print(recalibration_tables(report, terminal))
     else:
-        terminal.emit(TIDY_FORMATS[form](recalibration_head(report), recalibration_rows(report)))
-    beside = [word for option, value in (("--module", module), ("--data", data)) if value for word in (option, value)]
-    err.say(f"{shlex.join(['bnlab', 'probe', *targets, *beside, '--checkpoint', str(place)])} reads it")
-
-
-def _check_place(out: Path) -> None:
-    """Refuse a place for the new file before anything is read. Errors: ConfigError, EnvironmentFault."""
-    if not out.parent.exists():
-        raise ConfigError(f"{out}: the folder {out.parent} does not exist\nmake it, or name another by --out")
-    checkpoint.check_new_file(out)
-
-
-def _folder(trained: TrainedModel, weights: Path | None) -> Path:
-    """Return where the new file lies: in the run's folder, or beside the weights that go with a module."""
-    if trained.folder is not None:
-        return trained.folder
-    return Path() if weights is None else weights.parent
-
-
-def _measured(trained: TrainedModel, stats: Stats, samples: int | None) -> Recalibration:
-    judged = {"train": trained.probe("train").plain} if trained.valid is None else {"valid": trained.valid}
-    with trained.examined():
-        return recalibration(
-            trained.model,
-            trained.train,
-            judged | {"test": trained.test},
-            stats,
-            samples,
-            trained.batch_size,
-            trained.config.eval.batch_size,
-        )
-
-
-def _state(trained: TrainedModel, weights: Path | None, found: Recalibration) -> dict[str, Any]:
-    """Return what the old file holds, with the new statistics; of a run also what they are over.
-
-    Without an old file, as of a module without weights, it is the model's state dict.
-    """
-    old = trained.model.state_dict() if trained.state is None else trained.state
-    if trained.state is None and weights is not None:
-        old = checkpoint.load_file(weights)
-    entries = new_entries(trained.model, found.statistics)
-    inside = next((key for key in INSIDE if isinstance(old.get(key), Mapping)), None)
-    if inside is None:
-        return _replaced(old, entries, trained.model)
-    new = {**old, inside: _replaced(old[inside], entries, trained.model)}
-    return new if trained.folder is None else new | {"recalibrated": {"stats": found.stats, "samples": found.samples}}
-
-
-def _replaced(weights: Mapping[str, Any], entries: Mapping[str, Tensor], model: nn.Module) -> dict[str, Any]:
-    """Return `weights` with `entries` in their places, also where all names stand below that of a wrapper.
-
-    Where a model loads names of its own, they are those of its state dict.
-    """
-    needed = [name for name in entries if not name.endswith("num_batches_tracked")]  # some old files lack the counts
-    parts = next(iter(weights)).split(".")
-    wrappers = ("".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts)))
-    prefix = next((each for each in wrappers if all(each + name in weights for name in needed)), None)
-    # a copy with what torch keeps beside the tensors
-    new = cast(dict[str, Any], copy.copy(model.state_dict() if prefix is None else weights))
-    new.update({name: value for key, value in entries.items() if (name := (prefix or "") + key) in new})
-    return new
+        terminal.emit(TIDY_FORMATS[format](recalibration_head(report), recalibration_rows(report)))
+    named = [word for option, value in (("--module", module), ("--data", data)) if value for word in (option, value)]
+    err.say(f"{shlex.join(['bnlab', 'probe', *(targets or []), *named, '--checkpoint', str(file)])} reads it")

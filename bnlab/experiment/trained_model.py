@@ -57,6 +57,12 @@ class TrainedModel:
         own = (f"norm={config.norm.name}", f"model={config.model.name}")
         return (f"data={config.data.name}", *((type(self.model).__name__,) if self.folder is None else own))
 
+    @property
+    def step(self) -> int | None:
+        """The training step that a run's checkpoint is of."""
+        step = (self.state or {}).get("step")
+        return step if isinstance(step, int) else None
+
     @contextmanager
     def examined(self) -> Iterator[None]:
         """Let forward passes run as those of training did; what a user's own module raises becomes a ConfigError."""

@@ -21,32 +21,11 @@ from bnlab.report.rows import Row
 from bnlab.report.table import wrapped
 
 if TYPE_CHECKING:
+    from bnlab.experiment.shift_study import Study
     from bnlab.measure.interval import Interval
     from bnlab.measure.robustness import Condition, Robustness
 
 GROUP_GAP = 2  # columns between groups; inside a group it is 1
-
-
-@dataclass(frozen=True)
-class Study:
-    """What `bnlab shift` prints; the first condition is the test images as they are."""
-
-    label: str
-    batch_size: int
-    prior: float
-    available: int  # test images
-    keeps_statistics: bool  # whether there is a choice of statistics at all
-    conditions: tuple[Condition, ...]
-
-    @property
-    def stats(self) -> list[str]:
-        """The choices of statistics, in order."""
-        return [found.stats for found in self.conditions[0].found]
-
-    @property
-    def samples(self) -> int:
-        """Test images taken, before classes are thinned out."""
-        return self.conditions[0].found[0].samples
 
 
 # ---------------------------------------------------------------- for programs

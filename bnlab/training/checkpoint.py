@@ -124,6 +124,8 @@ def check_new_file(path: Path) -> None:
         raise ConfigError(f"{taken}: exists already, and nothing is written over\nname another file by --out")
     if path.name in (PREVIOUS, CURRENT):
         raise ConfigError(f"{path}: is a name that training writes to\nname another file by --out")
+    if not path.parent.exists():
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist\nmake it, or name another by --out")
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".sha256.tmp"):
             pass

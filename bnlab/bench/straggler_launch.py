@@ -1,6 +1,6 @@
 """Must all examples wait for the slowest? Worker processes train together, one of them late by a known delay.
 
-torchrun starts the workers (`parallel_worker.py`) and they end with this process, whatever ends it: their stdin is a
+torchrun starts the workers (`straggler_worker.py`) and they end with this process, whatever ends it: their stdin is a
 pipe that only it holds open.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import signal
@@ -30,73 +29,39 @@ from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
 from bnlab.experiment.config import Config
 from bnlab.experiment.setup import bundle_of, device_of, model_of
 from bnlab.measure.refresh import bnlab_layers
-from bnlab.record.plain_files import write_bytes
-from bnlab.record.run_folder import fresh_folder
-from bnlab.report.console import messages, results
-from bnlab.report.rows import TIDY_FORMATS, as_csv
-from bnlab.report.straggler_report import parallel_table, progress
 
 DEFAULT_NORMS = "norm=sync,batch,group"
-DEFAULT_DELAYS = "0,5,20"
-LONGEST_DELAY = 10_000.0  # ms
 WORKER = "bnlab.bench.straggler_worker"
 STOP_SECONDS = 45.0  # torchrun gives a worker 30 s to end by itself
 
 
-def parallel(overrides: Sequence[str], workers: int, delay: str, form: str) -> None:
-    """Print and record how a late worker delays the others; `form` is `table` or one of TIDY_FORMATS.
+def read_sections(
+    overrides: Sequence[str], workers: int, delays: Sequence[float]
+) -> tuple[BenchConfig, list[Section], list[str]]:
+    """Return when to stop, the sections, and a line for each arm that was left out, and where there are too few cores.
 
-    Errors: ConfigError and IncompatibleError before anything is started; EnvironmentFault when a worker fails, dies or
-    hangs.
+    Errors: ConfigError, IncompatibleError for what so many workers cannot train; EnvironmentFault without devices.
     """
-    delays = delays_of(delay)
     own = [] if any(line.startswith("norm=") for line in overrides) else [DEFAULT_NORMS]
-    limits, sections, left_out = read([*overrides, *own])
-    err = messages()
-    for line in left_out:
-        err.say(line)
-    configs = [arm.config for section in sections for arm in section.arms]
-    for config in configs:
-        check(config, workers, max(delays))
-    threads = max(config.trainer.threads or 1 for config in configs)
+    limits, sections, notes = read([*overrides, *own])
+    for section in sections:
+        for arm in section.arms:
+            check(arm.config, workers, max(delays))
+    threads = threads_of(sections)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads * workers > cores and device_of(configs[0].trainer.device).type == "cpu":
-        err.say(
-            f"warning: {workers} workers of {threads} thread(s) on {cores} core(s): they wait for each other's cores"
-        )
-    with progress(err, workers) as watch:
-        found = run_workers(plan_of(sections, delays, limits), workers, threads, watch)
-    rows = [row for part in found for row in figures(part)]
-    folder = fresh_folder(Path("runs"), "bench")
-    write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
-    out = results()
-    if form != "table":
-        out.emit(TIDY_FORMATS[form]({"record": str(folder)}, rows))
-    for number, part in enumerate(found if form == "table" else ()):
-        if number:
-            out.say("")
-        out.print(parallel_table(part, out))
-    err.say(f"recorded in {folder}")
+    if threads * workers > cores and device_of(sections[0].arms[0].config.trainer.device).type == "cpu":
+        slow = "they wait for each other's cores"
+        notes.append(f"warning: {workers} workers of {threads} thread(s) on {cores} core(s): {slow}")
+    return limits, sections, notes
 
 
-def delays_of(text: str) -> list[float]:
-    """Return the delays of `0,5,20` in ms, ascending and 0 among them. Errors: ConfigError."""
-    try:
-        delays = {float(part) for part in text.split(",")}
-    except ValueError:
-        raise ConfigError(f"--delay={text}: must be milliseconds such as {DEFAULT_DELAYS}") from None
-    if not all(math.isfinite(delay) and 0 <= delay <= LONGEST_DELAY for delay in delays):
-        raise ConfigError(f"--delay={text}: each must be from 0 to {LONGEST_DELAY:g} ms")
-    if not delays - {0.0}:
-        raise ConfigError(f"--delay={text}: name one above 0, such as {DEFAULT_DELAYS}")
-    return sorted(delays | {0.0})
+def threads_of(sections: Sequence[Section]) -> int:
+    """Return the threads of a worker."""
+    return max(arm.config.trainer.threads or 1 for section in sections for arm in section.arms)
 
 
 def check(config: Config, size: int, longest_ms: float) -> None:
-    """Refuse what `size` workers cannot train.
-
-    Errors: ConfigError, IncompatibleError; EnvironmentFault without devices.
-    """
+    """Refuse what `size` workers cannot train. Errors: as of `read_sections`."""
     workers = Workers(0, size, 0, size)
     if ":" in config.trainer.device:
         raise ConfigError(
@@ -121,15 +86,6 @@ def check(config: Config, size: int, longest_ms: float) -> None:
             f"norm={config.norm.name}: its gradient through the statistics is not averaged over workers\n"
             "set norm.through=false, or leave it out"
         )
-
-
-def figures(found: ParallelTime) -> list[dict[str, Any]]:
-    """Return the steps of a section as plain values."""
-    ends = {"workers": found.workers, "rounds": found.rounds, "stopped_by": found.stopped_by}
-    return [{"contest": found.title, **asdict(step), **ends} for step in found.steps]
-
-
-# ---------------------------------------------------------------- the workers, from outside
 
 
 def plan_of(sections: Sequence[Section], delays: Sequence[float], limits: BenchConfig) -> dict[str, Any]:
@@ -208,3 +164,9 @@ def _end_of(errors: str, size: int) -> str:
         f"worker {rank} of {size} was ended by {signal.Signals(-code).name}\n"
         "look for what did that: a person, or the system for want of memory"
     )
+
+
+def figures(time: ParallelTime) -> list[dict[str, Any]]:
+    """Return the steps of a section as plain values."""
+    ends = {"workers": time.workers, "rounds": time.rounds, "stopped_by": time.stopped_by}
+    return [{"contest": time.title, **asdict(step), **ends} for step in time.steps]

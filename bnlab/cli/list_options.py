@@ -1,0 +1,46 @@
+"""`bnlab list`: every option with one line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from bnlab.errors import ConfigError, did_you_mean
+
+GROUPS = {
+    "norms": "norm",
+    "models": "model",
+    "data": "data",
+    "optimizers": "optim",
+    "schedules": "schedule",
+    "recipes": "recipe",
+}
+KINDS = (*GROUPS, "metrics")
+
+
+def complete_kind(incomplete: str) -> list[str]:
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
+def list_options(
+    kinds: Annotated[
+        Optional[list[str]], typer.Argument(metavar="KIND", autocompletion=complete_kind, hidden=True)
+    ] = None,
+) -> None:
+    """List every option with one line each.
+
+    KIND is norms, models, data, optimizers, schedules, recipes or metrics; default: all of them.
+    """
+    from bnlab.config.files import groups
+    from bnlab.metrics import metrics
+    from bnlab.report.listing import show_options
+
+    known = groups()
+    options = {kind: known[group] for kind, group in GROUPS.items()}
+    options["metrics"] = {m.name: f"{m.meaning} [{m.unit or 'count'}]" for m in metrics.values()}
+    wanted = [word for words in kinds or KINDS for word in words.split(",")]
+    for kind in wanted:
+        if kind not in options:
+            raise ConfigError(f"{kind}: no such kind{did_you_mean(kind, options)}\nthere are: {', '.join(options)}")
+    show_options({kind: options[kind] for kind in wanted})

@@ -1,0 +1,19 @@
+"""`bnlab show`: one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]) -> None:
+    """Show the run in the folder RUN: what it was, where it ran, how it went, curves as a chart."""
+    from bnlab.record.read import read_documents
+    from bnlab.report.console import results
+    from bnlab.report.run_report import show_run
+
+    status, summary = read_documents(run)
+    out = results()
+    out.print(show_run(summary, status, run, out.width, unicode=out.unicode, coloured=out.coloured))

@@ -1,0 +1,81 @@
+"""`bnlab train`: one run, or a sweep."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Annotated, Optional
+
+import typer
+
+from bnlab.cli.options import ConfigDir, DryRun, FailFast, Overrides, Retries, Timeout, one_of
+from bnlab.errors import ConfigError
+
+CFG_PARTS = ("job", "hydra", "all")
+INFO_PARTS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def train(
+    overrides: Overrides = None,
+    multirun: Annotated[
+        bool, typer.Option("--multirun", "-m", help="One run for each combination of a,b lists.")
+    ] = False,
+    cfg: Annotated[
+        Optional[str], one_of("--cfg", "-c", choices=CFG_PARTS, help="Print the configuration, run nothing.")
+    ] = None,
+    resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.")] = False,
+    package: Annotated[
+        Optional[str], typer.Option("--package", "-p", metavar="KEY", help="With --cfg: only this part.")
+    ] = None,
+    info: Annotated[
+        Optional[str], one_of("--info", "-i", choices=INFO_PARTS, help="Print what Hydra knows, run nothing.")
+    ] = None,
+    config_dir: ConfigDir = None,
+    timeout: Timeout = None,
+    retries: Retries = 0,
+    fail_fast: FailFast = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train one model, or with -m a whole sweep; one line a run on stdout: folder, status, headline figures.
+
+    KEY=VALUE are Hydra overrides, such as norm=ghost norm.size=16 data=mnist seed=0,1,2. `bnlab list` names every
+    option, `bnlab train --cfg job` prints every key with its value.
+    """
+    from bnlab.config import compose
+
+    lines = list(overrides or [])
+    if cfg is not None:
+        return compose.show_config(lines, cfg, resolve, package, config_dir)
+    if resolve or package:
+        raise ConfigError("--resolve and --package go with --cfg")
+    if info is not None:
+        return compose.show_info(lines, info, config_dir)
+    from bnlab.runner import launchers, slurm
+    from bnlab.runner.resume import resume
+    from bnlab.runner.supervisor import RetryPolicy
+    from bnlab.runner.sweep import RUNS, launch
+    from bnlab.training.job import Terminated
+
+    handle_signals()
+    policy = RetryPolicy(timeout, retries, fail_fast)
+    try:
+        if (folder := slurm.earlier(RUNS, lines)) is not None:
+            # the jobs that a search began are finished, by the launcher of this same command line
+            own = [line for line in launchers.hydra_lines(lines) if "hydra.sweeper" not in line.replace("/", ".")]
+            code = resume(folder, own if multirun else (), policy, config_dir=config_dir, dry_run=dry_run)
+        else:
+            code = launch(lines, multirun, config_dir, policy, dry_run)
+    except Terminated as stop:  # before the first job
+        code = int(stop.code or 1)
+    if code == 128 + signal.SIGUSR2:
+        slurm.requeue()
+    raise typer.Exit(code)
+
+
+def handle_signals() -> None:
+    """Let SIGTERM, and under Slurm SIGUSR2 before its time is over, end jobs with a checkpoint."""
+    from bnlab.training.job import terminated
+
+    signal.signal(signal.SIGTERM, terminated)
+    if "SLURM_JOB_ID" in os.environ:
+        signal.signal(signal.SIGUSR2, terminated)

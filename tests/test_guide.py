@@ -45,6 +45,7 @@ def guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "guide"
     folder.mkdir()
     monkeypatch.setattr(command, "GUIDES", folder)
+    monkeypatch.setenv("COLUMNS", "120")
     (folder / "modes.md").write_text(MODES, encoding="utf-8")
     (folder / "compare.md").write_text("# Compare\n\nOne sentence without an end\n", encoding="utf-8")
     return folder

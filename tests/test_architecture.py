@@ -75,10 +75,10 @@ def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "bnlab":
-                yield from (f"bnlab.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            folder = PACKAGE.parent / node.module.replace(".", "/")
+            for alias in node.names:  # a module, or something in the package
+                is_module = (folder / alias.name).is_dir() or (folder / f"{alias.name}.py").is_file()
+                yield f"{node.module}.{alias.name}" if is_module or node.module == "bnlab" else node.module
 
 
 @for_each("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -81,19 +81,10 @@ def metric(
     return enter
 
 
-# Accuracies that a small network passes within a few epochs and not at once.
-TARGETS = {
-    "digits": 0.95,
-    "mnist": 0.98,
-    "fashion_mnist": 0.88,
-    "cifar10": 0.65,
-    "cifar100": 0.30,
-}
 MOST_INITIAL_SHARE = 0.01  # of the initial statistics left at the end of a run, before it is worth a warning
 
 __all__ = [
     "MOST_INITIAL_SHARE",
-    "TARGETS",
     "Censored",
     "Metric",
     "find_metric",

@@ -1,10 +1,10 @@
 """Typed parameters: a dataclass declares each key once, with range and meaning; `parse` checks a mapping against it.
 
 @dataclass(frozen=True, kw_only=True)
-class Ghost:
-    size: int = param(32, "samples in a ghost batch", low=2)
+class Adam:
+    lr: float = param(0.001, "learning rate", above=0.0)
 
-parse(Ghost, {"size": 0}, "norm")    # ConfigError: norm.size=0: must be at least 2 (samples in a ghost batch)
+parse(Adam, {"lr": 0}, "optim")    # ConfigError: optim.lr=0: must be above 0 (learning rate)
 """
 
 from __future__ import annotations

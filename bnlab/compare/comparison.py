@@ -32,8 +32,9 @@ from bnlab.compare.notes import Evidence, environments_of, notes_on
 from bnlab.compare.pivot import check_pivot, pivot_keys, refuse_more_keys
 from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
 from bnlab.compare.statistics import Paired, estimate_mean, estimate_median, holm, paired_difference, restrict
+from bnlab.data.dataset import target_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
-from bnlab.metrics import TARGETS, Censored, Metric, find_metric, step_ratio_interval
+from bnlab.metrics import Censored, Metric, find_metric, step_ratio_interval
 from bnlab.record.read import Run, read_runs, without_collector
 
 DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
@@ -179,7 +180,7 @@ class _Builder:
         found = None if self.is_matrix else baselines(self.arms, self.changed, plan.baseline)
         self.has_baseline = found is not None
         self.mates = found or [None] * len(self.arms)
-        self.target = TARGETS.get(str(runs[0].config.get("data.name"))) if plan.target is None else plan.target
+        self.target = target_of(runs[0].config.get("data.name")) if plan.target is None else plan.target
         usable = [m for m in columns if m.kind == "mean" or self.target is not None]
         self.without_target = [m.name for m in columns if m not in usable] if plan.explicit else []
         self.columns = usable

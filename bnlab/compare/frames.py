@@ -15,8 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from bnlab.compare.arms import arms_of, text_of
+from bnlab.data.dataset import target_of
 from bnlab.errors import RecordError
-from bnlab.metrics import TARGETS, Censored, metrics
+from bnlab.metrics import Censored, metrics
 from bnlab.record.read import Run, read_runs
 from bnlab.record.read_files import Unreadable, read_bytes
 from bnlab.record.run_folder import EVALS, LAYERS, STEPS, TIMES
@@ -54,7 +55,7 @@ def frame_of(runs: Iterable[Run], target: float | None = None) -> pd.DataFrame:
     for run in runs:
         about = {"folder": run.folder, "state": run.state, "error": run.error, **run.config}
         rows.append({key: _encodable(value) for key, value in about.items()})
-        goal = TARGETS.get(str(run.config.get("data.name"))) if target is None else target
+        goal = target_of(run.config.get("data.name")) if target is None else target
         figures: dict[str, float | None] = {}
         for metric in metrics.values() if run.state == "done" else ():
             value = metric.derive(run.summary or {}, goal)

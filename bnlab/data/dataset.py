@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bnlab.data.sources import Source
 from bnlab.errors import ConfigError
@@ -25,6 +25,7 @@ class DataSpec(ABC):
 
     name: ClassVar[str]
     source: ClassVar[Source]
+    target: ClassVar[float | None] = None  # test accuracy that a small network passes in a few epochs, and not at once
     num_train: ClassVar[int | None] = None  # official training images, where they are known before reading
 
     root: str = param("data", "folder that holds the data sets, relative to the working directory")
@@ -87,3 +88,8 @@ class DataSpec(ABC):
 
 
 datasets: Registry[DataSpec] = Registry("data", "bnlab.data.sets")
+
+
+def target_of(name: Any) -> float | None:
+    """Return the accuracy that a comparison measures steps and seconds to; None for data sets without one."""
+    return datasets[name].target if name in datasets else None

@@ -36,8 +36,8 @@ def batch_statistics(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     thrown away. Not for torch.compile, which is not told that the half writes to those buffers.
     """
     unused = like.new_zeros(2, x.shape[1]).unbind()
-    found: tuple[Tensor, Tensor] = torch.ops.aten.batch_norm_update_stats(x.detach(), *unused, 0.0)
-    return found
+    statistics: tuple[Tensor, Tensor] = torch.ops.aten.batch_norm_update_stats(x.detach(), *unused, 0.0)
+    return statistics
 
 
 class ShareNorm(torch.autograd.Function):

@@ -79,6 +79,7 @@ class Mnist(Torchvision):
 
     reader = "MNIST"
     num_train = 60_000
+    target = 0.98
     source = Source(
         "LeCun, Cortes and Burges 1998, yann.lecun.com/exdb/mnist",
         "CC BY-SA 3.0",
@@ -103,6 +104,7 @@ class FashionMnist(Torchvision):
 
     reader = "FashionMNIST"
     num_train = 60_000
+    target = 0.88
     source = Source(
         "Xiao, Rasul and Vollgraf 2017, github.com/zalandoresearch/fashion-mnist",
         "MIT",
@@ -127,6 +129,7 @@ class Cifar10(Torchvision):
 
     reader = "CIFAR10"
     num_train = 50_000
+    target = 0.65
     source = Source(
         "Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html",
         "none stated; cite Krizhevsky 2009",
@@ -161,6 +164,7 @@ class Cifar100(Torchvision):
 
     reader = "CIFAR100"
     num_train = 50_000
+    target = 0.30
     source = Source(
         "Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html",
         "none stated; cite Krizhevsky 2009",

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnlab.norms.formula import per_channel
-from bnlab.norms.rms import widened
+from bnlab.norms.formula import per_channel, widened
 from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
 

@@ -27,10 +27,14 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *(1,) * (x.dim() - 2))
 
 
+def widened(x: Tensor) -> Tensor:
+    """Return `x` in at least float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance over `dims`, which stay as ones, in at least float32."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    var, mean = torch.var_mean(wide, tuple(dims), correction=0, keepdim=True)
+    var, mean = torch.var_mean(widened(x), tuple(dims), correction=0, keepdim=True)
     return mean, var
 
 
@@ -58,7 +62,7 @@ def normalize(
 
 def kernel_input(x: Tensor, weight: Tensor | None) -> Tensor:
     """Widen a bfloat16 or float16 input on CUDA, whose layer and group norm do not mix it with float32 parameters."""
-    return x.float() if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and weight is not None else x
+    return widened(x) if x.is_cuda and weight is not None else x
 
 
 def is_channels_last(x: Tensor) -> bool:

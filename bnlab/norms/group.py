@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bnlab.errors import IncompatibleError
-from bnlab.norms.formula import batch_axes, is_channels_last, kernel_input, per_channel
-from bnlab.norms.rms import factor_and_slope, widened
+from bnlab.norms.formula import batch_axes, is_channels_last, kernel_input, per_channel, widened
+from bnlab.norms.rms import factor_and_slope
 from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.norms.formula import deviation
+from bnlab.norms.formula import deviation, widened
 from bnlab.norms.recurrence import linear_recurrence
 from bnlab.norms.running import RunningLayer
 from bnlab.norms.share import eager_forward
@@ -100,7 +100,7 @@ class OnlineLayer(RunningLayer):
         return mu[:-1], deviation(variances[:-1], self.eps, self.eps_outside)
 
     def _layer_scaled(self, u: Tensor) -> Tensor:
-        wide = u.float() if u.dtype in (torch.float16, torch.bfloat16) else u
+        wide = widened(u)
         square = wide.square().mean(tuple(range(1, u.dim())), keepdim=True)
         return (wide / deviation(square, self.eps, self.eps_outside)).to(u.dtype)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bnlab.norms.formula import batch_axes, is_channels_last, per_channel
+from bnlab.norms.formula import batch_axes, is_channels_last, per_channel, widened
 from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
 
@@ -138,11 +138,6 @@ class RootMeanSquare(torch.autograd.Function):
         dgamma = products.mul_(r).sum(batch_axes(x)) if ctx.needs_input_grad[1] else None
         dbeta = grad.sum(batch_axes(x)) if ctx.needs_input_grad[2] else None
         return dx, dgamma, dbeta, None, None, None
-
-
-def widened(x: Tensor) -> Tensor:
-    """Return `x` in at least float32."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def root_mean_square(x: Tensor, dims: Sequence[int]) -> Tensor:

@@ -47,13 +47,15 @@ def main() -> None:
 
 def show(title: str, unit: str, found: list[Row]) -> None:
     table = Table(
-        title=f"{title} (ratio: median of {found[0].rounds} rounds, 95% interval)", title_justify="left", box=None
+        title=f"{title} (ratio: median of {found[0].ratio.n} rounds, 95% interval)", title_justify="left", box=None
     )
     table.add_column("")
     for heading in (unit, "ratio", "interval"):
         table.add_column(heading, justify="right")
     for row in found:
-        table.add_row(row.name, f"{row.figure:,.4g}", f"{row.ratio:.3f}", f"{row.low:.3f} to {row.high:.3f}")
+        table.add_row(
+            row.name, f"{row.figure:,.4g}", f"{row.ratio.value:.3f}", f"{row.ratio.low:.3f} to {row.ratio.high:.3f}"
+        )
     console.print(table)
     console.print()
 
@@ -62,7 +64,7 @@ def show_growth(kind: str, found: list[growth.Growth]) -> None:
     """The price of statistics of the whole training set, refreshed before every step."""
     table = Table(
         title=f"ms a step, {kind}, by images in the training set; epoch time ~ images^p "
-        f"(medians of {found[0].rounds} rounds, 95% interval of p)",
+        f"(medians of {found[0].exponent.n} rounds, 95% interval of p)",
         title_justify="left",
         box=None,
     )
@@ -71,7 +73,9 @@ def show_growth(kind: str, found: list[growth.Growth]) -> None:
         table.add_column(heading, justify="right")
     for row in found:
         times = [f"{row.step_ms[size]:,.4g}" for size in growth.SIZES]
-        table.add_row(row.name, *times, f"{row.exponent:.2f}", f"{row.low:.2f} to {row.high:.2f}")
+        table.add_row(
+            row.name, *times, f"{row.exponent.value:.2f}", f"{row.exponent.low:.2f} to {row.exponent.high:.2f}"
+        )
     console.print(table)
     console.print()
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from benchmarks.loops import BATCH
 from benchmarks.steps import one_step
-from bnlab.bench.pairing import ratio_of
+from bnlab.bench.pairing import median_of
+from bnlab.interval import Interval
 
 SIZES = (512, 1024, 2048, 4096, 8192)
 
@@ -24,10 +25,7 @@ class Growth:
 
     name: str
     step_ms: dict[int, float]  # median over rounds
-    exponent: float  # median over rounds, each fitted by least squares of the logarithms
-    low: float
-    high: float
-    rounds: int
+    exponent: Interval  # median over rounds, each fitted by least squares of the logarithms
 
 
 def growth(kind: str, names: tuple[str, ...], rounds: int) -> list[Growth]:
@@ -45,9 +43,8 @@ def growth(kind: str, names: tuple[str, ...], rounds: int) -> list[Growth]:
         exponents = [
             exponent({size: figures[name, size][number] * size / BATCH for size in SIZES}) for number in range(rounds)
         ]
-        fitted = ratio_of(exponents)
         medians = {size: statistics.median(figures[name, size]) for size in SIZES}
-        found.append(Growth(name, medians, fitted.value, fitted.low, fitted.high, rounds))
+        found.append(Growth(name, medians, median_of(exponents)))
     return found
 
 

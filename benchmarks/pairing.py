@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from bnlab.bench.pairing import in_turn
+from bnlab.interval import Interval
 
 
 @dataclass(frozen=True)
 class Row:
-    """A contender's figure over the reference's: median over rounds with a bootstrap 95% interval."""
+    """A contender's figure and its ratio to the reference's."""
 
     name: str
     figure: float  # median, in the contenders' own unit
-    ratio: float
-    low: float
-    high: float
-    rounds: int
+    ratio: Interval
 
 
 def side_by_side(
@@ -27,11 +25,7 @@ def side_by_side(
     """Call every contender once a round; each returns its figure, such as images a second."""
     singles = {name: partial(_single, contender) for name, contender in contenders.items()}
     turns = next(turns for turns in in_turn(singles, reference, warmup=warmup) if turns.rounds == rounds)
-    found = []
-    for name in contenders:
-        ratio = turns.ratio(name)
-        found.append(Row(name, turns.medians(name)[0], ratio.value, ratio.low, ratio.high, rounds))
-    return found
+    return [Row(name, turns.medians(name)[0], turns.ratio(name)) for name in contenders]
 
 
 def _single(contender: Callable[[], float]) -> tuple[float]:

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower layers first; a package may import from lower layers, and beside it where BESIDE says so.
 LAYERS = [
-    {"errors", "registry", "schema", "seeding", "timing", "metrics", "distributed"},
+    {"errors", "interval", "registry", "schema", "seeding", "timing", "metrics", "distributed"},
     {"norms", "data", "record"},
     {"models", "compare", "config"},
     {"conformance", "measure"},
@@ -48,6 +48,7 @@ AT_HOME = {
 # data sets passes these modules of `data` too, and their sets before they are read
 WITHOUT_TORCH = {
     "errors",
+    "interval",
     "registry",
     "schema",
     "metrics",

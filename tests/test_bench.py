@@ -29,7 +29,7 @@ from bnlab.bench import stepper as stepping
 from bnlab.bench.arms import Section, contest, read, set_threads
 from bnlab.bench.engine import FEWEST_ROUNDS, BenchConfig, Contest, ContestTime, Stepper, measure
 from bnlab.bench.layer_times import SHAPES, layer_contest, uncompared
-from bnlab.bench.pairing import Figures, Turns, in_turn, ratio_of
+from bnlab.bench.pairing import Figures, Turns, in_turn, median_of
 from bnlab.bench.scaling import levels
 from bnlab.bench.stepper import first_batches
 from bnlab.bench.traffic import Traffic, traffic_of
@@ -80,7 +80,7 @@ def test_ratio_is_the_median_of_the_rounds_with_its_bootstrap_interval() -> None
     chosen = np.random.default_rng(0).integers(0, 41, (2000, 41))
     medians = sorted(sorted((mine / theirs)[rows])[20] for rows in chosen)
     assert (ratio.low, ratio.high) == pytest.approx(tuple(np.percentile(medians, (2.5, 97.5))), abs=1e-12)
-    assert ratio.half_width == pytest.approx((ratio.high - ratio.low) / 2 / ratio.value)
+    assert ratio.relative_half == pytest.approx((ratio.high - ratio.low) / 2 / ratio.value)
     # and near the binomial interval, x(14) to x(28), which covers the median in 97 % of cases
     assert ratios[11] <= ratio.low <= ratios[16]
     assert ratios[24] <= ratio.high <= ratios[29]
@@ -88,7 +88,7 @@ def test_ratio_is_the_median_of_the_rounds_with_its_bootstrap_interval() -> None
 
 def test_interval_covers_the_median_as_often_as_it_says() -> None:
     draw = np.random.default_rng(0)
-    hits = sum(ratio_of(list(draw.lognormal(0, 0.2, 30))).contains_one for _ in range(200))
+    hits = sum(not median_of(list(draw.lognormal(0, 0.2, 30))).excludes(1) for _ in range(200))
     assert 180 <= hits <= 199
 
 
@@ -530,9 +530,9 @@ def test_a_bench_is_read_by_compare(tmp_path: Path) -> None:
     assert (section.main, section.is_bench) == ("step_ratio", True)
     assert [row.label for row in section.rows] == ["norm=batch", "norm=ghost size=8", "norm=ghost size=16"]
     assert [row.is_baseline for row in section.rows] == [True, False, False]
-    assert section.rows[0].metrics["step_ratio"].center == 1.0
+    assert section.rows[0].metrics["step_ratio"].value == 1.0
     mine, theirs = section.rows[1].metrics["step_ratio"], times[0].arms[1].ratio
-    assert (mine.center, mine.low, mine.high, mine.n) == (theirs.value, theirs.low, theirs.high, 1)
+    assert (mine.value, mine.low, mine.high, mine.n) == (theirs.value, theirs.low, theirs.high, 1)
     assert set(section.rows[1].metrics) == {"step_ratio", "step_ms", "images_per_second"}
     assert "seed" not in " ".join(section.notes)
 

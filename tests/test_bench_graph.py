@@ -186,7 +186,7 @@ def test_the_record_is_of_the_arms_that_were_timed(tmp_path: Path) -> None:
     assert [run.config["norm.name"] for run in runs] == ["none", "batch"]
     (section,) = compare([folder]).sections
     assert [row.label for row in section.rows] == ["none", "batch"]
-    assert section.rows[1].metrics["step_ratio"].center == 1.5
+    assert section.rows[1].metrics["step_ratio"].value == 1.5
     summary = json.loads((folder / "1" / "summary.json").read_text())["bench"]
     assert (summary["forward_ms"], summary["host_ms"], summary["launch_bound"]) == (None, 0.1, False)
     assert summary["graph"] is True
@@ -204,10 +204,10 @@ def test_replayed_and_eager_steps_of_an_arm_are_two_arms(tmp_path: Path) -> None
     ]
     (section,) = compare(folders).sections
     assert section.changed == ["norm.name", "bench.graph"]
-    ratios = {(row.arm["norm.name"], row.arm["bench.graph"]): row.metrics["step_ratio"].center for row in section.rows}
+    ratios = {(row.arm["norm.name"], row.arm["bench.graph"]): row.metrics["step_ratio"].value for row in section.rows}
     assert ratios == {("none", False): 1.0, ("none", True): 1.0, ("batch", False): 2.0, ("batch", True): 1.5}
     (one,) = compare(folders, where=["graph=true"]).sections
-    assert [(row.arm["norm.name"], row.metrics["step_ratio"].center) for row in one.rows] == [
+    assert [(row.arm["norm.name"], row.metrics["step_ratio"].value) for row in one.rows] == [
         ("none", 1.0),
         ("batch", 1.5),
     ]

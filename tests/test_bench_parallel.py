@@ -24,7 +24,7 @@ from helpers_workers import on_workers
 from bnlab.bench import straggler_launch
 from bnlab.bench.engine import BenchConfig
 from bnlab.bench.straggler_launch import check, run_workers
-from bnlab.bench.straggler_result import MODES, LateStep, ParallelTime
+from bnlab.bench.straggler_result import MODES, StragglerStep, StragglerTime
 from bnlab.bench.straggler_worker import Contender, measure
 from bnlab.cli.bench import bench, delays_of
 from bnlab.config import compose
@@ -32,8 +32,9 @@ from bnlab.distributed import Workers
 from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches
+from bnlab.interval import Interval
 from bnlab.report.console import Terminal
-from bnlab.report.straggler_report import answer, parallel_table
+from bnlab.report.straggler_report import answer, straggler_table
 
 CPU = torch.device("cpu")
 SMALL = ["data=digits", "model=mlp", "model.widths=[6,4]", "data.batch_size=16", "trainer.device=cpu"]
@@ -54,7 +55,7 @@ ARMS = {
 }
 LATE = 150.0
 Counts = dict[str, tuple[int, int, int]]
-Steps = dict[tuple[str, str, float], LateStep]
+Steps = dict[tuple[str, str, float], StragglerStep]
 
 
 def counted(workers: Workers) -> Counts:
@@ -114,12 +115,12 @@ def test_a_late_worker_holds_up_the_forward_pass_of_sync_only(on_two: list[tuple
     steps = on_two[0][1]
     assert len(steps) == 8
     for mode in ("averaged", "local"):
-        assert steps["sync", mode, LATE].forward_growth_ms > 100
-        assert steps["batch", mode, LATE].forward_growth_ms < 75
-    assert steps["batch", "averaged", LATE].step_growth_ms > 100
-    assert steps["batch", "local", LATE].step_growth_ms < 75
+        assert steps["sync", mode, LATE].forward_growth.value > 100
+        assert steps["batch", mode, LATE].forward_growth.value < 75
+    assert steps["batch", "averaged", LATE].step_growth.value > 100
+    assert steps["batch", "local", LATE].step_growth.value < 75
     punctual, late = steps["sync", "averaged", 0.0], steps["sync", "averaged", LATE]
-    assert (punctual.step_growth_ms, punctual.step_growth_low, punctual.step_growth_high) == (0.0, 0.0, 0.0)
+    assert (punctual.step_growth.value, punctual.step_growth.low, punctual.step_growth.high) == (0.0, 0.0, 0.0)
     assert late.gradient_bytes == steps["batch", "averaged", 0.0].sent_bytes
     assert late.sent_bytes - late.gradient_bytes == steps["sync", "local", 0.0].sent_bytes
 
@@ -190,15 +191,16 @@ def test_one_worker_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what is printed
 
 
-def late(norm: str, gradients: Any, step: float, forward: float, spread: float = 1.0) -> LateStep:
-    return LateStep(norm, gradients, 20.0, 30.0, step, step - spread, step + spread, 9.0, forward, forward - spread,
-                    forward + spread, 5.0, 1.0, 2, 3, 90_000, 80_000)  # fmt: skip
+def late(norm: str, gradients: Any, step: float, forward: float, spread: float = 1.0) -> StragglerStep:
+    step_growth, forward_growth = (Interval(by, by - spread, by + spread, 30) for by in (step, forward))
+    return StragglerStep(norm, gradients, 20.0, 30.0, step_growth, 9.0, forward_growth, 5.0, 1.0, 2, 3, 90_000, 80_000)
 
 
-def found_of(*steps: LateStep) -> ParallelTime:
-    punctual = [replace(step, delay_ms=0.0, step_growth_ms=0.0, forward_growth_ms=0.0) for step in steps]
+def found_of(*steps: StragglerStep) -> StragglerTime:
+    nothing = Interval(0.0, 0.0, 0.0, 30)
+    punctual = [replace(step, delay_ms=0.0, step_growth=nothing, forward_growth=nothing) for step in steps]
     pairs = [step for pair in zip(punctual, steps, strict=True) for step in pair]
-    return ParallelTime("", ("digits", "mlp, batch 16"), 2, tuple(pairs), 30, "budget", 9.0)
+    return StragglerTime("", ("digits", "mlp, batch 16"), 2, tuple(pairs), 30, "budget", 9.0)
 
 
 def test_the_answer_is_that_of_the_intervals() -> None:
@@ -217,7 +219,7 @@ def test_the_table_fits(monkeypatch: pytest.MonkeyPatch, width: int, encoding: s
     monkeypatch.setenv("COLUMNS", str(width))
     raw = io.BytesIO()
     out = Terminal(io.TextIOWrapper(raw, encoding=encoding, write_through=True))
-    out.print(parallel_table(found_of(late("sync", "averaged", 20, 20), late("sync", "local", 20, 20)), out))
+    out.print(straggler_table(found_of(late("sync", "averaged", 20, 20), late("sync", "local", 20, 20)), out))
     lines = raw.getvalue().decode(encoding).splitlines()
     assert max(map(len, lines)) <= width
     shown = "\n".join(lines)

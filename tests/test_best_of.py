@@ -71,7 +71,7 @@ def test_the_choice_is_on_validation_and_everything_is_read_there(tmp_path: Path
         best = rates["valid_accuracy"].idxmax()
         assert row.best == {"optim.lr": best}
         assert best != rates["test_accuracy"].idxmax()
-        assert row.metrics["test_accuracy"].center == pytest.approx(rates["test_accuracy"][best])
+        assert row.metrics["test_accuracy"].value == pytest.approx(rates["test_accuracy"][best])
         assert (row.n, row.states) == (3, {"done": 3})
         assert row.curve[-1] == pytest.approx(sorted(TEST[row.label][float(best)])[1])
     assert [row.label for row in section.rows] == ["none", "batch"]
@@ -80,7 +80,7 @@ def test_the_choice_is_on_validation_and_everything_is_read_there(tmp_path: Path
     difference = section.rows[1].vs_baseline["test_accuracy"]
     by_seed = frame.set_index(["norm.name", "optim.lr", "seed"])["test_accuracy"]
     expected: pd.Series[float] = by_seed.loc["batch", 1.0] - by_seed.loc["none", 0.1]
-    assert (difference.center, difference.n) == (pytest.approx(expected.mean()), 3)
+    assert (difference.value, difference.n) == (pytest.approx(expected.mean()), 3)
 
 
 def test_the_warning_of_one_shared_rate_gives_way_to_how_it_was_chosen(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_arms_are_paired_with_none_by_seed(tmp_path: Path) -> None:
     assert (found.low, found.high) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
     difference = batch.vs_baseline["test_accuracy"]
     assert difference.n == 5
-    assert difference.center == pytest.approx(0.0114)
+    assert difference.value == pytest.approx(0.0114)
     assert difference.p == pytest.approx(stats.ttest_rel(BATCH, NONE).pvalue)
     assert batch.curve == [0.1, 0.9, 0.983]
     assert section.settings["optim.lr"] == 0.1
@@ -153,7 +153,7 @@ def test_duplicates_count_once(tmp_path: Path) -> None:
     section = only(compare([tmp_path, tmp_path / "old"]))
     assert section.rows[0].n == 2
     assert section.rows[0].states == {"done": 2}
-    assert section.rows[0].metrics["test_accuracy"].center == pytest.approx(0.8)
+    assert section.rows[0].metrics["test_accuracy"].value == pytest.approx(0.8)
     assert any(note.startswith("2 runs left out") for note in section.notes)
 
 
@@ -183,7 +183,7 @@ def test_diverged_runs_count_but_are_in_no_mean(tmp_path: Path) -> None:
     batch = row(section, "batch")
     assert batch.states == {"done": 3, "diverged": 1, "interrupted": 1}
     assert batch.n == 3
-    assert batch.metrics["test_accuracy"].center == pytest.approx(sum(BATCH[:3]) / 3)
+    assert batch.metrics["test_accuracy"].value == pytest.approx(sum(BATCH[:3]) / 3)
     assert any("Runs not finished: 2 of 10 (1 diverged, 1 interrupted)" in note for note in section.notes)
 
 
@@ -196,7 +196,7 @@ def test_an_arm_without_a_finished_run(tmp_path: Path) -> None:
     assert batch.label == "batch"
     assert (batch.n, batch.states, batch.curve) == (0, {"failed": 3}, [])
     assert batch.vs_baseline == {}
-    assert batch.metrics["test_accuracy"].center is None
+    assert math.isnan(batch.metrics["test_accuracy"].value)
     assert batch.metrics["steps_to_target"].n == 0
 
 
@@ -232,7 +232,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     make_run(tmp_path / "b", norm="batch", test_accuracy=[0.1, 0.95])
     section = only(compare([tmp_path]))
     difference = row(section, "batch").vs_baseline["test_accuracy"]
-    assert difference.center == pytest.approx(0.05)
+    assert difference.value == pytest.approx(0.05)
     assert (difference.low, difference.high, difference.p, difference.n) == (None, None, None, 1)
     assert any("n=1" in note for note in section.notes)
 
@@ -258,11 +258,12 @@ def test_a_target_never_reached_is_censored_and_ranked_last(tmp_path: Path) -> N
     section = only(compare([tmp_path], sort="steps_to_target"))
     assert labels(section) == ["batch", "none"]
     batch, none = (r.metrics["steps_to_target"] for r in section.rows)
-    assert (batch.center, batch.low, batch.high) == (200.0, 100.0, None)
-    assert (batch.n, batch.num_reached, batch.limit) == (5, 4, 200.0)
-    assert (none.center, none.n, none.num_reached, none.limit) == (None, 5, 0, 200.0)
+    assert (batch.value, batch.low, batch.high) == (200.0, 100.0, None)
+    assert (batch.n, batch.num_missed, batch.limit) == (5, 1, 200.0)
+    assert math.isnan(none.value)
+    assert (none.n, none.num_missed, none.limit) == (5, 5, 200.0)
     saved = section.rows[0].vs_baseline["steps_to_target"]
-    assert saved.center == pytest.approx(-40.0), "all times cut at step 200: 100, 200, 200, 200, 100"
+    assert saved.value == pytest.approx(-40.0), "all times cut at step 200: 100, 200, 200, 200, 100"
     assert any("restricted mean" in note for note in section.notes)
 
 
@@ -271,7 +272,7 @@ def test_times_are_cut_where_the_first_run_of_either_arm_ended(tmp_path: Path) -
     make_run(tmp_path / "b0", norm="batch", seed=0, test_accuracy=[0.1, 0.9, 0.9, 0.99])
     make_run(tmp_path / "b1", norm="batch", seed=1, test_accuracy=[0.1, 0.99, 0.99, 0.99])
     saved = row(only(compare([tmp_path])), "batch").vs_baseline["steps_to_target"]
-    assert saved.center == -50.0, "300 counts as 200: 0 and -100 against 200"
+    assert saved.value == -50.0, "300 counts as 200: 0 and -100 against 200"
 
 
 def test_arms_without_a_figure_rank_after_arms_that_did_not_arrive(tmp_path: Path) -> None:
@@ -289,10 +290,10 @@ def test_no_difference_where_no_arm_arrived(tmp_path: Path) -> None:
 
 def test_target_is_on_validation_and_can_be_given(tmp_path: Path) -> None:
     make_run(tmp_path / "a", test_accuracy=[0.99, 0.99, 0.99], valid_accuracy=[0.1, 0.5, 0.8])
-    assert only(compare([tmp_path])).rows[0].metrics["steps_to_target"].center is None
+    assert math.isnan(only(compare([tmp_path])).rows[0].metrics["steps_to_target"].value)
     section = only(compare([tmp_path], target=0.5))
     assert section.target == 0.5
-    assert section.rows[0].metrics["steps_to_target"].center == 100.0
+    assert section.rows[0].metrics["steps_to_target"].value == 100.0
     for wrong in (0.0, 98.0, math.nan):
         with pytest.raises(ConfigError, match="must be a fraction"):
             compare([tmp_path], target=wrong)
@@ -325,12 +326,12 @@ def test_partial_baseline_is_matched_on_the_other_keys(tmp_path: Path) -> None:
         "norm=batch model=mlp",
     ]
     assert [r.is_baseline for r in section.rows] == [True, True, False, False]
-    assert [r.vs_baseline["test_accuracy"].center for r in section.rows[2:]] == [pytest.approx(0.0114)] * 2
+    assert [r.vs_baseline["test_accuracy"].value for r in section.rows[2:]] == [pytest.approx(0.0114)] * 2
     whole = only(compare([tmp_path], baseline="norm=none model=cnn"))
     assert [r.is_baseline for r in whole.rows] == [True, False, False, False]
-    assert row(whole, "norm=batch model=mlp").vs_baseline["test_accuracy"].center == pytest.approx(0.0114 - 0.1)
+    assert row(whole, "norm=batch model=mlp").vs_baseline["test_accuracy"].value == pytest.approx(0.0114 - 0.1)
     by_model = only(compare([tmp_path], baseline="mlp"))
-    assert row(by_model, "norm=batch model=cnn").vs_baseline["test_accuracy"].center == pytest.approx(0.1)
+    assert row(by_model, "norm=batch model=cnn").vs_baseline["test_accuracy"].value == pytest.approx(0.1)
 
 
 def test_baseline_specs(tmp_path: Path) -> None:
@@ -365,7 +366,7 @@ def test_by_pools_the_other_keys_and_says_so(tmp_path: Path) -> None:
     assert section.changed == ["norm.name"]
     batch = row(section, "batch")
     assert (batch.n, batch.metrics["test_accuracy"].n) == (10, 5), "ten runs, but five seeds"
-    assert batch.vs_baseline["test_accuracy"].center == pytest.approx(0.0134)
+    assert batch.vs_baseline["test_accuracy"].value == pytest.approx(0.0134)
     assert (batch.num_runs, batch.num_seeds) == (10, 5)
     assert any("differ in lr (0.1, 0.5) are pooled" in note for note in section.notes)
     few = only(compare([tmp_path], by=["norm"], where=["seed=0"]))
@@ -490,7 +491,7 @@ def test_a_run_of_an_older_bnlab_is_compared_with_what_it_has(tmp_path: Path) ->
     assert {name: metrics[name].derive(old.summary) for name in NEW} == dict.fromkeys(NEW)
     assert metrics["acc_gap"].derive(old.summary) == -0.01
     (part,) = compare([tmp_path], metrics=["kl", "mean_z"]).sections
-    assert {row.label: row.metrics["kl"].center for row in part.rows} == {"batch": None, "layer": 0.004}
+    assert {row.label: row.metrics["kl"].value for row in part.rows} == {"batch": math.nan, "layer": 0.004}
 
 
 @pytest.mark.parametrize("junk", [None, 7, "x", [], {"1": 7}, {"1": {"mean_z": "x"}}, {"1": {"mean_z": None}}])
@@ -538,7 +539,7 @@ def test_a_mean_difference_that_is_only_rounding_is_zero(tmp_path: Path) -> None
     make_arm(tmp_path, "none", [346 / 360, 301 / 360, 333 / 360])
     make_arm(tmp_path, "batch", [350 / 360, 309 / 360, 321 / 360])  # 4, 8 and -12 more of 360
     difference = row(only(compare([tmp_path])), "batch").vs_baseline["test_accuracy"]
-    assert (difference.center, difference.p) == (0.0, 1.0)
+    assert (difference.value, difference.p) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("steps", [(20, 200), (20, None)])

@@ -20,8 +20,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from bnlab.data.augment import Augment
 from bnlab.data.batches import Batches
 from bnlab.experiment.trained_model import of_run
+from bnlab.interval import Interval
 from bnlab.measure.decomposition import NAMES, Decomposition, Stages, Term, decompose, levels, stages
-from bnlab.measure.interval import Interval
 from bnlab.measure.modes import learners
 from bnlab.measure.population_statistics import plan
 from bnlab.measure.probe_batches import Probe, batching

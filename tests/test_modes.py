@@ -33,7 +33,7 @@ from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import evaluating, learners, preserved, training_statistics
 from bnlab.measure.population_statistics import adopted, mixed_with_batch, plan, population, precise
 from bnlab.measure.probe_batches import Probe
-from bnlab.measure.probe_model import probe, split_gap
+from bnlab.measure.probe_model import probe
 from bnlab.measure.recalibration import recalibration
 from bnlab.measure.refresh import refreshed
 from bnlab.measure.robustness import STATS, robustness
@@ -194,7 +194,6 @@ def in_stages(model: nn.Module) -> None:
     at = levels(model, how, GIVEN.batch, refreshed(model, GIVEN.training_set))
     found = stages(model, GIVEN.train, at)
     assert len(decompose(model, GIVEN.train, found).terms) == 6
-    split_gap(GIVEN.train, found)
     layer_gaps(model, at.population)
 
 

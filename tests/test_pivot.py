@@ -116,7 +116,7 @@ def test_cells_are_the_means_and_intervals_over_seeds(runs: Path) -> None:
             values = frame.get_group((norm, model)).to_numpy()
             found = cell.metrics["test_accuracy"]
             low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-            assert (found.center, found.n) == (pytest.approx(values.mean()), len(values))
+            assert (found.value, found.n) == (pytest.approx(values.mean()), len(values))
             assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
             assert cell.vs_baseline == {}
 
@@ -171,7 +171,7 @@ def test_a_third_key_is_refused_with_the_ways_out(runs: Path) -> None:
     def cell(**options: object) -> tuple[float | None, object]:
         row = only(runs, "normxmodel", **options).cells[0][0]
         assert row is not None
-        return row.metrics["test_accuracy"].center, row.best.get("optim.lr")
+        return row.metrics["test_accuracy"].value, row.best.get("optim.lr")
 
     means = [np.mean([accuracy("none", "cnn", seed) for seed in range(3)]), 0.99]
     assert cell(where=["optim.lr=0.1"]) == (pytest.approx(means[0]), None)
@@ -212,7 +212,7 @@ def test_a_key_that_some_arms_lack(tmp_path: Path) -> None:
 def test_seeds_as_columns(runs: Path) -> None:
     matrix = only(runs, "norm x seed", where=["model=cnn"])
     assert matrix.columns == [0, 1, 2]
-    centers = [[cell.metrics["test_accuracy"].center for cell in cells if cell] for cells in matrix.cells]
+    centers = [[cell.metrics["test_accuracy"].value for cell in cells if cell] for cells in matrix.cells]
     assert centers == [[accuracy(norm, "cnn", seed) for seed in range(3)] for norm in NORMS]
 
 
@@ -257,7 +257,7 @@ def test_data_sets_side_by_side(tmp_path: Path) -> None:
                 )
     matrix = only(tmp_path, "norm x data")
     assert (matrix.rows, matrix.columns) == (["none", "batch"], ["digits", "mnist"])
-    centers = [[cell.metrics["test_accuracy"].center for cell in cells if cell] for cells in matrix.cells]
+    centers = [[cell.metrics["test_accuracy"].value for cell in cells if cell] for cells in matrix.cells]
     assert centers == [[pytest.approx(0.805), pytest.approx(0.905)]] * 2
     assert "The data sets were not trained alike: trainer.epochs (4.0, 3.0)." in matrix.section.notes
     apart = matrices(compare([tmp_path], pivot="norm x lr"))
@@ -270,7 +270,7 @@ def test_two_data_sets_of_one_name_stay_apart(tmp_path: Path) -> None:
     for mark, final in (("a", 0.8), ("b", 0.9)):
         make_run(tmp_path / mark, norm="none", fingerprint=mark, test_accuracy=[0.1, final])
     found = matrices(compare([tmp_path], pivot="norm x data"))
-    assert [m.cells[0][0].metrics["test_accuracy"].center for m in found if m.cells[0][0]] == [0.8, 0.9]
+    assert [m.cells[0][0].metrics["test_accuracy"].value for m in found if m.cells[0][0]] == [0.8, 0.9]
 
 
 def test_the_formats_hold_the_same_figures(runs: Path) -> None:

@@ -21,16 +21,16 @@ from rich.cells import cell_len
 
 from bnlab.cli.probe import probe
 from bnlab.errors import ConfigError
+from bnlab.interval import Interval
 from bnlab.measure.by_layer import LayerGap
 from bnlab.measure.decomposition import NAMES, Decomposition, Term
-from bnlab.measure.interval import Interval, exactly
 from bnlab.measure.probe_model import Agreement, Evaluation, ProbeResult, SplitGap
 from bnlab.report.console import Terminal
 from bnlab.report.probe_report import Probed, probe_head, probe_rows, probe_tables
 from bnlab.report.probe_tables import bars, estimates, percent, shortened, signed_bars, small, with_sum
 from bnlab.report.rows import TIDY_FORMATS
 
-ZERO = exactly(0.0, 100)
+ZERO = Interval(0.0, 0.0, 0.0, 100)
 PROBE = ["eval.probe_samples=64", "--samples", "128"]
 
 
@@ -91,7 +91,8 @@ def test_an_exact_zero_is_told_from_a_small_figure() -> None:
     ]  # fmt: skip
     assert [small(v, signed=True) for v in (0.5, -2e-5)] == ["+0.500", "-2.0e-5"]
     assert [percent(v) for v in (0.0, 1e-6, 0.001, 0.5)] == ["0", "1.0e-4", "0.10", "50.00"]
-    cells = estimates([ZERO, around(0.0, 0.02), around(0.5, 0.02), around(1e-6, 2e-6), exactly(0.25, 9)], signed=True)
+    found = [ZERO, around(0.0, 0.02), around(0.5, 0.02), around(1e-6, 2e-6), around(0.25, 0.0)]
+    cells = estimates(found, signed=True)
     assert [" ".join(cell.split()) for cell in cells] == [
         "0", "+0.000 ± 0.020", "+0.500 ± 0.020", "+1.0e-6 ± 2.0e-6", "+0.250 ± 0",
     ]  # fmt: skip

@@ -22,11 +22,12 @@ from bnlab.data.augment import Augment
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.errors import IncompatibleError
-from bnlab.measure.interval import Interval, exactly, mean_of, share_of
+from bnlab.interval import Interval
+from bnlab.measure.discrepancy import mean_of
 from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import training_statistics
 from bnlab.measure.population_statistics import adopted, plan, population, precise
-from bnlab.measure.probe_batches import Probe, batching, logits_with_mates, probe_indices
+from bnlab.measure.probe_batches import Probe, batching, logits_in_batches, probe_indices
 from bnlab.measure.probe_model import CURVE_SIZES, Evaluation, ProbeResult, probe
 from bnlab.measure.verdict import verdict
 from bnlab.models.model import build, models
@@ -45,8 +46,8 @@ def test_an_interval_over_samples_is_that_of_the_t_test() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((values.numpy().mean(), low, high), rel=1e-12)
     assert found.n == 17
     hits = values > 0
-    assert share_of(hits) == mean_of(hits.double())
-    assert share_of(hits).value == int(hits.sum()) / 17
+    assert mean_of(hits) == mean_of(hits.double())
+    assert mean_of(hits).value == int(hits.sum()) / 17
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,7 +78,7 @@ def test_the_degrees_of_freedom_lie_between_those_of_the_two_parts() -> None:
 @settings(max_examples=60, deadline=None)
 @given(value=st.floats(-1e30, 1e30), draws=st.integers(1, 9), n=st.integers(2, 3000))
 def test_equal_values_have_a_width_of_zero(value: float, draws: int, n: int) -> None:
-    assert mean_of(torch.full((draws, n), value, dtype=torch.float64)) == exactly(value, n)
+    assert mean_of(torch.full((draws, n), value, dtype=torch.float64)) == Interval(value, value, value, n)
 
 
 def test_one_sample_and_values_that_are_not_finite_have_no_interval() -> None:
@@ -88,17 +89,22 @@ def test_one_sample_and_values_that_are_not_finite_have_no_interval() -> None:
             found = mean_of(torch.tensor(values))
             assert (found.low, found.high, found.n) == (None, None, 2)
             assert not math.isfinite(found.value)
-            assert not found.excludes_zero
+            assert not found.excludes(0)
     beyond = mean_of(torch.tensor([-1e300, 1e300], dtype=torch.float64))
     assert (beyond.value, beyond.low, beyond.high) == (0, None, None)
 
 
-def test_excludes_zero() -> None:
-    assert Interval(1.0, 0.5, 1.5, 9).excludes_zero
-    assert Interval(-1.0, -1.5, -0.5, 9).excludes_zero
-    assert not Interval(0.1, -0.5, 0.7, 9).excludes_zero
-    assert not exactly(0.0, 9).excludes_zero
-    assert not Interval(1.0, None, None, 1).excludes_zero
+def test_what_an_interval_lies_beyond() -> None:
+    assert Interval(1.0, 0.5, 1.5, 9).excludes(0)
+    assert Interval(-1.0, -1.5, -0.5, 9).excludes(0)
+    assert not Interval(0.1, -0.5, 0.7, 9).excludes(0)
+    assert not Interval(0.0, 0.0, 0.0, 9).excludes(0)
+    assert not Interval(1.0, None, None, 1).excludes(0)
+    assert Interval(1.1, 1.05, 1.2, 9).excludes(1)
+    assert Interval(1.0, 0.5, 1.5, 9).is_above(0.4)
+    assert not Interval(1.0, 0.5, 1.5, 9).is_above(None)
+    assert Interval(1.0, 0.5, 1.5, 9).is_below(1.6)
+    assert not Interval(1.0, 0.5, 1.5, 9).is_below(1.5)
 
 
 @for_each(
@@ -127,7 +133,7 @@ def test_coverage(draws: int, by_sample: float, by_draw: float, by_both: float) 
         assert inside / 2000 <= 0.965
 
 
-# ---------------------------------------------------------------- batches with other mates
+# ---------------------------------------------------------------- batches with other batch-mates
 
 
 def mates(order: Tensor, size: int) -> list[frozenset[int]]:
@@ -254,7 +260,7 @@ def test_logits_come_back_in_the_order_of_the_samples() -> None:
 
     for draw in range(4):
         calls.clear()
-        found = logits_with_mates(Places(), Doubles(images, labels), 4, draw, lambda: calls.append(1))
+        found = logits_in_batches(Places(), Doubles(images, labels), 4, draw, lambda: calls.append(1))
         assert found.dtype == torch.float32
         torch.testing.assert_close(found[:, 0], images[:, 0, 0, 0].float())
         assert found[:, 1].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2]

@@ -23,8 +23,8 @@ from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
 from bnlab.experiment.trained_model import of_module, of_run
+from bnlab.interval import Interval
 from bnlab.measure.by_layer import layer_gaps
-from bnlab.measure.interval import exactly
 from bnlab.measure.layer_statistics import Statistics, initial_left, running_layers
 from bnlab.measure.modes import training_statistics
 from bnlab.measure.population_statistics import adopted
@@ -141,8 +141,10 @@ def test_a_layer_that_is_called_twice_has_statistics_by_precise_only() -> None:
 
 
 def level(accuracy_off: float, loss_off: float, n: int = 10_000) -> Level:
-    zero = exactly(0.0, n)
-    return Level(zero, zero, exactly(accuracy_off, n), exactly(loss_off, n))
+    zero = Interval(0.0, 0.0, 0.0, n)
+    return Level(
+        zero, zero, Interval(accuracy_off, accuracy_off, accuracy_off, n), Interval(loss_off, loss_off, loss_off, n)
+    )
 
 
 def test_enough_is_where_nothing_is_far_from_all_any_more() -> None:
@@ -190,7 +192,7 @@ def test_the_curve_and_the_changes_are_those_of_models_with_these_statistics() -
     assert point.loss_off.value == close(off.mean().item(), abs=1e-7)
     half = 2.0423 * off.std().item() / 31**0.5  # Student's t with 30 degrees of freedom
     assert point.loss_off.high == close(off.mean().item() + half, abs=1e-6)
-    assert found.curve[-1].levels["test"].loss_off == exactly(0.0, 40)
+    assert found.curve[-1].levels["test"].loss_off == Interval(0.0, 0.0, 0.0, 40)
     assert max(gap.mean_z_max for gap in found.gaps_before) > 0.1
     assert max(gap.mean_z_max for gap in found.gaps_after) < 1e-12
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
+from bnlab.compare.result import Comparison, Row, Section
 from bnlab.conformance.findings import Card
+from bnlab.interval import Interval
 from bnlab.metrics import metrics
 from bnlab.report.chart import Scale, line_chart, sparkline
 from bnlab.report.check_formats import CARD_FORMATS
@@ -31,12 +32,12 @@ ESC = "\x1b"
 HOSTILE = "a\x1b[2J[red]b[/red]\n\u202e|<script>"
 
 
-def mean(center: float, half: float | None, n: int = 5) -> Estimate:
+def mean(center: float, half: float | None, n: int = 5) -> Interval:
     low, high = (None, None) if half is None else (center - half, center + half)
-    return Estimate(center, low, high, n, n)
+    return Interval(center, low, high, n)
 
 
-def row(name: str, accuracy: float, steps: Estimate, **changes: Any) -> Row:
+def row(name: str, accuracy: float, steps: Interval, **changes: Any) -> Row:
     metrics = {
         "test_accuracy": mean(accuracy, 0.0005),
         "steps_to_target": steps,
@@ -50,16 +51,16 @@ def row(name: str, accuracy: float, steps: Estimate, **changes: Any) -> Row:
 
 
 def section(**changes: Any) -> Section:
-    reached = Estimate(1204.0, 1118.0, 1290.0, 5, 5, kind="median")
-    better = {"test_accuracy": Difference(0.0041, 0.0031, 0.0051, 0.003, 5)}
-    unclear = {"test_accuracy": Difference(-0.0003, -0.0013, 0.0007, 0.41, 5)}
+    reached = Interval(1204.0, 1118.0, 1290.0, 5, kind="median")
+    better = {"test_accuracy": Interval(0.0041, 0.0031, 0.0051, 5, 0.003)}
+    unclear = {"test_accuracy": Interval(-0.0003, -0.0013, 0.0007, 5, 0.41)}
     rows = [
         row("none", 0.983, reached),
-        row("batch", 0.9871, Estimate(412.0, 390.0, 455.0, 5, 5, kind="median"), vs_baseline=better),
+        row("batch", 0.9871, Interval(412.0, 390.0, 455.0, 5, kind="median"), vs_baseline=better),
         row(
             "instance",
             0.9827,
-            Estimate(None, None, None, 5, 2, 1880.0, "median"),
+            Interval(math.nan, None, None, 5, num_missed=3, limit=1880.0, kind="median"),
             n=4,
             states={"done": 4, "diverged": 1},
             vs_baseline=unclear,
@@ -274,7 +275,7 @@ def test_json_of_several_sections_is_a_list_of_the_same() -> None:
 
 
 def test_json_writes_null_for_what_is_not_finite() -> None:
-    rows = [row("none", math.nan, Estimate(None, None, None, 0, 0))]
+    rows = [row("none", math.nan, Interval(math.nan, None, None, 0))]
     made = json.loads(FORMATS["json"](Comparison([section(rows=rows)])), parse_constant=pytest.fail)
     assert made["rows"][0]["metrics"]["test_accuracy"]["mean"] is None
     assert made["rows"][0]["curve"][-1] is None
@@ -347,10 +348,10 @@ def test_an_interval_is_never_invented_nor_rounded_to_nothing() -> None:
 def test_uneven_and_censored_estimates_say_so() -> None:
     cells = estimate_cells(
         [
-            Estimate(412.0, 390.0, 450.0, 5, 5, kind="median"),
-            Estimate(940.0, 900.0, None, 5, 4, 1880.0, "median"),
-            Estimate(None, None, None, 5, 2, 1880.0, "median"),
-            Estimate(None, None, None, 0, 0),
+            Interval(412.0, 390.0, 450.0, 5, kind="median"),
+            Interval(940.0, 900.0, None, 5, num_missed=1, limit=1880.0, kind="median"),
+            Interval(math.nan, None, None, 5, num_missed=3, limit=1880.0, kind="median"),
+            Interval(math.nan, None, None, 0),
             None,
         ],
         1,
@@ -363,17 +364,17 @@ def test_uneven_and_censored_estimates_say_so() -> None:
     ("limit", "text"), [(0.1, "0.1"), (0.0523, "0.052"), (5.26, "5.3"), (26.9, "27"), (5.0, "5"), (0.0, "0")]
 )
 def test_a_limit_is_never_rounded_to_nothing(limit: float, text: str) -> None:
-    cells = estimate_cells([Estimate(None, None, None, 3, 0, limit, "median")], 1)
+    cells = estimate_cells([Interval(math.nan, None, None, 3, num_missed=3, limit=limit, kind="median")], 1)
     assert str(cells[0]) == f"> {text} (0 of 3)"
 
 
 def test_a_difference_keeps_its_sign() -> None:
-    cells = difference_cells([Difference(c, c - 0.5, c + 0.5, 0.9, 3) for c in (-0.037, 0.037, 0.0)], 1, 2)
+    cells = difference_cells([Interval(c, c - 0.5, c + 0.5, 3, 0.9) for c in (-0.037, 0.037, 0.0)], 1, 2)
     assert [str(cell) for cell in cells] == ["-0.0 ± 0.5", "+0.0 ± 0.5", "+0.0 ± 0.5"]
 
 
 def test_a_star_needs_a_corrected_p_below_five_percent() -> None:
-    cells = difference_cells([Difference(0.4, 0.3, 0.5, 0.0499, 5), Difference(0.4, 0.3, 0.5, 0.05, 5), None], 1, 2)
+    cells = difference_cells([Interval(0.4, 0.3, 0.5, 5, 0.0499), Interval(0.4, 0.3, 0.5, 5, 0.05), None], 1, 2)
     assert [str(cell) for cell in cells] == ["+0.40 ± 0.10 *", "+0.40 ± 0.10", "–"]
 
 
@@ -388,7 +389,7 @@ def test_numbers() -> None:
 
 
 def test_one_seed_and_arms_without_runs_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = row("none", 0.98, Estimate(400.0, None, None, 1, 1, kind="median"), n=1, states={"done": 1})
+    one = row("none", 0.98, Interval(400.0, None, None, 1, kind="median"), n=1, states={"done": 1})
     one = replace(one, metrics={"test_accuracy": mean(0.98, None, n=1)})
     empty = row("batch", 0.9, one.metrics["test_accuracy"], n=0, states={"failed": 1}, metrics={}, curve=[])
     text = printed(Comparison([section(rows=[one, empty])]), monkeypatch, 100)

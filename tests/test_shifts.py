@@ -26,7 +26,7 @@ from bnlab.data.bundle import Split
 from bnlab.data.shifts import SEVERITIES, SHIFTS, shifted
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.shift_study import Study
-from bnlab.measure.interval import Interval
+from bnlab.interval import Interval
 from bnlab.measure.probe_batches import batching
 from bnlab.measure.robustness import DRAWS, STATS, Condition, Robustness, robustness
 from bnlab.report.console import Terminal

@@ -21,7 +21,7 @@ from torch import nn
 from bnlab.config import compose
 from bnlab.experiment import setup
 from bnlab.experiment.config import parse_config
-from bnlab.measure.discrepancy import calibration_error, gap, logits_of, score
+from bnlab.measure.discrepancy import Gap, calibration_error, logits_of, score
 from bnlab.measure.modes import evaluating, training_statistics
 from bnlab.models.model import build, models, norm_layers
 from bnlab.norms.strategy import strategies
@@ -329,21 +329,22 @@ def test_score_and_gap_by_hand() -> None:
         math.log1p(math.exp(-5)),
     ]
     assert found.loss == pytest.approx(sum(by_hand) / 4)
-    between = gap(trained, evaluated, labels)
-    assert between.acc_gap == 0.5 - 0.75
-    assert between.flip_rate == 0.75
-    assert between.loss_gap == pytest.approx(score(trained, labels).loss - found.loss)
+    between = Gap(trained, evaluated, labels)
+    assert between.hits.mean() == 0.5 - 0.75
+    assert between.flips.mean() == 0.75
+    assert between.losses.mean() == pytest.approx(score(trained, labels).loss - found.loss)
     divergences = []
     for t, e in zip(trained.tolist(), evaluated.tolist(), strict=True):
         p, q = ([math.exp(v) / sum(map(math.exp, logits)) for v in logits] for logits in (t, e))
         divergences.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
-    assert between.kl == pytest.approx(sum(divergences) / 4, rel=1e-12)
+    assert between.kl.mean() == pytest.approx(sum(divergences) / 4, rel=1e-12)
     # differences (0,0) (-1,1) (1,-1) (-5,3); evaluation logits 2, 1, 1, 5 and zeros
     assert between.logit_rms == pytest.approx(math.sqrt((1 + 1 + 1 + 1 + 25 + 9) / (4 + 1 + 1 + 25)))
-    equal = gap(trained, trained, labels)
-    assert (equal.acc_gap, equal.loss_gap, equal.flip_rate, equal.kl, equal.logit_rms) == (0, 0, 0, 0, 0)
+    equal = Gap(trained, trained, labels)
+    assert not any(difference.any() for difference in (equal.hits, equal.losses, equal.flips, equal.kl))
+    assert equal.logit_rms == 0
     nothing = torch.zeros(4, 2)
-    assert gap(nothing, nothing, labels).logit_rms == 0
+    assert Gap(nothing, nothing, labels).logit_rms == 0
 
 
 def test_calibration_error_by_hand() -> None:

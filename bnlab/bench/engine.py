@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 
-from bnlab.bench.pairing import Figures, Ratio, Turns, in_turn
+from bnlab.bench.pairing import Figures, Turns, in_turn
 from bnlab.bench.traffic import Traffic
 from bnlab.errors import IncompatibleError
+from bnlab.interval import Interval
 from bnlab.schema import param
 from bnlab.timing import Stopwatch, copy_bandwidth
 
@@ -68,7 +69,7 @@ class ArmTime:
     backward_ms: float | None
     optimizer_ms: float | None
     host_ms: float | None  # that the host took to issue the step to the device
-    ratio: Ratio
+    ratio: Interval
     floor: float  # the ratio that its additional traffic alone would give, at the measured bandwidth
     images_per_second: float
     traffic: Traffic
@@ -97,7 +98,7 @@ class ContestTime:
     title: str
     setting: tuple[str, ...]
     arms: tuple[ArmTime, ...]
-    control: Ratio
+    control: Interval
     rounds: int
     stopped_by: Literal["precision", "budget"]
     seconds: float
@@ -196,7 +197,7 @@ def _traffic(stepper: Stepper) -> Traffic:
 
 
 def _known(turns: Turns[str], precision: float) -> bool:
-    return all(turns.ratio(name).half_width <= precision for name in turns.figures if name != turns.reference)
+    return all(turns.ratio(name).relative_half <= precision for name in turns.figures if name != turns.reference)
 
 
 def figures(found: ContestTime, arm: ArmTime) -> dict[str, Any]:

@@ -14,28 +14,12 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from bnlab.interval import Interval
+
 K = TypeVar("K", bound=Hashable)
 Figures = tuple[float, ...]  # of one turn, the one to compare first
 WARMUP_ROUNDS = 3  # fill caches, and are not counted
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """The median over rounds of one contender's figure over the reference's, with a bootstrap 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        """Half the interval, over the ratio."""
-        return (self.high - self.low) / 2 / self.value
-
-    @property
-    def contains_one(self) -> bool:
-        return self.low <= 1 <= self.high
 
 
 @dataclass
@@ -44,7 +28,7 @@ class Turns(Generic[K]):
 
     reference: K
     figures: dict[K, list[Figures]] = field(default_factory=dict)
-    _ratios: dict[K, tuple[int, Ratio]] = field(default_factory=dict)  # with the rounds that they are over
+    _ratios: dict[K, Interval] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
@@ -55,20 +39,20 @@ class Turns(Generic[K]):
         """Return the median of each figure of one contender."""
         return tuple(statistics.median(column) for column in zip(*self.figures[name], strict=True))
 
-    def ratio(self, name: K) -> Ratio:
+    def ratio(self, name: K) -> Interval:
         """Return a contender's first figure over the reference's, round by round."""
-        if name not in self._ratios or self._ratios[name][0] != self.rounds:
+        if name not in self._ratios or self._ratios[name].n != self.rounds:
             pairs = zip(self.figures[name], self.figures[self.reference], strict=True)
-            self._ratios[name] = self.rounds, ratio_of([mine[0] / reference[0] for mine, reference in pairs])
-        return self._ratios[name][1]
+            self._ratios[name] = median_of([mine[0] / reference[0] for mine, reference in pairs])
+        return self._ratios[name]
 
 
-def ratio_of(ratios: Sequence[float]) -> Ratio:
-    """Return the median with its percentile bootstrap interval, the same for the same ratios."""
-    values = np.asarray(ratios)
+def median_of(by_round: Sequence[float]) -> Interval:
+    """Return the median over rounds with its percentile bootstrap 95% interval, the same for the same values."""
+    values = np.asarray(by_round)
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(np.median(values[drawn], axis=1), (2.5, 97.5))
-    return Ratio(statistics.median(ratios), float(low), float(high))
+    return Interval(statistics.median(by_round), float(low), float(high), len(values), kind="median")
 
 
 def in_turn(

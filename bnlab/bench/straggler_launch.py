@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from bnlab.bench.arms import Section, read
 from bnlab.bench.engine import BenchConfig
-from bnlab.bench.straggler_result import LateStep, ParallelTime
+from bnlab.bench.straggler_result import StragglerStep, StragglerTime
 from bnlab.data.batches import batch_sizes
 from bnlab.distributed import Workers
 from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
@@ -96,12 +96,12 @@ def plan_of(sections: Sequence[Section], delays: Sequence[float], limits: BenchC
 
 def run_workers(
     plan: Mapping[str, Any], size: int, threads: int, watch: Callable[[str, int, float], None]
-) -> list[ParallelTime]:
+) -> list[StragglerTime]:
     """Return what `size` workers find, a section each; afterwards none of them is left, whatever happened.
 
     `watch` is told title, round and seconds left. Errors: EnvironmentFault.
     """
-    found: list[ParallelTime] = []
+    found: list[StragglerTime] = []
     with tempfile.TemporaryDirectory(prefix="bnlab-") as folder, open(Path(folder, "stderr"), "w+") as errors:
         path = Path(folder, "plan.json")
         path.write_text(json.dumps(plan))
@@ -112,9 +112,9 @@ def run_workers(
                 if "round" in message:
                     watch(message["title"], message["round"], message["left"])
                 if "found" in message:
-                    steps = tuple(LateStep(**step) for step in message["found"].pop("steps"))
+                    steps = tuple(map(StragglerStep.of_plain, message["found"].pop("steps")))
                     setting = tuple(message["found"].pop("setting"))
-                    found.append(ParallelTime(steps=steps, setting=setting, **message["found"]))
+                    found.append(StragglerTime(steps=steps, setting=setting, **message["found"]))
                 if len(found) == len(plan["sections"]):
                     return found
         errors.seek(0)
@@ -166,7 +166,7 @@ def _end_of(errors: str, size: int) -> str:
     )
 
 
-def figures(time: ParallelTime) -> list[dict[str, Any]]:
+def figures(time: StragglerTime) -> list[dict[str, Any]]:
     """Return the steps of a section as plain values."""
     ends = {"workers": time.workers, "rounds": time.rounds, "stopped_by": time.stopped_by}
-    return [{"contest": time.title, **asdict(step), **ends} for step in time.steps]
+    return [{"contest": time.title, **step.figures(), **ends} for step in time.steps]

@@ -27,15 +27,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bnlab.bench.engine import FEWEST_ROUNDS, BenchConfig
-from bnlab.bench.pairing import Figures, Ratio, Turns, in_turn, ratio_of
+from bnlab.bench.pairing import Figures, Turns, in_turn, median_of
 from bnlab.bench.stepper import BATCHES, Mark, trainee
-from bnlab.bench.straggler_result import MODES, LateStep, Mode, ParallelTime
+from bnlab.bench.straggler_result import MODES, Mode, StragglerStep, StragglerTime
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle
 from bnlab.distributed import Workers, from_environment
 from bnlab.errors import BnlabError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches, device_of
+from bnlab.interval import Interval
 from bnlab.timing import Stopwatch
 from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.loop import train_step
@@ -136,7 +137,7 @@ def measure(
     seconds: float,
     workers: Workers,
     watch: Callable[[int, float], None],
-) -> ParallelTime:
+) -> StragglerTime:
     """Take steps in turn, on all workers alike, until every growth is known, or `seconds` are over.
 
     Known: half its interval is within `limits.precision` of the step without delay. There are `limits.rounds` at least.
@@ -168,11 +169,11 @@ def measure(
             enough = known or (left <= 0 and turns.rounds >= max(limits.rounds, FEWEST_ROUNDS))
         if workers.mean_number(float(enough)):  # as the first says
             break
-    return ParallelTime(
+    return StragglerTime(
         title=title,
         setting=_setting(config, device),
         workers=workers.size,
-        steps=tuple(_late_steps(turns, sent)),
+        steps=tuple(_steps(turns, sent)),
         rounds=turns.rounds,
         stopped_by="precision" if known else "budget",
         seconds=clock.seconds,
@@ -191,38 +192,29 @@ def _setting(config: Config, device: torch.device) -> tuple[str, ...]:
     )
 
 
-def _growth(turns: Turns[Key], key: Key, figure: int) -> Ratio:
+def _growth(turns: Turns[Key], key: Key, figure: int) -> Interval:
     """Return by how many ms a figure of `key` exceeds its own without delay, round by round."""
     pairs = zip(turns.figures[key], turns.figures[*key[:2], 0.0], strict=True)
-    return ratio_of([late[figure] - punctual[figure] for late, punctual in pairs])
+    return median_of([late[figure] - punctual[figure] for late, punctual in pairs])
 
 
 def _known(turns: Turns[Key], precision: float) -> bool:
-    for key in turns.figures:
-        growth = _growth(turns, key, 0)
-        if growth.high - growth.low > 2 * precision * turns.medians((*key[:2], 0.0))[0]:
-            return False
-    return True
+    return all(_growth(turns, key, 0).half <= precision * turns.medians((*key[:2], 0.0))[0] for key in turns.figures)
 
 
-def _late_steps(turns: Turns[Key], sent: Mapping[tuple[str, Mode], Collectives]) -> Iterator[LateStep]:
+def _steps(turns: Turns[Key], sent: Mapping[tuple[str, Mode], Collectives]) -> Iterator[StragglerStep]:
     for key in turns.figures:
         norm, mode, delay = key
         step, forward, backward, optimizer, _ = turns.medians(key)
-        more, ahead = _growth(turns, key, 0), _growth(turns, key, 1)
         collectives = sent[norm, mode]
-        yield LateStep(
+        yield StragglerStep(
             norm=norm,
             gradients=mode,
             delay_ms=delay,
             step_ms=step,
-            step_growth_ms=more.value,
-            step_growth_low=more.low,
-            step_growth_high=more.high,
+            step_growth=_growth(turns, key, 0),
             forward_ms=forward,
-            forward_growth_ms=ahead.value,
-            forward_growth_low=ahead.low,
-            forward_growth_high=ahead.high,
+            forward_growth=_growth(turns, key, 1),
             backward_ms=backward,
             optimizer_ms=optimizer,
             forward_collectives=collectives.forward,

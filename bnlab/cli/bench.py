@@ -151,7 +151,7 @@ def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[f
     from bnlab.record.run_folder import fresh_folder
     from bnlab.report.console import messages, results
     from bnlab.report.rows import TIDY_FORMATS, as_csv
-    from bnlab.report.straggler_report import parallel_table, progress
+    from bnlab.report.straggler_report import progress, straggler_table
 
     err = messages()
     limits, sections, notes = read_sections(overrides, workers, delays)
@@ -168,5 +168,5 @@ def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[f
     for number, part in enumerate(times if format == "table" else ()):
         if number:
             out.say("")
-        out.print(parallel_table(part, out))
+        out.print(straggler_table(part, out))
     err.say(f"recorded in {folder}")

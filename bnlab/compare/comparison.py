@@ -2,7 +2,7 @@
 
     comparison = compare([Path("runs")], where=["data=mnist"], target=0.98)
     for row in comparison.sections[0].rows:
-        print(row.label, row.n, row.metrics["test_accuracy"].center)
+        print(row.label, row.n, row.metrics["test_accuracy"].value)
 
 Means are over finished runs; a run that diverged, failed or was killed counts in its arm's states. Nothing is chosen on
 the test split here: `best_of` chooses on validation. Runs on different data are never compared: each data set is a
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bnlab.compare.arms import (
@@ -30,10 +30,11 @@ from bnlab.compare.baseline import baselines
 from bnlab.compare.best import choose, notes_on_choice, refuse_without_choice
 from bnlab.compare.notes import Evidence, environments_of, notes_on
 from bnlab.compare.pivot import check_pivot, pivot_keys, refuse_more_keys
-from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
-from bnlab.compare.statistics import Paired, estimate_mean, estimate_median, holm, paired_difference, restrict
+from bnlab.compare.result import Comparison, Row, Section
+from bnlab.compare.statistics import estimate_mean, estimate_median, holm, paired_difference, restrict
 from bnlab.data.dataset import target_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
+from bnlab.interval import Interval
 from bnlab.metrics import Censored, Metric, find_metric, step_ratio_interval
 from bnlab.record.read import Run, read_runs, without_collector
 
@@ -179,7 +180,7 @@ class _Builder:
             self.runs = [run for run in self.runs if id(run) in read]
         found = None if self.is_matrix else baselines(self.arms, self.changed, plan.baseline)
         self.has_baseline = found is not None
-        self.mates = found or [None] * len(self.arms)
+        self.baselines = found or [None] * len(self.arms)
         self.target = target_of(runs[0].config.get("data.name")) if plan.target is None else plan.target
         usable = [m for m in columns if m.kind == "mean" or self.target is not None]
         self.without_target = [m.name for m in columns if m not in usable] if plan.explicit else []
@@ -190,9 +191,7 @@ class _Builder:
 
     def section(self, sort: str | None) -> Section:
         """Return the finished section."""
-        pairs = self._pairs()
-        corrected = self._corrected(pairs)
-        rows = [self._row(i, corrected[i]) for i in range(len(self.arms))]
+        rows = [self._row(i, vs_baseline) for i, vs_baseline in enumerate(self._differences())]
         if sort not in (None, "arm") and any(m.name == sort for m in self.columns):
             rows.sort(key=lambda row: _rank(row, find_metric(str(sort))))
         main = self.columns[0].name
@@ -204,7 +203,6 @@ class _Builder:
             rows=rows,
             changed=self.changed,
             columns=self.columns,
-            pairs={arm.label: found[main] for arm, found in zip(self.arms, pairs, strict=True) if main in found},
             num_duplicates=self.num_duplicates,
             unmeasured=self._unmeasured(),
             has_baseline=self.has_baseline,
@@ -224,7 +222,7 @@ class _Builder:
             chosen=self.best_of,
         )
 
-    def _row(self, i: int, vs_baseline: dict[str, Difference]) -> Row:
+    def _row(self, i: int, vs_baseline: dict[str, Interval]) -> Row:
         arm = self.arms[i]
         done = arm.done()
         return Row(
@@ -232,7 +230,7 @@ class _Builder:
             label=arm.label,
             n=len(done),
             states=arm.states(),
-            is_baseline=any(map(_is_reference, done)) if self.runs[0].is_bench else i in self.mates,
+            is_baseline=any(map(_is_reference, done)) if self.runs[0].is_bench else i in self.baselines,
             metrics={m.name: _estimate(self.observed[i][m.name], m) for m in self.columns},
             vs_baseline=vs_baseline,
             curve=_median_curve(done, self.columns[0]),
@@ -240,27 +238,16 @@ class _Builder:
             seeds=frozenset(run.seed for run in arm.runs),
         )
 
-    def _pairs(self) -> list[dict[str, Paired]]:
-        """Compare each arm with its baseline over the seeds of both, metric by metric."""
-        found: list[dict[str, Paired]] = []
-        for i, mate in enumerate(self.mates):
-            pairs: dict[str, Paired] = {}
-            if mate is not None and mate != i:
-                for metric in (m for m in self.columns if m.name != RATIO):
-                    pair = _paired(self.observed[i][metric.name], self.observed[mate][metric.name])
-                    if pair is not None:
-                        pairs[metric.name] = pair
-            found.append(pairs)
-        return found
-
-    def _corrected(self, pairs: Sequence[dict[str, Paired]]) -> list[dict[str, Difference]]:
-        """Return what the table shows: p corrected over the arms of this section, for each metric apart."""
-        shown: list[dict[str, Difference]] = [{} for _ in pairs]
-        for metric in self.columns:
-            with_it = [i for i, found in enumerate(pairs) if metric.name in found]
-            for i, p in zip(with_it, holm([pairs[i][metric.name].p for i in with_it]), strict=True):
-                shown[i][metric.name] = pairs[i][metric.name].difference(p)
-        return shown
+    def _differences(self) -> list[dict[str, Interval]]:
+        """Compare each arm with its baseline over the seeds of both; p is corrected over the arms, metric by metric."""
+        differences: list[dict[str, Interval]] = [{} for _ in self.arms]
+        for name in (metric.name for metric in self.columns if metric.name != RATIO):
+            against = [(i, j) for i, j in enumerate(self.baselines) if j is not None and j != i]
+            paired = {i: _paired(self.observed[i][name], self.observed[j][name]) for i, j in against}
+            known = {i: pair for i, pair in paired.items() if pair is not None}
+            for i, p in zip(known, holm([pair.p for pair in known.values()]), strict=True):
+                differences[i][name] = replace(known[i], p=p)
+        return differences
 
     def _unmeasured(self) -> dict[str, int]:
         counts = {m.name: sum(found[m.name].num_unmeasured for found in self.observed) for m in self.columns}
@@ -273,7 +260,7 @@ def _is_reference(run: Run) -> bool:
     return bench.get("arm") is not None and bench.get("arm") == bench.get("baseline")
 
 
-def _paired(arm: Observed, baseline: Observed) -> Paired | None:
+def _paired(arm: Observed, baseline: Observed) -> Interval | None:
     seeds = sorted(arm.values.keys() & baseline.values.keys())
     values, others = [arm.values[s] for s in seeds], [baseline.values[s] for s in seeds]
     if not any(map(math.isfinite, (*values, *others))):
@@ -282,10 +269,10 @@ def _paired(arm: Observed, baseline: Observed) -> Paired | None:
     return paired_difference(restrict(values, limits), restrict(others, limits))
 
 
-def _estimate(found: Observed, metric: Metric) -> Estimate:
+def _estimate(found: Observed, metric: Metric) -> Interval:
     values = list(found.values.values())
     if found.within is not None and found.within[0] < found.within[1]:
-        return Estimate(values[0], *found.within, 1, 1, kind="median")
+        return Interval(values[0], *found.within, 1, kind="median")
     if metric.kind == "mean":
         return estimate_mean(values)
     return estimate_median(values, max(found.limits.values(), default=None))
@@ -294,9 +281,9 @@ def _estimate(found: Observed, metric: Metric) -> Estimate:
 def _rank(row: Row, metric: Metric) -> tuple[int, float]:
     """Sort key: best first; then arms whose target was not reached, then arms without a figure."""
     estimate = row.metrics[metric.name]
-    if estimate.center is None:
+    if math.isnan(estimate.value):
         return (1 if estimate.n else 2, 0.0)
-    return (0, -estimate.center if metric.better == "higher" else estimate.center)
+    return (0, -estimate.value if metric.better == "higher" else estimate.value)
 
 
 def _median_curve(runs: Sequence[Run], metric: Metric) -> list[float]:

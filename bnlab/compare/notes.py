@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bnlab.compare.arms import Arm, distinct, followers, short_names, text_of
 from bnlab.compare.result import Row, Value
-from bnlab.compare.statistics import MOST_PAIRS, Paired, coverage_of_range, detectable_difference, pairs_needed
+from bnlab.compare.statistics import MOST_PAIRS, coverage_of_range, detectable_difference, pairs_needed
 from bnlab.metrics import MOST_INITIAL_SHARE, Metric, share_left
 from bnlab.record.read import Run
 
@@ -26,7 +26,6 @@ class Evidence:
     rows: Sequence[Row]
     changed: Sequence[str]
     columns: Sequence[Metric]
-    pairs: Mapping[str, Paired]  # of the main metric, by the arm's label
     num_duplicates: int
     unmeasured: Mapping[str, int]  # finished runs without a finite value, by metric
     without_target: Sequence[str]  # metrics asked for that need a target
@@ -168,20 +167,20 @@ def _pairing(found: Evidence) -> Iterator[str]:
     partly = [r.label for r in found.rows if main in r.vs_baseline and r.vs_baseline[main].n < r.metrics[main].n]
     if partly:
         yield f"{named(partly)}: the difference is over the seeds that the baseline has too."
-    constant = [label for label, pair in found.pairs.items() if pair.n > 1 and pair.p is None]
+    differences = {row.label: row.vs_baseline[main] for row in found.rows if main in row.vs_baseline}
+    constant = [label for label, difference in differences.items() if difference.n > 1 and difference.p is None]
     if constant:
         yield f"{named(constant)}: the differences are equal in every seed, so no p can be given."
 
 
 def _power(found: Evidence) -> Iterator[str]:
     main = found.columns[0]
-    spread = {label: pair for label, pair in found.pairs.items() if pair.sd}
-    shown = sorted(
-        size * main.scale for pair in spread.values() if (size := detectable_difference(pair.sd or 0.0, pair.n))
-    )
+    seen = {row.label: row.vs_baseline[main.name] for row in found.rows if main.name in row.vs_baseline}
+    spread = [(label, difference, difference.sd) for label, difference in seen.items() if difference.sd]
+    shown = sorted(size * main.scale for _, d, sd in spread if (size := detectable_difference(sd, d.n)))
     if not shown:
         return
-    seeds = sorted({pair.n for pair in spread.values()})
+    seeds = sorted({difference.n for _, difference, _ in spread})
     few = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     sizes = f"{shown[0]:.2g}" if f"{shown[0]:.2g}" == f"{shown[-1]:.2g}" else f"{shown[0]:.2g} to {shown[-1]:.2g}"
     unit = "points" if main.unit == "%" else main.unit
@@ -190,12 +189,11 @@ def _power(found: Evidence) -> Iterator[str]:
         + " (80% power, 5% level, before correction)."
     )
     plans = []
-    for row in found.rows:
-        seen = row.vs_baseline.get(main.name)
-        if row.label in spread and seen is not None and (seen.p is None or seen.p > 0.05):
-            needed = pairs_needed(seen.center, spread[row.label].sd or 0.0)
-            text = f"more than {MOST_PAIRS:,}" if needed is None else f"about {max(needed, seen.n + 1):,}"
-            plans.append(f"{row.label} {text}")
+    for label, difference, sd in spread:
+        if difference.p is None or difference.p > 0.05:
+            needed = pairs_needed(difference.value, sd)
+            text = f"more than {MOST_PAIRS:,}" if needed is None else f"about {max(needed, difference.n + 1):,}"
+            plans.append(f"{label} {text}")
     if plans:
         yield f"Seeds an arm needs to show the difference now seen, if it is real: {named(plans)}."
 
@@ -210,7 +208,7 @@ def _times(found: Evidence) -> Iterator[str]:
             f"in {coverage_of_range(few):.0%} of cases at n={few} instead of 95%."
         )
     cut = [m for m in waits if any(m.name in r.vs_baseline for r in found.rows)]
-    if cut and any(row.metrics[m.name].num_reached < row.metrics[m.name].n for m in cut for row in found.rows):
+    if cut and any(row.metrics[m.name].num_missed for m in cut for row in found.rows):
         yield (
             "Differences in time to the target are of times cut where the first run ended without arriving "
             "(restricted mean): what a run would still have needed after that is not seen."

@@ -4,38 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from bnlab.interval import Interval
 
 Value = str | int | float | bool | None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One metric of one arm over its seeds.
-
-    `low` and `high` bound the 95% interval and are None with n = 1. For a time to a target, `n` counts all runs,
-    `num_reached` those that arrived, and `limit` is the largest value at which a run ended without arriving: with
-    fewer than half arrived `center` is None and the metric reads "> limit (2 of 5)".
-    """
-
-    center: float | None
-    low: float | None
-    high: float | None
-    n: int
-    num_reached: int
-    limit: float | None = None
-    kind: Literal["mean", "median"] = "mean"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One metric of one arm minus the baseline's, over the `n` seeds that both have; `p` is Holm-corrected."""
-
-    center: float
-    low: float | None
-    high: float | None
-    p: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -47,8 +20,8 @@ class Row:
     n: int  # finished runs, of which one seed may have several
     states: dict[str, int]  # every run of the arm by state, such as {"done": 4, "diverged": 1}
     is_baseline: bool
-    metrics: dict[str, Estimate]
-    vs_baseline: dict[str, Difference]
+    metrics: dict[str, Interval]  # over its seeds
+    vs_baseline: dict[str, Interval]  # minus the baseline's, over the seeds that both have; p is Holm-corrected
     curve: list[float]  # median over seeds of the main metric's curve, at common evaluation steps
     best: dict[str, Value] = field(default_factory=dict)  # the setting chosen for this arm on validation, if any was
     seeds: frozenset[int] | None = None  # of all its runs; None: each run has a seed of its own

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 
-from bnlab.compare.result import Difference, Estimate
+from bnlab.interval import Interval
 
 LEVEL = 0.95  # of every interval
 POWER = 0.80  # of a planned comparison, at the 5% level
@@ -62,33 +61,16 @@ def t_quantile(probability: float, df: int) -> float:
 # Means and paired differences
 
 
-def estimate_mean(values: Sequence[float]) -> Estimate:
+def estimate_mean(values: Sequence[float]) -> Interval:
     """Return the mean with its t interval; no interval below two values. All values must be finite."""
     n = len(values)
     if n == 0:
-        return Estimate(None, None, None, 0, 0)
-    center, sd = _mean_and_sd(values)
-    low, high = _t_interval(center, sd, n)
-    return Estimate(center, low, high, n, n)
+        return Interval(math.nan, None, None, 0)
+    mean, sd = _mean_and_sd(values)
+    return Interval(mean, *_t_interval(mean, sd, n), n)
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Differences of pairs: their mean, its 95% interval, the two-sided p, their standard deviation."""
-
-    center: float
-    low: float | None
-    high: float | None
-    p: float | None
-    n: int
-    sd: float | None
-
-    def difference(self, p: float | None) -> Difference:
-        """Return what a table shows, with the corrected `p`."""
-        return Difference(self.center, self.low, self.high, p, self.n)
-
-
-def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Paired | None:
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Interval | None:
     """Compare `values` with `baseline` pair by pair with Student's t; None without a pair.
 
     p is None with one pair or a constant difference other than 0, and 1 when the two are equal.
@@ -97,14 +79,12 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Pai
     if n == 0:
         return None
     scale = max(abs(v) for v in (*values, *baseline))
-    center, sd = _mean_and_sd([v - b for v, b in zip(values, baseline, strict=True)], scale)
+    mean, sd = _mean_and_sd([v - b for v, b in zip(values, baseline, strict=True)], scale)
     if n == 1:
-        return Paired(center, None, None, None, 1, None)
-    low, high = _t_interval(center, sd, n)
-    if sd == 0.0:
-        return Paired(center, low, high, 1.0 if center == 0.0 else None, n, 0.0)
-    p = max(t_tails(center / sd * math.sqrt(n), n - 1), SMALLEST_P)
-    return Paired(center, low, high, p, n, sd)
+        return Interval(mean, None, None, 1)
+    constant = 1.0 if mean == 0.0 else None
+    p = constant if sd == 0.0 else max(t_tails(mean / sd * math.sqrt(n), n - 1), SMALLEST_P)
+    return Interval(mean, *_t_interval(mean, sd, n), n, p, sd)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -124,7 +104,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 # Times that may be censored
 
 
-def estimate_median(times: Sequence[float], limit: float | None = None) -> Estimate:
+def estimate_median(times: Sequence[float], limit: float | None = None) -> Interval:
     """Return the median with its order-statistic interval; a time that was not reached is `math.inf`.
 
     The interval runs from the k-th smallest to the k-th largest value, with the largest k whose coverage,
@@ -132,15 +112,15 @@ def estimate_median(times: Sequence[float], limit: float | None = None) -> Estim
     rank. Below 6 values no k is enough, and the range (k = 1) is given: see `coverage_of_range`. A bound that is not
     finite is None. `limit` is the largest time at which a run ended without arriving.
     """
-    n, reached = len(times), sum(map(math.isfinite, times))
-    if n == 0:
-        return Estimate(None, None, None, 0, 0, limit, "median")
-    ranked = sorted(times)
-    center = _finite(statistics.median(ranked))
-    if n == 1:
-        return Estimate(center, None, None, n, reached, limit, "median")
-    k = _interval_rank(n)
-    return Estimate(center, _finite(ranked[k - 1]), _finite(ranked[n - k]), n, reached, limit, "median")
+    n, ranked = len(times), sorted(times)
+    median = _finite(statistics.median(ranked)) if n else None
+    low, high = None, None
+    if n > 1:
+        k = _interval_rank(n)
+        low, high = _finite(ranked[k - 1]), _finite(ranked[n - k])
+    missed = n - sum(map(math.isfinite, times))
+    value = math.nan if median is None else median
+    return Interval(value, low, high, n, num_missed=missed, limit=limit, kind="median")
 
 
 def coverage_of_range(n: int) -> float:
@@ -183,36 +163,6 @@ def pairs_needed(difference: float, sd: float) -> int | None:
     while (detectable_difference(sd, n) or 0.0) > size:
         n += 1
     return n
-
-
-# Anything else
-
-
-def bootstrap_interval(
-    values: Sequence[float],
-    statistic: Callable[[Sequence[float]], float] = statistics.median,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """Return the 95% percentile bootstrap interval of `statistic`, the same for the same seed; None below two values.
-
-    For medians and ratios of many values, such as the rounds of a step-time comparison. All values must be finite.
-    """
-    if len(values) < 2:
-        return None
-    from scipy import stats  # takes a second to import and is not needed to compare runs
-
-    found = stats.bootstrap(
-        (values,),
-        lambda sample: statistic(sample.tolist()),
-        confidence_level=LEVEL,
-        n_resamples=resamples,
-        vectorized=False,
-        method="percentile",
-        rng=seed,
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _mean_and_sd(values: Sequence[float], scale: float | None = None) -> tuple[float, float]:

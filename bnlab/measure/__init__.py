@@ -40,9 +40,9 @@ What the running statistics stand for, layer after layer, and a model that has t
 
 from __future__ import annotations
 
+from bnlab.interval import Interval
 from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.decomposition import Decomposition, Term, decompose, levels, stages
-from bnlab.measure.interval import Interval
 from bnlab.measure.layer_statistics import normalizations, running_layers
 from bnlab.measure.modes import evaluating, preserved, training_statistics
 from bnlab.measure.population_statistics import adopted, mixed_with_batch, plan, population, precise

@@ -27,13 +27,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bnlab.measure.interval import Interval, mean_of
+from bnlab.interval import Interval
+from bnlab.measure.discrepancy import Gap, mean_of
 from bnlab.measure.layer_statistics import Statistics, initial_left, running_layers, values_read
 from bnlab.measure.modes import evaluating, learners, preserved, restored, training_statistics
 from bnlab.measure.population_statistics import Plan, adopted, hooked, population
-from bnlab.measure.probe_batches import Probe, logits_with_mates
+from bnlab.measure.probe_batches import Probe, logits_in_batches
 
-DRAWS = 8  # of batches, for everything that depends on batch mates
+DRAWS = 8  # of batches, for everything that depends on batch-mates
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Decomposition:
     initial_left: float | None  # the largest share of the initial statistics among the layers; None: they keep none
     updates: int | None  # of that layer's running statistics
     momentum: float | None  # of that layer
-    reads_mates: bool = True  # False: training takes statistics of each sample, as instance norm, not of a batch
+    reads_batch: bool = True  # False: training takes statistics of each sample, as instance norm, not of a batch
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _shrinkage(model: nn.Module, batch: Tensor) -> dict[nn.Module, float]:
 
 
 def stages(model: nn.Module, probe: Probe, at: Levels) -> Stages:
-    """Evaluate the probe at every stage. Draws stop at the first two where mates turn out to change nothing."""
+    """Evaluate the probe at every stage. Draws stop at the first two where batch-mates turn out to change nothing."""
     with torch.no_grad(), preserved(model):
         undropped = _drawn(partial(_norms_training, model, probe))
         unaugmented = _unless_equal(undropped, partial(_training, model, probe, augmented=False))
@@ -142,7 +143,7 @@ def _unless_equal(known: Tensor, logits_of_draw: Callable[[int], Tensor]) -> Ten
 
 def _norms_training(model: nn.Module, probe: Probe, draw: int) -> Tensor:
     with training_statistics(model) as start_again:
-        return logits_with_mates(model, probe.plain, probe.batch_size, draw, start_again)
+        return logits_in_batches(model, probe.plain, probe.batch_size, draw, start_again)
 
 
 def _training(model: nn.Module, probe: Probe, draw: int, *, augmented: bool) -> Tensor:
@@ -156,12 +157,12 @@ def _training(model: nn.Module, probe: Probe, draw: int, *, augmented: bool) -> 
         torch.default_generator.manual_seed(draw)  # of dropout; the random state comes back with the rest
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(draw)
-        return logits_with_mates(model, batches, probe.batch_size, draw, start_again)
+        return logits_in_batches(model, batches, probe.batch_size, draw, start_again)
 
 
 def _stored(model: nn.Module, probe: Probe, statistics: Statistics) -> Tensor:
     with evaluating(model), adopted(model, statistics):
-        return logits_with_mates(model, probe.plain, probe.batch_size)[None]
+        return logits_in_batches(model, probe.plain, probe.batch_size)[None]
 
 
 def decompose(model: nn.Module, probe: Probe, found: Stages) -> Decomposition:
@@ -206,24 +207,8 @@ def term(name: str, before: Tensor, after: Tensor, labels: Tensor, absent: str |
 
     `absent` says why there should be none; it is dropped where there is one, as of a layer that reads its batch unseen.
     """
-    hits = right(before, labels) - right(after, labels)
-    losses = nats(before, labels) - nats(after, labels)
-    flips = (before.argmax(-1) != after.argmax(-1)).double().mean().item()
-    moved = divergence(before, after).mean().item()
-    return Term(name, mean_of(hits), mean_of(losses), moved, flips, None if moved > 0 else absent)
-
-
-def right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 where a sample is classified rightly and 0 elsewhere, float64 of the leading shape of `logits`."""
-    return (logits.argmax(-1) == labels).double()
-
-
-def nats(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return each sample's cross-entropy in nats, float64 of the leading shape of `logits`."""
-    return -logits.double().log_softmax(-1).gather(-1, labels.expand(logits.shape[:-1])[..., None])[..., 0]
-
-
-def divergence(before: Tensor, after: Tensor) -> Tensor:
-    """Return KL(softmax(before) || softmax(after)) of each sample in nats, float64 of the leading shape."""
-    p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+    gap = Gap(before, after, labels)
+    moved = gap.kl.mean().item()
+    return Term(
+        name, mean_of(gap.hits), mean_of(gap.losses), moved, gap.flips.mean().item(), None if moved > 0 else absent
+    )

@@ -1,7 +1,8 @@
-"""Logits of the same weights on the same samples, normalized as in training and as in evaluation, held together."""
+"""Logits of the same weights on the same samples in two ways, held together: as in training and as in evaluation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,9 +10,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnlab.measure.decomposition import divergence
+from bnlab.interval import Interval
 
 BINS = 15  # of confidence, as in Guo et al. (2017)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Logits of shape (K or 1, N, classes) or (N, classes) in two ways; equal logits have 0 everywhere.
+
+    All but `logit_rms` are of each sample, float64 of the leading shape; differences are first minus second.
+    """
+
+    first: Tensor  # with statistics of training, where that is what is compared
+    second: Tensor
+    labels: Tensor  # (N,)
+
+    @property
+    def hits(self) -> Tensor:
+        """Difference of 1 where the prediction is right and 0 elsewhere."""
+        return right(self.first, self.labels) - right(self.second, self.labels)
+
+    @property
+    def losses(self) -> Tensor:
+        """Difference of cross-entropy in nats."""
+        return nats(self.first, self.labels) - nats(self.second, self.labels)
+
+    @property
+    def flips(self) -> Tensor:
+        """1 where the predicted class changes."""
+        return (self.first.argmax(-1) != self.second.argmax(-1)).double()
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(softmax(first) || softmax(second)) in nats."""
+        p, q = self.first.double().log_softmax(-1), self.second.double().log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1)
+
+    @property
+    def logit_rms(self) -> float:
+        """RMS of the logit difference over RMS of the second logits."""
+        return over_rms((self.first.double() - self.second.double()).square().mean().sqrt(), self.second)
 
 
 @dataclass(frozen=True)
@@ -20,21 +59,6 @@ class Score:
 
     loss: float
     accuracy: float
-    samples: int
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Statistics of training against those of evaluation, same samples and weights; equal logits have 0 everywhere.
-
-    The gaps are training minus evaluation.
-    """
-
-    acc_gap: float
-    loss_gap: float  # nats
-    flip_rate: float  # share of samples whose predicted class changes between the two
-    kl: float  # mean KL(p_train || p_eval) in nats
-    logit_rms: float  # RMS of the logit difference over RMS of the logits in evaluation
     samples: int
 
 
@@ -51,23 +75,22 @@ def logits_of(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> tup
 def score(logits: Tensor, labels: Tensor) -> Score:
     """Return loss and accuracy; the sums run in float64, so that they do not depend on how samples were batched."""
     loss = F.cross_entropy(logits.double(), labels).item()
-    accuracy = (logits.argmax(1) == labels).double().mean().item()
-    return Score(loss, accuracy, len(labels))
+    return Score(loss, right(logits, labels).mean().item(), len(labels))
 
 
-def gap(trained: Tensor, evaluated: Tensor, labels: Tensor) -> Gap:
-    """Compare logits under training statistics with those under evaluation statistics, both (N, classes)."""
-    train, evaluation = score(trained, labels), score(evaluated, labels)
-    difference = (trained.double() - evaluated.double()).square().mean().sqrt()
-    size = evaluated.double().square().mean().sqrt()
-    return Gap(
-        acc_gap=train.accuracy - evaluation.accuracy,
-        loss_gap=train.loss - evaluation.loss,
-        flip_rate=(trained.argmax(1) != evaluated.argmax(1)).double().mean().item(),
-        kl=divergence(trained, evaluated).mean().item(),
-        logit_rms=(difference / size).item() if difference != 0 else 0.0,
-        samples=len(labels),
-    )
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 where a sample is classified rightly and 0 elsewhere, float64 of the leading shape of `logits`."""
+    return (logits.argmax(-1) == labels).double()
+
+
+def nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each sample's cross-entropy in nats, float64 of the leading shape of `logits`."""
+    return -logits.double().log_softmax(-1).gather(-1, labels.expand(logits.shape[:-1])[..., None])[..., 0]
+
+
+def over_rms(value: Tensor, logits: Tensor) -> float:
+    """Return `value` over the RMS of the logits, also where both are 0: no difference."""
+    return (value / logits.double().square().mean().sqrt()).item() if value != 0 else 0.0
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
@@ -77,7 +100,40 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     neural networks", 2017). `logits` have shape (N, classes).
     """
     confidence = logits.double().softmax(1).amax(1)
-    surplus = (logits.argmax(1) == labels).double() - confidence
+    surplus = right(logits, labels) - confidence
     bins = (confidence * BINS).ceil().long().clamp_(1, BINS) - 1
     by_bin = F.one_hot(bins, BINS).double().T @ surplus  # a scattered sum would depend on its order on CUDA
     return by_bin.abs().sum().item() / len(labels)
+
+
+def mean_of(values: Tensor) -> Interval:
+    """Return the mean of `values`, shape (N,), or (K, N) for N samples in K draws of batches, with its interval.
+
+    Variance of the mean = Var over samples of their means / N + Var over draws of their means / K, the first for other
+    samples, the second for other batches; Student's t with the degrees of freedom of Welch and Satterthwaite. It errs
+    on the wide side: what a draw does to single samples is in both. Values that are all equal have a width of 0.
+    """
+    table = values.detach().double().reshape(-1, values.shape[-1])
+    draws, samples = table.shape
+    mean = float(table.mean())
+    if samples < 2 or not table.isfinite().all():  # a loss that is not finite
+        return Interval(mean, None, None, samples)
+    if (table == table[0, 0]).all():  # a mean and a variance of them would be off by rounding
+        value = float(table[0, 0])
+        return Interval(value, value, value, samples)
+    per_sample, per_draw = table.mean(0), table.mean(1)
+    parts = [(float(per_sample.var()) / samples, samples - 1)]
+    if draws > 1:
+        parts.append((float(per_draw.var()) / draws, draws - 1))
+    variance = sum(part for part, _ in parts)
+    if not 0 < variance < math.inf:  # beyond what float64 holds
+        return Interval(mean, mean, mean, samples) if variance == 0 else Interval(mean, None, None, samples)
+    freedom = 1 / sum((part / variance) ** 2 / degrees for part, degrees in parts)
+    half = _t975(freedom) * math.sqrt(variance)
+    return Interval(mean, mean - half, mean + half, samples)
+
+
+def _t975(freedom: float) -> float:
+    from scipy.special import stdtrit  # here, for its import takes a quarter of a second
+
+    return float(stdtrit(freedom, 0.975))

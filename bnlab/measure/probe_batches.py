@@ -1,7 +1,7 @@
-"""Fixed probe samples in batches, again and again with other batch mates, and their logits under each.
+"""Fixed probe samples in batches, again and again with other batch-mates, and their logits under each.
 
-A sample keeps its place in its batch and every batch its size, so that two evaluations differ by the mates alone and
-never by the order in which a kernel adds up: what does not depend on mates comes out equal bit for bit.
+A sample keeps its place in its batch and every batch its size, so that two evaluations differ by the batch-mates alone
+and never by the order in which a kernel adds up: what does not depend on them comes out equal bit for bit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.data.batches import Batches
+from bnlab.measure.discrepancy import over_rms
 from bnlab.seeding import generator
 
 
@@ -38,7 +39,7 @@ def probe_indices(available: int, wanted: int, batch_size: int) -> Tensor:
 
 
 def batching(samples: int, batch_size: int, draw: int) -> Tensor:
-    """Return an order of `samples` whose consecutive batches have other mates for each `draw`; draw 0 is 0, 1, 2, ...
+    """Return an order of `samples` whose batches have other batch-mates for each `draw`; draw 0 is 0, 1, 2, ...
 
     Whole batches: samples at the same place of their batches change places, place by place. In draw 1 those at place j
     move on by j batches, so that no two neighbours stay together, however few the batches; the other draws are random.
@@ -57,7 +58,7 @@ def batching(samples: int, batch_size: int, draw: int) -> Tensor:
 
 
 @torch.no_grad()
-def logits_with_mates(
+def logits_in_batches(
     model: nn.Module, batches: Batches, batch_size: int, draw: int = 0, before: Callable[[], None] | None = None
 ) -> Tensor:
     """Return the logits (N, classes), float32 in sample order, of one draw of batches; `before` is called before each.
@@ -65,26 +66,26 @@ def logits_with_mates(
     Augmented batches are augmented anew for every draw.
     """
     order = batching(len(batches), batch_size, draw)
-    found: Tensor | None = None
+    in_order: Tensor | None = None
     done = 0
     for images, _ in batches.in_order(order, batch_size, draw):
         if before is not None:
             before()
         logits = model(images).float()
-        if found is None:
-            found = logits.new_empty(len(batches), *logits.shape[1:])
-        found[order[done : done + len(logits)].to(found.device)] = logits
+        if in_order is None:
+            in_order = logits.new_empty(len(batches), *logits.shape[1:])
+        in_order[order[done : done + len(logits)].to(in_order.device)] = logits
         done += len(logits)
-    assert found is not None
-    return found
+    assert in_order is not None
+    return in_order
 
 
 def mate_noise(drawn: Tensor, reference: Tensor) -> float:
-    """Return how much a sample's logits vary with its batch mates, over the RMS of the `reference` logits.
+    """Return how much a sample's logits vary with its batch-mates, over the RMS of the `reference` logits.
 
     The mean over samples of the standard deviation over draws of `drawn`, (K, N, classes); 0 for a single draw.
     """
-    off = drawn.double() - drawn[:1].double()  # from the first draw, so that equal logits have noise 0
-    if len(drawn) < 2 or not off.any():
+    if len(drawn) < 2:
         return 0.0
-    return (off.var(0).mean(-1).sqrt().mean() / reference.double().square().mean().sqrt()).item()
+    off = drawn.double() - drawn[:1].double()  # from the first draw, so that equal logits have noise 0
+    return over_rms(off.var(0).mean(-1).sqrt().mean(), reference)

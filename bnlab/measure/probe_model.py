@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.data.batches import Batches
+from bnlab.interval import Interval
 from bnlab.measure.by_layer import LayerGap, layer_gaps
-from bnlab.measure.decomposition import Decomposition, Stages, decompose, divergence, levels, nats, right, stages
-from bnlab.measure.interval import Interval, mean_of, share_of
+from bnlab.measure.decomposition import Decomposition, Stages, decompose, levels, stages
+from bnlab.measure.discrepancy import Gap, mean_of, nats, over_rms, right
 from bnlab.measure.layer_statistics import Statistics
 from bnlab.measure.modes import evaluating, learners, preserved
 from bnlab.measure.population_statistics import adopted, mixed_with_batch, plan, precise
@@ -31,7 +32,7 @@ class SplitGap:
 
     accuracy and loss gap: training minus evaluation. kl: mean KL(training || evaluation) in nats. logit_rms: RMS of the
     logit difference over RMS of the evaluation logits. mate_noise: mean over samples of the standard deviation of their
-    logits over draws of batch mates, over the RMS of the logits; None: too few samples for two batches.
+    logits over draws of batch-mates, over the RMS of the logits; None: too few samples for two batches.
     """
 
     split: str
@@ -91,14 +92,14 @@ def probe(model: nn.Module, probes: Sequence[Probe], training_set: Batches, samp
         batch, _ = next(probes[0].plain.sequential(probes[0].batch_size))
         fresh = refreshed(model, training_set)
         at = levels(model, how, batch, fresh)
-        found = [stages(model, probe, at) for probe in probes]
+        staged = [stages(model, probe, at) for probe in probes]
         test = probes[-1]
         with adopted(model, fresh):
-            curve = _curve(model, test, found[-1], layers, training_set, samples) if layers else ()
+            curve = _curve(model, test, staged[-1], layers, training_set, samples) if layers else ()
             agreement = _agreement(model, test)
         return ProbeResult(
-            tuple(map(split_gap, probes, found)),
-            tuple(decompose(model, probe, each) for probe, each in zip(probes, found, strict=True)),
+            tuple(map(_split_gap, probes, staged)),
+            tuple(decompose(model, probe, each) for probe, each in zip(probes, staged, strict=True)),
             tuple(layer_gaps(model, at.population)),
             curve,
             agreement,
@@ -106,20 +107,19 @@ def probe(model: nn.Module, probes: Sequence[Probe], training_set: Batches, samp
         )
 
 
-def split_gap(probe: Probe, found: Stages) -> SplitGap:
-    """Return how the statistics of training and those of evaluation differ on one probe."""
-    training, evaluation, labels = found.undropped, found.running, probe.labels
-    rms = evaluation.double().square().mean().sqrt()
+def _split_gap(probe: Probe, staged: Stages) -> SplitGap:
+    training, evaluation = staged.undropped, staged.running
+    gap = Gap(training, evaluation, probe.labels)
     return SplitGap(
         split=probe.split,
         samples=len(probe),
-        train_accuracy=mean_of(right(training, labels)),
-        eval_accuracy=mean_of(right(evaluation, labels)),
-        acc_gap=mean_of(right(training, labels) - right(evaluation, labels)),
-        loss_gap=mean_of(nats(training, labels) - nats(evaluation, labels)),
-        flip_rate=share_of(training.argmax(-1) != evaluation.argmax(-1)),
-        kl=mean_of(divergence(training, evaluation)),
-        logit_rms=_over_rms((training.double() - evaluation.double()).square().mean().sqrt(), rms),
+        train_accuracy=mean_of(right(training, probe.labels)),
+        eval_accuracy=mean_of(right(evaluation, probe.labels)),
+        acc_gap=mean_of(gap.hits),
+        loss_gap=mean_of(gap.losses),
+        flip_rate=mean_of(gap.flips),
+        kl=mean_of(gap.kl),
+        logit_rms=gap.logit_rms,
         mate_noise=mate_noise(training, evaluation) if len(probe) >= 2 * probe.batch_size else None,
     )
 
@@ -127,7 +127,7 @@ def split_gap(probe: Probe, found: Stages) -> SplitGap:
 def _curve(
     model: nn.Module,
     test: Probe,
-    found: Stages,
+    staged: Stages,
     layers: Sequence[nn.Module],
     training_set: Batches,
     samples: int,
@@ -138,9 +138,9 @@ def _curve(
     with adopted(model, own):
         at_precise = _logits(model, test.plain, len(test), test.batch_size)
     rows = [
-        _evaluation("running", None, found.running[0], test.labels),
+        _evaluation("running", None, staged.running[0], test.labels),
         _evaluation("precise", None, at_precise, test.labels),
-        _evaluation("population", None, found.population[0], test.labels),
+        _evaluation("population", None, staged.population[0], test.labels),
     ]
     for size in CURVE_SIZES:
         if (whole := min(len(test) // size, CURVE_BATCHES) * size) > 0:
@@ -159,13 +159,12 @@ def _evaluation(name: str, size: int | None, logits: Tensor, labels: Tensor) -> 
 def _agreement(model: nn.Module, test: Probe) -> tuple[Agreement, ...]:
     samples = min(AGREEMENT_SAMPLES, len(test))
     whole = _logits(model, test.plain, samples, samples)
-    rms = whole.double().square().mean().sqrt()
     rows = []
     for size in AGREEMENT_SIZES:
         if size < samples:
             logits = _logits(model, test.plain, samples, size)
-            flips = (logits.argmax(1) != whole.argmax(1)).double().mean().item()
-            rows.append(Agreement(size, _over_rms((logits - whole).abs().max().double(), rms), flips))
+            flips = Gap(logits, whole, test.labels[:samples]).flips.mean().item()
+            rows.append(Agreement(size, over_rms((logits - whole).abs().max().double(), whole), flips))
     return tuple(rows)
 
 
@@ -177,8 +176,3 @@ def _logits(model: nn.Module, batches: Batches, samples: int, size: int) -> Tens
 def _first(batches: Batches, samples: int, size: int) -> list[tuple[Tensor, Tensor]]:
     size = min(size, samples)
     return list(itertools.islice(batches.sequential(size), samples // size))
-
-
-def _over_rms(value: Tensor, rms: Tensor) -> float:
-    """Return value / rms, also where both are 0: no difference."""
-    return (value / rms).item() if value != 0 else 0.0

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from bnlab.data.batches import Batches
 from bnlab.errors import IncompatibleError
+from bnlab.interval import Interval
 from bnlab.measure.by_layer import LayerGap, layer_gaps
-from bnlab.measure.decomposition import nats, right
-from bnlab.measure.discrepancy import logits_of
-from bnlab.measure.interval import Interval, mean_of, share_of
+from bnlab.measure.discrepancy import Gap, logits_of, mean_of, nats, right
 from bnlab.measure.layer_statistics import Statistics, adopt, initial_left, running_layers
 from bnlab.measure.modes import evaluating, learners, preserved, restored
 from bnlab.measure.population_statistics import adopted, plan, population, precise
@@ -50,7 +49,7 @@ class Change:
     def clear(self) -> dict[str, float]:
         """Return the gains, of accuracy and of -loss, that can be told from 0."""
         gains = {"accuracy": (self.accuracy, 1), "loss": (self.loss, -1)}
-        return {name: sign * gain.value for name, (gain, sign) in gains.items() if gain.excludes_zero}
+        return {name: sign * gain.value for name, (gain, sign) in gains.items() if gain.excludes(0)}
 
     @property
     def small(self) -> bool:
@@ -236,21 +235,19 @@ def _is_near(accuracy: Interval, loss: Interval) -> bool:
 
 
 def _change(split: str, before: Tensor, after: Tensor, labels: Tensor) -> Change:
-    hits, losses = [right(logits, labels) for logits in (before, after)], [nats(x, labels) for x in (before, after)]
+    gap = Gap(after, before, labels)
     return Change(
         split,
-        mean_of(hits[0]),
-        mean_of(hits[1]),
-        mean_of(hits[1] - hits[0]),
-        mean_of(losses[0]),
-        mean_of(losses[1]),
-        mean_of(losses[1] - losses[0]),
-        share_of(before.argmax(1) != after.argmax(1)),
+        mean_of(right(before, labels)),
+        mean_of(right(after, labels)),
+        mean_of(gap.hits),
+        mean_of(nats(before, labels)),
+        mean_of(nats(after, labels)),
+        mean_of(gap.losses),
+        mean_of(gap.flips),
     )
 
 
 def _level(logits: Tensor, labels: Tensor, of_all: Tensor) -> Level:
-    hits, losses = right(logits, labels), nats(logits, labels)
-    return Level(
-        mean_of(hits), mean_of(losses), mean_of(hits - right(of_all, labels)), mean_of(losses - nats(of_all, labels))
-    )
+    gap = Gap(logits, of_all, labels)
+    return Level(mean_of(right(logits, labels)), mean_of(nats(logits, labels)), mean_of(gap.hits), mean_of(gap.losses))

@@ -15,26 +15,26 @@ from torch import Tensor, nn
 
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
-from bnlab.measure.decomposition import nats, right
-from bnlab.measure.discrepancy import calibration_error
-from bnlab.measure.interval import Interval, mean_of
+from bnlab.interval import Interval
+from bnlab.measure.discrepancy import Gap, calibration_error, mean_of, nats, right
 from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import evaluating, preserved
 from bnlab.measure.population_statistics import adopted, mixed_with_batch, population_of
-from bnlab.measure.probe_batches import logits_with_mates, mate_noise
+from bnlab.measure.probe_batches import logits_in_batches, mate_noise
 from bnlab.seeding import generator
 
 STATS = ("running", "mixed", "batch", "test")
-DRAWS = 4  # of batch mates, the batches as they come among them
+DRAWS = 4  # of batch-mates, the batches as they come among them
 
 
 @dataclass(frozen=True)
 class Robustness:
     """One set of images evaluated with one choice of statistics.
 
-    flips: share of predictions that change with other batch mates. mate_noise: mean over samples of the standard
-    deviation of their logits over draws of mates, over the RMS of the logits. The mates of `test` are the whole set: it
-    is evaluated with the statistics of a random half of it, and with those of the other half. None: too few samples.
+    flips: share of predictions that change with other batch-mates. mate_noise: mean over samples of the standard
+    deviation of their logits over draws of batch-mates, over the RMS of the logits. The batch-mates of `test` are the
+    whole set: it is evaluated with the statistics of a random half of it, and with those of the other half. None: too
+    few samples.
     """
 
     stats: str
@@ -77,12 +77,12 @@ def robustness(
     labels = samples.labels.to(images.device)
     layers = running_layers(model)
     with torch.no_grad(), preserved(model), evaluating(model):
-        plain = _with_other_mates(model, images, batch_size)
+        plain = _with_other_batch_mates(model, images, batch_size)
         found = {"running": _judged("running", plain[0], plain, plain[0], labels)}
         for choice in stats if layers else ():
             if choice in ("mixed", "batch"):
                 with mixed_with_batch(model, prior if choice == "mixed" else 0.0):
-                    drawn = _with_other_mates(model, images, batch_size)
+                    drawn = _with_other_batch_mates(model, images, batch_size)
                 found[choice] = _judged(choice, drawn[0], drawn, plain[0], labels)
             elif choice == "test":
                 logits = _with_statistics_of(model, images, images, batch_size)
@@ -93,25 +93,25 @@ def robustness(
     return tuple(found[choice] for choice in (stats if layers else ("running",)))
 
 
-def _with_other_mates(model: nn.Module, images: Batches, batch_size: int) -> Tensor:
+def _with_other_batch_mates(model: nn.Module, images: Batches, batch_size: int) -> Tensor:
     """Return the logits (K, N, classes) under K draws of batches, the first as the samples come.
 
-    Two draws where mates turn out to change nothing, one where there are none to exchange.
+    Two draws where batch-mates turn out to change nothing, one where there are none to exchange.
     """
-    first = logits_with_mates(model, images, batch_size)
+    first = logits_in_batches(model, images, batch_size)
     if len(images) < 2 * batch_size:
         return first[None]
-    second = logits_with_mates(model, images, batch_size, 1)
+    second = logits_in_batches(model, images, batch_size, 1)
     if torch.equal(first, second):
         return torch.stack([first, second])
-    others = [logits_with_mates(model, images, batch_size, draw) for draw in range(2, DRAWS)]
+    others = [logits_in_batches(model, images, batch_size, draw) for draw in range(2, DRAWS)]
     return torch.stack([first, second, *others])
 
 
 def _with_statistics_of(model: nn.Module, source: Batches, images: Batches, batch_size: int) -> Tensor:
     """Return the logits (N, classes) of `images`, normalized with the statistics of all of `source`."""
     with adopted(model, population_of(model, source)):
-        return logits_with_mates(model, images, batch_size)
+        return logits_in_batches(model, images, batch_size)
 
 
 def _halves(samples: int) -> tuple[Tensor, ...]:
@@ -123,15 +123,14 @@ def _halves(samples: int) -> tuple[Tensor, ...]:
 
 
 def _judged(stats: str, logits: Tensor, drawn: Tensor, plain: Tensor, labels: Tensor) -> Robustness:
-    """Judge logits (N, classes) against those of running statistics; `drawn` (K, N, classes) are with other mates."""
-    hits = right(logits, labels)
+    """Judge logits (N, classes) against those of running statistics; `drawn` (K, N, classes) has other batch-mates."""
     return Robustness(
         stats,
         len(labels),
-        mean_of(hits),
-        None if stats == "running" else mean_of(hits - right(plain, labels)),
+        mean_of(right(logits, labels)),
+        None if stats == "running" else mean_of(Gap(logits, plain, labels).hits),
         mean_of(nats(logits, labels)),
         calibration_error(logits, labels),
-        (drawn[1:].argmax(-1) != drawn[0].argmax(-1)).double().mean().item() if len(drawn) > 1 else None,
+        Gap(drawn[1:], drawn[0], labels).flips.mean().item() if len(drawn) > 1 else None,
         mate_noise(drawn, logits) if len(drawn) > 1 else None,
     )

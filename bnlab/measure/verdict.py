@@ -51,7 +51,7 @@ def verdict(found: Decomposition) -> str:
             sentences.append(f"Most of that is {cause.name}: {_reason(cause, found)}.")
     left = found.initial_left or 0.0
     if not small or (cause.name == "initial statistics" and left > MOST_INITIAL_SHARE):
-        own = cause.name == "batch noise" and not found.reads_mates
+        own = cause.name == "batch noise" and not found.reads_batch
         sentences.append(f"{_OWN_REMEDY if own else _REMEDIES[cause.name]}.")
     elif left <= MOST_INITIAL_SHARE:
         sentences.append("Nothing needs to be done.")
@@ -76,7 +76,7 @@ def _size(total: Term, split: str) -> str:
 
 
 def _reason(cause: Term, found: Decomposition) -> str:
-    if cause.name == "batch noise" and not found.reads_mates:
+    if cause.name == "batch noise" and not found.reads_batch:
         return _OWN
     return _REASONS[cause.name].format(**_facts(found))
 

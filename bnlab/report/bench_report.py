@@ -21,7 +21,8 @@ from bnlab.report.table import NARROWEST, blocks, table_lines, wrapped
 
 if TYPE_CHECKING:
     from bnlab.bench.engine import ArmTime, ContestTime
-    from bnlab.bench.pairing import Ratio, Turns
+    from bnlab.bench.pairing import Turns
+    from bnlab.interval import Interval
 
 LINE_SECONDS = 10.0  # between two lines where no terminal is there to be redrawn
 REDRAW_SECONDS = 0.5  # between two pictures in a terminal
@@ -74,11 +75,11 @@ def scaling_table(size: str, levels: Sequence[tuple[str, float]], found: Sequenc
     return Group(Text(out.show(heading), "bold"), *shown, Text(""), drawn)
 
 
-def _ratio_of(found: ContestTime, label: str) -> Ratio | None:
+def _ratio_of(found: ContestTime, label: str) -> Interval | None:
     return next((arm.ratio for arm in found.arms if arm.label == label), None)
 
 
-def ratio_text(ratio: Ratio) -> str:
+def ratio_text(ratio: Interval) -> str:
     """Return a ratio with its interval: `1.128 (1.115–1.136)`."""
     return f"{ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f})"
 
@@ -109,19 +110,19 @@ def _columns(found: ContestTime) -> list[Column]:
     ]
 
 
-def _style(ratio: Ratio, control: Ratio) -> str:
+def _style(ratio: Interval, control: Interval) -> str:
     """Green or red where the interval lies beyond that of the baseline's second copy."""
-    return "red" if ratio.low > control.high else "green" if ratio.high < control.low else ""
+    return "red" if ratio.is_above(control.high) else "green" if ratio.is_below(control.low) else ""
 
 
 def _notes(found: ContestTime, left_out: Sequence[str]) -> Iterator[str]:
-    widest = max((arm.ratio.half_width for arm in found.arms[1:]), default=0.0)
+    widest = max((arm.ratio.relative_half for arm in found.arms[1:]), default=0.0)
     why = (
         "the asked precision was reached" if found.stopped_by == "precision" else "the budget (bench.seconds) was spent"
     )
     width = f": the widest interval is ±{100 * widest:.1f} % of its ratio" if len(found.arms) > 1 else ""
     yield f"{count_of(found.rounds, 'round')} in {found.seconds:.0f} s, one step of each in turn; {why}{width}."
-    doubt = "" if found.control.contains_one else ", which does not contain 1: something favoured one of them"
+    doubt = "" if not found.control.excludes(1) else ", which does not contain 1: something favoured one of them"
     yield (
         f"A second copy of {found.arms[0].label} took {ratio_text(found.control)} of the first{doubt}. "
         "Differences finer than 1 % mean nothing."
@@ -175,12 +176,12 @@ def _state(title: str, turns: Turns[str], left: float, out: Terminal) -> Text:
     for name in turns.figures:
         if name != turns.reference and turns.rounds >= FEW:
             ratio = turns.ratio(name)
-            lines.append(f"  {name:<{width}}  {ratio.value:.3f} ±{100 * ratio.half_width:4.1f} %")
+            lines.append(f"  {name:<{width}}  {ratio.value:.3f} ±{100 * ratio.relative_half:4.1f} %")
     return Text("\n".join(out.show(line) for line in lines), "dim")
 
 
 def _widest(turns: Turns[str]) -> str:
     if turns.rounds < FEW:
         return ""
-    widths = [turns.ratio(name).half_width for name in turns.figures if name != turns.reference]
+    widths = [turns.ratio(name).relative_half for name in turns.figures if name != turns.reference]
     return f", widest interval ±{100 * max(widths, default=0.0):.1f} %"

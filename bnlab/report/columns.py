@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,8 @@ from functools import cached_property, partial
 from rich.cells import cell_len
 
 from bnlab.compare.arms import short_names, text_of
-from bnlab.compare.result import Estimate, Row, Section
+from bnlab.compare.result import Row, Section
+from bnlab.interval import Interval
 from bnlab.metrics import Metric, metrics
 from bnlab.report.chart import Axis, Scale, sparkline
 from bnlab.report.console import clean, to_ascii
@@ -187,7 +189,7 @@ def _difference_column(section: Section) -> Column:
     styles = []
     for row, difference in zip(section.rows, differences, strict=True):
         clear = difference is not None and is_clear(difference) and metric.better is not None
-        better = difference is not None and (difference.center > 0) == (metric.better == "higher")
+        better = difference is not None and (difference.value > 0) == (metric.better == "higher")
         styles.append("dim" if row.is_baseline else ("green" if better else "red") if clear else "")
     return Column(f"vs {baseline_name(section)}", aligned(cells), styles=styles)
 
@@ -208,27 +210,25 @@ def _estimates(rows: Sequence[Row], metric: Metric) -> list[Cell]:
     return estimate_cells(_of(rows, metric), metric.scale, whole=metric.unit == "steps")
 
 
-def _of(rows: Sequence[Row], metric: Metric) -> list[Estimate | None]:
+def _of(rows: Sequence[Row], metric: Metric) -> list[Interval | None]:
     return [row.metrics.get(metric.name) for row in rows]
 
 
 def _places(section: Section) -> int:
     """Return the decimals of the main metric, which its differences share where they have no interval."""
     metric = metrics[section.main]
-    centers = [
-        e.center * metric.scale for row in section.rows if (e := row.metrics.get(metric.name)) and e.center is not None
-    ]
-    return decimals_for(centers, [])
+    values = [e.value * metric.scale for row in section.rows if (e := row.metrics.get(metric.name))]
+    return decimals_for(values, [])
 
 
-def best_styles(estimates: Sequence[Estimate | None], metric: Metric) -> list[str]:
+def best_styles(estimates: Sequence[Interval | None], metric: Metric) -> list[str]:
     """Return the style of each cell of a column: the best one is bold, where one direction is the better one."""
-    centers = [e.center if e else None for e in estimates]
-    known = [c for c in centers if c is not None]
+    values = [e.value if e else math.nan for e in estimates]
+    known = [value for value in values if not math.isnan(value)]
     if metric.better is None or len(known) < 2:
         return []
     best = max(known) if metric.better == "higher" else min(known)
-    return ["bold" if c == best else "" for c in centers]
+    return ["bold" if value == best else "" for value in values]
 
 
 def aligned(cells: Sequence[Cell]) -> list[str]:

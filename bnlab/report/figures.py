@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from bnlab.compare.result import Difference, Estimate
+from bnlab.interval import Interval
 
 MISSING = "–"
 _LARGEST_PLAIN = 1e7  # from here on a figure is written with an exponent
@@ -44,10 +44,10 @@ def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
 
 def significant(value: float | None) -> str:
     """Return a single figure, four significant digits of it."""
-    return number(value, decimals_for([value], []))
+    return number(value, decimals_for([math.nan if value is None else value], []))
 
 
-def decimals_for(centers: Iterable[float | None], halves: Sequence[float]) -> int:
+def decimals_for(values: Iterable[float], halves: Iterable[float]) -> int:
     """Return the decimal places of a column.
 
     The typical half-width shows two significant digits up to 0.354 and one above, as the Particle Data Group rounds
@@ -59,51 +59,49 @@ def decimals_for(centers: Iterable[float | None], halves: Sequence[float]) -> in
         typical = known[len(known) // 2]
         second_digit = typical < 3.545 * 10.0 ** _exponent(typical)
         return min(max(second_digit - _exponent(typical), 0), 4)
-    values = [abs(c) for c in centers if c is not None and 0 < abs(c) < math.inf]
-    return min(max(3 - _exponent(max(values)), 0), 3) if values else 0
+    sizes = [abs(value) for value in values if 0 < abs(value) < math.inf]
+    return min(max(3 - _exponent(max(sizes)), 0), 3) if sizes else 0
 
 
-def estimate_cells(estimates: Sequence[Estimate | None], scale: float, *, whole: bool = False) -> list[Cell]:
+def estimate_cells(estimates: Sequence[Interval | None], scale: float, *, whole: bool = False) -> list[Cell]:
     """Return one metric's column, multiplied by `scale`: center and interval of each arm; `whole` bars decimals."""
     known = [_scaled(e, scale) if e else None for e in estimates]
-    halves = [(e.high - e.low) / 2 for e in known if e and e.low is not None and e.high is not None]
-    decimals = 0 if whole else decimals_for([e.center for e in known if e], halves)
+    decimals = 0 if whole else decimals_for([e.value for e in known if e], [e.half for e in known if e])
     cells = [_estimate(e, decimals) if e else Cell(MISSING) for e in known]
     return _align_halves(cells)
 
 
-def difference_cells(differences: Sequence[Difference | None], scale: float, places: int) -> list[Cell]:
+def difference_cells(differences: Sequence[Interval | None], scale: float, places: int) -> list[Cell]:
     """Return the column of differences to the baseline, signed, a star on those with p < 0.05.
 
     Without any interval they have `places` decimals.
     """
-    halves = [scale * (d.high - d.low) / 2 for d in differences if d and d.low is not None and d.high is not None]
-    decimals = decimals_for([], halves) if any(halves) else places
+    known = [_scaled(d, scale) if d else None for d in differences]
+    halves = [d.half for d in known if d and 0 < d.half < math.inf]
+    decimals = decimals_for([], halves) if halves else places
     cells = []
-    for d in differences:
+    for d in known:
         if d is None:
             cells.append(Cell(MISSING))
             continue
-        interval = _interval(d.center * scale, _times(d.low, scale), _times(d.high, scale), decimals)
+        interval = _interval(d, decimals)
         remark = "*" if is_clear(d) else "" if interval else f"n={d.n}"
-        cells.append(Cell(number(d.center * scale, decimals, signed=True), interval, remark))
+        cells.append(Cell(number(d.value, decimals, signed=True), interval, remark))
     return _align_halves(cells)
 
 
-def is_clear(difference: Difference) -> bool:
+def is_clear(difference: Interval) -> bool:
     """Whether the difference stands at the 5% level after the correction over arms."""
     return difference.p is not None and difference.p < 0.05
 
 
-def _estimate(e: Estimate, decimals: int) -> Cell:
-    if e.center is None:
-        if e.limit is None or e.num_reached == e.n:
+def _estimate(e: Interval, decimals: int) -> Cell:
+    reached = f"({e.n - e.num_missed} of {e.n})" if e.num_missed else ""
+    if math.isnan(e.value):
+        if e.limit is None or not e.num_missed:
             return Cell(MISSING)
-        return Cell(f"> {_limit(e.limit, decimals)}", "", f"({e.num_reached} of {e.n})")
-    reached = f"({e.num_reached} of {e.n})" if e.num_reached < e.n else ""
-    return Cell(
-        number(e.center, decimals), _interval(e.center, e.low, e.high, decimals, even=e.kind == "mean"), reached
-    )
+        return Cell(f"> {_limit(e.limit, decimals)}", "", reached)
+    return Cell(number(e.value, decimals), _interval(e, decimals, even=e.kind == "mean"), reached)
 
 
 def _limit(value: float, decimals: int) -> str:
@@ -113,15 +111,15 @@ def _limit(value: float, decimals: int) -> str:
     return number(value, decimals)
 
 
-def _interval(center: float, low: float | None, high: float | None, decimals: int, *, even: bool = True) -> str:
-    """Return `± half` where the interval is even about the center, else both ends, and nothing where there is none."""
+def _interval(e: Interval, decimals: int, *, even: bool = True) -> str:
+    """Return `± half` where the interval is even about the value, else both ends, and nothing where there is none."""
+    low, high = e.low, e.high
     if low is None and high is None:
         return ""
     if low is None or high is None:
         return f"(≥ {number(low, decimals)})" if low is not None else f"(≤ {number(high, decimals)})"
-    if low == high or (even and abs((high - center) - (center - low)) <= 0.05 * (high - low)):
-        half = (high - low) / 2
-        return f"± {number(max(half, 10.0**-decimals) if half else half, decimals)}"  # never a false ± 0.00
+    if low == high or (even and abs((high - e.value) - (e.value - low)) <= 0.05 * (high - low)):
+        return f"± {number(max(e.half, 10.0**-decimals) if e.half else e.half, decimals)}"  # never a false ± 0.00
     return f"({number(low, decimals)}–{number(high, decimals)})"
 
 
@@ -132,9 +130,9 @@ def _align_halves(cells: list[Cell]) -> list[Cell]:
     ]
 
 
-def _scaled(e: Estimate, scale: float) -> Estimate:
+def _scaled(e: Interval, scale: float) -> Interval:
     low, high, limit = (_times(value, scale) for value in (e.low, e.high, e.limit))
-    return Estimate(_times(e.center, scale), low, high, e.n, e.num_reached, limit, e.kind)
+    return replace(e, value=e.value * scale, low=low, high=high, limit=limit)
 
 
 def _times(value: float | None, scale: float) -> float | None:

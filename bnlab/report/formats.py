@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bnlab.compare.arms import short_names, text_of
-from bnlab.compare.result import Comparison, Difference, Estimate, Row, Section
+from bnlab.compare.result import Comparison, Row, Section
+from bnlab.interval import Interval
 from bnlab.metrics import Metric, metrics
 from bnlab.report.columns import aligned, baseline_name, table_title
 from bnlab.report.console import clean
@@ -73,7 +74,7 @@ def as_csv(comparison: Comparison) -> str:
             values = [*(row.arm.get(key) for key in keys), *(row.best.get(key) for key in chosen)]
             arm = [number, *values, row.label, row.is_baseline, states_text(row)]
             for metric, estimate, difference in _measured(row):
-                figures = estimate_values(estimate, metric) | {"center": _shown(estimate.center, metric)}
+                figures = estimate_values(estimate, metric) | {"center": _shown(estimate.value, metric)}
                 if difference is not None:
                     against = _difference(difference, metric)
                     figures |= {"difference": against["difference"], "p": against["p"]}
@@ -152,7 +153,7 @@ def states_text(row: Row) -> str:
     return " ".join(f"{state}={count}" for state, count in row.states.items())
 
 
-def _measured(row: Row) -> Iterator[tuple[Metric, Estimate, Difference | None]]:
+def _measured(row: Row) -> Iterator[tuple[Metric, Interval, Interval | None]]:
     for name, metric in metrics.items():
         if name in row.metrics:
             yield metric, row.metrics[name], row.vs_baseline.get(name)
@@ -187,14 +188,14 @@ def _row(row: Row) -> dict[str, Any]:
     }
 
 
-def estimate_values(e: Estimate, metric: Metric) -> dict[str, Any]:
+def estimate_values(e: Interval, metric: Metric) -> dict[str, Any]:
     """Return an estimate as JSON shows it, in the metric's unit."""
     return {
-        e.kind: _shown(e.center, metric),
+        e.kind: _shown(e.value, metric),
         "low": _shown(e.low, metric),
         "high": _shown(e.high, metric),
         "n": e.n,
-        "num_reached": e.num_reached,
+        "num_reached": e.n - e.num_missed,
         "limit": _shown(e.limit, metric),
         "kind": e.kind,
         "unit": metric.unit,
@@ -202,9 +203,9 @@ def estimate_values(e: Estimate, metric: Metric) -> dict[str, Any]:
     }
 
 
-def _difference(d: Difference, metric: Metric) -> dict[str, Any]:
+def _difference(d: Interval, metric: Metric) -> dict[str, Any]:
     low, high = _shown(d.low, metric), _shown(d.high, metric)
-    return {"difference": _shown(d.center, metric), "low": low, "high": high, "p": d.p, "n": d.n}
+    return {"difference": _shown(d.value, metric), "low": low, "high": high, "p": d.p, "n": d.n}
 
 
 def _shown(value: float | None, metric: Metric) -> float | None:

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from bnlab.compare.arms import MISSING, short_names, text_of
 from bnlab.compare.pivot import Matrix, matrices
-from bnlab.compare.result import Comparison, Estimate, Row
+from bnlab.compare.result import Comparison, Row
+from bnlab.interval import Interval
 from bnlab.metrics import Metric, metrics
 from bnlab.report import figures
 from bnlab.report.columns import Column, aligned, best_styles, in_ascii, table_title, table_width
@@ -217,7 +218,7 @@ def _beside(matrix: Matrix, *, always: bool = False) -> list[list[str]]:
     return [[remark(row) for row in cells] for cells in matrix.cells]
 
 
-def _estimate(row: Row | None, metric: Metric) -> Estimate | None:
+def _estimate(row: Row | None, metric: Metric) -> Interval | None:
     return row.metrics.get(metric.name) if row else None
 
 

@@ -29,8 +29,8 @@ from bnlab.report.probe_tables import (
 from bnlab.report.rows import Row
 
 if TYPE_CHECKING:
+    from bnlab.interval import Interval
     from bnlab.measure.decomposition import Decomposition, Term
-    from bnlab.measure.interval import Interval
     from bnlab.measure.probe_model import ProbeResult
 
 

@@ -18,7 +18,7 @@ from bnlab.report.figures import MISSING, Cell, decimals_for, number, significan
 from bnlab.report.table import wrapped
 
 if TYPE_CHECKING:
-    from bnlab.measure.interval import Interval
+    from bnlab.interval import Interval
 
 _BAR_RANK = 9  # bars give way first
 _VANISHING = 3e-4  # estimates below it are written with powers of ten: four decimals would leave one digit
@@ -51,9 +51,9 @@ def estimates(found: Sequence[Interval], factor: float = 1.0, *, signed: bool = 
     The column has the decimals that its typical interval supports, and `least` of them; an estimate that would vanish
     has powers of ten.
     """
-    halves = [h * factor for h in map(_half, found) if h is not None]
+    halves = [each.half * factor for each in found]
     decimals = max(least, decimals_for([each.value * factor for each in found], halves))
-    return aligned([_estimate(each.value * factor, _half(each), factor, decimals, signed) for each in found])
+    return aligned([_estimate(each.value * factor, each.half * factor, decimals, signed) for each in found])
 
 
 def with_sum(terms: Sequence[Interval], total: Interval, factor: float = 1.0, *, least: int = 0) -> list[str]:
@@ -66,14 +66,9 @@ def with_sum(terms: Sequence[Interval], total: Interval, factor: float = 1.0, *,
     return [*cells, " " * (last.index(head) + len(head) - len(text)) + text, last]
 
 
-def _half(found: Interval) -> float | None:
-    return None if found.low is None or found.high is None else (found.high - found.low) / 2
-
-
-def _estimate(value: float, half: float | None, factor: float, decimals: int, signed: bool) -> Cell:
-    if half is None:
+def _estimate(value: float, half: float, decimals: int, signed: bool) -> Cell:
+    if half == math.inf:
         return Cell("0" if value == 0 else significant(value))
-    half *= factor
     if value == 0 and half == 0:
         return Cell("0")
     if max(abs(value), half) < _VANISHING:

@@ -5,6 +5,7 @@ Accuracy, calibration and dependence on batch mates stand side by side where the
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from bnlab.report.table import wrapped
 
 if TYPE_CHECKING:
     from bnlab.experiment.shift_study import Study
-    from bnlab.measure.interval import Interval
+    from bnlab.interval import Interval
     from bnlab.measure.robustness import Condition, Robustness
 
 GROUP_GAP = 2  # columns between groups; inside a group it is 1
@@ -121,7 +122,7 @@ def _groups(study: Study, out: Terminal, room: int) -> list[_Group]:
 def _accuracies(study: Study, out: Terminal, *, intervals: bool) -> list[_Column]:
     """Return a column for each choice: accuracy in percent, a star where it clearly differs from running."""
     rows = [at.found for at in study.conditions]
-    halves = [half for row in rows for found in row if (half := _half(found.accuracy)) is not None]
+    halves = [half for row in rows for found in row if (half := found.accuracy.half) < math.inf]
     decimals = decimals_for([], [100 * half for half in halves]) if any(halves) else 1
     width = max((len(number(100 * half, decimals)) for half in halves), default=0)
     columns = []
@@ -129,12 +130,14 @@ def _accuracies(study: Study, out: Terminal, *, intervals: bool) -> list[_Column
         cells, styles = [], []
         for row in rows:
             found = row[place]
-            half = _half(found.accuracy)
+            half = found.accuracy.half
             text = number(100 * found.accuracy.value, decimals)
             if intervals:  # none of samples that are all right or all wrong: their spread says nothing
-                interval = out.show("±") + " " + number(100 * half, decimals).rjust(width) if half else ""
+                interval = (
+                    out.show("±") + " " + number(100 * half, decimals).rjust(width) if 0 < half < math.inf else ""
+                )
                 text += " " + f"{interval:<{len(out.show('±')) + 1 + width}}"
-            clear = found.difference is not None and found.difference.excludes_zero
+            clear = found.difference is not None and found.difference.excludes(0)
             cells.append(text + ("*" if clear else " "))
             values = [other.accuracy.value for other in row]
             best = found.accuracy.value == max(values) > min(values)
@@ -200,7 +203,7 @@ def _verdicts(study: Study) -> Iterator[str]:
         if stats == "running":
             continue
         pairs = [(at, at.found[place].difference) for at in study.conditions]
-        clear = [(at, difference) for at, difference in pairs if difference and difference.excludes_zero]
+        clear = [(at, difference) for at, difference in pairs if difference and difference.excludes(0)]
         clear.sort(key=lambda pair: pair[1].value)
         worse = [pair for pair in clear if pair[1].value < 0]
         better = [pair for pair in reversed(clear) if pair[1].value > 0]
@@ -215,7 +218,7 @@ def _where(found: Sequence[tuple[Condition, Interval]]) -> str:
         return "nowhere"
     at, difference = found[0]
     place = f"under {at.shift} {at.severity}" if at.severity else "on the images as they are"
-    amount = f"{number(100 * difference.value, 1, signed=True)} ± {number(100 * (_half(difference) or 0.0), 1)} points"
+    amount = f"{number(100 * difference.value, 1, signed=True)} ± {number(100 * difference.half, 1)} points"
     return f"in {len(found)} row{'s' if len(found) > 1 else ''}, most {place} ({amount})"
 
 
@@ -245,7 +248,3 @@ def _notes(study: Study) -> Iterator[str]:
         ]
         yield f"severities: {'; '.join(amounts)}"
     yield "ECE: calibration error in 15 bins of confidence; --format json, csv: also loss, mate noise and intervals"
-
-
-def _half(interval: Interval) -> float | None:
-    return None if interval.low is None or interval.high is None else (interval.high - interval.low) / 2

@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from bnlab.bench.straggler_result import LateStep, ParallelTime
+from bnlab.bench.straggler_result import StragglerStep, StragglerTime
 from bnlab.compare.notes import count_of
+from bnlab.interval import Interval
 from bnlab.report.bench_report import LINE_SECONDS
 from bnlab.report.columns import Column, aligned, fold, in_ascii
 from bnlab.report.console import Terminal, clean
@@ -19,7 +20,7 @@ from bnlab.report.figures import Cell, number, significant
 from bnlab.report.table import table_lines, wrapped
 
 
-def parallel_table(found: ParallelTime, out: Terminal) -> Group:
+def straggler_table(found: StragglerTime, out: Terminal) -> Group:
     """Return one section, as wide as the console."""
     columns = _columns(found.steps)
     columns = columns if out.unicode else [in_ascii(column) for column in columns]
@@ -35,21 +36,20 @@ def parallel_table(found: ParallelTime, out: Terminal) -> Group:
     return Group(*lines)
 
 
-def _columns(steps: Sequence[LateStep]) -> list[Column]:
+def _columns(steps: Sequence[StragglerStep]) -> list[Column]:
     """Return the columns; what all delays of a strategy share stands in their first row only."""
 
-    def column(title: str, text: Callable[[LateStep], str], rank: int) -> Column:
+    def column(title: str, text: Callable[[StragglerStep], str], rank: int) -> Column:
         return Column(title, [text(step) for step in steps], title, rank=rank)
 
-    def shared(title: str, text: Callable[[LateStep], str], rank: int, left: bool = False) -> Column:
+    def shared(title: str, text: Callable[[StragglerStep], str], rank: int, left: bool = False) -> Column:
         return Column(title, ["" if s.delay_ms else text(s) for s in steps], title, rank=rank, left=left, is_arm=left)
 
-    def growth(title: str, figures: Callable[[LateStep], tuple[float, float, float]], rank: int) -> Column:
+    def growth(title: str, growths: Sequence[Interval], rank: int) -> Column:
         cells = []
-        for step in steps:
-            value, low, high = figures(step)
-            interval = f"({number(low, 1, signed=True)} to {number(high, 1, signed=True)})"
-            cells.append(Cell(number(value, 1, signed=True), interval) if step.delay_ms else Cell(""))
+        for step, by in zip(steps, growths, strict=True):
+            interval = f"({number(by.low, 1, signed=True)} to {number(by.high, 1, signed=True)})"
+            cells.append(Cell(number(by.value, 1, signed=True), interval) if step.delay_ms else Cell(""))
         short = aligned([Cell(cell.head) for cell in cells]) if rank else None
         return Column(title, aligned(cells), title, short, rank)
 
@@ -58,8 +58,8 @@ def _columns(steps: Sequence[LateStep]) -> list[Column]:
         shared("gradients", lambda s: s.gradients, 0, left=True),
         column("late ms", lambda s: f"{s.delay_ms:g}", 0),
         column("step ms", lambda s: significant(s.step_ms), 0),
-        growth("step longer by ms", lambda s: (s.step_growth_ms, s.step_growth_low, s.step_growth_high), 0),
-        growth("forward longer by ms", lambda s: (s.forward_growth_ms, s.forward_growth_low, s.forward_growth_high), 2),
+        growth("step longer by ms", [s.step_growth for s in steps], 0),
+        growth("forward longer by ms", [s.forward_growth for s in steps], 2),
         column("forward ms", lambda s: significant(s.forward_ms), 6),
         shared("collectives", lambda s: f"{s.forward_collectives} + {s.backward_collectives}", 3),
         shared("KB norm", lambda s: number((s.sent_bytes - s.gradient_bytes) / 1e3, 1), 4),
@@ -67,7 +67,7 @@ def _columns(steps: Sequence[LateStep]) -> list[Column]:
     ]
 
 
-def _notes(found: ParallelTime, left_out: Sequence[str]) -> Iterator[str]:
+def _notes(found: StragglerTime, left_out: Sequence[str]) -> Iterator[str]:
     yield "Must all examples wait for the slowest?"
     yield from (answer(found, norm) for norm in dict.fromkeys(step.norm for step in found.steps))
     why = "every growth is known to the asked precision" if found.stopped_by == "precision" else "the budget was spent"
@@ -84,7 +84,7 @@ def _notes(found: ParallelTime, left_out: Sequence[str]) -> Iterator[str]:
         yield f"left out for width: {', '.join(left_out)} (a wider terminal or --format shows them)"
 
 
-def answer(found: ParallelTime, norm: str) -> str:
+def answer(found: StragglerTime, norm: str) -> str:
     """Return in a sentence whether a step under `norm` waits for the late worker, at the longest delay.
 
     An interval above half the delay is waiting, one below is not; in between nothing is said.
@@ -96,15 +96,15 @@ def answer(found: ParallelTime, norm: str) -> str:
     half = averaged.delay_ms / 2
     late = f"with a worker {averaged.delay_ms:g} ms late"
     alone, ahead, whole = (
-        f"{number(growth, 1, signed=True)} ms"
-        for growth in (local.step_growth_ms, averaged.forward_growth_ms, averaged.step_growth_ms)
+        f"{number(growth.value, 1, signed=True)} ms"
+        for growth in (local.step_growth, averaged.forward_growth, averaged.step_growth)
     )
-    if min(local.step_growth_low, averaged.forward_growth_low) > half:
+    if local.step_growth.is_above(half) and averaged.forward_growth.is_above(half):
         return (
             f"{norm}: yes, its statistics wait for the slowest: {late} the others' forward pass changes by {ahead}, "
             f"and their step by {alone} even where no gradients are averaged."
         )
-    if max(local.step_growth_high, averaged.forward_growth_high) < half:
+    if local.step_growth.is_below(half) and averaged.forward_growth.is_below(half):
         return (
             f"{norm}: no, nobody waits in order to normalize: {late} the others' step changes by {alone} where no "
             f"gradients are averaged; where they are, by {whole}, of which {ahead} in the forward pass."

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle, Split
 from bnlab.measure.by_layer import LayerGap, layer_gaps
-from bnlab.measure.discrepancy import calibration_error, gap, logits_of, score
+from bnlab.measure.discrepancy import Gap, calibration_error, logits_of, score
 from bnlab.measure.folding import check_foldable, folded
 from bnlab.measure.layer_statistics import Statistics, gatherer, running_layers
 from bnlab.measure.modes import evaluating, training_statistics
@@ -227,10 +227,17 @@ class Evaluator:
 
 
 def _gaps(trained: Tensor, evaluated: Tensor, labels: Tensor) -> list[Measured]:
-    """Compare the probe's logits in training with the first of those in evaluation."""
-    found = gap(trained, evaluated[: len(trained)], labels[: len(trained)])
-    names = ("acc_gap", "loss_gap", "flip_rate", "kl", "logit_rms")
-    return [Measured("test", name, getattr(found, name), found.samples) for name in names]
+    """Compare the probe's logits in training with the first of those in evaluation: training minus evaluation."""
+    evaluated, labels = evaluated[: len(trained)], labels[: len(trained)]
+    gap, training, evaluation = Gap(trained, evaluated, labels), score(trained, labels), score(evaluated, labels)
+    values = {
+        "acc_gap": training.accuracy - evaluation.accuracy,
+        "loss_gap": training.loss - evaluation.loss,
+        "flip_rate": gap.flips.mean().item(),
+        "kl": gap.kl.mean().item(),
+        "logit_rms": gap.logit_rms,
+    }
+    return [Measured("test", name, value, len(labels)) for name, value in values.items()]
 
 
 def _calibration(evaluated: Mapping[str, tuple[Tensor, Tensor]]) -> list[Measured]:

@@ -1,0 +1,48 @@
+"""A value with its 95% interval: the one type of all means, medians, ratios and paired differences. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the bounds of its 95% interval; None where a single sample leaves nothing to estimate them from.
+
+    The median of times to a target has the `num_missed` of its `n` runs that ended without arriving, the last of them
+    at `limit`: a bound beyond that is None too, and where fewer than half arrived the value is nan.
+    """
+
+    value: float  # nan: not known
+    low: float | None
+    high: float | None
+    n: int  # samples, seeds or rounds
+    p: float | None = None  # of a paired difference, two-sided; Holm-corrected in the rows of a comparison
+    sd: float | None = None  # of the differences
+    num_missed: int = 0
+    limit: float | None = None
+    kind: Literal["mean", "median"] = "mean"
+
+    @property
+    def half(self) -> float:
+        """Half the interval's width; infinite without an interval."""
+        return math.inf if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def relative_half(self) -> float:
+        """Half the interval's width over the value."""
+        return self.half / self.value
+
+    def is_above(self, number: float | None) -> bool:
+        """Return whether the whole interval lies above `number`; False where either is not known."""
+        return self.low is not None and number is not None and self.low > number
+
+    def is_below(self, number: float | None) -> bool:
+        """Return whether the whole interval lies below `number`; False where either is not known."""
+        return self.high is not None and number is not None and self.high < number
+
+    def excludes(self, number: float) -> bool:
+        """Return whether the value can be told from `number`."""
+        return self.is_above(number) or self.is_below(number)

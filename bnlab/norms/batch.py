@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bnlab.norms.formula import count_per_channel, is_channels_last
 from bnlab.norms.running import RunningLayer, momentum_param
-from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
 
 
@@ -38,14 +38,7 @@ class Batch(Strategy):
     stat_stride: int = param(1, "statistics from every k-th row and column", low=1)
     stat_samples: int | None = param(None, "statistics from the first n samples; null: from all", low=1)
 
-    facts = Facts(
-        reads_batch=True,
-        keeps_stats=True,
-        cancels_bias=True,
-        needs_batch=True,
-        cancels_shift=True,
-        cancels_scale=True,
-    )
+    facts = OF_THE_BATCH
 
     def layer(self, channels: int) -> NormLayer:
         return BatchLayer(channels, self)

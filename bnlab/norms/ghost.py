@@ -19,7 +19,7 @@ from torch import Tensor
 from bnlab.errors import IncompatibleError
 from bnlab.norms.formula import batch_axes, count_per_channel, is_channels_last, moments, normalize
 from bnlab.norms.running import RunningLayer, momentum_param
-from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
 
 # From this many equal ghosts of at most so many values on, one call on a copy beats one call a ghost (on 2 CPU cores:
@@ -47,14 +47,7 @@ class Ghost(Strategy):
     update: Literal["pooled", "sequential"] = param("pooled", "running statistics once a step or once a ghost")
     momentum: float | None = momentum_param()
 
-    facts = Facts(
-        reads_batch=True,
-        keeps_stats=True,
-        cancels_bias=True,
-        needs_batch=True,
-        cancels_shift=True,
-        cancels_scale=True,
-    )
+    facts = OF_THE_BATCH
 
     def layer(self, channels: int) -> NormLayer:
         return GhostLayer(channels, self)

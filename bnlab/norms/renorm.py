@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize
 from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.share import ShareNorm, batch_statistics, eager_forward
-from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
 
 
@@ -41,15 +41,7 @@ class Renorm(Strategy):
     )
     momentum: float | None = momentum_param()
 
-    facts = Facts(
-        reads_batch=True,
-        keeps_stats=True,
-        cancels_bias=True,
-        needs_batch=True,
-        cancels_shift=True,
-        cancels_scale=True,
-        exact_gradient=False,
-    )
+    facts = replace(OF_THE_BATCH, exact_gradient=False)
 
     def layer(self, channels: int) -> NormLayer:
         return RenormLayer(channels, self)

@@ -41,6 +41,11 @@ class Facts:
     refreshes: bool = True  # those are taken again as the weights change; False: once, at initialization
 
 
+OF_THE_BATCH = Facts(  # of a strategy that normalizes each channel by the batch, and evaluates with running statistics
+    reads_batch=True, keeps_stats=True, cancels_bias=True, needs_batch=True, cancels_shift=True, cancels_scale=True
+)
+
+
 @dataclass(frozen=True)
 class InitialShare:
     """How much of the initial statistics (mean 0, variance 1) is left in a moving average; None: no such value."""

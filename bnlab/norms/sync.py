@@ -8,7 +8,7 @@ policy matters to one worker alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from bnlab.distributed import group_size
 from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
 from bnlab.norms.running import RunningLayer, momentum_param
-from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
 
 
 @strategies.register("sync")
@@ -40,15 +40,7 @@ class Sync(Strategy):
 
     momentum: float | None = momentum_param()
 
-    facts = Facts(
-        reads_batch=True,
-        keeps_stats=True,
-        cancels_bias=True,
-        needs_batch=True,
-        cancels_shift=True,
-        cancels_scale=True,
-        spans_workers=True,
-    )
+    facts = replace(OF_THE_BATCH, spans_workers=True)
 
     def layer(self, channels: int) -> NormLayer:
         return SyncLayer(channels, self)

@@ -12,8 +12,6 @@ from bnlab.compare.arms import text_of
 from bnlab.compare.notes import count_of
 from bnlab.compare.result import Row, Section
 
-_SIZES = {"mlp": "model.widths", "cnn": "model.widths", "resnet": "model.depth"}
-
 
 def heading(section: Section) -> list[str]:
     """Return the header's parts: data, model, training, machine, versions, seeds; a key that differs is not named."""
@@ -50,7 +48,7 @@ def usual_seeds(rows: Sequence[Row]) -> int:
 
 def _model(settings: Mapping[str, Any]) -> str:
     name = settings.get("model.name")
-    size = settings.get(_SIZES.get(str(name), ""))
+    size = settings.get("model.depth" if name == "resnet" else "model.widths")
     return _joined(name, None if size is None else str(size).strip("[]").replace(",", "-"), by=" ")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -377,8 +378,25 @@ def test_completion_of_overrides(
 def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
     script = bnlab("--show-completion", "bash", cwd=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_BNLAB_COMPLETE" in script.stdout
-    called = bnlab(cwd=tmp_path, _BNLAB_COMPLETE="complete_bash", COMP_WORDS="bnlab train norm=gh", COMP_CWORD="2")
-    assert called.stdout.split() == ["norm=ghost"]
+    typed = {"train norm=gh": "norm=ghost", "list nor": "norms", "export t": "tensorboard", "guide ev": "eval"}
+    for words, completed in {**typed, "compare --format js": "json"}.items():
+        at = {"COMP_WORDS": f"bnlab {words}", "COMP_CWORD": str(len(words.split()))}
+        assert bnlab(cwd=tmp_path, _BNLAB_COMPLETE="complete_bash", **at).stdout.split() == [completed]
+
+
+COMMANDS = (
+    *("train", "resume", "compare", "show", "export", "probe", "recalibrate", "shift", "bench", "check", "list"),
+    *("guide", "doctor", "data"),
+)
+
+
+def test_help_lists_every_command_and_none_speaks_of_python_types(tmp_path: Path) -> None:
+    first, *others = in_turn([["--help"], *([command, "-h"] for command in COMMANDS)], tmp_path, COLUMNS="80")
+    assert [line.split()[0] for line in first.stdout.partition("Commands:\n")[2].splitlines()] == list(COMMANDS)
+    for done in (first, *others):
+        assert done.returncode == 0
+        assert not re.search(r"list\[|<\w+|range>", done.stdout), done.stdout
+        assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
 def test_list_data_and_doctor(tmp_path: Path) -> None:

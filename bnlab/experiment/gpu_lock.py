@@ -66,15 +66,15 @@ def claimed(names: Sequence[str], folder: Path, stop: Stop, waiting: Callable[[]
     Errors: EnvironmentFault.
     """
     stop.check()
-    found, looks = _free(names, folder), 1
-    while found is None:
+    free, looks = _first_free(names, folder), 1
+    while free is None:
         looks += 1
         if looks == 3:  # `held` locks for a moment too
             waiting()
         time.sleep(LOOK_SECONDS)
         stop.check()
-        found = _free(names, folder)
-    place, lock = found
+        free = _first_free(names, folder)
+    place, lock = free
     with lock:
         try:
             yield place
@@ -88,7 +88,7 @@ def held(name: str, folder: Path) -> bool:
         return not _locked(lock, fcntl.LOCK_SH)
 
 
-def _free(names: Sequence[str], folder: Path) -> tuple[int, FileIO] | None:
+def _first_free(names: Sequence[str], folder: Path) -> tuple[int, FileIO] | None:
     for place, name in enumerate(names):
         lock = _opened(name, folder)
         if _locked(lock, fcntl.LOCK_EX):

@@ -32,9 +32,9 @@ from bnlab.training.trainer import precision_of
 # What of a run's configuration may be set anew to examine it: where things lie, how and on how much it is examined.
 ADJUSTABLE = ("data.root", "data.path", "eval.batch_size", "eval.probe_samples", "eval.prior", "trainer.device",
               "trainer.threads")  # fmt: skip
-_OF_A_MODULE = ("data", "eval", "trainer", "seed", "model.input_norm")  # what has a meaning for a module of the user's
+MODULE_KEYS = ("data", "eval", "trainer", "seed", "model.input_norm")  # what has a meaning for a module of the user's
 INSIDE = ("model", "state_dict", "model_state_dict")  # where files of training scripts keep the weights
-_NAMED = 3  # keys that a message names, then a count
+NAMED = 3  # keys that a message names, then a count
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def of_run(folder: Path, weights: Path | None = None, overrides: Sequence[str] =
         raise RecordError(f"{folder}: holds no configuration of a run\nname a run folder, such as runs/…/0")
     config = parse_config(compose.adjusted(tree, overrides, ADJUSTABLE))
     state = checkpoint.load(folder) if weights is None else checkpoint.load_file(weights)
-    bundle, device = _settle(config)
+    bundle, device = _bundle_and_device(config)
     model = model_of(config, bundle)
-    _fill(model, state, str(weights or folder))
+    _load_weights(model, state, str(weights or folder))
     trained = TrainedModel(
         str(folder if weights is None else weights),
         to_device(model, config, device).eval(),
@@ -159,12 +159,12 @@ def of_run(folder: Path, weights: Path | None = None, overrides: Sequence[str] =
 def of_module(factory: str, weights: Path | None, overrides: Sequence[str]) -> TrainedModel:
     """Return the model that `package.module:factory()` makes, with the state dict in `weights` if there is one.
 
-    `overrides` name the data and may set what is in _OF_A_MODULE. `model.input_norm=none` gives raw images in [0, 1],
+    `overrides` name the data and may set what is in MODULE_KEYS. `model.input_norm=none` gives raw images in [0, 1],
     `standardize`, the default, those less the mean over the standard deviation of the training split; augmentation and
     `data.batch_size` should be those of the model's training. Without weights, those that the factory draws from the
     seed are taken. Errors: ConfigError, RecordError.
     """
-    config = _config_beside(factory, overrides)
+    config = _module_config(factory, overrides)
     torch.manual_seed(config.seed)
     make = load_factory(factory)
     try:
@@ -180,8 +180,8 @@ def of_module(factory: str, weights: Path | None, overrides: Sequence[str]) -> T
             "give a function or a class that takes no arguments"
         )
     if weights is not None:
-        _fill(model, checkpoint.load_file(weights), str(weights))
-    bundle, device = _settle(config)
+        _load_weights(model, checkpoint.load_file(weights), str(weights))
+    bundle, device = _bundle_and_device(config)
     trained = TrainedModel(
         factory if weights is None else f"{factory} with {weights}",
         to_device(model, config, device).eval(),
@@ -192,18 +192,18 @@ def of_module(factory: str, weights: Path | None, overrides: Sequence[str]) -> T
         None,
         None,
     )
-    _try_out(factory, trained)
+    _check_logits(factory, trained)
     return trained
 
 
-def _config_beside(factory: str, overrides: Sequence[str]) -> Config:
+def _module_config(factory: str, overrides: Sequence[str]) -> Config:
     """Return the configuration that `overrides` come to; refuse those that would set what the module itself settles."""
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
         if "=" not in override:
             raise ConfigError(f"{override}: beside --module stand overrides only, such as data.root=...")
-        if not any(key == known or key.startswith(f"{known}.") for known in _OF_A_MODULE):
-            raise ConfigError(f"{override}: has no meaning beside --module\nthese have: {', '.join(_OF_A_MODULE)}")
+        if not any(key == known or key.startswith(f"{known}.") for known in MODULE_KEYS):
+            raise ConfigError(f"{override}: has no meaning beside --module\nthese have: {', '.join(MODULE_KEYS)}")
     if "data" not in keys:
         raise ConfigError(
             f"--module {factory}: its data are missing\nname them: --data mnist, or --data folder data.path=…"
@@ -216,21 +216,21 @@ def _config_beside(factory: str, overrides: Sequence[str]) -> Config:
     return config
 
 
-def _settle(config: Config) -> tuple[DataBundle, torch.device]:
+def _bundle_and_device(config: Config) -> tuple[DataBundle, torch.device]:
     keep_freed_memory()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     return bundle_of(config.data), device_of(config.trainer.device)
 
 
-def _fill(model: nn.Module, loaded: Mapping[str, Any], source: str) -> None:
+def _load_weights(model: nn.Module, loaded: Mapping[str, Any], source: str) -> None:
     """Put the weights that a file holds into `model`. Errors: RecordError naming what does not fit."""
     inner = next((loaded[key] for key in INSIDE if isinstance(loaded.get(key), Mapping)), loaded)
     known = model.state_dict()
     if not all(isinstance(name, str) for name in inner):
         raise RecordError(f"{source}: holds no state dict\nsave model.state_dict()")
     weights = _without_wrapper(inner, known)
-    problems = _misfits(weights, known)
+    problems = _mismatches(weights, known)
     if not problems:
         try:
             model.load_state_dict(weights)
@@ -254,7 +254,7 @@ def _without_wrapper(weights: Mapping[str, Any], known: Mapping[str, Any]) -> Ma
     return names
 
 
-def _misfits(weights: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+def _mismatches(weights: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     """Say which names are missing, unknown, or hold another shape; counts of batches may be missing (torch < 0.4.1)."""
     missing = [name for name in known if name not in weights and not name.endswith("num_batches_tracked")]
     unknown = [name for name in weights if name not in known]
@@ -263,10 +263,10 @@ def _misfits(weights: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
         for name, value in weights.items()
         if isinstance(value, Tensor) and _has_shape(known.get(name)) and value.shape != known[name].shape
     ]
-    found = [("lacks", missing), ("has besides", unknown), ("", shapes)]
+    kinds = [("lacks", missing), ("has besides", unknown), ("", shapes)]
     return [
-        f"{what} {', '.join(names[:_NAMED])}{f', … ({len(names):,} in all)' if len(names) > _NAMED else ''}".lstrip()
-        for what, names in found
+        f"{what} {', '.join(names[:NAMED])}{f', … ({len(names):,} in all)' if len(names) > NAMED else ''}".lstrip()
+        for what, names in kinds
         if names
     ]
 
@@ -281,7 +281,7 @@ def _workers(summary: Mapping[str, Any]) -> int:
     return workers if isinstance(workers, int) and workers > 0 else 1
 
 
-def _try_out(factory: str, trained: TrainedModel) -> None:
+def _check_logits(factory: str, trained: TrainedModel) -> None:
     """Refuse a model that cannot take the images, or gives no logits for their classes."""
     images, _ = next(trained.test.sequential(2))
     shape, classes = tuple(images.shape), trained.bundle.num_classes

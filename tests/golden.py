@@ -189,26 +189,29 @@ PRINTED = (
 )
 
 
-def record(place: Path, code: Path, trainings: dict[str, str], lines: dict[str, str]) -> dict[str, str]:
-    """Train and run all commands in `place` with the package of `code`; return what they gave by the name of a file."""
+def record(place: Path, code: Path, trainings: dict[str, str], lines: dict[str, str]) -> Path:
+    """Train and run all commands in `place` with the package of `code`; return the folder of what they gave."""
     (place / "golden_net.py").write_text(NET)
     _draw_photos(place / "photos")
-    texts, digests = {}, []
+    out = place / "record"
+    out.mkdir()
+    digests: list[str] = []
     for name, overrides in trainings.items():
-        texts[f"train-{name}.txt"] = _printed(place, code, f"train {overrides} {SHORT} name={name}")
+        text = _printed(place, code, f"train {overrides} {SHORT} name={name}")
+        (out / f"train-{name}.txt").write_text(text)
         folder = next((place / "runs").glob(f"*-{name}-*"), None)
         if folder is None:
-            raise SystemExit(f"nothing was trained:\n{texts[f'train-{name}.txt']}")
+            raise SystemExit(f"nothing was trained:\n{text}")
         folder = folder.rename(place / "runs" / name)
         for run in sorted(_runs(folder), key=lambda run: (len(run.name), run.name)):
             digests += digests_of(run, f"{name}/{run.name}")
             replace_clocks(run, len(digests))
-    texts["digests.txt"] = "\n".join(digests) + "\n"
+    (out / "digests.txt").write_text("\n".join(digests) + "\n")
     with ThreadPoolExecutor(2) as pool:
-        texts |= zip(lines, pool.map(lambda line: _printed(place, code, line), lines.values()), strict=True)
-    for path in sorted((place / "export").rglob("*.csv")):
-        texts[f"export-{path.name}"] = path.read_text()
-    return texts
+        list(pool.map(lambda item: (out / item[0]).write_text(_printed(place, code, item[1])), lines.items()))
+    for path in (place / "export").rglob("*.csv"):
+        path.rename(out / f"export-{path.name}")
+    return out
 
 
 def digests_of(run: Path, name: str) -> list[str]:
@@ -309,11 +312,9 @@ def made_with() -> dict[str, str]:
 def small_record() -> dict[str, Any]:
     """Return the part that the tests hold: digests of runs, and SHA-256 of what a few commands print."""
     with tempfile.TemporaryDirectory() as place:
-        texts = record(Path(place), ROOT, SMALL, SMALL_COMMANDS)
-    digests = texts.pop("digests.txt").splitlines()
-    del texts["train-strategies.txt"]
-    outputs = {name: sha256(text.encode()).hexdigest() for name, text in texts.items()}
-    return {"made_with": made_with(), "outputs": outputs, "runs": digests}
+        out = record(Path(place), ROOT, SMALL, SMALL_COMMANDS)
+        outputs = {name: sha256((out / name).read_bytes()).hexdigest() for name in SMALL_COMMANDS}
+        return {"made_with": made_with(), "outputs": outputs, "runs": (out / "digests.txt").read_text().splitlines()}
 
 
 def main() -> None:
@@ -326,10 +327,8 @@ def main() -> None:
     if options.write:
         RECORD.write_text(json.dumps(small_record(), indent=1) + "\n")
     if options.place:
-        place = options.place.resolve()
-        (place / "record").mkdir(parents=True)
-        for name, text in record(place, options.code.resolve(), TRAININGS, commands()).items():
-            (place / "record" / name).write_text(text)
+        options.place.mkdir(parents=True)
+        record(options.place.resolve(), options.code.resolve(), TRAININGS, commands())
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_options_of_commands_are_checked_before_anything_starts(tmp_path: Path) 
         ("train", "--retries", "1.5"): "--retries 1.5: must be a whole number\n",
         ("train", "--cfg", "jobs"): "--cfg jobs: no such choice; did you mean job?\nthere are: job, hydra, all\n",
         ("train", "-rf"): "-r",
-        ("train", "--config-dir", "nowhere"): "--config-dir",
+        ("train", "--config-dir", "nowhere"): "--config-dir nowhere: is not a folder\n",
         ("resume",): "FOLDER",
         ("resume", "nowhere"): "nowhere: is not a folder",
         ("resume", "empty"): "empty: holds neither a run nor a sweep",
@@ -177,7 +177,7 @@ HOSTILE = {
     "list": ("- 1\n", "is no mapping of keys to values"),
     "torn": ("name: [", "is no YAML"),
     "bytes": ("name: \x00\n", "is no YAML"),
-    "twice": ("name: a\nname: b\n", "found duplicate key name"),
+    "twice": ("name: a\nname: b\n", "norm/twice.yaml: "),
     "target": ("name: batch\n_target_: os.system\n", "may not name Python objects"),
     "callback": (
         "# @package _global_\nhydra:\n  callbacks:\n    x: {_target_: pathlib.Path.touch, self: made}\n",

@@ -185,7 +185,7 @@ def test_a_model_that_shapes_itself_by_its_input_is_taken(place: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (lambda: net(), "refused (UnpicklingError)"),
+        (lambda: net(), "refused ("),
         (lambda: [1, 2], "holds a list, not a state dict"),
         (lambda: {0: torch.ones(1)}, "holds no state dict"),
         (lambda: {"epoch": 3}, "lacks conv.weight, conv.bias, bn.weight, … (8 in all); has besides epoch"),
@@ -195,7 +195,7 @@ def test_a_model_that_shapes_itself_by_its_input_is_taken(place: Path) -> None:
             "does not fit the model: fc.bias is (7,) in the file, (10,) in the model",
         ),
         (lambda: net().state_dict() | {"ema": torch.zeros(1)}, "does not fit the model: has besides ema"),
-        (lambda: net().state_dict() | {"fc.bias": "seven"}, 'While copying the parameter named "fc.bias"'),
+        (lambda: net().state_dict() | {"fc.bias": "seven"}, "does not fit the model: "),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(place: Path, content: Callable[[], Any], said: str) -> None:
@@ -215,11 +215,11 @@ def test_a_missing_file_is_named(place: Path) -> None:
     [
         ("broken", "called without arguments it fails: OSError: no weights on this disk"),
         ("quits", "called without arguments it fails: SystemExit: 3"),
-        ("needy", "missing 1 required positional argument: 'depth'"),
+        ("needy", "called without arguments it fails: TypeError: "),
         ("number", "must return a torch.nn.Module, not int"),
         ("Pair", "must return logits of shape (2, 10 or more) for 2 images of 10 classes, not tuple"),
         ("few", "for 2 images of 10 classes, not shape (2, 4)"),
-        ("colour", "fails on images of shape (2, 1, 8, 8) (N, C, H, W): RuntimeError: Given groups=1"),
+        ("colour", "fails on images of shape (2, 1, 8, 8) (N, C, H, W): RuntimeError: "),
     ],
 )
 def test_a_model_that_cannot_be_examined_is_refused(place: Path, factory: str, said: str) -> None:

@@ -73,11 +73,16 @@ Format = Annotated[
 
 # ---------------------------------------------------------------- of train and resume
 
+
+def _folder(value: Optional[Path]) -> Optional[Path]:
+    if value is not None and not value.is_dir():
+        raise ConfigError(f"--config-dir {value}: is not a folder")
+    return value
+
+
 ConfigDir = Annotated[
     Optional[Path],
-    typer.Option(
-        "--config-dir", metavar="FOLDER", exists=True, file_okay=False, help="A folder with more configurations."
-    ),
+    typer.Option("--config-dir", metavar="FOLDER", callback=_folder, help="A folder with more configurations."),
 ]
 Timeout = Annotated[Optional[float], number_in("--timeout", float, 0.1, help="Stop a job after so many seconds.")]
 Retries = Annotated[int, number_in("--retries", int, 0, help="How often to try a job again that failed or died.")]

@@ -85,7 +85,7 @@ def tables_of(folder: Path) -> dict[str, pd.DataFrame]:
 
 def _table(path: Path, name: str) -> pd.DataFrame:
     try:
-        content = read_bytes(str(path), LARGEST_TABLE)
+        content = read_bytes(path, LARGEST_TABLE)
     except (FileNotFoundError, Unreadable) as error:
         raise RecordError(f"{path}: {error}") from error
     notes: list[str] = []

@@ -13,6 +13,9 @@ from typing import Any
 
 from bnlab.errors import EnvironmentFault
 
+# Windows, where runs are compared and none is trained, has the last one only.
+_CAREFULLY = sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step; after a crash the old or the new content is there, never a part.
@@ -41,19 +44,20 @@ def open_plain(path: Path | str, flags: int) -> int:
 
     A run folder may come from anywhere, and writing through a link in it would reach any file. Errors: OSError.
     """
-    file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    file = os.open(path, flags | _CAREFULLY, 0o644)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return file
 
 
-def read_plain(path: Path, largest: int | None = None) -> bytes:
+def read_plain(path: Path | str, largest: int | None = None) -> bytes:
     """Return the content of a regular file, opened as `open_plain` does. Errors: OSError, as for one of more bytes."""
     with open(open_plain(path, os.O_RDONLY), "rb") as file:
-        if largest is not None and os.fstat(file.fileno()).st_size > largest:
+        size = os.fstat(file.fileno()).st_size
+        if largest is not None and size > largest:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-        return file.read()
+        return file.read(size)  # no more, should it grow
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

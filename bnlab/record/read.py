@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import errno
-import fcntl
 import gc
 import json
 import math
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bnlab.errors import ConfigError, RecordError
+from bnlab.record.plain_files import open_plain
 from bnlab.record.read_files import Unreadable, read_bytes
 
 State = Literal["done", "diverged", "failed", "interrupted", "killed", "running"]
@@ -241,8 +241,10 @@ def _flatten_into(flat: dict[str, Any], node: dict[str, Any], prefix: str, depth
 def _is_locked(path: str) -> bool:
     """Return whether a live process holds the run's lock; a shared lock is tried, so that readers do not collide."""
     try:
-        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+        import fcntl
+
+        lock = open_plain(path, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows, where no run is trained; or no lock
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.bench import stepper as stepping
-from bnlab.bench.arms import Section, read
+from bnlab.bench.arms import BenchSection, read
 from bnlab.bench.engine import ContestTime
 from bnlab.bench.pairing import Turns
 from bnlab.experiment.setup import to_device
@@ -25,7 +25,7 @@ def ignore(turns: Turns[str], left: float) -> None:
     pass
 
 
-def sections(*overrides: str) -> list[Section]:
+def sections(*overrides: str) -> list[BenchSection]:
     return read([*SMALL, *overrides])[1]
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bnlab.bench import pairing
 from bnlab.bench import stepper as stepping
-from bnlab.bench.arms import Section, contest, read, set_threads
+from bnlab.bench.arms import BenchSection, contest, read, set_threads
 from bnlab.bench.engine import FEWEST_ROUNDS, BenchConfig, Contest, ContestTime, Stepper, measure
 from bnlab.bench.layer_times import SHAPES, layer_contest, uncompared
 from bnlab.bench.pairing import Figures, Turns, in_turn, median_of
@@ -44,7 +44,7 @@ from bnlab.training import loop
 from bnlab.training.trainer import forward_of, loss_function
 
 
-def labels(section: Section) -> list[str]:
+def labels(section: BenchSection) -> list[str]:
     return [arm.label for arm in section.arms]
 
 
@@ -325,7 +325,7 @@ def equal(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def by_training(section: Section, steps: int) -> dict[str, Tensor]:
+def by_training(section: BenchSection, steps: int) -> dict[str, Tensor]:
     """Do the same steps with `loop.Training`, at the learning rate of its first step."""
     config = section.arms[1].config
     bundle = bundle_of(config.data)
@@ -509,7 +509,7 @@ def test_scaling_by_batch_leaves_out_what_does_not_fit() -> None:
 # ---------------------------------------------------------------- record and compare
 
 
-def measured(*overrides: str) -> tuple[list[Section], list[ContestTime]]:
+def measured(*overrides: str) -> tuple[list[BenchSection], list[ContestTime]]:
     found = sections(*overrides)
     return found, [measure(contest(s), BenchConfig(precision=99.0, rounds=6), 60.0, ignore) for s in found]
 

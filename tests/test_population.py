@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.errors import ConfigError
-from bnlab.measure import refresh as calibrations
+from bnlab.measure import refresh as refreshing
 from bnlab.measure.layer_statistics import Statistics, running_layers
 from bnlab.measure.moments import Moments, chunk_moments
 from bnlab.measure.population_statistics import Takers, mixed_with_batch, plan, precise
@@ -87,7 +87,7 @@ def population(model: nn.Module, takers: Takers, images: Batches, chunk: int | N
     return planned(model, plan(model, takers, images, chunk))
 
 
-def calibrated(model: nn.Module, images: Batches) -> Refresh:
+def refresher(model: nn.Module, images: Batches) -> Refresh:
     precision: Callable[[], AbstractContextManager[object]] = nullcontext
     return Refresh(model, images, precision, torch.device("cpu"))
 
@@ -318,9 +318,9 @@ def test_with_the_training_set_the_batch_population_is_batch(
     model, images = network(spec, "population", through=True, **kinds), Images(channels_last=spec == "cnn")
     other = network(spec, "batch", **kinds)
     other.load_state_dict(model.state_dict())
-    monkeypatch.setattr(calibrations, "plan", lambda *a: plan(*a, chunk))
+    monkeypatch.setattr(refreshing, "plan", lambda *a: plan(*a, chunk))
     x, labels = images.whole
-    source = calibrated(model, images)
+    source = refresher(model, images)
     source.begin()
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other)]
     for step in range(3):
@@ -348,9 +348,9 @@ def test_the_gradient_through_a_larger_set_is_that_of_the_written_out_function(
 ) -> None:
     """The batch is 3 of other samples, the statistics those of the first 7 of 10."""
     model, images = network("cnn", "population", through=True, samples=7), Images()
-    monkeypatch.setattr(calibrations, "plan", lambda *a: plan(*a, chunk))
+    monkeypatch.setattr(refreshing, "plan", lambda *a: plan(*a, chunk))
     x, labels = (part[:3] for part in Images(seed=5).whole)
-    source = calibrated(model, images)
+    source = refresher(model, images)
     source.begin()
     source.before_step(0)
     loss = F.cross_entropy(model(x), labels)
@@ -376,7 +376,7 @@ def test_the_gradient_through_a_larger_set_is_that_of_the_written_out_function(
 def test_refreshes_come_at_their_steps() -> None:
     """every=3: the statistics before steps 0-2 are those of the initial weights, before 3-5 those of then."""
     model, images = network("mlp", "population", every=3), Images()
-    source = calibrated(model, images)
+    source = refresher(model, images)
     assert Refresh.needed_by(model)
     source.begin()
     seen, exact = [], []
@@ -399,7 +399,7 @@ def test_frozen_never_changes_beside_layers_of_another_strategy() -> None:
     model, images = build(spec, strategies["batch"](), SHAPE, 4, 0).double(), Images()
     layers = running_layers(model)
     assert [layer.refresh_every for layer in layers] == [0, None, 0]
-    source = calibrated(model, images)
+    source = refresher(model, images)
     source.begin()
     assert layers[1].running_mean.eq(0).all()
     assert layers[1].running_var.eq(1).all()
@@ -429,7 +429,7 @@ def test_population_beside_frozen_and_input_batch_norm() -> None:
     spec = models["mlp"](widths=(7, 6), norm_every=2, norm_rest="frozen", input_norm="batch")
     model, images = build(spec, strategies["population"](), SHAPE, 4, 0).double(), Images()
     first, frozen, last = running_layers(model)
-    source = calibrated(model, images)
+    source = refresher(model, images)
     source.begin()
     kept = frozen.running_mean.clone()
     with torch.no_grad():
@@ -442,7 +442,7 @@ def test_population_beside_frozen_and_input_batch_norm() -> None:
     torch.testing.assert_close(last.running_mean, x.mean(0))
 
 
-def test_the_layers_of_other_strategies_need_no_calibration() -> None:
+def test_the_layers_of_other_strategies_need_no_refresh() -> None:
     for name in ("none", "batch", "layer"):
         assert not Refresh.needed_by(network("cnn", name))
 

@@ -29,7 +29,7 @@ from bnlab.measure.layer_statistics import Statistics, initial_left, running_lay
 from bnlab.measure.modes import training_statistics
 from bnlab.measure.population_statistics import adopted
 from bnlab.measure.recalibration import (
-    Level,
+    SplitLevel,
     Stats,
     curve_sizes,
     enough,
@@ -140,9 +140,9 @@ def test_a_layer_that_is_called_twice_has_statistics_by_precise_only() -> None:
 # ---------------------------------------------------------------- how many samples
 
 
-def level(accuracy_off: float, loss_off: float, n: int = 10_000) -> Level:
+def level(accuracy_off: float, loss_off: float, n: int = 10_000) -> SplitLevel:
     zero = Interval(0.0, 0.0, 0.0, n)
-    return Level(
+    return SplitLevel(
         zero, zero, Interval(accuracy_off, accuracy_off, accuracy_off, n), Interval(loss_off, loss_off, loss_off, n)
     )
 

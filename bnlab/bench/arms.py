@@ -28,7 +28,7 @@ _THREADS = torch.get_num_threads()  # where trainer.threads leaves them to torch
 
 
 @dataclass(frozen=True)
-class Arm:
+class BenchArm:
     """One configuration."""
 
     label: str  # `none`, `ghost size=16`; no two of a section have the same
@@ -37,11 +37,11 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Section:
+class BenchSection:
     """Arms that differ in the strategy only; the first is the baseline."""
 
     title: str  # what tells this section from the others, `model=mlp data.batch_size=16`; empty where there is one only
-    arms: tuple[Arm, ...]
+    arms: tuple[BenchArm, ...]
     images: DataBundle | None = None  # in place of the data set
     left_out: tuple[str, ...] = ()  # a sentence for each arm that other sections have and that does not fit here
 
@@ -55,7 +55,7 @@ class _Draft:
     found: list[tuple[Config, dict[str, Any]]] = field(default_factory=list)
 
 
-def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, list[Section], list[str]]:
+def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, list[BenchSection], list[str]]:
     """Return when to stop, the sections, and a line for each arm that was left out or added.
 
     A key of a strategy, `norm.size=8,16`, is for those of the strategies that have it. `layers`: normalization layers
@@ -91,7 +91,7 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
         raise ConfigError("nothing to measure: no strategy fits\n" + "\n".join(notes[:2]))
     if not layers:
         notes += [note for draft in drafts.values() for note in _given_a_baseline(draft)]
-    return bench, [Section(draft.title, _labelled(draft.found)) for draft in drafts.values()], notes
+    return bench, [BenchSection(draft.title, _labelled(draft.found)) for draft in drafts.values()], notes
 
 
 def limits_of(overrides: Sequence[str]) -> BenchConfig:
@@ -149,14 +149,14 @@ def _given_a_baseline(draft: _Draft) -> Iterator[str]:
     yield f"norm={name} alone has nothing to be compared with: norm=none is added as its baseline"
 
 
-def _labelled(found: Sequence[tuple[Config, dict[str, Any]]]) -> tuple[Arm, ...]:
+def _labelled(found: Sequence[tuple[Config, dict[str, Any]]]) -> tuple[BenchArm, ...]:
     """Name each arm by its strategy and the keys in which that occurs more than once; `none` first."""
     arms = []
     for config, tree in found:
         mates = [other["norm"] for _, other in found if other["norm"]["name"] == tree["norm"]["name"]]
         changed = [key for key, value in tree["norm"].items() if any(mate[key] != value for mate in mates)]
         label = " ".join([config.norm.name, *(f"{key}={_typed(tree['norm'][key])}" for key in changed)])
-        arms.append(Arm(label, config, tree))
+        arms.append(BenchArm(label, config, tree))
     return tuple(sorted(arms, key=lambda arm: arm.config.norm.name != "none"))
 
 
@@ -165,7 +165,7 @@ def _typed(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def fitting(section: Section, images: DataBundle) -> Section | None:
+def fitting(section: BenchSection, images: DataBundle) -> BenchSection | None:
     """Return the section with the arms that fit `images` and says which do not; None where none does."""
     kept, missing = [], list(section.left_out)
     for arm in section.arms:
@@ -183,7 +183,7 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
-def contest(section: Section, graph: bool = False) -> Contest:
+def contest(section: BenchSection, graph: bool = False) -> Contest:
     """Return the contest of a section's training steps, replayed from a `graph` or not.
 
     Errors: as of reading its data and finding its device.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.bench.arms import Section, left_out, set_threads
+from bnlab.bench.arms import BenchSection, left_out, set_threads
 from bnlab.bench.engine import Contest, Stepper
 from bnlab.bench.traffic import traffic_of
 from bnlab.errors import IncompatibleError
@@ -21,7 +21,7 @@ from bnlab.training.allocator import keep_freed_memory
 SHAPES = ((64, 32, 28, 28), (128, 64, 16, 16), (256, 128, 8, 8), (64, 256))
 
 
-def uncompared(section: Section) -> Iterator[str]:
+def uncompared(section: BenchSection) -> Iterator[str]:
     """Yield a line where `none` was named beside others, and where only one is left."""
     labels = [arm.label for arm in section.arms if arm.config.norm.name != "none"]
     if labels and len(labels) < len(section.arms):
@@ -31,7 +31,7 @@ def uncompared(section: Section) -> Iterator[str]:
         yield f"{only}; name others, such as norm=batch,layer"
 
 
-def layer_contest(section: Section, shape: Sequence[int]) -> Contest | None:
+def layer_contest(section: BenchSection, shape: Sequence[int]) -> Contest | None:
     """Return the contest of the strategies of `section` on one shape; `none`, which has no layer, is left out.
 
     The baseline is `batch`, or the first strategy where it is not among them. None where no strategy takes the shape.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from bnlab.bench.arms import Arm, Section, fitting, left_out
+from bnlab.bench.arms import BenchArm, BenchSection, fitting, left_out
 from bnlab.data.bundle import DataBundle, Split
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import parse_config
@@ -27,10 +27,10 @@ class Level:
 
     label: str
     size: float
-    section: Section
+    section: BenchSection
 
 
-def levels(section: Section, size: Size) -> list[Level]:
+def levels(section: BenchSection, size: Size) -> list[Level]:
     """Return `section` at each size, without the arms that do not fit there.
 
     Errors: ConfigError where there is none, as the data set is smaller than every batch.
@@ -47,7 +47,7 @@ def levels(section: Section, size: Size) -> list[Level]:
     return named
 
 
-def _by_width(section: Section, bundle: DataBundle) -> Iterator[tuple[str, float, Section]]:
+def _by_width(section: BenchSection, bundle: DataBundle) -> Iterator[tuple[str, float, BenchSection]]:
     for factor in WIDTHS:
 
         def wider(tree: dict[str, Any], factor: float = factor) -> None:
@@ -64,12 +64,12 @@ def _by_width(section: Section, bundle: DataBundle) -> Iterator[tuple[str, float
             yield "-".join(map(str, widths)), max(widths), changed
 
 
-def _by_image(section: Section, bundle: DataBundle) -> Iterator[tuple[str, float, Section]]:
+def _by_image(section: BenchSection, bundle: DataBundle) -> Iterator[tuple[str, float, BenchSection]]:
     for side in IMAGES:
         yield f"{side} x {side}", side, replace(section, images=_random_images(bundle, side))
 
 
-def _by_batch(section: Section, bundle: DataBundle) -> Iterator[tuple[str, float, Section]]:
+def _by_batch(section: BenchSection, bundle: DataBundle) -> Iterator[tuple[str, float, BenchSection]]:
     for batch in BATCHES:
 
         def larger(tree: dict[str, Any], batch: int = batch) -> None:
@@ -79,13 +79,13 @@ def _by_batch(section: Section, bundle: DataBundle) -> Iterator[tuple[str, float
             yield f"{batch:,}", batch, _changed(section, larger)
 
 
-def _changed(section: Section, change: Callable[[dict[str, Any]], None]) -> Section:
+def _changed(section: BenchSection, change: Callable[[dict[str, Any]], None]) -> BenchSection:
     arms, missing = [], list(section.left_out)
     for arm in section.arms:
         tree = _copy(arm.tree)
         change(tree)
         try:
-            arms.append(Arm(arm.label, parse_config(tree), tree))
+            arms.append(BenchArm(arm.label, parse_config(tree), tree))
         except IncompatibleError as error:
             missing.append(left_out(arm.label, error))
     return replace(section, arms=tuple(arms), left_out=tuple(missing))

@@ -53,7 +53,7 @@ class Trainee:
     forward: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     mean_loss: Callable[[Tensor, Tensor], Tensor]
-    calibration: Refresh | None
+    refresh: Refresh | None
     clock: PhaseClock
 
     def timed(self, step: Callable[[Mark], object]) -> Figures:
@@ -62,8 +62,8 @@ class Trainee:
         step(self.clock.mark)
         self.clock.mark()
         phases = self.clock.flush()
-        if self.calibration is not None:
-            self.calibration.flush()
+        if self.refresh is not None:
+            self.refresh.flush()
         return sum(phases), *phases, self.clock.host_ms
 
 
@@ -86,12 +86,12 @@ def trainee(
     for group in optimizer.param_groups:
         group["lr"] = config.schedule.rate_of(config.optim.lr, TOTAL_STEPS)(0)
     forward = forward_of(workers.shared(model, device) if averaged else model, config.trainer, device)
-    calibration = None
+    refresh = None
     if Refresh.needed_by(model):
-        calibration = Refresh(model, training_set, precision_of(config.trainer, device), device)
-        calibration.begin()
+        refresh = Refresh(model, training_set, precision_of(config.trainer, device), device)
+        refresh.begin()
     model.train()
-    return Trainee(model, forward, optimizer, loss_function(config.trainer), calibration, phase_clock(device))
+    return Trainee(model, forward, optimizer, loss_function(config.trainer), refresh, phase_clock(device))
 
 
 def stepper(
@@ -111,7 +111,7 @@ def stepper(
     parameters, widest = sum(p.numel() for p in one.model.parameters()), _widest(one.model, batches[0][0])
 
     def train(images: Tensor, labels: Tensor, mark: Mark | None) -> None:
-        train_step(one.forward, one.optimizer, one.mean_loss, images, labels, next(count), one.calibration, mark)
+        train_step(one.forward, one.optimizer, one.mean_loss, images, labels, next(count), one.refresh, mark)
 
     def step() -> Figures:
         images, labels = next(stream)

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from bnlab.bench.arms import Section, read
+from bnlab.bench.arms import BenchSection, read
 from bnlab.bench.engine import BenchConfig
 from bnlab.bench.straggler_result import StragglerStep, StragglerTime
 from bnlab.data.batches import batch_sizes
@@ -37,7 +37,7 @@ STOP_SECONDS = 45.0  # torchrun gives a worker 30 s to end by itself
 
 def read_sections(
     overrides: Sequence[str], workers: int, delays: Sequence[float]
-) -> tuple[BenchConfig, list[Section], list[str]]:
+) -> tuple[BenchConfig, list[BenchSection], list[str]]:
     """Return when to stop, the sections, and a line for each arm that was left out, and where there are too few cores.
 
     Errors: ConfigError, IncompatibleError for what so many workers cannot train; EnvironmentFault without devices.
@@ -55,7 +55,7 @@ def read_sections(
     return limits, sections, notes
 
 
-def threads_of(sections: Sequence[Section]) -> int:
+def threads_of(sections: Sequence[BenchSection]) -> int:
     """Return the threads of a worker."""
     return max(arm.config.trainer.threads or 1 for section in sections for arm in section.arms)
 
@@ -88,7 +88,7 @@ def check(config: Config, size: int, longest_ms: float) -> None:
         )
 
 
-def plan_of(sections: Sequence[Section], delays: Sequence[float], limits: BenchConfig) -> dict[str, Any]:
+def plan_of(sections: Sequence[BenchSection], delays: Sequence[float], limits: BenchConfig) -> dict[str, Any]:
     """Return what the workers are told."""
     arms = [{"title": section.title, "arms": {arm.label: arm.tree for arm in section.arms}} for section in sections]
     return {"limits": asdict(limits), "delays": list(delays), "sections": arms}

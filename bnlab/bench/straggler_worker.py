@@ -83,7 +83,7 @@ class Contender:
         """Return what one step sends; takes more than that one."""
         for _ in range(STEPS_BEFORE_COUNTING):
             self._step(0.0, lambda: None)
-        with _Counter() as counter:
+        with _CollectiveCounter() as counter:
             self._step(0.0, counter.next_phase)
         forward, backward, _ = counter.calls
         return Collectives(forward, backward, counter.bytes)
@@ -97,13 +97,13 @@ class Contender:
             return one.forward(images)
 
         images, labels = next(self._batches)
-        train_step(forward, one.optimizer, self._loss_of, images, labels, next(self._count), one.calibration, mark)
+        train_step(forward, one.optimizer, self._loss_of, images, labels, next(self._count), one.refresh, mark)
 
     def _loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self._one.mean_loss(logits, labels) * (len(labels) * self._per_label)
 
 
-class _Counter(TorchDispatchMode):
+class _CollectiveCounter(TorchDispatchMode):
     """Counts collectives by phase (forward, backward, optimizer), and the bytes that this worker hands to them.
 
     It sees every operation of a process group, those of DistributedDataParallel's reducer among them.

@@ -33,12 +33,12 @@ class Traffic:
 
 def traffic_of(step: Callable[[], object]) -> Traffic:
     """Run `step` once and count."""
-    with _Counter() as counter:
+    with _TrafficCounter() as counter:
         step()
     return Traffic(counter.moved, counter.peak)
 
 
-class _Counter(TorchDispatchMode):
+class _TrafficCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.moved = self.peak = self._alive = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnlab.bench.arms import Section
+from bnlab.bench.arms import BenchSection
 from bnlab.bench.engine import ContestTime, figures
 from bnlab.config import compose
 from bnlab.errors import IncompatibleError
@@ -16,7 +16,7 @@ from bnlab.record.run_folder import RunFolder, fresh_folder
 from bnlab.report.rows import as_csv
 
 
-def record(sections: Sequence[Section], found: Sequence[ContestTime], base: Path = Path("runs")) -> Path:
+def record(sections: Sequence[BenchSection], found: Sequence[ContestTime], base: Path = Path("runs")) -> Path:
     """Write a run folder an arm of each of `sections`, and all figures to `bench.csv`; return the folder.
 
     Errors: IncompatibleError where nothing was measured.

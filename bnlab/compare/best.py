@@ -21,7 +21,7 @@ from bnlab.record.read import Run
 
 
 @dataclass(frozen=True)
-class Trial:
+class Setting:
     """One setting of one arm: the values of the chosen keys that it has, its runs, and how it did on validation."""
 
     values: dict[str, Value]
@@ -43,12 +43,12 @@ class Choice:
 
     label: str
     num_seeds: int
-    trials: list[Trial]  # in the order of their values
-    chosen: Trial | None  # None where no setting has a finished run
+    settings: list[Setting]  # in the order of their values
+    chosen: Setting | None  # None where no setting has a finished run
 
     def values_of(self, key: str) -> list[Value]:
         """Return the values of `key` that were tried."""
-        return distinct(key, [run for trial in self.trials for run in trial.runs])
+        return distinct(key, [run for setting in self.settings for run in setting.runs])
 
 
 def choose(arms: Sequence[Arm], keys: Sequence[str]) -> list[Choice]:
@@ -65,7 +65,7 @@ def refuse_without_choice(choices: Sequence[Choice], keys: Sequence[str], runs: 
     if keys and all(run.is_bench for run in runs):
         raise ConfigError(f"--best-of {keys[0]}: these are benches, which have no validation split to choose on")
     for key in keys:
-        if any(len({trial.values.get(key, MISSING) for trial in choice.trials}) > 1 for choice in choices):
+        if any(len({setting.values.get(key, MISSING) for setting in choice.settings}) > 1 for choice in choices):
             continue
         values = distinct(key, runs)
         if len(values) == 1:
@@ -84,26 +84,26 @@ def _choose(arm: Arm, keys: Sequence[str]) -> Choice:
     for run in arm.runs:
         grouped.setdefault(tuple(run.config.get(key, MISSING) for key in keys), []).append(run)
     seeds = {run.seed for run in arm.runs}
-    trials = [
-        _trial(grouped[values], keys, seeds)
+    settings = [
+        _setting(grouped[values], keys, seeds)
         for values in sorted(grouped, key=lambda values: [sort_key(k, v) for k, v in zip(keys, values, strict=True)])
     ]
-    best = max(trials, key=lambda trial: (trial.score, trial.num_finished))  # the first of equal ones
-    if not any(trial.num_finished for trial in trials):
-        return Choice(arm.label, len(seeds), trials, None)
+    best = max(settings, key=lambda setting: (setting.score, setting.num_finished))  # the first of equal ones
+    if not any(setting.num_finished for setting in settings):
+        return Choice(arm.label, len(seeds), settings, None)
     arm.runs, arm.best = best.runs, best.values
     arm.pooled = {key: distinct(key, arm.runs) for key in differing_keys(arm.runs) if key in arm.pooled}
-    return Choice(arm.label, len(seeds), trials, best)
+    return Choice(arm.label, len(seeds), settings, best)
 
 
-def _trial(runs: list[Run], keys: Sequence[str], seeds: set[int]) -> Trial:
+def _setting(runs: list[Run], keys: Sequence[str], seeds: set[int]) -> Setting:
     by_seed: dict[int, list[float]] = {}
     for run in runs:
         by_seed.setdefault(run.seed, []).append(_validated(run))
     score = math.fsum(math.fsum(found) / len(found) for found in by_seed.values()) / len(seeds)
     finished = {run.seed for run in runs if run.state == "done"}
     values = {key: runs[0].config[key] for key in keys if key in runs[0].config}
-    return Trial(values, runs, round(score, 12), len(finished))  # rounded: equal accuracies tie in any order
+    return Setting(values, runs, round(score, 12), len(finished))  # rounded: equal accuracies tie in any order
 
 
 def _validated(run: Run) -> float:
@@ -150,10 +150,10 @@ def notes_on_choice(choices: Sequence[Choice], keys: Sequence[str], columns: Seq
 
 def _lost(choices: Sequence[Choice]) -> Iterator[str]:
     lost = [
-        f"{choice.label} {trial.text} ({choice.num_seeds - trial.num_finished} of {count_of(choice.num_seeds, 'seed')})"
+        f"{choice.label} {setting.text} ({missing} of {count_of(choice.num_seeds, 'seed')})"
         for choice in choices
-        for trial in choice.trials
-        if choice.chosen and trial.num_finished < choice.num_seeds
+        for setting in choice.settings
+        if choice.chosen and (missing := choice.num_seeds - setting.num_finished)
     ]
     if lost:
         yield f"For the choice a seed without a finished run counts as 0 %: {named(lost)}."
@@ -173,16 +173,16 @@ def _edges(choices: Sequence[Choice], keys: Sequence[str]) -> Iterator[str]:
 def _grid(choice: Choice, keys: Sequence[str]) -> str:
     """Return what an arm was chosen from: `0.01, 0.1`, of several keys `lr 0.01, 0.1, momentum 0, 0.9: 4 settings`."""
     if len(keys) == 1:
-        return named([trial.text for trial in choice.trials])
+        return named([setting.text for setting in choice.settings])
     values = [f"{name} {named([*map(text_of, choice.values_of(key))])}" for key, name in short_names(keys).items()]
-    return f"{', '.join(values)}: {count_of(len(choice.trials), 'setting')}"
+    return f"{', '.join(values)}: {count_of(len(choice.settings), 'setting')}"
 
 
 def _undecided(choices: Sequence[Choice]) -> Iterator[str]:
     tied = [
-        f"{choice.label} {named([trial.text for trial in equal])}"
+        f"{choice.label} {named([setting.text for setting in equal])}"
         for choice in choices
-        if choice.chosen and len(equal := [t for t in choice.trials if t.score == choice.chosen.score]) > 1
+        if choice.chosen and len(equal := [t for t in choice.settings if t.score == choice.chosen.score]) > 1
     ]
     if tied:
         yield f"Equal on validation, so the first was taken: {named(tied, by='; ')}."

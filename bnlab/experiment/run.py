@@ -157,7 +157,7 @@ def _train(
     if earlier is not None:
         log.info("going on from step %d", earlier["step"])
     precision = precision_of(config.trainer, device)
-    calibration = Refresh(model, batches, precision, device) if Refresh.needed_by(model) else None
+    refresh = Refresh(model, batches, precision, device) if Refresh.needed_by(model) else None
     training = Training(
         model=model,
         batches=batches,
@@ -178,7 +178,7 @@ def _train(
         device=device,
         recorder=_Recorder(folder) if workers.first else _Unrecorded(),
         callback=callback,
-        calibration=calibration,
+        refresh=refresh,
         workers=workers,
         stop=stop,
     )

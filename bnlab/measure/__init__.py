@@ -1,5 +1,6 @@
 """Measures of a model: what tells training mode from evaluation mode, on any torch model with normalization layers.
 
+Read `probe_model.py` first: it calls the others, from the gap (`discrepancy.py`) to its causes (`decomposition.py`).
 Every function leaves the model as it was: buffers, modes, hooks and random states, also when something is raised. A
 model of one's own, with its images as uint8 of shape (N, C, H, W) and their labels:
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.measure.modes import evaluating
-from bnlab.measure.population_statistics import Plan, Reached, hooked, inputs_of
+from bnlab.measure.population_statistics import Reached, StatisticsPlan, hooked, inputs_of
 from bnlab.norms.formula import batch_axes, per_channel
 from bnlab.norms.running import RunningLayer
 
 Leaves = tuple[Tensor, Tensor]
 
 
-def add_gradient(model: nn.Module, how: Plan) -> None:
+def add_gradient(model: nn.Module, how: StatisticsPlan) -> None:
     """Add to every parameter's gradient what reaches it through the statistics of the planned layers.
 
     Their `leaves` hold the statistics of the current weights and, as gradients, what `loss.backward()` left there. The
@@ -31,7 +31,7 @@ def add_gradient(model: nn.Module, how: Plan) -> None:
         (_in_one_pass if how.in_one_pass else _layer_by_layer)(model, how, parameters)
 
 
-def _in_one_pass(model: nn.Module, how: Plan, parameters: Sequence[Tensor]) -> None:
+def _in_one_pass(model: nn.Module, how: StatisticsPlan, parameters: Sequence[Tensor]) -> None:
     """All samples at once: the layers normalize with the statistics of this very pass, and one backward serves all."""
     leaves = {layer: layer.leaves for layer in _takers(how)}
     terms: list[Tensor] = []
@@ -54,7 +54,7 @@ def _in_one_pass(model: nn.Module, how: Plan, parameters: Sequence[Tensor]) -> N
             layer.leaves = kept
 
 
-def _layer_by_layer(model: nn.Module, how: Plan, parameters: Sequence[Tensor]) -> None:
+def _layer_by_layer(model: nn.Module, how: StatisticsPlan, parameters: Sequence[Tensor]) -> None:
     """From the last layer to the first, chunk by chunk: into the weights and into the leaves of earlier layers."""
     order = _takers(how)
     for depth, layer in reversed(list(enumerate(order))):
@@ -66,7 +66,7 @@ def _layer_by_layer(model: nn.Module, how: Plan, parameters: Sequence[Tensor]) -
             _add(_term(layer.leaves, *_statistics(x, centre)) * (len(x) / samples), [*parameters, *before])
 
 
-def _takers(how: Plan) -> list[RunningLayer]:
+def _takers(how: StatisticsPlan) -> list[RunningLayer]:
     return [layer for layer in how.takers if isinstance(layer, RunningLayer)]
 
 

@@ -31,7 +31,7 @@ from bnlab.interval import Interval
 from bnlab.measure.discrepancy import Gap, mean_of
 from bnlab.measure.layer_statistics import Statistics, initial_left, running_layers, values_read
 from bnlab.measure.modes import evaluating, learners, preserved, restored, training_statistics
-from bnlab.measure.population_statistics import Plan, adopted, hooked, population
+from bnlab.measure.population_statistics import StatisticsPlan, adopted, hooked, population
 from bnlab.measure.probe_batches import Probe, logits_in_batches
 
 DRAWS = 8  # of batches, for everything that depends on batch-mates
@@ -89,7 +89,7 @@ class Levels:
     evaluation: Statistics  # of layers that take theirs anew for evaluation
 
 
-def levels(model: nn.Module, how: Plan, batch: Tensor, evaluation: Statistics) -> Levels:
+def levels(model: nn.Module, how: StatisticsPlan, batch: Tensor, evaluation: Statistics) -> Levels:
     """Return the statistics of each stage; `batch` is one training batch, it tells the values a variance is over."""
     found = population(model, how)
     factors = _shrinkage(model, batch)

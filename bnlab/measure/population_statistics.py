@@ -43,7 +43,7 @@ class Reached(Exception):
 
 
 @dataclass(frozen=True)
-class Plan:
+class StatisticsPlan:
     """Whose statistics to take, over which images, and how; it holds as long as the model's structure does."""
 
     takers: Takers  # in order of execution; one that no forward pass comes to is not among them
@@ -57,7 +57,7 @@ class Plan:
         return self.chunk >= self.samples
 
 
-def plan(model: nn.Module, takers: Takers, images: Batches, chunk: int | None = None) -> Plan:
+def plan(model: nn.Module, takers: Takers, images: Batches, chunk: int | None = None) -> StatisticsPlan:
     """Return how to take the statistics of `takers` over their first so many of `images`.
 
     One sample goes through the model in evaluation mode and tells the order and the width of the layers' inputs.
@@ -66,7 +66,7 @@ def plan(model: nn.Module, takers: Takers, images: Batches, chunk: int | None = 
     """
     order: dict[nn.Module, int | None] = {}
     if not takers:
-        return Plan(order, images, 0, 1)
+        return StatisticsPlan(order, images, 0, 1)
     first, _ = next(images.sequential(1))
     widest = first.nbytes
 
@@ -88,10 +88,10 @@ def plan(model: nn.Module, takers: Takers, images: Batches, chunk: int | None = 
         kind = first.device.type
         whole = samples * widest <= WHOLE_BYTES.get(kind, 0)
         chunk = max(1, samples if whole else CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // widest)
-    return Plan(order, images, samples, chunk)
+    return StatisticsPlan(order, images, samples, chunk)
 
 
-def population(model: nn.Module, how: Plan, factors: Mapping[nn.Module, float] | None = None) -> Statistics:
+def population(model: nn.Module, how: StatisticsPlan, factors: Mapping[nn.Module, float] | None = None) -> Statistics:
     """Return the statistics of the planned layers under the current weights, in order of execution.
 
     The variance is the biased one (1/n); a layer in `factors` has it times its factor, also for the layers behind it.
@@ -123,7 +123,7 @@ def _scaled(mean: Tensor, var: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     return mean, var * factor
 
 
-def _in_one_pass(model: nn.Module, how: Plan, factors: Mapping[nn.Module, float], found: Statistics) -> None:
+def _in_one_pass(model: nn.Module, how: StatisticsPlan, factors: Mapping[nn.Module, float], found: Statistics) -> None:
     """Each layer takes its statistics from the one chunk there is, and at once normalizes it with them."""
 
     def take(layer: nn.Module, x: Tensor) -> None:
@@ -137,7 +137,7 @@ def _in_one_pass(model: nn.Module, how: Plan, factors: Mapping[nn.Module, float]
         model(batch)
 
 
-def inputs_of(model: nn.Module, layer: nn.Module, how: Plan) -> Iterator[Tensor]:
+def inputs_of(model: nn.Module, layer: nn.Module, how: StatisticsPlan) -> Iterator[Tensor]:
     """Yield chunk by chunk what `layer` would normalize, of the samples that its statistics are over.
 
     The forward pass is stopped there, so the layers behind do not run.

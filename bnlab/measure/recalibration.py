@@ -58,7 +58,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Level:
+class SplitLevel:
     """One split with the statistics of the first so many training samples; the differences are from those of all."""
 
     accuracy: Interval
@@ -72,7 +72,7 @@ class Point:
     """One number of training samples of the curve."""
 
     samples: int
-    levels: Mapping[str, Level]  # by split
+    levels: Mapping[str, SplitLevel]  # by split
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def curve_sizes(training_set: Batches, stats: Stats, samples: int, batch_size: i
     return sorted(n for n in used if n < samples)
 
 
-def enough(levels: Sequence[Level], samples: Sequence[int]) -> int:
+def enough(levels: Sequence[SplitLevel], samples: Sequence[int]) -> int:
     """Return the fewest of `samples` from which on no level is farther from the last than the constants above."""
     for level, fewest in zip(reversed(levels[:-1]), reversed(samples[1:]), strict=True):
         if not _is_near(level.accuracy_off, level.loss_off):
@@ -248,6 +248,8 @@ def _change(split: str, before: Tensor, after: Tensor, labels: Tensor) -> Change
     )
 
 
-def _level(logits: Tensor, labels: Tensor, of_all: Tensor) -> Level:
+def _level(logits: Tensor, labels: Tensor, of_all: Tensor) -> SplitLevel:
     gap = Gap(logits, of_all, labels)
-    return Level(mean_of(right(logits, labels)), mean_of(nats(logits, labels)), mean_of(gap.hits), mean_of(gap.losses))
+    return SplitLevel(
+        mean_of(right(logits, labels)), mean_of(nats(logits, labels)), mean_of(gap.hits), mean_of(gap.losses)
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnlab.data.batches import Batches
 from bnlab.measure.adjoint import add_gradient
 from bnlab.measure.layer_statistics import Statistics, adopt
-from bnlab.measure.population_statistics import Plan, Takers, adopted, plan, population
+from bnlab.measure.population_statistics import StatisticsPlan, Takers, adopted, plan, population
 from bnlab.norms.running import RunningLayer
 from bnlab.timing import step_clock
 
@@ -35,7 +35,7 @@ class Refresh:
         self._others = [layer for layer in bnlab_layers(model) if layer.refresh_every is None]
         self._through = [layer for layer in self._layers if layer.gradient_through]
         self._beside: Statistics = {}  # what those had when the statistics were last taken
-        self._plans: dict[tuple[nn.Module, ...], Plan] = {}
+        self._plans: dict[tuple[nn.Module, ...], StatisticsPlan] = {}
         self._clock = step_clock(device)
 
     @staticmethod
@@ -94,7 +94,7 @@ class Refresh:
         for layer, statistics in found.items():
             adopt(layer, *statistics)
 
-    def _plan(self, layers: list[RunningLayer]) -> Plan:
+    def _plan(self, layers: list[RunningLayer]) -> StatisticsPlan:
         """Return the plan for `layers`, made once."""
         if (key := tuple(layers)) not in self._plans:
             takers: Takers = {layer: layer.refresh_samples for layer in layers}

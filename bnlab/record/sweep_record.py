@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +58,3 @@ def _is_text(value: object) -> bool:
         return isinstance(value, str) and "\0" not in value and value.encode().decode() == value
     except UnicodeEncodeError:
         return False
-
-
-def is_sweep(folder: Path) -> bool:
-    """Return whether a sweep's record lies in a folder."""
-    return os.path.lexists(folder / FILE)

@@ -64,7 +64,7 @@ LAYER_FIGURES = ("mean_z", "mean_z_max", "log_std_ratio", "log_std_ratio_max")  
 
 
 @dataclass(frozen=True)
-class Measured:
+class Figure:
     """One figure of one split at one evaluation."""
 
     split: str
@@ -77,7 +77,7 @@ class Measured:
 class Findings:
     """What one evaluation came to."""
 
-    figures: list[Measured]
+    figures: list[Figure]
     layers: dict[str, list[LayerGap]]  # by what the running statistics are held against: probe, population
     discrepancy_seconds: float = 0.0  # that went into telling training mode from evaluation mode
 
@@ -151,10 +151,10 @@ class Evaluator:
             watch.stop()
         return Findings(figures, layers, watch.seconds)
 
-    def _splits_of(self, model: nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Measured]]:
+    def _splits_of(self, model: nn.Module) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Figure]]:
         """Return logits and labels of each split, those of the test probe first, with loss and accuracy."""
         evaluated: dict[str, tuple[Tensor, Tensor]] = {}
-        figures: list[Measured] = []
+        figures: list[Figure] = []
         with adopted(model, self._of_training_set(model)):
             judged = folded(model) if self._config.stats == "folded" else model
             with evaluating(judged):
@@ -167,12 +167,12 @@ class Evaluator:
                 with evaluating(model):
                     unfolded, labels = logits_of(model, self._probe_in_batches())
                 error = (evaluated["test"][0][: len(labels)] - unfolded).abs().max() / unfolded.square().mean().sqrt()
-                figures.append(Measured("test", "fold_error", error.item(), len(labels)))
+                figures.append(Figure("test", "fold_error", error.item(), len(labels)))
         for split, (logits, labels) in evaluated.items():
             found = score(logits, labels)
             figures += [
-                Measured(split, "loss", found.loss, found.samples),
-                Measured(split, "accuracy", found.accuracy, found.samples),
+                Figure(split, "loss", found.loss, found.samples),
+                Figure(split, "accuracy", found.accuracy, found.samples),
             ]
         return evaluated, figures
 
@@ -226,7 +226,7 @@ class Evaluator:
         return nullcontext()
 
 
-def _gaps(trained: Tensor, evaluated: Tensor, labels: Tensor) -> list[Measured]:
+def _gaps(trained: Tensor, evaluated: Tensor, labels: Tensor) -> list[Figure]:
     """Compare the probe's logits in training with the first of those in evaluation: training minus evaluation."""
     evaluated, labels = evaluated[: len(trained)], labels[: len(trained)]
     gap, training, evaluation = Gap(trained, evaluated, labels), score(trained, labels), score(evaluated, labels)
@@ -237,18 +237,18 @@ def _gaps(trained: Tensor, evaluated: Tensor, labels: Tensor) -> list[Measured]:
         "kl": gap.kl.mean().item(),
         "logit_rms": gap.logit_rms,
     }
-    return [Measured("test", name, value, len(labels)) for name, value in values.items()]
+    return [Figure("test", name, value, len(labels)) for name, value in values.items()]
 
 
-def _calibration(evaluated: Mapping[str, tuple[Tensor, Tensor]]) -> list[Measured]:
+def _calibration(evaluated: Mapping[str, tuple[Tensor, Tensor]]) -> list[Figure]:
     splits = [(split, *evaluated[split]) for split in ("valid", "test") if split in evaluated]
-    return [Measured(split, "ece", calibration_error(logits, labels), len(labels)) for split, logits, labels in splits]
+    return [Figure(split, "ece", calibration_error(logits, labels), len(labels)) for split, logits, labels in splits]
 
 
-def _in_full(found: ProbeResult) -> list[Measured]:
+def _in_full(found: ProbeResult) -> list[Figure]:
     """Return the figures of `bnlab probe`, without their intervals."""
     figures = [
-        Measured(gaps.split, "mate_noise", gaps.mate_noise, gaps.samples)
+        Figure(gaps.split, "mate_noise", gaps.mate_noise, gaps.samples)
         for gaps in found.gaps
         if gaps.mate_noise is not None
     ]
@@ -256,10 +256,10 @@ def _in_full(found: ProbeResult) -> list[Measured]:
         for term in (*decomposition.terms, decomposition.total):
             name = f"term_{term.name.replace(' ', '_')}"
             for what, value in (("acc", term.accuracy.value), ("loss", term.loss.value), ("kl", term.moved)):
-                figures.append(Measured(decomposition.split, f"{name}_{what}", value, term.accuracy.n))
+                figures.append(Figure(decomposition.split, f"{name}_{what}", value, term.accuracy.n))
     for way in found.curve:
         name = f"stats_{way.name}" if way.batch_size is None else f"batch_curve_{way.batch_size}"
-        figures.append(Measured("test", name, way.accuracy.value, way.samples))
+        figures.append(Figure("test", name, way.accuracy.value, way.samples))
     return figures
 
 

@@ -28,7 +28,7 @@ from bnlab.models.model import norm_layers
 from bnlab.norms.strategy import NormLayer
 from bnlab.timing import Stopwatch, step_clock
 from bnlab.training.callbacks import Callback
-from bnlab.training.evaluation import LAYER_FIGURES, Evaluator, Measured, evaluation_steps
+from bnlab.training.evaluation import LAYER_FIGURES, Evaluator, Figure, evaluation_steps
 from bnlab.training.job import Stop
 from bnlab.training.outcome import WARMUP_STEPS, Outcome, Pace, Recorder
 from bnlab.training.trainer import TrainerConfig, forward_of, loss_function
@@ -45,21 +45,21 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     step: int,
-    calibration: Refresh | None = None,
+    refresh: Refresh | None = None,
     mark: Callable[[], None] | None = None,
 ) -> Tensor:
     """Do step `step`, counted from 0, and return its loss, a scalar on the device that nobody has waited for.
 
     `mark` is called between forward and backward, and between backward and optimizer.
     """
-    if calibration is not None:
-        calibration.before_step(step)
+    if refresh is not None:
+        refresh.before_step(step)
     loss = loss_of(model(images), labels)
     if mark is not None:
         mark()
     loss.backward()
-    if calibration is not None:
-        calibration.after_backward()
+    if refresh is not None:
+        refresh.after_backward()
     if mark is not None:
         mark()
     optimizer.step()
@@ -83,7 +83,7 @@ class Training:
         device: torch.device,
         recorder: Recorder,
         callback: Callback,
-        calibration: Refresh | None = None,
+        refresh: Refresh | None = None,
         workers: Workers = ALONE,
         stop: Stop | None = None,
     ) -> None:
@@ -95,7 +95,7 @@ class Training:
         self._loss_of = self._mean_loss if workers.size == 1 else self._weighted_loss
         self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, total_steps)
         self._recorder, self._callback = recorder, callback
-        self._calibration, self._workers = calibration, workers
+        self._refresh, self._workers = refresh, workers
         self._watch, self._eval_watch = Stopwatch(device), Stopwatch(device)
         self._clock = step_clock(device)
         self._pending: list[Tensor] = []  # losses on the device, since the last flush
@@ -114,7 +114,7 @@ class Training:
         for _, layer in norm_layers(self._model):
             layer.begin(self._total)
         if earlier is None:
-            self._calibrate()
+            self._begin_refresh()
         else:
             self._restore(earlier)
         if not self._ended:
@@ -136,7 +136,7 @@ class Training:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             loss = train_step(
-                self._forward, self._optimizer, self._loss_of, images, labels, outcome.steps, self._calibration
+                self._forward, self._optimizer, self._loss_of, images, labels, outcome.steps, self._refresh
             )
             self._pending.append(loss)
             self._clock.end()
@@ -158,17 +158,17 @@ class Training:
                 self._watch.start()
         return None
 
-    def _calibrate(self) -> None:
+    def _begin_refresh(self) -> None:
         """Give the layers that read the training set its statistics."""
-        if self._calibration is not None:
+        if self._refresh is not None:
             self._watch.start()
-            self._calibration.begin()
+            self._refresh.begin()
             self._watch.stop()
 
     def _end(self) -> None:
         """Put the statistics of the final weights in, and save them."""
-        if self._calibration is not None:
-            self._calibration.end()
+        if self._refresh is not None:
+            self._refresh.end()
         self._ended = True
         self._save()
 
@@ -192,8 +192,8 @@ class Training:
         self._pending.clear()
         first = self.outcome.steps - len(losses)
         times = self._clock.flush()
-        if self._calibration is not None:
-            self._pace.refresh_ms += self._calibration.flush()
+        if self._refresh is not None:
+            self._pace.refresh_ms += self._refresh.flush()
         bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             losses, times = losses[: bad + 1], times[: bad + 1]
@@ -253,7 +253,7 @@ class Training:
         self.outcome.discrepancy_seconds += found.discrepancy_seconds
         self._callback.evaluated(step, {f"{m.split}.{m.metric}": m.value for m in figures})
 
-    def _extend_curve(self, step: int, epoch: float, figures: list[Measured]) -> None:
+    def _extend_curve(self, step: int, epoch: float, figures: list[Figure]) -> None:
         point = {"step": step, "epoch": epoch, "seconds": self._watch.seconds}
         point |= {f"{m.split}.{m.metric}": m.value for m in figures}
         for name, value in point.items():
@@ -274,7 +274,7 @@ class Training:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self._device) if on_cuda else None,
             "unnormalizable": counts,
-            "calibration": None if self._calibration is None else self._calibration.state(),
+            "calibration": None if self._refresh is None else self._refresh.state(),
             "evaluated": self._evaluated,
             "ended": self._ended,
             "outcome": self.outcome.as_plain(),
@@ -293,8 +293,8 @@ class Training:
         layers = [layer for layer in self._model.modules() if isinstance(layer, NormLayer)]
         for layer, count in zip(layers, state["unnormalizable"], strict=True):
             layer.num_unnormalizable = count
-        if self._calibration is not None:
-            self._calibration.restore(state["calibration"])
+        if self._refresh is not None:
+            self._refresh.restore(state["calibration"])
         self._evaluated, self._ended = state["evaluated"], state["ended"]
         self.outcome = Outcome.of_plain(state["outcome"])
         if self.outcome.steps > self._total:

@@ -26,8 +26,7 @@ from bnlab.conformance.proving import CHECKS, apart
 from bnlab.conformance.subject import Subject, of_factory, of_function, of_strategy
 from bnlab.errors import ConfigError
 from bnlab.norms.strategy import Facts, strategies
-from bnlab.report.check_formats import CARD_FORMATS
-from bnlab.report.check_report import card_table, error_text, matrix_table
+from bnlab.report.check_report import CARD_FORMATS, card_table, error_text, matrix_table
 from bnlab.report.console import Terminal
 
 

@@ -18,15 +18,15 @@ from bnlab.conformance.findings import Card
 from bnlab.interval import Interval
 from bnlab.metrics import metrics
 from bnlab.report.chart import Scale, line_chart, sparkline
-from bnlab.report.check_formats import CARD_FORMATS
-from bnlab.report.columns import baseline_name, fold, section_columns, table_width
+from bnlab.report.check_report import CARD_FORMATS
+from bnlab.report.compare_formats import FORMATS
+from bnlab.report.compare_report import baseline_name, comparison_table, section_columns, skipped_lines
 from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import decimals_for, difference_cells, estimate_cells, number
-from bnlab.report.formats import FORMATS
 from bnlab.report.heading import heading
 from bnlab.report.layers_report import by_depth
-from bnlab.report.run_report import show_run
-from bnlab.report.table import comparison_table, skipped_lines
+from bnlab.report.run_report import run_page
+from bnlab.report.table import draw
 
 ESC = "\x1b"
 HOSTILE = "a\x1b[2J[red]b[/red]\n\u202e|<script>"
@@ -91,7 +91,7 @@ def printed(
         monkeypatch.setenv(key, value)
     raw = io.BytesIO()
     terminal = Terminal(io.TextIOWrapper(raw, encoding=encoding))
-    terminal.print(comparison_table(comparison, width=terminal.width, unicode=terminal.unicode))
+    terminal.print(comparison_table(comparison, terminal))
     terminal.file.flush()
     return "\n".join(line.rstrip() for line in raw.getvalue().decode(encoding).split("\n"))
 
@@ -190,13 +190,17 @@ def test_no_line_is_wider_than_the_terminal_and_the_main_figures_stay_whole(
 
 def test_columns_go_by_their_rank_and_are_named() -> None:
     columns = section_columns(section())
-    everything = table_width(columns)
-    assert fold(columns, everything) == (columns, [])
-    kept, left_out = fold(columns, 70)
-    assert kept is not None
-    assert table_width(kept) <= 70
-    assert [c.name for c in left_out] == ["curve", "acc_gap", "step_ms", "flip_rate"]
-    assert fold(columns, 30)[0] is None  # the arm, the runs, the figure and the difference stay: blocks instead
+    terminal = Terminal(io.StringIO())
+    terminal.width = 120
+    everything = draw(columns, terminal)
+    assert ([c.title for c in everything.kept], everything.left_out) == ([c.title for c in columns], [])
+    terminal.width = 70
+    drawn = draw(columns, terminal)
+    assert max(line.cell_len for line in drawn.lines) <= 70
+    assert [c.key for c in drawn.left_out] == ["curve", "acc_gap", "step_ms", "flip_rate"]
+    terminal.width = 30
+    blocks = draw(columns, terminal)  # the arm, the runs, the figure and the difference stay: blocks instead
+    assert (len(blocks.kept), blocks.left_out, blocks.lines[0].plain) == (len(columns), [], "norm=none")
 
 
 def test_the_curve_is_not_named_as_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,12 +455,12 @@ def test_a_chart_rises_with_its_curve(braille: bool) -> None:
     assert line_chart({"a": ([], [])}, "log", 40)[0].plain == "no finite values"
 
 
-def shown(summary: Any, status: Any, folder: Path, width: int = 80) -> str:
-    stream = io.StringIO()
-    terminal = Terminal(stream)
+def shown(summary: Any, status: Any, folder: Path, width: int = 80, encoding: str = "utf-8") -> str:
+    raw = io.BytesIO()
+    terminal = Terminal(io.TextIOWrapper(raw, encoding=encoding, write_through=True))
     terminal.width = width  # whatever COLUMNS says
-    terminal.print(show_run(summary, status, folder, width))
-    return stream.getvalue()
+    terminal.print(run_page(summary, status, folder, terminal))
+    return raw.getvalue().decode(encoding)
 
 
 def test_a_run_at_a_glance(tmp_path: Path) -> None:
@@ -495,9 +499,10 @@ WITH_LAYERS = {
 }  # fmt: skip
 BY_DEPTH = """\
 running statistics against those of the test probe, by depth
-layer        mean z                           log std ratio
-stem.norm     0.020 █▎                               +0.010 ██▍
-head.norm     0.400 ████████████████████████         -0.050 ████████████
+layer      mean z                            log std ratio
+────────────────────────────────────────────────────────────────────────
+stem.norm   0.020  █▎                               +0.010  ██▍
+head.norm   0.400  ████████████████████████         -0.050  ████████████
 """
 
 
@@ -515,11 +520,8 @@ def test_the_discrepancy_by_depth_and_over_training(tmp_path: Path) -> None:
 def test_the_layers_fit_the_terminal_and_have_an_ascii_form(tmp_path: Path, width: int) -> None:
     deep = {f"stage{i}.block.norm_of_a_long_name": LAYERS["head.norm"] | {"depth": i} for i in range(1, 60)}
     for unicode in (True, False):
-        stream = io.StringIO()
-        Terminal(stream).print(
-            show_run(WITH_LAYERS | {"layers": deep}, {}, Path("r"), width, unicode=unicode), width=width
-        )
-        text = stream.getvalue()
+        encoding = "utf-8" if unicode else "ascii"
+        text = shown(WITH_LAYERS | {"layers": deep}, {}, Path("r"), width, encoding)
         assert max(map(len, text.splitlines())) <= width
         assert unicode or text.isascii()
         assert "and 19 more in layers.csv" in text
@@ -528,8 +530,9 @@ def test_the_layers_fit_the_terminal_and_have_an_ascii_form(tmp_path: Path, widt
 
 def test_a_bar_is_short_where_the_figure_does_not_matter() -> None:
     tiny = {"layers": {"1": {"depth": 1, "mean_z": 0.001, "log_std_ratio": 0.0}}}
-    (line,) = (text.plain for text in by_depth(tiny, 80, unicode=False) if str(text).startswith("1"))
-    assert line.split() == ["1", "0.001", "+0.000"]
+    terminal = Terminal(io.StringIO())
+    (line,) = (text.plain for text in by_depth(tiny, terminal) if str(text).startswith("1"))
+    assert line.replace("▎", "").split() == ["1", "0.001", "+0.000"]
 
 
 def test_runs_without_a_discrepancy_by_layer_show_none(tmp_path: Path) -> None:

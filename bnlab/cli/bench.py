@@ -151,13 +151,13 @@ def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[f
     from bnlab.record.run_folder import fresh_folder
     from bnlab.report.console import messages, results
     from bnlab.report.rows import TIDY_FORMATS, as_csv
-    from bnlab.report.straggler_report import progress, straggler_table
+    from bnlab.report.straggler_report import straggler_table, watching
 
     err = messages()
     limits, sections, notes = read_sections(overrides, workers, delays)
     for line in notes:
         err.say(line)
-    with progress(err, workers) as watch:
+    with watching(err, workers) as watch:
         times = run_workers(plan_of(sections, delays, limits), workers, threads_of(sections), watch)
     rows = [row for part in times for row in figures(part)]
     folder = fresh_folder(Path("runs"), "bench")

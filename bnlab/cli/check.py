@@ -30,17 +30,17 @@ def check(
     """
     from bnlab.conformance.card import examine
     from bnlab.conformance.subject import of_factory
-    from bnlab.report.check_formats import CARD_FORMATS
-    from bnlab.report.check_report import card_table, checking, matrix_table
+    from bnlab.report.check_report import CARD_FORMATS, card_table, matrix_table
     from bnlab.report.console import messages, results
+    from bnlab.report.progress import working
 
     if module is not None and overrides:
         raise ConfigError(f"{overrides[0]}: has no meaning beside --module\nleave out one of the two")
     subjects = _strategies(overrides or []) if module is None else [of_factory(module)]
     cards = []
-    with checking(messages()) as tell:
+    with working(messages()) as tell:
         for subject in subjects:
-            tell(subject.label)
+            tell(f"checking {subject.label}")
             cards.append(examine(subject))
     out = results()
     if format != "table":

@@ -48,8 +48,8 @@ def compare(
     PATH is the folder of a run or of a sweep; default: runs.
     """
     from bnlab.compare import comparison
+    from bnlab.report.compare_report import comparison_table, skipped_lines
     from bnlab.report.console import messages, results
-    from bnlab.report.table import comparison_table, skipped_lines
 
     compared = comparison.compare(
         paths or [Path("runs")],
@@ -67,13 +67,13 @@ def compare(
         from bnlab.report.pivot_report import PIVOT_FORMATS, pivot_table
 
         if format == "table":
-            out.print(pivot_table(compared, width=out.width, unicode=out.unicode))
+            out.print(pivot_table(compared, out))
         else:
             out.emit(PIVOT_FORMATS[format](compared))
     elif format == "table":
-        out.print(comparison_table(compared, width=out.width, unicode=out.unicode, names=(metric or [])[1:]))
+        out.print(comparison_table(compared, out, (metric or [])[1:]))
     else:
-        from bnlab.report.formats import FORMATS
+        from bnlab.report.compare_formats import FORMATS
 
         out.emit(FORMATS[format](compared))
     for line in skipped_lines(compared):

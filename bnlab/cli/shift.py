@@ -41,8 +41,8 @@ def shift(
     from bnlab.experiment.shift_study import shift_study
     from bnlab.experiment.trained_model import find
     from bnlab.measure.robustness import STATS
-    from bnlab.report.check_report import checking
     from bnlab.report.console import messages, results
+    from bnlab.report.progress import working
     from bnlab.report.rows import TIDY_FORMATS
     from bnlab.report.shift_report import shift_rows, shift_table
 
@@ -50,7 +50,7 @@ def shift(
     statistics = _chosen("--stats", stats, STATS)
     severities = [int(text) for text in _chosen("--severity", [severity], [str(known) for known in SEVERITIES])]
     trained = find(targets or [], module, weights, data)
-    with checking(messages()) as tell:
+    with working(messages()) as tell:
         study = shift_study(trained, names, severities, statistics, batch_size, tell)
     out = results()
     if format == "table":

@@ -12,8 +12,8 @@ def show(run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]) -> No
     """Show the run in the folder RUN: what it was, where it ran, how it went, curves as a chart."""
     from bnlab.record.read import read_documents
     from bnlab.report.console import results
-    from bnlab.report.run_report import show_run
+    from bnlab.report.run_report import run_page
 
     status, summary = read_documents(run)
     out = results()
-    out.print(show_run(summary, status, run, out.width, unicode=out.unicode, coloured=out.coloured))
+    out.print(run_page(summary, status, run, out))

@@ -77,7 +77,7 @@ def shift_study(
     conditions = []
     with trained.examined(), adopted(model, refreshed(model, trained.train)):
         for name, severity in [("none", 0), *product(shifts, severities)]:
-            tell(f"{name} {severity}" if severity else "the test images as they are")
+            tell(f"evaluating {name} {severity}" if severity else "evaluating the test images as they are")
             conditions.append(condition(name, severity))
     keeps = bool(running_layers(model))
     return Study(trained.label, batch_size, config.eval.prior, len(bundle.test), keeps, tuple(conditions))

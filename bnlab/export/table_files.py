@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bnlab.compare.frames import KEYS, Tables, all_frames, one_type_a_column
 from bnlab.record.read import Run
-from bnlab.report.formats import inert
+from bnlab.report.rows import inert
 
 
 def write_csv(folder: Path, runs: Sequence[Run], tables: Sequence[Tables]) -> None:

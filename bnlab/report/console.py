@@ -27,9 +27,12 @@ _SHOWN_AS_ESCAPE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 def clean(text: object) -> str:
     """Return `text` on one line, each control, direction and surrogate character as its escape (`\\x1b`)."""
+    text = str(text)
+    if text.isprintable():
+        return text
     return "".join(
         char.encode("unicode_escape").decode("ascii") if unicodedata.category(char) in _SHOWN_AS_ESCAPE else char
-        for char in str(text)
+        for char in text
     )
 
 

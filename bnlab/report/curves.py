@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
-from rich.console import Group
 from rich.text import Text
 
 from bnlab.report.chart import COLOURS, MARKS, Axis, line_chart
@@ -35,10 +35,10 @@ def numbers(values: Any) -> list[float]:
 def over_steps(steps: Any, values: Mapping[str, Any]) -> Curves:
     """Return the curves in `values` over `steps`; only those with a value for each step, and two of them or more."""
     places = numbers(steps)
-    found = {name: numbers(curve) for name, curve in values.items()}
+    curves = {name: numbers(curve) for name, curve in values.items()}
     return {
         name: (places, curve)
-        for name, curve in found.items()
+        for name, curve in curves.items()
         if len(curve) == len(places) > 1 and all(map(math.isfinite, places))
     }
 
@@ -53,7 +53,7 @@ def chart(
     factor: float = 1.0,
     height: int = 10,
     over: str = "step",
-) -> Group:
+) -> list[Text]:
     """Return a chart under its title, and below it what it is over and which curve is which."""
     key = Text(f"by {over}: ", "dim")
     for index, name in enumerate(curves):
@@ -61,4 +61,17 @@ def chart(
         key.append("━ " if braille else f"{MARKS[index % len(MARKS)]} ", style)
         key.append(f"{name}  ")
     lines = line_chart(curves, axis, room, height, factor=factor, braille=braille)
-    return Group(Text(title, "bold"), *lines, key)
+    lines = [*([Text(title, "bold")] if title else []), *lines, key]
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+def side_by_side(left: Sequence[Text], right: Sequence[Text], place: int) -> list[Text]:
+    """Return the lines of two charts, the second from column `place` on."""
+    lines = []
+    for first, second in zip_longest(left, right, fillvalue=Text("")):
+        line = first.copy()
+        line.append(" " * (place - line.cell_len))
+        lines.append(line.append_text(second))
+    return lines

@@ -10,15 +10,17 @@ from bnlab.interval import Interval
 
 MISSING = "–"
 _LARGEST_PLAIN = 1e7  # from here on a figure is written with an exponent
+_VANISHING = 3e-4  # estimates below it are written with powers of ten: four decimals would leave one digit
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: the value, aligned to the right, then its interval and a remark, aligned to the left."""
+    """One figure: the value, aligned on the decimal, its interval and a remark, aligned to the left; lines below it."""
 
     head: str
     interval: str = ""
     remark: str = ""
+    below: tuple[str, ...] = ()
 
     @property
     def tail(self) -> str:
@@ -45,6 +47,29 @@ def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
 def significant(value: float | None) -> str:
     """Return a single figure, four significant digits of it."""
     return number(value, decimals_for([math.nan if value is None else value], []))
+
+
+def small(value: float | None, *, signed: bool = False) -> str:
+    """Return a figure in three significant digits, two with a power of ten below 0.001; `0` is exactly 0."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        return power_of_ten(value, 1, signed=signed)
+    return number(value, min(max(2 - _exponent(abs(value)), 0), 5), signed=signed)
+
+
+def percent(share: float) -> str:
+    """Return a share in percent with two decimals; `0` is exactly 0."""
+    points = 100 * share
+    return number(points, 2) if round(points, 2) else small(points)
+
+
+def power_of_ten(value: float, decimals: int, *, signed: bool = False) -> str:
+    """Return `value` as `1.5e-7`."""
+    mantissa, _, power = f"{value:{'+' if signed else ''}.{decimals}e}".partition("e")
+    return f"{mantissa}e{int(power)}"
 
 
 def decimals_for(values: Iterable[float], halves: Iterable[float]) -> int:
@@ -90,9 +115,48 @@ def difference_cells(differences: Sequence[Interval | None], scale: float, place
     return _align_halves(cells)
 
 
+def interval_cells(
+    values: Sequence[Interval], factor: float = 1.0, *, signed: bool = False, least: int = 0
+) -> list[Cell]:
+    """Return a column of values times `factor` with their intervals; `0` is exactly 0, also at its ends.
+
+    The column has the decimals that its typical interval supports, and `least` of them; an estimate that would vanish
+    has powers of ten.
+    """
+    halves = [each.half * factor for each in values]
+    decimals = max(least, decimals_for([each.value * factor for each in values], halves))
+    return [_measured(each.value * factor, each.half * factor, decimals, signed) for each in values]
+
+
+def interval_text(value: Interval, factor: float = 1.0, *, signed: bool = False, least: int = 0) -> str:
+    """Return a single value with its interval, in the digits that this supports."""
+    return str(interval_cells([value], factor, signed=signed, least=least)[0])
+
+
+def with_sum(terms: Sequence[Interval], total: Interval, factor: float = 1.0, *, least: int = 0) -> list[Cell]:
+    """Return the column of `terms`, their sum, and `total`; the sum has the digits of the total, and no interval."""
+    *cells, last = interval_cells([*terms, total], factor, signed=True, least=least)
+    value = factor * sum(term.value for term in terms)
+    if last.head in ("0", MISSING) or "e" in last.head:
+        return [*cells, Cell(small(value, signed=True)), last]
+    return [*cells, Cell(number(value, len(last.head.partition(".")[2]), signed=True)), last]
+
+
 def is_clear(difference: Interval) -> bool:
     """Whether the difference stands at the 5% level after the correction over arms."""
     return difference.p is not None and difference.p < 0.05
+
+
+def _measured(value: float, half: float, decimals: int, signed: bool) -> Cell:
+    if half == math.inf:
+        return Cell("0" if value == 0 else significant(value))
+    if value == 0 and half == 0:
+        return Cell("0")
+    if max(abs(value), half) < _VANISHING:
+        return Cell(small(value, signed=signed), f"± {small(half)}")
+    # never a false ± 0.00
+    shown = number(max(half, 10.0**-decimals), decimals) if half else "0"
+    return Cell(number(value, decimals, signed=signed), f"± {shown}")
 
 
 def _estimate(e: Interval, decimals: int) -> Cell:

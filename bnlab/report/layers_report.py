@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
 from rich.text import Text
 
-from bnlab.report.console import clean, to_ascii
+from bnlab.report.bars import fine_bar
+from bnlab.report.console import Terminal
 from bnlab.report.curves import Curves, chart, finite, mapping, numbers, over_steps
 from bnlab.report.figures import number
+from bnlab.report.table import Column, draw, joined, shortened
 
 TITLE = "running statistics against those of the test probe, by depth"
 LEGEND = (
@@ -22,9 +23,8 @@ LEGEND = (
 HEIGHT = 6  # lines of a chart
 MOST_LAYERS = 40  # are shown
 FULL_BAR = 0.1  # of a standard deviation, so that what does not matter does not look as if it did
-_FIGURE = 8  # columns of a figure
+_FIGURE = 13  # columns of a figure and what stands between
 _LEAST_BAR, _LONGEST_BAR = 4, 24
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Layer:
     log_std_ratio: float
 
 
-def by_depth(summary: Mapping[str, Any], width: int, *, unicode: bool) -> list[RenderableType]:
+def by_depth(summary: Mapping[str, Any], out: Terminal) -> list[Text]:
     """Return a line a layer: its name, mean z and log std ratio, each with a bar; nothing where no layer has them.
 
     A bar is as long as the figure is large beside FULL_BAR, or beside the largest of the column above that.
@@ -43,31 +43,24 @@ def by_depth(summary: Mapping[str, Any], width: int, *, unicode: bool) -> list[R
     layers = _layers(summary)
     if not layers:
         return []
-    names = [clean(layer.name) if unicode else to_ascii(clean(layer.name)) for layer in layers]
-    margin = max(len("layer"), min(max(map(len, names)), width // 3))
-    figures = {
-        "mean z": ([layer.mean_z for layer in layers], False),
-        "log std ratio": ([layer.log_std_ratio for layer in layers], True),
-    }
-    bar = min(max((width - margin) // 2 - max(map(len, figures)) - 3, _LEAST_BAR), _LONGEST_BAR)
-    lines = [Text(f"{'layer':<{margin}}", "dim", no_wrap=True)]
-    lines += [Text(_cut(name, margin, unicode).ljust(margin), no_wrap=True) for name in names]
-    for head, (values, signed) in figures.items():
+    shown = layers[:MOST_LAYERS]
+    room = max(out.width // 3, len("layer"))
+    names = [shortened(layer.name, room) for layer in shown]
+    bar = min(max((out.width - max(map(len, names))) // 2 - _FIGURE, _LEAST_BAR), _LONGEST_BAR)
+    columns = [Column("layer", names, left=True, is_name=True)]
+    for title, key, signed in (("mean z", "mean_z", False), ("log std ratio", "log_std_ratio", True)):
+        values = [getattr(layer, key) for layer in layers]
         full = max(FULL_BAR, *map(abs, values))
-        head = f"{head:>{_FIGURE}}"
-        lines[0].append(f"  {head} {'':<{bar}}")
-        for line, value in zip(lines[1:], values, strict=True):
-            line.append(f"  {number(value, 3, signed=signed):>{len(head)}} ")
-            line.append(_bar(abs(value) / full, bar, unicode).ljust(bar), "cyan")
-    for line in lines:
-        line.rstrip()
-    shown = lines[: MOST_LAYERS + 1]
-    if len(lines) > len(shown):
-        shown.append(Text(f"and {len(lines) - len(shown)} more in layers.csv", "dim"))
-    return [Text(""), Text(TITLE, "bold"), *shown, *(Text(line, "dim") for line in LEGEND)]
+        columns.append(Column(title, [number(value, 3, signed=signed) for value in values[:MOST_LAYERS]]))
+        bars = [fine_bar(abs(value) / full, bar, out) for value in values[:MOST_LAYERS]]
+        columns.append(Column("", bars, left=True, styles=["cyan"] * len(bars)))
+    more = len(layers) - len(shown)
+    below = [f"and {more} more in layers.csv"] if more else []
+    text = [line for part in (*below, *LEGEND) for line in joined([part], out, "dim")]
+    return [Text(""), *joined([TITLE], out, "bold"), *draw(columns, out).lines, *text]
 
 
-def over_training(summary: Mapping[str, Any], room: int, *, braille: bool) -> list[Group]:
+def over_training(summary: Mapping[str, Any], room: int, *, braille: bool) -> list[list[Text]]:
     """Return the charts of how far predictions move and of the layers farthest off; each only where something is."""
     curve = mapping(summary.get("curve"))
     moved = over_steps(curve.get("step"), {"KL": curve.get("test.kl")})
@@ -85,12 +78,12 @@ def over_training(summary: Mapping[str, Any], room: int, *, braille: bool) -> li
 
 
 def _layers(summary: Mapping[str, Any]) -> list[_Layer]:
-    found = []
+    layers = []
     for name, layer in mapping(summary.get("layers")).items():
         depth, mean_z, ratio = (finite(mapping(layer).get(key)) for key in ("depth", "mean_z", "log_std_ratio"))
         if depth is not None and mean_z is not None and ratio is not None:
-            found.append(_Layer(depth, name, mean_z, ratio))
-    return sorted(found, key=lambda layer: layer.depth)
+            layers.append(_Layer(depth, name, mean_z, ratio))
+    return sorted(layers, key=lambda layer: layer.depth)
 
 
 def _largest(summary: Mapping[str, Any], figure: str) -> list[float]:
@@ -102,16 +95,3 @@ def _largest(summary: Mapping[str, Any], figure: str) -> list[float]:
 
 def _any(curves: Curves) -> bool:
     return any(math.isfinite(value) and value != 0 for _, values in curves.values() for value in values)
-
-
-def _bar(share: float, width: int, unicode: bool) -> str:
-    """Return a bar of `share` of `width` columns, to an eighth of a column."""
-    if not unicode:
-        return "#" * round(share * width)
-    eighths = round(share * width * 8)
-    return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
-
-
-def _cut(text: str, width: int, unicode: bool) -> str:
-    more = "…" if unicode else "..."
-    return text if len(text) <= width else text[: width - len(more)] + more

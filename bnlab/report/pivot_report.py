@@ -6,13 +6,11 @@ cells: the figure with its interval, the finished runs behind it, and the settin
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.text import Text
 
 from bnlab.compare.arms import MISSING, short_names, text_of
@@ -21,83 +19,59 @@ from bnlab.compare.result import Comparison, Row
 from bnlab.interval import Interval
 from bnlab.metrics import Metric, metrics
 from bnlab.report import figures
-from bnlab.report.columns import Column, aligned, best_styles, in_ascii, table_title, table_width
-from bnlab.report.console import clean
+from bnlab.report.compare_formats import commented, document, estimate_values, listed
+from bnlab.report.compare_report import best_styles, framed, table_title
+from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import Cell, estimate_cells
-from bnlab.report.formats import SCHEMA, document, escaped, estimate_values, inert
-from bnlab.report.heading import heading
-from bnlab.report.table import NARROWEST, blocks, framed, interval_sign, table_lines
+from bnlab.report.rows import SCHEMA, aligned_lines, csv_text, escaped, markdown_table
+from bnlab.report.table import Column, draw, joined
 
 _UNIT_WORDS = {"s": "seconds", "1/s": "images/s"}  # how a title tells its unit, where it does so by another word
 
 
-def pivot_table(comparison: Comparison, *, width: int, unicode: bool = True) -> Group:
+def pivot_table(comparison: Comparison, out: Terminal) -> Group:
     """Return what to print: a matrix a section, of so many columns beside one another as the terminal holds."""
-    shown: list[RenderableType] = []
+    shown: list[Text] = []
     for matrix in matrices(comparison):
         shown += [Text("")] if shown else []
-        columns = _columns(matrix)
-        columns = columns if unicode else [in_ascii(column) for column in columns]
-        down = clean(short_names(matrix.keys)[matrix.keys[0]])
-        title = [Text(""), Text(clean(_title(matrix)))]
-        body = [*title, *_body(columns, down, width, unicode)]
-        notes = list(map(clean, matrix.section.notes))
-        shown += framed(matrix.section, body, interval_sign(matrix.section, columns), notes, width, unicode)
+        table = draw(_columns(matrix), out, split=True).lines
+        body = [Text(""), *joined([_title(matrix)], out), Text(""), *table, Text("")]
+        shown += framed(matrix.section, body, [], matrix.section.notes, out)
     return Group(*shown)
 
 
 def _columns(matrix: Matrix) -> list[Column]:
     metric = metrics[matrix.section.main]
     names = short_names(matrix.keys)
-    title = clean(" \\ ".join(names[key] for key in matrix.keys))
-    columns = [Column(title, [_value(value) for value in matrix.rows], left=True, is_arm=True)]
-    cells = _cells(matrix)
-    beside = _beside(matrix)
+    title = " \\ ".join(names[key] for key in matrix.keys)
+    down = names[matrix.keys[0]]
+    columns = [Column(title, list(map(_value, matrix.rows)), key=down, left=True, is_name=True)]
+    cells, beside = _cells(matrix), _beside(matrix)
     for j, value in enumerate(matrix.columns):
-        texts = aligned([row[j] for row in cells])
-        whole = [f"{text}\n{remark[j]}".rstrip("\n") for text, remark in zip(texts, beside, strict=True)]
+        column = [
+            replace(row[j], below=(remark[j],) if remark[j] else ()) for row, remark in zip(cells, beside, strict=True)
+        ]
         styles = best_styles([_estimate(row[j], metric) for row in matrix.cells], metric)
-        columns.append(Column(_value(value), whole, styles=styles))
+        columns.append(Column(_value(value), column, styles=styles))
     return columns
 
 
-def _body(columns: Sequence[Column], down: str, width: int, unicode: bool) -> list[RenderableType]:
-    """Return the matrix, in parts below one another where it is too wide; where a column is, a block a row."""
-    first, *rest = columns
-    if width < NARROWEST or any(table_width([first, column]) > width for column in rest):
-        return blocks([replace(first, title=down), *rest], width)
-    body: list[RenderableType] = []
-    while rest:
-        count = 1
-        while count < len(rest) and table_width([first, *rest[: count + 1]]) <= width:
-            count += 1
-        body += [Text(""), *table_lines([first, *rest[:count]], "─" if unicode else "-")]
-        rest = rest[count:]
-    return [*body, Text("")]
+# ---------------------------------------------------------------- for programs
 
 
 def as_plain(comparison: Comparison) -> str:
     """Return aligned text to grep: `#` before all that is no row, the finished runs in every cell."""
-    lines: list[str] = []
-    for matrix in matrices(comparison):
-        table = _grid(matrix)
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        lines += ["# " + " · ".join(map(clean, heading(matrix.section))), f"# {clean(_title(matrix))}"]
-        lines += ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-        lines += [f"# {clean(note)}" for note in matrix.section.notes] + [""]
-    return "\n".join(lines[:-1]) + "\n" if lines else ""
+    return "\n".join(commented(m.section, aligned_lines(*_grid(m)), _title(m)) for m in matrices(comparison))
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Return one GitHub table a matrix, under its header and title as lines of text, with the notes as a list."""
     parts: list[str] = []
     for matrix in matrices(comparison):
-        titles, *rows = _grid(matrix)
-        lines = [list(map(escaped, titles)), ["---", *["---:"] * (len(titles) - 1)], *(map(escaped, r) for r in rows)]
-        parts += [escaped(" · ".join(map(clean, heading(matrix.section)))), escaped(clean(_title(matrix)))]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-        if matrix.section.notes:
-            parts.append("\n".join(f"- {escaped(clean(note))}" for note in matrix.section.notes))
+        titles, rows = _grid(matrix)
+        titles = list(map(escaped, titles))
+        table = markdown_table(titles, [list(map(escaped, row)) for row in rows], titles[1:])
+        parts += listed(matrix.section, [escaped(_title(matrix)), table])
     return "\n\n".join(parts) + "\n" if parts else ""
 
 
@@ -106,9 +80,8 @@ def as_csv(comparison: Comparison) -> str:
 
     The columns are `KEY=VALUE`, then the same with ` low`, ` high`, ` n`, ` runs` and ` best KEY` of a chosen setting.
     """
-    found = matrices(comparison)
     lines: list[dict[str, Any]] = []
-    for number, matrix in enumerate(found, 1):
+    for number, matrix in enumerate(matrices(comparison), 1):
         metric = metrics[matrix.section.main]
         row_key, column_key = matrix.keys
         for value, cells in zip(matrix.rows, matrix.cells, strict=True):
@@ -122,11 +95,7 @@ def as_csv(comparison: Comparison) -> str:
                 line |= {f"{name} best {key}": row.best.get(key) if row else None for key in matrix.section.chosen}
             lines.append(line)
     titles = list(dict.fromkeys(name for line in lines for name in line))
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(map(inert, titles))
-    writer.writerows([inert(line.get(name)) for name in titles] for line in lines)
-    return target.getvalue()
+    return csv_text(titles, ([line.get(name) for name in titles] for line in lines))
 
 
 def as_json(comparison: Comparison) -> str:
@@ -170,13 +139,16 @@ def _document(matrix: Matrix) -> dict[str, Any]:
     }
 
 
-def _grid(matrix: Matrix) -> list[list[str]]:
-    """Return title and rows of text, each cell on one line."""
-    lines = [[clean(matrix.keys[0]), *map(_value, matrix.columns)]]
+def _grid(matrix: Matrix) -> tuple[list[str], list[list[str]]]:
+    """Return titles and rows of text, each cell on one line."""
+    rows = []
     for value, cells, beside in zip(matrix.rows, _cells(matrix), _beside(matrix, always=True), strict=True):
         texts = (" ".join(f"{cell} {remark}".split()) for cell, remark in zip(cells, beside, strict=True))
-        lines.append([_value(value), *texts])
-    return lines
+        rows.append([_value(value), *texts])
+    return [clean(matrix.keys[0]), *map(_value, matrix.columns)], rows
+
+
+# ---------------------------------------------------------------- cells
 
 
 def _title(matrix: Matrix) -> str:

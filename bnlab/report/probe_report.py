@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from bnlab.report.bars import bar_column, bars, signed_bars, whiskers
 from bnlab.report.chart import Scale
-from bnlab.report.columns import Column
-from bnlab.report.console import Terminal, clean
-from bnlab.report.probe_tables import (
-    bars,
-    drawn,
-    estimates,
-    joined,
-    percent,
-    shortened,
-    signed_bars,
-    small,
-    table,
-    whiskers,
-    with_sum,
-)
+from bnlab.report.console import Terminal
+from bnlab.report.figures import interval_cells, interval_text, percent, small, with_sum
 from bnlab.report.rows import Row
+from bnlab.report.table import Column, draw, joined, shortened
 
 if TYPE_CHECKING:
     from bnlab.interval import Interval
@@ -46,27 +34,17 @@ class Probed:
     verdicts: tuple[str, ...]  # one a decomposition
 
 
-@contextmanager
-def working(out: Terminal) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows, on a terminal, what is being done."""
-    if not out.is_terminal or out.is_dumb_terminal:
-        yield lambda what: None
-        return
-    with out.status("", spinner="line") as status:
-        yield lambda what: status.update(out.show(what))
-
-
 # ---------------------------------------------------------------- in a terminal
 
 
-def probe_tables(found: Probed, out: Terminal) -> Group:
+def probe_tables(probed: Probed, out: Terminal) -> Group:
     """Return the whole report, as wide as the console."""
-    probing = found.probing
-    lines: list[RenderableType] = [*joined(_heading(found), out, "bold"), *joined(_samples(found), out, "dim")]
+    probing = probed.probing
+    lines: list[RenderableType] = [*joined(_heading(probed), out, "bold"), *joined(_samples(probed), out, "dim")]
     lines += _titled("The gap", ["statistics of training against those of evaluation", _SAME], out)
     lines += _gaps(probing, out)
-    for number_, (decomposition, said) in enumerate(zip(probing.decompositions, found.verdicts, strict=True)):
-        lines += _titled(f"Where it comes from: {decomposition.split}", [] if number_ else _CAUSES, out)
+    for number, (decomposition, said) in enumerate(zip(probing.decompositions, probed.verdicts, strict=True)):
+        lines += _titled(f"Where it comes from: {decomposition.split}", [] if number else _CAUSES, out)
         lines += _terms(decomposition, out)
         lines += joined([said], out, "bold")
     lines += _titled("Layers by depth", _layer_legend(probing), out)
@@ -91,15 +69,15 @@ _CAUSES = (
 )
 
 
-def _heading(found: Probed) -> list[str]:
-    step = [] if found.step is None else [f"checkpoint at step {found.step:,}"]
-    return [clean(found.label), *map(clean, found.about), *step]
+def _heading(probed: Probed) -> list[str]:
+    step = [] if probed.step is None else [f"checkpoint at step {probed.step:,}"]
+    return [probed.label, *probed.about, *step]
 
 
-def _samples(found: Probed) -> list[str]:
-    sizes = [f"{gap.samples:,} {gap.split}" for gap in found.probing.gaps]
-    over = f"population statistics over {found.probing.statistics_samples:,} training samples"
-    return [f"batches of {found.batch_size:,} in training", f"probe samples: {', '.join(sizes)}", over]
+def _samples(probed: Probed) -> list[str]:
+    sizes = [f"{gap.samples:,} {gap.split}" for gap in probed.probing.gaps]
+    over = f"population statistics over {probed.probing.statistics_samples:,} training samples"
+    return [f"batches of {probed.batch_size:,} in training", f"probe samples: {', '.join(sizes)}", over]
 
 
 def _titled(title: str, about: Sequence[str], out: Terminal) -> list[Text]:
@@ -120,37 +98,35 @@ def _gaps(probing: ProbeResult, out: Terminal) -> list[Text]:
     ]
     figures = [
         [
-            *estimates([gap.train_accuracy, gap.eval_accuracy], 100, least=2),
-            *estimates([gap.acc_gap], 100, signed=True, least=2),
-            *estimates([gap.loss_gap], signed=True),
-            *estimates([gap.flip_rate], 100),
-            *estimates([gap.kl]),
+            *map(str, interval_cells([gap.train_accuracy, gap.eval_accuracy], 100, least=2)),
+            interval_text(gap.acc_gap, 100, signed=True, least=2),
+            interval_text(gap.loss_gap, signed=True),
+            interval_text(gap.flip_rate, 100),
+            interval_text(gap.kl),
             small(gap.logit_rms),
             "one batch only" if gap.mate_noise is None else small(gap.mate_noise),
         ]
         for gap in gaps
     ]
     columns = [Column("", names, left=True)]
-    columns += [
-        Column(gap.split, [" ".join(cell.split()) for cell in cells]) for gap, cells in zip(gaps, figures, strict=True)
-    ]
-    return table(columns, out)
+    columns += [Column(gap.split, cells) for gap, cells in zip(gaps, figures, strict=True)]
+    return draw(columns, out).lines
 
 
-def _terms(found: Decomposition, out: Terminal) -> list[Text]:
-    terms, total = found.terms, found.total
+def _terms(decomposition: Decomposition, out: Terminal) -> list[Text]:
+    terms, total = decomposition.terms, decomposition.total
     losses = [term.loss.value for term in terms]
     losses += [sum(losses), total.loss.value]
     columns = [
         Column("", [*(term.name for term in terms), "sum of the terms", "total"], left=True),
-        Column("points", with_sum([term.accuracy for term in terms], total.accuracy, 100, least=2), left=True),
-        Column("nats", with_sum([term.loss for term in terms], total.loss), left=True),
+        Column("points", with_sum([term.accuracy for term in terms], total.accuracy, 100, least=2)),
+        Column("nats", with_sum([term.loss for term in terms], total.loss)),
         Column("moved", [*(small(term.moved) for term in terms), "", small(total.moved)]),
         Column("flips %", [*(percent(term.flips) for term in terms), "", percent(total.flips)]),
-        drawn(lambda width: signed_bars(losses, width, out), 31, 9, "nats"),
+        bar_column("nats", lambda width: signed_bars(losses, width, out), 31, 9),
     ]
     notes = {row: f"0: {term.absent}" for row, term in enumerate(terms) if _is_absent(term)}
-    return table(columns, out, notes=notes, rules=[len(terms)], styles={len(terms) + 1: "bold"})
+    return draw(columns, out, notes=notes, above={len(terms): ""}, styles={len(terms) + 1: "bold"}).lines
 
 
 def _is_absent(term: Term) -> bool:
@@ -167,7 +143,7 @@ def _layer_legend(probing: ProbeResult) -> list[str]:
     ]
     kinds = {layer.kind for layer in probing.layers}
     left = {layer.initial_left for layer in probing.layers}
-    about += [f"all {clean(*kinds)}"] if len(kinds) == 1 else []
+    about += [f"all {' '.join(kinds)}"] if len(kinds) == 1 else []
     return [
         *about,
         *(f"initial statistics left: {_left(share)} %" for share in left if len(left) == 1 and share is not None),
@@ -180,7 +156,7 @@ def _layers(probing: ProbeResult, out: Terminal) -> list[Text]:
         return []
     columns = [
         Column("#", [str(layer.depth) for layer in layers]),
-        Column("layer", [shortened(clean(layer.name) or "-", max(12, out.width - 55)) for layer in layers], left=True),
+        Column("layer", [shortened(layer.name or "-", max(12, out.width - 55)) for layer in layers], left=True),
         Column("channels", [f"{layer.channels:,}" for layer in layers], rank=2),
         Column("mean z median", [small(layer.mean_z) for layer in layers]),
         Column("mean z max", [small(layer.mean_z_max) for layer in layers]),
@@ -188,33 +164,35 @@ def _layers(probing: ProbeResult, out: Terminal) -> list[Text]:
         Column("log ratio farthest", [small(layer.log_std_ratio_max, signed=True) for layer in layers]),
     ]
     if len({layer.kind for layer in layers}) > 1:
-        columns.insert(2, Column("kind", [clean(layer.kind) for layer in layers], left=True, rank=3))
+        columns.insert(2, Column("kind", [layer.kind for layer in layers], left=True, rank=3))
     if len({layer.initial_left for layer in layers}) > 1:
         columns.append(Column("initial left %", [_left(layer.initial_left) for layer in layers], rank=1))
-    columns.append(drawn(lambda width: bars([layer.mean_z for layer in layers], width, out), 24, 8, "mean z median"))
-    return table(columns, out)
+    means = [layer.mean_z for layer in layers]
+    columns.append(bar_column("mean z median", lambda width: bars(means, width, out), 24, 8))
+    return draw(columns, out).lines
 
 
 def _left(share: float | None) -> str:
     return "< 0.01" if share is not None and 0 < share < 1e-4 else small(None if share is None else 100 * share)
 
 
-def _scale(found: Sequence[Interval]) -> Scale:
-    ends = [end for each in found for end in (each.low, each.value, each.high) if end is not None]
+def _scale(accuracies: Sequence[Interval]) -> Scale:
+    ends = [end for each in accuracies for end in (each.low, each.value, each.high) if end is not None]
     return Scale.over([min(max(end, 0.0), 1.0) for end in ends], "error")
 
 
 def _curve(probing: ProbeResult, scale: Scale, out: Terminal) -> list[Text]:
     rows = probing.curve
     columns = [
-        Column("", [clean(row.name) for row in rows], left=True),
-        Column("accuracy %", estimates([row.accuracy for row in rows], 100, least=2)),
-        Column("loss, nats", estimates([row.loss for row in rows])),
+        Column("", [row.name for row in rows], left=True),
+        Column("accuracy %", interval_cells([row.accuracy for row in rows], 100, least=2)),
+        Column("loss, nats", interval_cells([row.loss for row in rows])),
         Column("samples", [f"{row.samples:,}" for row in rows], rank=1),
     ]
-    columns.append(drawn(lambda width: whiskers([row.accuracy for row in rows], scale, width, out), 50, 21, "accuracy"))
-    own = [number_ for number_, row in enumerate(rows) if row.batch_size is not None]
-    return table(columns, out, rules=own[:1])
+    accuracies = [row.accuracy for row in rows]
+    columns.append(bar_column("accuracy", lambda width: whiskers(accuracies, scale, width, out), 50, 21))
+    own = [number for number, row in enumerate(rows) if row.batch_size is not None]
+    return draw(columns, out, above=dict.fromkeys(own[:1], "")).lines
 
 
 def _agreement(probing: ProbeResult, out: Terminal) -> list[Text]:
@@ -224,20 +202,20 @@ def _agreement(probing: ProbeResult, out: Terminal) -> list[Text]:
         Column("largest logit difference, over RMS", [small(row.largest) for row in rows]),
         Column("predictions that change, %", [percent(row.flips) for row in rows]),
     ]
-    return table(columns, out)
+    return draw(columns, out).lines
 
 
 # ---------------------------------------------------------------- as rows
 
 
-def probe_head(found: Probed) -> dict[str, Any]:
+def probe_head(probed: Probed) -> dict[str, Any]:
     """Return what holds for all rows."""
-    probing = found.probing
-    head: dict[str, Any] = {"label": found.label, "about": ", ".join(found.about), "step": found.step}
-    head["batch_size"] = found.batch_size
+    probing = probed.probing
+    head: dict[str, Any] = {"label": probed.label, "about": ", ".join(probed.about), "step": probed.step}
+    head["batch_size"] = probed.batch_size
     head |= {f"{gap.split}_samples": gap.samples for gap in probing.gaps}
     head["statistics_samples"] = probing.statistics_samples
-    for decomposition, said in zip(probing.decompositions, found.verdicts, strict=True):
+    for decomposition, said in zip(probing.decompositions, probed.verdicts, strict=True):
         absent = [f"{term.name}: {term.absent}" for term in decomposition.terms if _is_absent(term)]
         head[f"{decomposition.split}_verdict"] = said
         head[f"{decomposition.split}_absent"] = "; ".join(absent) or None
@@ -245,9 +223,9 @@ def probe_head(found: Probed) -> dict[str, Any]:
     return head | {"initial_left": first.initial_left, "updates": first.updates, "momentum": first.momentum}
 
 
-def probe_rows(found: Probed) -> list[Row]:
+def probe_rows(probed: Probed) -> list[Row]:
     """Return one row a figure: table, split, name, metric, value, low, high, n; accuracies are shares, not points."""
-    probing = found.probing
+    probing = probed.probing
     rows: list[Row] = []
     for gap in probing.gaps:
         for metric in ("train_accuracy", "eval_accuracy", "acc_gap", "loss_gap", "flip_rate", "kl"):

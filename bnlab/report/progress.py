@@ -1,7 +1,8 @@
-"""Progress on stderr: a live display on a terminal, a line now and then elsewhere.
+"""Progress on stderr: a display on a terminal that is drawn over and over, a line now and then elsewhere.
 
-The training loop reports through `Callback` where it flushes its rows, never in between. Nothing here runs in a thread
-of its own: a display is drawn within such a report, at most twice a second, so that no step waits for it.
+Nothing that measures has a thread beside it: a display is drawn within a report, at most twice a second, so that no
+step waits for it. The training loop reports through `Callback` where it flushes its rows, never in between. Only
+`working`, for what does not report, has a sign that turns.
 
     with make_progress(sys.stderr) as progress:
         progress.sweep_started(15)
@@ -17,12 +18,13 @@ import atexit
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO
 
 from rich.cells import cell_len
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -49,9 +51,100 @@ _MARKS = {
 def make_progress(stream: IO[str]) -> Callback:
     """Return the live display where `stream` is a terminal that can move its cursor, else the plain lines."""
     terminal = Terminal(stream)
-    if terminal.is_terminal and not terminal.is_dumb_terminal:
-        return LiveProgress(terminal)
-    return PlainProgress(terminal)
+    return LiveProgress(terminal) if _can_redraw(terminal) else PlainProgress(terminal)
+
+
+@contextmanager
+def working(out: Terminal) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows, on a terminal, what is being done."""
+    if not _can_redraw(out):
+        yield lambda what: None
+        return
+    with out.status("", spinner="line") as status:
+        yield lambda what: status.update(out.show(what))
+
+
+@contextmanager
+def download_meter(stream: IO[str], name: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what to call with (bytes so far, bytes in all): a bar, or a line at every tenth."""
+    out = Terminal(stream)
+    start: list[tuple[float, int]] = []  # when, and what was there before
+
+    def report(done: int, total: int) -> None:
+        start[:] = start or [(out.get_time(), done)]
+        since, before = start[0]
+        rate = (done - before) / max(out.get_time() - since, 1e-3)
+        facts = {
+            "step": f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB",
+            "rate": f"{rate / 1e6:,.1f} MB/s" if rate > 0 else "",
+            "left": f"{_duration((total - done) / rate)} left" if rate > 0 else "",
+        }
+        display.show(
+            lambda: f"{name}: {facts['step']}",
+            lambda: _bars([(Text(out.show(name)), done, total, facts)], out.width),
+            part=str(10 * done // total if total else 0),
+        )
+
+    with Display(out) as display:
+        yield report
+
+
+class Display:
+    """A picture that takes the place of the one before it; where none can be drawn, a line now and then.
+
+    It is gone when its `with` block ends, and the cursor is there again, also where nobody ends it.
+    """
+
+    def __init__(self, out: Terminal, now: Callable[[], float] | None = None) -> None:
+        self._out = out
+        self._now = now or out.get_time
+        self._last, self._part = -math.inf, ""
+        # results go to stdout meanwhile: where that is a terminal too they must come above the display
+        self._live = (
+            Live(console=out, auto_refresh=False, transient=True, redirect_stdout=sys.stdout.isatty())
+            if _can_redraw(out)
+            else None
+        )
+
+    def show(
+        self, line: Callable[[], str], picture: Callable[[], RenderableType] | None = None, *, part: str = ""
+    ) -> None:
+        """Show `picture`, by default the line itself, or write `line`: where it is time, or another `part` begins."""
+        now, is_due = self._now(), part != self._part
+        is_due |= now - self._last >= (LINE_SECONDS if self._live is None else REDRAW_SECONDS)
+        if not is_due:
+            return
+        self._last, self._part = now, part
+        if self._live is None:
+            self._out.say(line())
+            return
+        if not self._live.is_started:
+            atexit.register(self._live.stop)
+            self._live.start()
+        self._live.update(picture() if picture else Text(self._out.show(line()), "dim"), refresh=True)
+
+    def print(self, text: str) -> None:
+        """Write a line above the picture."""
+        self._out.print(Text(self._out.show(text)))
+
+    def close(self) -> None:
+        """Take the picture away; a second call does nothing."""
+        if self._live is not None:
+            atexit.unregister(self._live.stop)
+            self._live.stop()
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _can_redraw(terminal: Terminal) -> bool:
+    return terminal.is_terminal and not terminal.is_dumb_terminal
+
+
+# ---------------------------------------------------------------- jobs and their training
 
 
 @dataclass
@@ -173,23 +266,15 @@ class LiveProgress(_Reporter):
         super().__init__(terminal, now)
         self._jobs: deque[tuple[ResultState, str, str]] = deque(maxlen=LAST_JOBS)
         self._finished = Text()
-        self._drawn = -math.inf
-        # results go to stdout meanwhile: where that is a terminal too they must come above the display
-        self._live = Live(
-            console=terminal,
-            auto_refresh=False,
-            transient=True,
-            get_renderable=self._display,
-            redirect_stdout=sys.stdout.isatty(),
-        )
+        self._display = Display(terminal, now)
 
     def sweep_started(self, num_jobs: int) -> None:
         super().sweep_started(num_jobs)
-        self._draw(force=True)
+        self._draw()
 
     def job_started(self, index: int, label: str, total_steps: int) -> None:
         super().job_started(index, label, total_steps)
-        self._draw(force=True)
+        self._draw()
 
     def advanced(self, step: int, loss: float, images_per_second: float) -> None:
         super().advanced(step, loss, images_per_second)
@@ -204,24 +289,17 @@ class LiveProgress(_Reporter):
         super().job_ended(index, state, headline)
         self._jobs.append((state, label, self._terminal.show(headline)))
         self._finished = self._last_jobs() if self._num_jobs else Text()
-        self._draw(force=True)
+        self._draw()
 
     def noted(self, text: str) -> None:
-        self._live.console.print(Text(self._terminal.show(text)))
+        self._display.print(text)
 
     def closed(self) -> None:
-        atexit.unregister(self._live.stop)
-        self._live.stop()
+        self._display.close()
 
-    def _draw(self, *, force: bool = False) -> None:
-        now = self._now()
-        if not force and now - self._drawn < REDRAW_SECONDS:
-            return
-        self._drawn = now
-        if not self._live.is_started:
-            atexit.register(self._live.stop)  # the cursor comes back even if nobody closes
-            self._live.start()
-        self._live.refresh()
+    def _draw(self) -> None:
+        started = f"{self._ended} {self._job is not None}"
+        self._display.show(str, self._picture, part=started)
 
     def _last_jobs(self) -> Text:
         """The jobs that ended last, one a line: made once a job, because drawing a table takes milliseconds."""
@@ -236,21 +314,28 @@ class LiveProgress(_Reporter):
             for state, label, headline in shown
         )
 
-    def _display(self) -> Group:
-        width = self._terminal.width
-        bars = Table.grid(padding=(0, 2, 0, 0))
-        bars.add_column(no_wrap=True, overflow="ellipsis", max_width=max(width // 3, 4))
-        bars.add_column(width=_BAR if width >= 60 else 6)
-        bars.add_column(no_wrap=True, overflow="ellipsis")
-        label = self._job.label if self._job else ""
-        room = width - min(max(len(label), 3), max(width // 3, 4)) - (_BAR if width >= 60 else 6) - 4
+    def _picture(self) -> Group:
+        rows: list[tuple[Text, int, int, Mapping[str, str]]] = []
         if self._job is not None:
-            bars.add_row(label, _bar(self._job.step, self._job.total), _fitting(self._facts(), room))
+            rows.append((Text(self._job.label), self._job.step, self._job.total, self._facts()))
         if self._num_jobs:
             left = _duration(self._sweep_left())
             facts = {"step": f"{self._ended}/{self._num_jobs} jobs", "left": f"{left} left" if left else ""}
-            bars.add_row(Text("all", "dim"), _bar(self._ended, self._num_jobs), _fitting(facts, room))
-        return Group(*([self._finished] if self._finished else []), bars)
+            rows.append((Text("all", "dim"), self._ended, self._num_jobs, facts))
+        return Group(*([self._finished] if self._finished else []), _bars(rows, self._terminal.width))
+
+
+def _bars(rows: Sequence[tuple[Text, int, int, Mapping[str, str]]], width: int) -> Table:
+    """Return a line for each (label, done, total, facts), as many facts as there is room for."""
+    label, bar = max(width // 3, 4), _BAR if width >= 60 else 6
+    bars = Table.grid(padding=(0, 2, 0, 0))
+    bars.add_column(no_wrap=True, overflow="ellipsis", max_width=label)
+    bars.add_column(width=bar)
+    bars.add_column(no_wrap=True, overflow="ellipsis")
+    room = width - min(max((row[0].cell_len for row in rows), default=0), label) - bar - 4
+    for name, done, total, facts in rows:
+        bars.add_row(name, _bar(done, total), _fitting(facts, room))
+    return bars
 
 
 def _bar(done: int, total: int) -> ProgressBar:

@@ -10,10 +10,10 @@ from rich.console import Group
 from rich.text import Text
 
 from bnlab.compare.notes import count_of
-from bnlab.report.columns import Column
-from bnlab.report.console import Terminal, clean
-from bnlab.report.figures import significant
-from bnlab.report.probe_tables import bars, drawn, estimates, joined, percent, small, table
+from bnlab.report.bars import bar_column, bars
+from bnlab.report.console import Terminal
+from bnlab.report.figures import interval_cells, interval_text, percent, significant, small
+from bnlab.report.table import Column, draw, joined
 
 if TYPE_CHECKING:
     from bnlab.measure.by_layer import LayerGap
@@ -28,7 +28,7 @@ class Recalibrated:
     label: str
     about: tuple[str, ...]  # data, model, normalization
     file: str  # the new one
-    found: Recalibration
+    result: Recalibration
 
 
 _HOW = {
@@ -43,19 +43,21 @@ _GAPS = {"mean_z": "largest mean z", "log_std_ratio": "largest log ratio"}
 
 def recalibration_tables(report: Recalibrated, out: Terminal) -> Group:
     """Return the whole report, as wide as the console."""
-    found = report.found
-    over = f"over {found.samples:,} of {found.available:,} training samples"
-    lines = joined([clean(report.label), *map(clean, report.about)], out, "bold")
-    lines += joined([_HOW[found.stats], over, f"{count_of(len(found.gaps_before), 'layer')} recalibrated"], out, "dim")
-    lines += joined([f"new file: {clean(report.file)}"], out, "dim")
+    result = report.result
+    over = f"over {result.samples:,} of {result.available:,} training samples"
+    lines = joined([report.label, *report.about], out, "bold")
+    lines += joined(
+        [_HOW[result.stats], over, f"{count_of(len(result.gaps_before), 'layer')} recalibrated"], out, "dim"
+    )
+    lines += joined([f"new file: {report.file}"], out, "dim")
     about = ["evaluation mode, same weights and samples", "±: 95 % interval", *_SIGNS]
-    lines += [Text(""), Text("Before and after", "bold"), *joined(about, out, "dim"), *_changes(found, out)]
+    lines += [Text(""), Text("Before and after", "bold"), *joined(about, out, "dim"), *_changes(result, out)]
     about = [
         f"evaluated with the statistics of the first training samples; points and nats: less those with all "
-        f"{found.samples:,}",
+        f"{result.samples:,}",
     ]
-    lines += [Text(""), Text("How many samples it takes", "bold"), *joined(about, out, "dim"), *_curve(found, out)]
-    lines += [Text(""), *joined([in_words(found)], out, "bold")]
+    lines += [Text(""), Text("How many samples it takes", "bold"), *joined(about, out, "dim"), *_curve(result, out)]
+    lines += [Text(""), *joined([in_words(result)], out, "bold")]
     return Group(*lines)
 
 
@@ -66,33 +68,29 @@ _SIGNS = (
 )
 
 
-def _changes(found: Recalibration, out: Terminal) -> list[Text]:
+def _changes(result: Recalibration, out: Terminal) -> list[Text]:
     names, rows = list[str](), list[list[str]]()
-    for change in found.changes:
+    for change in result.changes:
         names += [f"{change.split} accuracy, %", f"{change.split} loss, nats"]
         rows.append(
-            _flat(
-                estimates([change.accuracy_before], 100, least=2),
-                estimates([change.accuracy_after], 100, least=2),
-                estimates([change.accuracy], 100, signed=True, least=2),
-                estimates([change.flips], 100, least=2),
-            )
+            [
+                interval_text(change.accuracy_before, 100, least=2),
+                interval_text(change.accuracy_after, 100, least=2),
+                interval_text(change.accuracy, 100, signed=True, least=2),
+                interval_text(change.flips, 100, least=2),
+            ]
         )
-        losses = (estimates([change.loss_before]), estimates([change.loss_after]))
-        rows.append(_flat(*losses, estimates([change.loss], signed=True), [""]))
+        losses = (interval_text(change.loss_before), interval_text(change.loss_after))
+        rows.append([*losses, interval_text(change.loss, signed=True), ""])
     for metric, name in _GAPS.items():
-        before, after = (farthest(gaps, metric) for gaps in (found.gaps_before, found.gaps_after))
+        before, after = (farthest(gaps, metric) for gaps in (result.gaps_before, result.gaps_after))
         names.append(name)
         signed = metric == "log_std_ratio"
         rows.append([small(before, signed=signed), small(after, signed=signed), "", ""])
     columns = [Column("", names, left=True)]
     for place, title in enumerate(("before", "after", "difference", "flips %")):
         columns.append(Column(title, [row[place] for row in rows]))
-    return table(columns, out, rules=[2 * len(found.changes)])
-
-
-def _flat(*groups: Sequence[str]) -> list[str]:
-    return [" ".join(cell.split()) for cells in groups for cell in cells]
+    return draw(columns, out, above={2 * len(result.changes): ""}).lines
 
 
 def farthest(gaps: Sequence[LayerGap], metric: str) -> float:
@@ -100,52 +98,52 @@ def farthest(gaps: Sequence[LayerGap], metric: str) -> float:
     return float(max((getattr(gap, metric) for gap in gaps), key=abs))
 
 
-def _curve(found: Recalibration, out: Terminal) -> list[Text]:
-    points = found.curve
+def _curve(result: Recalibration, out: Terminal) -> list[Text]:
+    points = result.curve
     columns = [Column("samples", [f"{point.samples:,}" for point in points])]
-    splits = [found.judged_on, *(split for split in points[0].levels if split != found.judged_on)]
+    splits = [result.judged_on, *(split for split in points[0].levels if split != result.judged_on)]
     for rank, split in enumerate(splits):
         levels = [point.levels[split] for point in points]
         columns += [
             Column(f"{split} accuracy %", [percent(level.accuracy.value) for level in levels], rank=rank + 3),
             Column(
                 f"{split} points",
-                estimates([level.accuracy_off for level in levels], 100, signed=True, least=2),
+                interval_cells([level.accuracy_off for level in levels], 100, signed=True, least=2),
                 rank=rank,
             ),
             Column(f"{split} loss", [significant(level.loss.value) for level in levels], rank=rank + 3),
-            Column(f"{split} nats", estimates([level.loss_off for level in levels], signed=True), rank=rank),
+            Column(f"{split} nats", interval_cells([level.loss_off for level in levels], signed=True), rank=rank),
         ]
-    losses = [abs(point.levels[found.judged_on].loss_off.value) for point in points]
-    columns.append(drawn(lambda width: bars(losses, width, out), wide=16, narrow=6, title=f"{found.judged_on} nats"))
-    marked = next(number for number, point in enumerate(points) if point.samples == found.enough)
-    return table(columns, out, styles={marked: "bold"})
+    losses = [abs(point.levels[result.judged_on].loss_off.value) for point in points]
+    columns.append(bar_column(f"{result.judged_on} nats", lambda width: bars(losses, width, out), 16, 6))
+    marked = next(number for number, point in enumerate(points) if point.samples == result.enough)
+    return draw(columns, out, styles={marked: "bold"}).lines
 
 
 # ---------------------------------------------------------------- in words
 
 
-def in_words(found: Recalibration) -> str:
+def in_words(result: Recalibration) -> str:
     """Return how many samples were enough, what that came to on the last split, and whether it was for the better."""
-    return " ".join([_enough(found), _came_to(found.changes[-1]), _better_or_worse(found.changes)])
+    return " ".join([_enough(result), _came_to(result.changes[-1]), _better_or_worse(result.changes)])
 
 
-def _enough(found: Recalibration) -> str:
-    if found.enough < found.samples:
-        return f"{found.enough:,} of {found.samples:,} samples were enough, judged on {found.judged_on}."
-    if len(found.curve) == 1:
-        return f"Fewer than {found.samples:,} samples were not tried."
-    before = found.curve[-2]
-    off = before.levels[found.judged_on]
+def _enough(result: Recalibration) -> str:
+    if result.enough < result.samples:
+        return f"{result.enough:,} of {result.samples:,} samples were enough, judged on {result.judged_on}."
+    if len(result.curve) == 1:
+        return f"Fewer than {result.samples:,} samples were not tried."
+    before = result.curve[-2]
+    off = before.levels[result.judged_on]
     figures = f"{100 * off.accuracy_off.value:+.2f} points and {small(off.loss_off.value, signed=True)} nats"
-    return f"All {found.samples:,} samples were needed: {before.samples:,} are {figures} off on {found.judged_on}."
+    return f"All {result.samples:,} samples were needed: {before.samples:,} are {figures} off on {result.judged_on}."
 
 
 def _came_to(change: Change) -> str:
     accuracy = f"{percent(change.accuracy_before.value)} → {percent(change.accuracy_after.value)} %"
-    points = _flat(estimates([change.accuracy], 100, signed=True, least=2))[0]
+    points = interval_text(change.accuracy, 100, signed=True, least=2)
     loss = f"{significant(change.loss_before.value)} → {significant(change.loss_after.value)} nats"
-    nats = _flat(estimates([change.loss], signed=True))[0]
+    nats = interval_text(change.loss, signed=True)
     return f"Accuracy on {change.split} {accuracy} ({points} points), loss {loss} ({nats})."
 
 
@@ -168,32 +166,32 @@ def _better_or_worse(changes: Sequence[Change]) -> str:
 
 def recalibration_head(report: Recalibrated) -> dict[str, Any]:
     """Return what holds for all rows."""
-    found = report.found
+    result = report.result
     return {
         "label": report.label,
         "about": ", ".join(report.about),
         "file": report.file,
-        "stats": found.stats,
-        "samples": found.samples,
-        "available": found.available,
-        "judged_on": found.judged_on,
-        "enough": found.enough,
-        "verdict": in_words(found),
+        "stats": result.stats,
+        "samples": result.samples,
+        "available": result.available,
+        "judged_on": result.judged_on,
+        "enough": result.enough,
+        "verdict": in_words(result),
     }
 
 
 def recalibration_rows(report: Recalibrated) -> list[Row]:
     """Return one row a figure: table, split, name, samples, metric, value, low, high, n; accuracies are shares."""
-    found = report.found
+    result = report.result
     rows: list[Row] = []
-    for change in found.changes:
+    for change in result.changes:
         for metric in ("accuracy_before", "accuracy_after", "accuracy", "loss_before", "loss_after", "loss", "flips"):
-            rows.append(_row("change", change.split, "", found.samples, metric, getattr(change, metric)))
-    for when, gaps in (("before", found.gaps_before), ("after", found.gaps_after)):
+            rows.append(_row("change", change.split, "", result.samples, metric, getattr(change, metric)))
+    for when, gaps in (("before", result.gaps_before), ("after", result.gaps_after)):
         for gap in gaps:
             for metric in ("mean_z", "mean_z_max", "log_std_ratio", "log_std_ratio_max"):
-                rows.append(_row(f"layer {when}", "train", gap.name, found.samples, metric, getattr(gap, metric)))
-    for point in found.curve:
+                rows.append(_row(f"layer {when}", "train", gap.name, result.samples, metric, getattr(gap, metric)))
+    for point in result.curve:
         for split, level in point.levels.items():
             for metric in ("accuracy", "loss", "accuracy_off", "loss_off"):
                 rows.append(_row("curve", split, "", point.samples, metric, getattr(level, metric)))

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from bnlab.compare.arms import text_of
 from bnlab.compare.notes import count_of
 from bnlab.metrics import warnings_of
 from bnlab.report.chart import Axis
-from bnlab.report.console import clean, to_ascii
-from bnlab.report.curves import chart, finite, mapping, over_steps
+from bnlab.report.console import Terminal
+from bnlab.report.curves import chart, finite, mapping, over_steps, side_by_side
 from bnlab.report.figures import number, significant
 from bnlab.report.layers_report import by_depth, over_training
+from bnlab.report.table import Column, draw, joined
 
 GROUPS = ("norm", "model", "data", "optim", "schedule", "trainer", "eval")
 SPLITS = ("train", "valid", "test")
 _SIDE_BY_SIDE = 110  # columns from which the two charts stand next to each other
+_BETWEEN = 3
 _FILES = {
     "config.yaml": "the configuration",
     "steps.csv": "loss and learning rate of every step",
@@ -38,15 +39,7 @@ _CHARTS: tuple[tuple[str, str, Axis, float], ...] = (
 _ENDED = {"done": "green", "running": "cyan"}  # anything else is red
 
 
-def show_run(
-    summary: Mapping[str, Any],
-    status: Mapping[str, Any],
-    folder: Path,
-    width: int,
-    *,
-    unicode: bool = True,
-    coloured: bool = True,
-) -> Group:
+def run_page(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path, out: Terminal) -> Group:
     """Return what to print of the run in `folder`; `summary` is empty where the run wrote none (failed, killed)."""
     state = str(summary.get("state") or status.get("state", "unknown"))
     facts: list[tuple[str, Iterable[str]]] = [
@@ -55,19 +48,20 @@ def show_run(
         *_configuration(mapping(summary.get("config")) or mapping(status.get("config"))),
         ("machine", _machine(mapping(summary.get("environment")))),
     ]
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(overflow="fold")
-    for name, parts in facts:
-        text = clean(", ".join(part for part in parts if part))
-        if text:
-            style = _ENDED.get(state, "red") if name == "state" else ""
-            table.add_row(Text(name), Text(text if unicode else to_ascii(text), style))
-    shown: list[RenderableType] = [Text(clean(folder) if unicode else to_ascii(clean(folder)), "bold"), table]
+    told = [(name, text) for name, parts in facts if (text := ", ".join(part for part in parts if part))]
+    shown = [*joined([str(folder)], out, "bold"), *_pairs(told, out, _ENDED.get(state, "red"))]
     if "bench" in summary:
         return Group(*shown)  # no curves, and tables without rows
-    charts = _charts(summary, width, unicode and coloured)
-    return Group(*shown, *charts, *by_depth(summary, width, unicode=unicode), *_files(folder))
+    files = [(name, what) for name, what in _FILES.items() if (folder / name).is_file()]
+    shown += [*_charts(summary, out), *by_depth(summary, out)]
+    return Group(*shown, *([Text(""), *_pairs(files, out)] if files else []))
+
+
+def _pairs(pairs: Sequence[tuple[str, str]], out: Terminal, first: str = "") -> list[Text]:
+    """Return a line a pair: its name, and the text that goes with it; `first` is the style of the first text."""
+    names = Column("", [name for name, _ in pairs], left=True, styles=["dim"] * len(pairs))
+    styles = [first, *[""] * (len(pairs) - 1)]
+    return draw([names, Column("", [text for _, text in pairs], left=True, wraps=True, styles=styles)], out).lines
 
 
 def _state(state: str, summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path) -> Iterable[str]:
@@ -199,9 +193,10 @@ def _cost(summary: Mapping[str, Any]) -> str:
     return f"of evaluation {number(seconds, 1)} s ({number(100 * share, 0)} % of training) for train-versus-eval"
 
 
-def _charts(summary: Mapping[str, Any], width: int, braille: bool) -> list[RenderableType]:
-    beside = width >= _SIDE_BY_SIDE
-    room = min((width - 3) // 2 if beside else width, 100)
+def _charts(summary: Mapping[str, Any], out: Terminal) -> list[Text]:
+    beside = out.width >= _SIDE_BY_SIDE
+    room = min((out.width - _BETWEEN) // 2 if beside else out.width, 100)
+    braille = out.unicode and out.coloured
     curve = mapping(summary.get("curve"))
     pairs = [
         [
@@ -211,27 +206,13 @@ def _charts(summary: Mapping[str, Any], width: int, braille: bool) -> list[Rende
         ],
         over_training(summary, room, braille=braille),
     ]
-    shown: list[RenderableType] = []
+    shown: list[Text] = []
     for charts in pairs:
         if beside and len(charts) == 2:
-            grid = Table.grid(padding=(0, 3, 0, 0))
-            grid.add_row(*charts)
-            shown += [Text(""), grid]
+            shown += [Text(""), *side_by_side(charts[0], charts[1], room + _BETWEEN)]
         else:
-            shown += [part for drawn in charts for part in (Text(""), drawn)]
+            shown += [line for lines in charts for line in (Text(""), *lines)]
     return shown
-
-
-def _files(folder: Path) -> list[RenderableType]:
-    there = [(name, what) for name, what in _FILES.items() if (folder / name).is_file()]
-    if not there:
-        return []
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(style="dim")
-    for name, what in there:
-        table.add_row(Text(name), Text(what))
-    return [Text(""), table]
 
 
 def _percent(value: Any) -> str:

@@ -1,62 +1,53 @@
-"""Training with one late worker, in the terminal: a table a section, and in words who waits for it."""
+"""Training with one straggler, in the terminal: a table a section, and in words who waits for it."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Group, RenderableType
-from rich.live import Live
+from rich.console import Group
 from rich.text import Text
 
 from bnlab.bench.straggler_result import StragglerStep, StragglerTime
 from bnlab.compare.notes import count_of
 from bnlab.interval import Interval
-from bnlab.report.bench_report import LINE_SECONDS
-from bnlab.report.columns import Column, aligned, fold, in_ascii
-from bnlab.report.console import Terminal, clean
+from bnlab.report.bench_report import left_out_note, round_text
+from bnlab.report.console import Terminal
 from bnlab.report.figures import Cell, number, significant
-from bnlab.report.table import table_lines, wrapped
+from bnlab.report.progress import Display
+from bnlab.report.table import Column, bullets, draw, joined
 
 
-def straggler_table(found: StragglerTime, out: Terminal) -> Group:
+def straggler_table(times: StragglerTime, out: Terminal) -> Group:
     """Return one section, as wide as the console."""
-    columns = _columns(found.steps)
-    columns = columns if out.unicode else [in_ascii(column) for column in columns]
-    kept, left_out = fold(columns, out.width)
-    workers = f"{found.workers} workers, the last one late"
-    heading = [out.show(part) for part in (*filter(None, [found.title]), workers, *found.setting)]
-    between = " · " if out.unicode else " | "
-    lines: list[RenderableType] = [Text(line, "bold") for line in wrapped(heading, out.width, between)]
-    lines += [Text(""), *table_lines(kept or columns[:5], "─" if out.unicode else "-"), Text("")]
-    for note in _notes(found, [column.title for column in left_out]):
-        for count, line in enumerate(textwrap.wrap(out.show(note), max(out.width - 2, 20), break_long_words=False)):
-            lines.append(Text(("  " if count else "· " if out.unicode else "- ") + line, "dim"))
-    return Group(*lines)
+    drawn = draw(_columns(times.steps), out)
+    workers = f"{times.workers} workers, the last one late"
+    heading = joined([*filter(None, [times.title]), workers, *times.setting], out, "bold")
+    notes = bullets([*_notes(times), *left_out_note(drawn.left_out)], out)
+    return Group(*heading, Text(""), *drawn.lines, Text(""), *notes)
 
 
 def _columns(steps: Sequence[StragglerStep]) -> list[Column]:
-    """Return the columns; what all delays of a strategy share stands in their first row only."""
+    """Return the columns; what is sent does not depend on the delay, and stands in the first row only."""
 
     def column(title: str, text: Callable[[StragglerStep], str], rank: int) -> Column:
-        return Column(title, [text(step) for step in steps], title, rank=rank)
+        return Column(title, [text(step) for step in steps], rank=rank)
 
-    def shared(title: str, text: Callable[[StragglerStep], str], rank: int, left: bool = False) -> Column:
-        return Column(title, ["" if s.delay_ms else text(s) for s in steps], title, rank=rank, left=left, is_arm=left)
+    def shared(title: str, text: Callable[[StragglerStep], str], rank: int) -> Column:
+        return Column(title, ["" if step.delay_ms else text(step) for step in steps], rank=rank)
 
     def growth(title: str, growths: Sequence[Interval], rank: int) -> Column:
         cells = []
         for step, by in zip(steps, growths, strict=True):
             interval = f"({number(by.low, 1, signed=True)} to {number(by.high, 1, signed=True)})"
             cells.append(Cell(number(by.value, 1, signed=True), interval) if step.delay_ms else Cell(""))
-        short = aligned([Cell(cell.head) for cell in cells]) if rank else None
-        return Column(title, aligned(cells), title, short, rank)
+        short = [Cell(cell.head) for cell in cells] if rank else None
+        return Column(title, cells, short=short, rank=rank)
 
     return [
-        shared("norm", lambda s: clean(s.norm), 0, left=True),
-        shared("gradients", lambda s: s.gradients, 0, left=True),
-        column("late ms", lambda s: f"{s.delay_ms:g}", 0),
+        Column("norm", [step.norm for step in steps], left=True, is_name=True),
+        Column("gradients", [step.gradients for step in steps], left=True, is_name=True),
+        Column("late ms", [f"{step.delay_ms:g}" for step in steps], is_name=True),
         column("step ms", lambda s: significant(s.step_ms), 0),
         growth("step longer by ms", [s.step_growth for s in steps], 0),
         growth("forward longer by ms", [s.forward_growth for s in steps], 2),
@@ -67,12 +58,16 @@ def _columns(steps: Sequence[StragglerStep]) -> list[Column]:
     ]
 
 
-def _notes(found: StragglerTime, left_out: Sequence[str]) -> Iterator[str]:
+def _notes(times: StragglerTime) -> Iterator[str]:
     yield "Must all examples wait for the slowest?"
-    yield from (answer(found, norm) for norm in dict.fromkeys(step.norm for step in found.steps))
-    why = "every growth is known to the asked precision" if found.stopped_by == "precision" else "the budget was spent"
+    yield from (answer(times, norm) for norm in dict.fromkeys(step.norm for step in times.steps))
+    why = (
+        "every growth is known to the requested precision"
+        if times.stopped_by == "precision"
+        else "the budget was spent"
+    )
     yield (
-        f"{count_of(found.rounds, 'round')} in {found.seconds:.0f} s, one step of each in turn; {why}. "
+        f"{count_of(times.rounds, 'round')} in {times.seconds:.0f} s, one step of each in turn; {why}. "
         "The last worker sleeps at the start of its forward pass; "
         "times are the first worker's, which is not late itself."
     )
@@ -80,17 +75,15 @@ def _notes(found: StragglerTime, left_out: Sequence[str]) -> Iterator[str]:
         "gradients: averaged over the workers every step, or local, each worker with its own. Collectives a step, "
         "forward + backward: all workers meet in each. KB (1,000 bytes): what one worker hands to them in a step."
     )
-    if left_out:
-        yield f"left out for width: {', '.join(left_out)} (a wider terminal or --format shows them)"
 
 
-def answer(found: StragglerTime, norm: str) -> str:
+def answer(times: StragglerTime, norm: str) -> str:
     """Return in a sentence whether a step under `norm` waits for the late worker, at the longest delay.
 
     An interval above half the delay is waiting, one below is not; in between nothing is said.
     """
     averaged, local = (
-        max((s for s in found.steps if s.norm == norm and s.gradients == mode), key=lambda s: s.delay_ms)
+        max((s for s in times.steps if s.norm == norm and s.gradients == mode), key=lambda s: s.delay_ms)
         for mode in ("averaged", "local")
     )
     half = averaged.delay_ms / 2
@@ -113,23 +106,8 @@ def answer(found: StragglerTime, norm: str) -> str:
 
 
 @contextmanager
-def progress(out: Terminal, workers: int) -> Iterator[Callable[[str, int, float], None]]:
-    """Give what is told of title, round and seconds left at most; the terminal is redrawn only then."""
-    starting = f"starting {workers} workers"
-    if not out.is_terminal:
-        out.say(starting)
-        last = [float("inf")]  # seconds left when the last line was written
-
-        def line(title: str, rounds: int, left: float) -> None:
-            if last[0] - left >= LINE_SECONDS or left > last[0]:
-                last[0] = left
-                out.say(_state(title, rounds, left))
-
-        yield line
-        return
-    with Live(Text(starting, "dim"), console=out, auto_refresh=False, transient=True) as live:
-        yield lambda title, rounds, left: live.update(Text(out.show(_state(title, rounds, left)), "dim"), refresh=True)
-
-
-def _state(title: str, rounds: int, left: float) -> str:
-    return f"{title or 'bench'}: round {rounds}, at most {max(left, 0):.0f} s left"
+def watching(out: Terminal, workers: int) -> Iterator[Callable[[str, int, float], None]]:
+    """Yield what is told of title, round and seconds left at most."""
+    with Display(out) as display:
+        display.show(lambda: f"starting {workers} workers", part="start")
+        yield lambda title, rounds, left: display.show(lambda: round_text(title, rounds, left), part=title)

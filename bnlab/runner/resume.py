@@ -15,8 +15,8 @@ from bnlab.errors import ConfigError, RecordError
 from bnlab.record.read import Run, flatten, read_runs
 from bnlab.record.run_folder import FINAL, read_status
 from bnlab.record.sweep_record import SweepRecord
-from bnlab.report.console import messages, results
-from bnlab.report.jobs_report import jobs_table
+from bnlab.report.console import messages
+from bnlab.report.listing import show_jobs
 from bnlab.runner import launchers
 from bnlab.runner.supervisor import RetryPolicy, Supervisor
 from bnlab.runner.sweep import Plan, carry_out, held, job_of, known_as, labels
@@ -75,7 +75,7 @@ def _finish(
         messages().say(f"{plan.folder}: {none}")
     if dry_run:
         if jobs:
-            results().print(jobs_table(jobs, states))
+            show_jobs(jobs, states)
         return 0
     return carry_out(replace(plan, jobs=jobs), job_runner, policy)
 

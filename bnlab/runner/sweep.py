@@ -25,7 +25,7 @@ from bnlab.record.read import Run, read_runs
 from bnlab.record.run_folder import fresh_folder, hold
 from bnlab.record.sweep_record import SweepRecord
 from bnlab.report.console import messages, results
-from bnlab.report.jobs_report import jobs_table
+from bnlab.report.listing import show_jobs
 from bnlab.report.progress import make_progress
 from bnlab.runner import launchers, monitor, slurm, supervisor
 from bnlab.runner.parent import ParentProcess
@@ -114,7 +114,7 @@ def _launch(
         for i, ((_, tree), labels, known) in enumerate(zip(planned, labels(planned), identities, strict=True))
     )
     if dry_run:
-        results().print(jobs_table(jobs, [""] * len(jobs)))
+        show_jobs(jobs, [""] * len(jobs))
         return 0
     # how many jobs a search comes to is known when it is over
     expected = 0 if search else len(jobs)

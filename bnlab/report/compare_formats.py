@@ -1,64 +1,54 @@
-"""A comparison for programs and files: plain text, CSV, JSON and Markdown; every figure is in the metric's unit.
-
-JSON keeps labels as they are (its strings escape every control character); the others show control characters as
-escapes. A text cell of a CSV that a spreadsheet would run as a formula starts with an apostrophe.
-"""
+"""A comparison for programs and files: plain text, CSV, JSON and Markdown; every figure is in the metric's unit."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bnlab.compare.arms import short_names, text_of
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.interval import Interval
 from bnlab.metrics import Metric, metrics
-from bnlab.report.columns import aligned, baseline_name, table_title
+from bnlab.report.compare_report import baseline_name, table_title
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING, Cell, difference_cells, estimate_cells
 from bnlab.report.heading import heading
+from bnlab.report.rows import SCHEMA, aligned_lines, csv_text, escaped, json_text, markdown_table
 
-SCHEMA = 1
 _CSV_FIGURES = (
     *("n", "center", "low", "high", "num_reached", "limit", "kind"),
     *("difference", "difference_low", "difference_high", "p"),
 )
-_FORMULA = re.compile(r"\s*[=+\-@]")
 
 
 def as_plain(comparison: Comparison) -> str:
     """Return aligned text to grep: `#` before all that is no arm, every metric with its interval, one line an arm."""
-    lines: list[str] = []
-    for section in comparison.sections:
-        titles, rows = _grid(section, plain=True)
-        table = [titles, *rows]
-        widths = [max(len(row[i]) for row in table) for i in range(len(titles))]
-        lines += ["# " + " · ".join(map(clean, heading(section)))]
-        lines += [
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-        ]
-        lines += [f"# {clean(note)}" for note in section.notes] + [""]
-    return "\n".join(lines[:-1]) + "\n" if lines else ""
+    blocks = [commented(section, aligned_lines(*_grid(section, plain=True))) for section in comparison.sections]
+    return "\n".join(blocks)
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Return one GitHub table a section, under its header as a line of text, with the notes as a list."""
-    blocks: list[str] = []
+    parts: list[str] = []
     for section in comparison.sections:
         titles, rows = _grid(section, plain=False)
-        text_columns = {*titles[: titles.index("n")], "states"}
-        ruler = ["---" if titles[i] in text_columns else "---:" for i in range(len(titles))]
-        table = [titles, ruler, *rows]
-        blocks.append(escaped(" · ".join(map(clean, heading(section)))))
-        blocks.append("\n".join(f"| {' | '.join(row if row is ruler else map(escaped, row))} |" for row in table))
-        if section.notes:
-            blocks.append("\n".join(f"- {escaped(clean(note))}" for note in section.notes))
-    return "\n\n".join(blocks) + "\n" if blocks else ""
+        figures = {*titles[titles.index("n") :]} - {"states"}
+        titles, rows = list(map(escaped, titles)), [list(map(escaped, row)) for row in rows]
+        parts += listed(section, [markdown_table(titles, rows, set(map(escaped, figures)))])
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def commented(section: Section, lines: list[str], *titles: str) -> str:
+    """Return the lines of a table between those of its heading and notes, which start with `#`."""
+    above = [f"# {' · '.join(map(clean, heading(section)))}", *(f"# {clean(title)}" for title in titles)]
+    return "\n".join([*above, *lines, *(f"# {clean(note)}" for note in section.notes)]) + "\n"
+
+
+def listed(section: Section, parts: list[str]) -> list[str]:
+    """Return Markdown's paragraphs: heading, `parts`, and the notes as a list."""
+    notes = ["\n".join(f"- {escaped(note)}" for note in section.notes)] if section.notes else []
+    return [escaped(" · ".join(heading(section))), *parts, *notes]
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -66,9 +56,7 @@ def as_csv(comparison: Comparison) -> str:
     keys = list(dict.fromkeys(key for section in comparison.sections for key in section.changed))
     chosen = list(dict.fromkeys(key for section in comparison.sections for key in section.chosen))
     names = [*keys, *(f"best {key}" for key in chosen)]
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(map(inert, ["section", *names, "arm", "baseline", "states", "metric", "unit", *_CSV_FIGURES]))
+    lines = []
     for number, section in enumerate(comparison.sections, 1):
         for row in section.rows:
             values = [*(row.arm.get(key) for key in keys), *(row.best.get(key) for key in chosen)]
@@ -79,9 +67,8 @@ def as_csv(comparison: Comparison) -> str:
                     against = _difference(difference, metric)
                     figures |= {"difference": against["difference"], "p": against["p"]}
                     figures |= {"difference_low": against["low"], "difference_high": against["high"]}
-                cells = [*arm, metric.name, metric.unit, *(figures.get(name) for name in _CSV_FIGURES)]
-                writer.writerow(map(inert, cells))
-    return target.getvalue()
+                lines.append([*arm, metric.name, metric.unit, *(figures.get(name) for name in _CSV_FIGURES)])
+    return csv_text(["section", *names, "arm", "baseline", "states", "metric", "unit", *_CSV_FIGURES], lines)
 
 
 def as_json(comparison: Comparison) -> str:
@@ -99,7 +86,7 @@ def document(sections: list[dict[str, Any]], comparison: Comparison) -> str:
     """Return JSON of the only section, or of several, with the run folders that were left out."""
     whole = sections[0] if len(sections) == 1 else {"schema": SCHEMA, "sections": sections}
     whole["skipped"] = [{"path": str(path), "reason": reason} for path, reason in comparison.skipped]
-    return json.dumps(finite(whole), indent=2, allow_nan=False) + "\n"
+    return json_text(whole)
 
 
 FORMATS: Mapping[str, Callable[[Comparison], str]] = {
@@ -139,8 +126,13 @@ def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]
     return [clean(title) for title, _ in columns], [list(row) for row in zip(*texts, strict=True)]
 
 
-def _texts(cells: list[Cell], plain: bool) -> list[str]:
-    return aligned(cells) if plain else [str(cell) for cell in cells]
+def _texts(cells: Sequence[Cell], aligned: bool) -> list[str]:
+    """Return the cells as text, if `aligned` heads to the right of their part and tails to the left of theirs."""
+    if not aligned:
+        return list(map(str, cells))
+    head = max((len(c.head) for c in cells), default=0)
+    tail = max((len(c.tail) for c in cells), default=0)
+    return [f"{c.head:>{head}} {c.tail:<{tail}}" if tail else f"{c.head:>{head}}" for c in cells]
 
 
 def _seeds_of(row: Row, section: Section) -> int:
@@ -211,25 +203,3 @@ def _difference(d: Interval, metric: Metric) -> dict[str, Any]:
 def _shown(value: float | None, metric: Metric) -> float | None:
     """Return the value in the metric's unit, free of the noise that the multiplication adds to the last digits."""
     return None if value is None or not math.isfinite(value) else float(f"{value * metric.scale:.12g}")
-
-
-def finite(value: Any) -> Any:
-    """Return the value with null for every number that is not finite, which JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def inert(value: Any) -> Any:
-    """Return a CSV cell: numbers as they are, text cleaned and never a formula."""
-    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return value
-    text = clean(text_of(value))
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def escaped(text: str) -> str:
-    """Return text that Markdown shows as it is, in a table too."""
-    return re.sub(r"([\\*<\[|])", r"\\\1", text.strip())

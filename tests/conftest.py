@@ -1,4 +1,4 @@
-"""What all tests share: no test leaves threads, folder, signal handlers or log level of its process changed."""
+"""What all tests share: a real sweep to read, and a process that each test leaves as it was."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from helpers_cli import SHORT, bnlab
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +23,12 @@ def _process_left_as_it_was() -> Iterator[None]:
     logging.getLogger().setLevel(level)
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def trained_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which two strategies with two seeds were trained as one sweep; to be copied, not changed."""
+    place = tmp_path_factory.mktemp("swept")
+    done = bnlab("train", "-m", "norm=none,batch", "seed=0,1", *SHORT, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place

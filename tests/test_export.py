@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import signal
 import subprocess
 import time
@@ -23,13 +24,9 @@ TABLES = ("steps", "evals", "layers", "times")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(trained_sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four real runs: two strategies, two seeds."""
-    place = tmp_path_factory.mktemp("home")
-    small = ("model.widths=[8,16]", "trainer.steps=30", "trainer.device=cpu", "trainer.threads=1")
-    done = bnlab("train", "-m", "norm=none,batch", "seed=0,1", *small, cwd=place)
-    assert done.returncode == 0, done.stderr
-    return place
+    return Path(shutil.copytree(trained_sweep, tmp_path_factory.mktemp("home"), dirs_exist_ok=True))
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +209,7 @@ def test_tensorboard_reads_every_curve(home: Path, runs: list[Path]) -> None:
         assert last.wall_time == pytest.approx(started(run) + trained_seconds(run), abs=1e-4)
         summary = json.loads((run / "summary.json").read_text())
         (final,) = read.Scalars("test_accuracy")
-        assert (final.step, final.value) == (30, pytest.approx(summary["curve"]["test.accuracy"][-1], rel=1e-6))
+        assert (final.step, final.value) == (20, pytest.approx(summary["curve"]["test.accuracy"][-1], rel=1e-6))
         content = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
         parameters = HParamsPluginData.FromString(content).session_start_info.hparams
         assert parameters["norm.name"].string_value == summary["config"]["norm"]["name"]

@@ -6,7 +6,7 @@ import csv
 import doctest
 import io
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_cli import SHORT, bnlab, environment
+from helpers_cli import SHORT, bnlab, start
 from PIL import Image
 from rich.cells import cell_len
 
@@ -258,11 +258,13 @@ def test_layer_norm_is_exactly_the_same_in_both_modes(runs: tuple[Path, list[str
 
 def test_a_closed_pipe_and_a_usage_error_end_quietly(runs: tuple[Path, list[str]]) -> None:
     place, (batch, _) = runs
-    command = f"{sys.executable} -m bnlab probe {batch} {' '.join(PROBE)} -f csv | head -1"
-    piped = subprocess.run(
-        ["bash", "-c", command], cwd=place, capture_output=True, text=True, env=environment(), check=False
-    )
-    assert (piped.stdout, piped.stderr) == ("table,split,name,metric,value,low,high,n\n", "")
+    ours, theirs = os.pipe()
+    with os.fdopen(ours) as reader:
+        with os.fdopen(theirs, "w") as writer:
+            command = start("probe", batch, *PROBE, "-f", "csv", cwd=place, stdout=writer)
+        assert reader.readline() == "table,split,name,metric,value,low,high,n\n"
+    with command:
+        assert command.communicate() == ("", "")
     wrong = bnlab("probe", "--data", "digits", cwd=place)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("--data digits: goes with --module")

@@ -29,6 +29,6 @@ def _process_left_as_it_was() -> Iterator[None]:
 def trained_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which two strategies with two seeds were trained as one sweep; to be copied, not changed."""
     place = tmp_path_factory.mktemp("swept")
-    done = bnlab("train", "-m", "norm=none,batch", "seed=0,1", *SHORT, cwd=place)
+    done = bnlab("train", "-m", "norm=none,batch", "seed=0,1", *SHORT, "trainer.steps=30", cwd=place)
     assert done.returncode == 0, done.stderr
     return place

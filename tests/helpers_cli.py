@@ -40,7 +40,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def bnlab(
-    *arguments: str, cwd: Path, timeout: float = 120, supervised: bool = False, fresh: bool = False, **env: str
+    *arguments: str, cwd: Path, timeout: float = 300, supervised: bool = False, fresh: bool = False, **env: str
 ) -> Done:
     """Run a command line to its end; a `fresh` one is started as the shell has it."""
     if fresh:
@@ -51,9 +51,9 @@ def bnlab(
         return Done(list(arguments), command.wait(), out, err)
 
 
-def in_turn(commands: Iterable[Sequence[str]], cwd: Path, timeout: float = 60, **env: str) -> list[Done]:
+def in_turn(commands: Iterable[Sequence[str]], cwd: Path, **env: str) -> list[Done]:
     """Run one command line after the other."""
-    return [bnlab(*command, cwd=cwd, timeout=timeout, **env) for command in commands]
+    return [bnlab(*command, cwd=cwd, **env) for command in commands]
 
 
 def start(
@@ -86,7 +86,7 @@ class Command:
             socket.send_fds(self._server, [json.dumps(request).encode()], files)
         self.pid = self._number()
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = 300) -> int:
         """Return the exit code, or minus the signal's number; kill the command when it takes longer."""
         if self.poll(timeout) is None:
             self.kill()
@@ -100,7 +100,7 @@ class Command:
             self.returncode = os.waitstatus_to_exitcode(self._number())
         return self.returncode
 
-    def communicate(self, timeout: float = 60) -> tuple[str, str]:
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """Wait for its end and return stdout and stderr."""
         self.wait(timeout)
         return self._texts()

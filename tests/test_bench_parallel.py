@@ -248,7 +248,7 @@ def processes_in(folder: Path) -> dict[str, int]:
 
 
 def gone(folder: Path) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 300
     while processes_in(folder) and time.monotonic() < end:
         time.sleep(0.05)
     return not processes_in(folder)
@@ -289,7 +289,7 @@ def test_a_stuck_worker_ends_the_bench(tmp_path: Path) -> None:
     os.kill(stuck, signal.SIGSTOP)
     time.sleep(5)
     os.kill(stuck, signal.SIGCONT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert re.match(r"worker 0 of 2: worker 0 waited 4 s for another worker \(trainer.timeout\)\n", err)
     assert gone(tmp_path)

@@ -124,7 +124,7 @@ def test_never_two_on_one_device_and_all_have_their_turn(tmp_path: Path) -> None
     processes = [start(WORK, str(busy), *order) for order in (["a", "b"], ["b", "a"]) * 3]
     turns = []
     for process in processes:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=300)
         assert process.returncode == 0
         turns += out.split()
     assert len(turns) == 30
@@ -495,7 +495,7 @@ def test_launchers_and_command_lines_share_the_devices(tmp_path: Path) -> None:
     ]
     try:
         for process, count in zip(processes, (3, 2), strict=True):
-            out, err = process.communicate(timeout=100)
+            out, err = process.communicate(timeout=300)
             assert process.returncode == 0, err
             assert out.count(" done ") == count, out
     finally:

@@ -340,7 +340,7 @@ def test_a_sweep_under_torchrun_is_that_of_one_process(tmp_path: Path) -> None:
     alone = {"0": ["norm=batch"], "1": ["norm=ghost", "norm.size=32"]}
     for number, norm in alone.items():
         train([*common, *norm, *SHORT], tmp_path / "alone" / number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     lines = out.splitlines()
     assert [re.search(r"  done  norm=(\w+)  seed=0  test_accuracy=", line) is not None for line in lines] == [True] * 2
@@ -392,7 +392,7 @@ def test_a_stuck_worker_ends_the_run_after_the_time_out(tmp_path: Path) -> None:
     finally:
         for pid in children_of(process.pid).values():
             os.kill(pid, signal.SIGCONT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert status["state"] == "failed"
     assert "waited 5 s for another worker (trainer.timeout)" in status["error"]

@@ -232,7 +232,7 @@ def test_compare_of_a_hostile_folder_ends_and_names_what_it_left_out(tmp_path: P
     (runs / "tables" / "evals.csv").symlink_to("/etc/passwd")
     for number in range(2000):
         (runs / f"empty{number}").mkdir()
-    done = bnlab("compare", cwd=tmp_path, timeout=30)
+    done = bnlab("compare", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 seeds" in done.stdout
     assert sorted(done.stderr.splitlines()) == [
@@ -243,7 +243,7 @@ def test_compare_of_a_hostile_folder_ends_and_names_what_it_left_out(tmp_path: P
         "runs/link: unreadable (status.json is a symbolic link)",
         "runs/loop/again: unreadable (a link to a folder is not followed)",
     ]
-    exported = bnlab("export", "csv", cwd=tmp_path, timeout=30)
+    exported = bnlab("export", "csv", cwd=tmp_path)
     assert (exported.returncode, "root:" in (tmp_path / "export/csv/evals.csv").read_text()) == (0, False)
     assert "runs/tables: unreadable" in exported.stderr
 

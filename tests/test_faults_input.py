@@ -206,7 +206,7 @@ def test_a_folder_of_configurations_that_mean_harm(tmp_path: Path) -> None:
     commands += [["train", "norm=../../../../../../../../../../../../.." + str(norms / "list")]]
     wanted = [message for _, message in HOSTILE.values()]
     wanted += ["may not name Python objects", "leads out of"]
-    for done, message in zip(in_turn(commands, tmp_path, timeout=30), wanted, strict=True):
+    for done, message in zip(in_turn(commands, tmp_path), wanted, strict=True):
         refused(done, message)
         assert "42" not in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"conf", "etc"}
@@ -230,7 +230,7 @@ def server() -> Iterator[Server]:
 
 def fetched(url: str, cwd: Path) -> Done:
     """Fetch; without the line of the progress."""
-    done = bnlab("data", "fetch", "mnist", "--mirror", url, "--timeout", "0.5", cwd=cwd, timeout=30, no_proxy="*")
+    done = bnlab("data", "fetch", "mnist", "--mirror", url, "--timeout", "0.5", cwd=cwd, no_proxy="*")
     done.stderr = "".join(line for line in done.stderr.splitlines(keepends=True) if " of 11.6 MB" not in line)
     return done
 

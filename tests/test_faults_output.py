@@ -46,7 +46,7 @@ def in_shell(line: str, place: Path) -> Done:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

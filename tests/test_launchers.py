@@ -206,7 +206,7 @@ def test_a_stopped_sweep_saves_its_jobs(begin: Callable[..., Begun], launcher: s
         begun.process.send_signal(number)
         time.sleep(0.05)
         os.killpg(begun.process.pid, number)  # as `timeout` does
-    out, err = begun.process.communicate(timeout=60)
+    out, err = begun.process.communicate(timeout=300)
     assert begun.process.returncode == 128 + number, err
     assert states(begun.folder) == ["interrupted", "interrupted"]
     assert [line.split()[1] for line in out.splitlines()] == ["interrupted", "interrupted"]
@@ -236,7 +236,7 @@ def test_a_preempted_job_of_submitit_goes_on_in_its_folder(begin: Callable[..., 
     words = ["seed=3", "trainer.steps=6000", "hydra.launcher.timeout_min=60"]
     begun = begin("submitit_slurm", *words, trained=1)
     subprocess.run(["scancel", "4242", "--signal", "USR2"], env=begun.environment, check=True)
-    _, err = begun.process.communicate(timeout=120)
+    _, err = begun.process.communicate(timeout=300)
     assert begun.process.returncode == 0, err
     assert states(begun.folder) == ["done"]
     assert "going on from step" in (begun.folder / "0/run.log").read_text()

@@ -65,7 +65,7 @@ def resumed(place: Path, *folders: str | Sequence[str]) -> list[subprocess.Compl
     """Resume each folder; nothing outside may change, and no message be a traceback or hold an escape sequence."""
     before = outside(place)
     commands = [["resume", *([folder] if isinstance(folder, str) else folder)] for folder in folders]
-    done = in_turn(commands, cwd=place, timeout=200, COLUMNS="80")
+    done = in_turn(commands, cwd=place, COLUMNS="80")
     assert outside(place) == before
     for answer in done:
         assert "Traceback" not in answer.stdout + answer.stderr, answer.stderr

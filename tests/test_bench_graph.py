@@ -319,13 +319,13 @@ def test_graphs_are_refused_on_cpu(device: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that auto is the CPU on any machine
     done = bnlab("bench", *SMALL, f"trainer.device={device}", "bench.graph=true", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "bench.graph=true: there are graphs on CUDA only\nleave it out\n"
+    assert done.stderr == "bench.graph=true: graphs exist on CUDA only\nomit it\n"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("other", [{"layers": True}, {"layers": False, "workers": 2}])
 def test_graphs_are_of_whole_steps_in_one_process(other: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"bench\.graph=true: not beside --layers or --workers"):
+    with pytest.raises(ConfigError, match=r"bench\.graph=true: cannot be combined with --layers or --workers"):
         bench([*SMALL, "bench.graph=true"], **other)
 
 

@@ -484,7 +484,7 @@ def test_overrides_choose_strategy_and_parameters(
     assert [card["subject"] for card in json.loads(capsys.readouterr().out)["cards"]] == ["layer", "none"]
     with pytest.raises(ConfigError, match="did you mean ghost"):
         check(["norm=ghst"])
-    with pytest.raises(ConfigError, match="no meaning beside --module"):
+    with pytest.raises(ConfigError, match="cannot be combined with --module"):
         check(["norm=ghost"], "torch.nn:BatchNorm2d")
 
 

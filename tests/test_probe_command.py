@@ -267,7 +267,7 @@ def test_a_closed_pipe_and_a_usage_error_end_quietly(runs: tuple[Path, list[str]
         assert command.communicate() == ("", "")
     wrong = bnlab("probe", "--data", "digits", cwd=place)
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("--data digits: goes with --module")
+    assert wrong.stderr.startswith("--data digits: only with --module")
 
 
 OWN = '''

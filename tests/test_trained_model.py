@@ -188,13 +188,13 @@ def test_a_model_that_shapes_itself_by_its_input_is_taken(place: Path) -> None:
         (lambda: net(), "refused ("),
         (lambda: [1, 2], "holds a list, not a state dict"),
         (lambda: {0: torch.ones(1)}, "holds no state dict"),
-        (lambda: {"epoch": 3}, "lacks conv.weight, conv.bias, bn.weight, … (8 in all); has besides epoch"),
-        (lambda: nn.Linear(2, 2).state_dict(), "has besides weight, bias"),
+        (lambda: {"epoch": 3}, "lacks conv.weight, conv.bias, bn.weight, … (8 in all); also has epoch"),
+        (lambda: nn.Linear(2, 2).state_dict(), "also has weight, bias"),
         (
             lambda: net().state_dict() | {"fc.bias": torch.zeros(7)},
             "does not fit the model: fc.bias is (7,) in the file, (10,) in the model",
         ),
-        (lambda: net().state_dict() | {"ema": torch.zeros(1)}, "does not fit the model: has besides ema"),
+        (lambda: net().state_dict() | {"ema": torch.zeros(1)}, "does not fit the model: also has ema"),
         (lambda: net().state_dict() | {"fc.bias": "seven"}, "does not fit the model: "),
     ],
 )
@@ -229,11 +229,11 @@ def test_a_model_that_cannot_be_examined_is_refused(place: Path, factory: str, s
 
 
 def test_what_has_no_meaning_beside_a_module_is_refused(place: Path) -> None:
-    assert "its data are missing" in refusal(ConfigError, lambda: own("Net", data=None))
-    assert refusal(ConfigError, lambda: own("Net", None, "norm=layer")).startswith("norm=layer: has no meaning")
+    assert "needs data" in refusal(ConfigError, lambda: own("Net", data=None))
+    assert refusal(ConfigError, lambda: own("Net", None, "norm=layer")).startswith("norm=layer: cannot be set")
     assert "model.width" in refusal(ConfigError, lambda: own("Net", None, "model.width=3"))
     assert "model.input_norm=batch" in refusal(ConfigError, lambda: own("Net", None, "model.input_norm=batch"))
-    with pytest.raises(ConfigError, match="runs/x: beside --module stand overrides only"):
+    with pytest.raises(ConfigError, match="runs/x: with --module only overrides are allowed"):
         own("Net", None, "runs/x")
     assert "no such key; did you mean data.path?" in refusal(
         ConfigError, lambda: own("Net", None, "data.paths=3", data="folder")
@@ -274,6 +274,6 @@ def test_what_names_no_run_is_refused(run: Path, tmp_path: Path) -> None:
     assert message().startswith("RUN is missing")
     assert message("data.root=x").startswith("RUN is missing")
     assert "no run here" in message(str(tmp_path))
-    assert message(str(run), "other").startswith("other: behind RUN stand overrides")
-    assert message(str(run), data="mnist").startswith("--data mnist: goes with --module")
+    assert message(str(run), "other").startswith("other: only overrides can follow RUN")
+    assert message(str(run), data="mnist").startswith("--data mnist: only with --module")
     assert message(str(run), "norm=layer").startswith("norm=layer: ")

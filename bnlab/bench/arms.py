@@ -76,7 +76,7 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
         try:
             config = parse_config(tree)
             if bench.graph and device_of(config.trainer.device).type != "cuda":
-                raise ConfigError("bench.graph=true: there are graphs on CUDA only\nleave it out")
+                raise ConfigError("bench.graph=true: graphs exist on CUDA only\nomit it")
             check(config, bundle_of(config.data))
         except IncompatibleError as error:
             notes.append(left_out(name, error))

@@ -37,7 +37,7 @@ def bench(
         number_in("--workers", int, 2, help="Train on so many processes, one of them late: who waits for it?"),
     ] = None,
     delay: Annotated[
-        str, typer.Option("--delay", metavar="MS,...", help="By how many milliseconds it is late, beside --workers.")
+        str, typer.Option("--delay", metavar="MS,...", help="By how many milliseconds it is late, with --workers.")
     ] = DEFAULT_DELAYS,
     format: Format = "table",
 ) -> None:
@@ -50,15 +50,15 @@ def bench(
 
     lines = overrides or []
     if layers and scale is not None:
-        raise ConfigError("--layers: not beside --scale\nleave out one of the two")
+        raise ConfigError("--layers: cannot be combined with --scale\nomit one of the two")
     if (layers or workers is not None) and limits_of(lines).graph:
-        raise ConfigError("bench.graph=true: not beside --layers or --workers\nleave out one of the two")
+        raise ConfigError("bench.graph=true: cannot be combined with --layers or --workers\nomit one of the two")
     if workers is None:
         if delay != DEFAULT_DELAYS:
-            raise ConfigError(f"--delay={delay}: only beside --workers")
+            raise ConfigError(f"--delay={delay}: only with --workers")
         return _bench_steps(lines, layers, cast("Size | None", scale), format)
     if layers or scale is not None:
-        raise ConfigError("--workers: not beside --layers or --scale\nleave out one of the two")
+        raise ConfigError("--workers: cannot be combined with --layers or --scale\nomit one of the two")
     return _bench_stragglers(lines, workers, delays_of(delay), format)
 
 

@@ -35,7 +35,7 @@ def check(
     from bnlab.report.progress import working
 
     if module is not None and overrides:
-        raise ConfigError(f"{overrides[0]}: has no meaning beside --module\nleave out one of the two")
+        raise ConfigError(f"{overrides[0]}: cannot be combined with --module\nomit one of the two")
     subjects = _strategies(overrides or []) if module is None else [of_factory(module)]
     cards = []
     with working(messages()) as tell:

@@ -69,7 +69,7 @@ def shift_study(
         except IncompatibleError as error:
             reason = str(error).partition("\n")[0]
             raise IncompatibleError(
-                f"{reason}\nleave out the statistics of the test set: --stats running,mixed,batch"
+                f"{reason}\nomit the statistics of the test set: --stats running,mixed,batch"
             ) from error
         amount = kind.amounts[severity - 1] if kind else None
         return Condition(name, severity, amount, kind.unit if kind else "", results)

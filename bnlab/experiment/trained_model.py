@@ -113,13 +113,13 @@ def find(targets: Sequence[str], module: str | None, weights: Path | None, data:
     if module is not None:
         return of_module(module, weights, [*([f"data={data}"] if data else []), *targets])
     if data is not None:
-        raise ConfigError(f"--data {data}: goes with --module; a run has its data\nset data.root=... if it has moved")
+        raise ConfigError(f"--data {data}: only with --module; a run knows its data\nset data.root=... if it has moved")
     if not targets or ("=" in targets[0] and not Path(targets[0]).exists()):
         raise ConfigError("RUN is missing\nname a run folder, such as runs/…/0, or your own model by --module")
     for other in targets[1:]:
         if "=" not in other:
             raise ConfigError(
-                f"{other}: behind RUN stand overrides, such as data.root=...; one run is examined at once"
+                f"{other}: only overrides can follow RUN, such as data.root=...; one run is examined at a time"
             )
     return of_run(Path(targets[0]), weights, targets[1:])
 
@@ -201,18 +201,18 @@ def _module_config(factory: str, overrides: Sequence[str]) -> Config:
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
         if "=" not in override:
-            raise ConfigError(f"{override}: beside --module stand overrides only, such as data.root=...")
+            raise ConfigError(f"{override}: with --module only overrides are allowed, such as data.root=...")
         if not any(key == known or key.startswith(f"{known}.") for known in MODULE_KEYS):
-            raise ConfigError(f"{override}: has no meaning beside --module\nthese have: {', '.join(MODULE_KEYS)}")
+            raise ConfigError(f"{override}: cannot be set with --module\nthese can: {', '.join(MODULE_KEYS)}")
     if "data" not in keys:
         raise ConfigError(
-            f"--module {factory}: its data are missing\nname them: --data mnist, or --data folder data.path=…"
+            f"--module {factory}: needs data\nname a data set: --data mnist, or --data folder data.path=…"
         )
     # In the usual memory layout: what flattens by `view`, as many models do, cannot take the other.
     (tree,) = compose.jobs(["trainer.channels_last=false", *overrides], multirun=False)
     config = parse_config(tree)
     if config.model.input_norm == "batch":
-        raise ConfigError("model.input_norm=batch: has no meaning beside --module\nset none or standardize")
+        raise ConfigError("model.input_norm=batch: cannot be set with --module\nset none or standardize")
     return config
 
 
@@ -263,7 +263,7 @@ def _mismatches(weights: Mapping[str, Any], known: Mapping[str, Any]) -> list[st
         for name, value in weights.items()
         if isinstance(value, Tensor) and _has_shape(known.get(name)) and value.shape != known[name].shape
     ]
-    kinds = [("lacks", missing), ("has besides", unknown), ("", shapes)]
+    kinds = [("lacks", missing), ("also has", unknown), ("", shapes)]
     return [
         f"{what} {', '.join(names[:NAMED])}{f', … ({len(names):,} in all)' if len(names) > NAMED else ''}".lstrip()
         for what, names in kinds

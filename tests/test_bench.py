@@ -430,7 +430,7 @@ def test_models_are_free_after_their_contest(monkeypatch: pytest.MonkeyPatch) ->
     watched.models.clear()
     gc.collect()
     assert [model() for model in alive] == [None] * 3
-    assert found.rounds == 6
+    assert found.rounds >= 6
 
 
 # ---------------------------------------------------------------- layers and sizes

@@ -296,7 +296,7 @@ def test_a_new_file_has_its_digest_and_is_never_written_over(tmp_path: Path) -> 
         ("checkpoint.prev.pt", ConfigError),
         ("link.pt", ConfigError),
         (".", ConfigError),
-        ("missing/new.pt", EnvironmentFault),
+        ("missing/new.pt", ConfigError),
         ("file/new.pt", EnvironmentFault),
         ("x" * 240 + ".pt", EnvironmentFault),
     ],

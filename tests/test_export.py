@@ -239,6 +239,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> Tracked:
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what MLflow and its libraries say of each other
 def test_mlflow_has_every_run_once(home: Path, runs: list[Path], tracked: Tracked) -> None:
     one = bnlab("export", "mlflow", str(runs[0].relative_to(home)), cwd=home)
@@ -270,7 +271,6 @@ def test_mlflow_has_every_run_once(home: Path, runs: list[Path], tracked: Tracke
             assert sorted((point.step, point.value) for point in history) == points
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_replaces_what_has_gone_on_and_what_was_left_half(tmp_path: Path, tracked: Tracked) -> None:
     from bnlab.compare.frames import tables_of

@@ -117,15 +117,15 @@ class Workers:
         from torch.distributed.rendezvous import rendezvous
 
         try:
-            found, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=START_SECONDS)))
+            store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=START_SECONDS)))
         except (RuntimeError, ValueError, OSError) as error:
             raise EnvironmentFault(
                 f"worker {self.rank} of {self.size} could not reach the others at "
                 f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {_first_line(error)}\n{HOW_TO_START}"
             ) from error
-        self._store = found
+        self._store = store
         if self.first:
-            atexit.register(_tell, found)
+            atexit.register(_tell, store)
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -219,9 +219,9 @@ class Workers:
         end = time.monotonic() + seconds
         while True:
             posted = {rank: self._posted(stage, rank) for rank in range(self.size)}
-            found = {rank: text for rank, text in posted.items() if text is not None}
-            if len(found) == self.size or self._store is None or time.monotonic() >= end:
-                return found
+            answers = {rank: text for rank, text in posted.items() if text is not None}
+            if len(answers) == self.size or self._store is None or time.monotonic() >= end:
+                return answers
             time.sleep(POLL_SECONDS)
 
     def _ask(self, question: Callable[[Store], T]) -> T | None:

@@ -313,20 +313,20 @@ def share_left(run: Summary) -> float | None:
 
 def warnings_of(run: Summary) -> list[str]:
     """Return what in a run's own figures makes its evaluation doubtful, one sentence each."""
-    found = []
+    warnings = []
     bare = run.get("unnormalizable_batches")
     if bare:
-        found.append(
+        warnings.append(
             f"{bare} batches had one value a channel and were normalized with the running statistics; "
             "take a larger data.batch_size, or data.last_batch=merge"
         )
     left = share_left(run)
     if left is not None and left > MOST_INITIAL_SHARE:
-        found.append(
+        warnings.append(
             f"{100 * left:.2g} % of the initial statistics (mean 0, variance 1) are left in the running ones; "
             "train longer, or give new batches more weight"
         )
-    return found
+    return warnings
 
 
 def _curve(run: Summary, name: str) -> Sequence[float]:
@@ -344,8 +344,8 @@ def _of_farthest_layer(run: Summary, figure: str) -> float | None:
     layers = run.get("layers")
     if not isinstance(layers, Mapping):
         return None
-    found = [_number(layer, figure) for layer in layers.values() if isinstance(layer, Mapping)]
-    return max((value for value in found if value is not None), key=abs, default=None)
+    values = [_number(layer, figure) for layer in layers.values() if isinstance(layer, Mapping)]
+    return max((value for value in values if value is not None), key=abs, default=None)
 
 
 def _of_bench(run: Summary, figure: str) -> float | None:

@@ -183,10 +183,10 @@ def copy_bandwidth(size: int, device: torch.device, repeats: int = 30) -> float:
     source = torch.ones(max(size // 4, 1), device=device)
     target = torch.empty_like(source)
     clock = phase_clock(device)
-    found: list[float] = []
+    times: list[float] = []
     for _ in range(repeats + 3):
         clock.mark()
         target.copy_(source)
         clock.mark()
-        found += clock.flush()
-    return float(2 * source.nbytes / (statistics.median(found[3:]) / 1e3))
+        times += clock.flush()
+    return float(2 * source.nbytes / (statistics.median(times[3:]) / 1e3))

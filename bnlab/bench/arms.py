@@ -52,7 +52,7 @@ class _Draft:
 
     title: str
     lines: list[str]  # overrides of its first arm
-    found: list[tuple[Config, dict[str, Any]]] = field(default_factory=list)
+    configs: list[tuple[Config, dict[str, Any]]] = field(default_factory=list)
 
 
 def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, list[BenchSection], list[str]]:
@@ -83,15 +83,15 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
             continue
         title = " ".join(line for line in changed if not line.startswith(("norm=", "norm.", "seed=", "name=")))
         draft = drafts.setdefault(_without(tree, "norm"), _Draft(title, lines))
-        if any(_without(tree) == _without(other) for _, other in draft.found):
+        if any(_without(tree) == _without(other) for _, other in draft.configs):
             notes.append(f"left out: {name}: a bench has one seed, and this differs from another arm in no more")
         else:
-            draft.found.append((config, tree))
+            draft.configs.append((config, tree))
     if not drafts:
         raise ConfigError("nothing to measure: no strategy fits\n" + "\n".join(notes[:2]))
     if not layers:
         notes += [note for draft in drafts.values() for note in _given_a_baseline(draft)]
-    return bench, [BenchSection(draft.title, _labelled(draft.found)) for draft in drafts.values()], notes
+    return bench, [BenchSection(draft.title, _labelled(draft.configs)) for draft in drafts.values()], notes
 
 
 def limits_of(overrides: Sequence[str]) -> BenchConfig:
@@ -136,25 +136,25 @@ def _without(tree: Mapping[str, Any], *keys: str) -> str:
 
 def _given_a_baseline(draft: _Draft) -> Iterator[str]:
     """Put `none` beside a single arm, and say so."""
-    if len(draft.found) > 1:
+    if len(draft.configs) > 1:
         return
-    ((_, tree),) = draft.found
+    ((_, tree),) = draft.configs
     name = tree["norm"]["name"]
     if name == "none":
         yield "norm=none: there is nothing to compare it with but its second copy; name others, such as norm=none,batch"
         return
     lines = [line for line in draft.lines if not line.lstrip("+~").startswith(("norm=", "norm."))]
     ((_, base),) = compose.planned([*lines, "norm=none"], multirun=True)
-    draft.found.append((parse_config(base), base))
+    draft.configs.append((parse_config(base), base))
     yield f"norm={name} alone has nothing to be compared with: norm=none is added as its baseline"
 
 
-def _labelled(found: Sequence[tuple[Config, dict[str, Any]]]) -> tuple[BenchArm, ...]:
+def _labelled(configs: Sequence[tuple[Config, dict[str, Any]]]) -> tuple[BenchArm, ...]:
     """Name each arm by its strategy and the keys in which that occurs more than once; `none` first."""
     arms = []
-    for config, tree in found:
-        mates = [other["norm"] for _, other in found if other["norm"]["name"] == tree["norm"]["name"]]
-        changed = [key for key, value in tree["norm"].items() if any(mate[key] != value for mate in mates)]
+    for config, tree in configs:
+        same = [other["norm"] for _, other in configs if other["norm"]["name"] == tree["norm"]["name"]]
+        changed = [key for key, value in tree["norm"].items() if any(norm[key] != value for norm in same)]
         label = " ".join([config.norm.name, *(f"{key}={_typed(tree['norm'][key])}" for key in changed)])
         arms.append(BenchArm(label, config, tree))
     return tuple(sorted(arms, key=lambda arm: arm.config.norm.name != "none"))

@@ -200,10 +200,10 @@ def _known(turns: Turns[str], precision: float) -> bool:
     return all(turns.ratio(name).relative_half <= precision for name in turns.figures if name != turns.reference)
 
 
-def figures(found: ContestTime, arm: ArmTime) -> dict[str, Any]:
+def figures(times: ContestTime, arm: ArmTime) -> dict[str, Any]:
     """Return a contender's figures as plain values."""
     return {
-        "contest": found.title,
+        "contest": times.title,
         "arm": arm.label,
         "step_ms": arm.step_ms,
         "p10_ms": arm.p10_ms,
@@ -213,7 +213,7 @@ def figures(found: ContestTime, arm: ArmTime) -> dict[str, Any]:
         "optimizer_ms": arm.optimizer_ms,
         "host_ms": arm.host_ms,
         "launch_bound": arm.launch_bound,
-        "baseline": found.arms[0].label,
+        "baseline": times.arms[0].label,
         "ratio": arm.ratio.value,
         "ratio_low": arm.ratio.low,
         "ratio_high": arm.ratio.high,
@@ -222,14 +222,14 @@ def figures(found: ContestTime, arm: ArmTime) -> dict[str, Any]:
         "peak_bytes": arm.traffic.peak,
         "moved_bytes": arm.traffic.moved,
         "num_parameters": arm.num_parameters,
-        "bandwidth": found.bandwidth,
-        "control": found.control.value,
-        "control_low": found.control.low,
-        "control_high": found.control.high,
-        "rounds": found.rounds,
-        "seconds": found.seconds,
-        "stopped_by": found.stopped_by,
-        "device": str(found.device),
-        "threads": found.threads,
-        "graph": found.graph,
+        "bandwidth": times.bandwidth,
+        "control": times.control.value,
+        "control_low": times.control.low,
+        "control_high": times.control.high,
+        "rounds": times.rounds,
+        "seconds": times.seconds,
+        "stopped_by": times.stopped_by,
+        "device": str(times.device),
+        "threads": times.threads,
+        "graph": times.graph,
     }

@@ -63,8 +63,8 @@ def in_turn(
     draw = random.Random(seed)
     turns = Turns(reference, {name: [] for name in names})
     for number in range(2**31):
-        found = {name: contenders[name]() for name in draw.sample(names, len(names))}
+        by_name = {name: contenders[name]() for name in draw.sample(names, len(names))}
         if number >= warmup:
-            for name, figures in found.items():
+            for name, figures in by_name.items():
                 turns.figures[name].append(figures)
             yield turns

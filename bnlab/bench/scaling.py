@@ -36,9 +36,9 @@ def levels(section: BenchSection, size: Size) -> list[Level]:
     Errors: ConfigError where there is none, as the data set is smaller than every batch.
     """
     bundle = bundle_of(section.arms[0].config.data)
-    found = {"width": _by_width, "image": _by_image, "batch": _by_batch}[size](section, bundle)
+    sized = {"width": _by_width, "image": _by_image, "batch": _by_batch}[size](section, bundle)
     named = []
-    for label, level, changed in found:
+    for label, level, changed in sized:
         fits = fitting(changed, changed.images or bundle)
         if fits is not None:
             named.append(Level(label, level, replace(fits, title=f"{section.title} {size} {label}".strip())))

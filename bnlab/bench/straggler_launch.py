@@ -101,7 +101,7 @@ def run_workers(
 
     `watch` is told title, round and seconds left. Errors: EnvironmentFault.
     """
-    found: list[StragglerTime] = []
+    times: list[StragglerTime] = []
     with tempfile.TemporaryDirectory(prefix="bnlab-") as folder, open(Path(folder, "stderr"), "w+") as errors:
         path = Path(folder, "plan.json")
         path.write_text(json.dumps(plan))
@@ -114,9 +114,9 @@ def run_workers(
                 if "found" in message:
                     steps = tuple(map(StragglerStep.of_plain, message["found"].pop("steps")))
                     setting = tuple(message["found"].pop("setting"))
-                    found.append(StragglerTime(steps=steps, setting=setting, **message["found"]))
-                if len(found) == len(plan["sections"]):
-                    return found
+                    times.append(StragglerTime(steps=steps, setting=setting, **message["found"]))
+                if len(times) == len(plan["sections"]):
+                    return times
         errors.seek(0)
         raise EnvironmentFault(_end_of(errors.read(), size))
 

@@ -258,10 +258,10 @@ def _work_off(plan: Mapping[str, Any], workers: Workers) -> None:
                 _tell(title=title, round=rounds, left=left)
 
         with workers.together(device_of(trainer.device, workers), trainer.timeout):
-            found = measure(section["title"], configs, plan["delays"], limits, share, workers, watch)
-        left = max(left - found.seconds, 0.0)
+            result = measure(section["title"], configs, plan["delays"], limits, share, workers, watch)
+        left = max(left - result.seconds, 0.0)
         if workers.first:
-            _tell(found=asdict(found))
+            _tell(found=asdict(result))
 
 
 def _tell(**said: Any) -> None:

@@ -182,11 +182,11 @@ def find_key(word: str, keys: Iterable[str]) -> str:
         return word
     if f"{word}.name" in known:
         return f"{word}.name"
-    found = [key for key in known if key.endswith(f".{word}")]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError(f"{word}: more than one key ends so\ngive one of {', '.join(sorted(found))}")
+    ending = [key for key in known if key.endswith(f".{word}")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise ConfigError(f"{word}: more than one key ends so\ngive one of {', '.join(sorted(ending))}")
     raise ConfigError(f"{word}: no run has such a key{did_you_mean(word, [*known, *map(_short, known)])}")
 
 

@@ -24,14 +24,14 @@ def baselines(arms: Sequence[Arm], changed: Sequence[str], spec: str | None) -> 
     named = [i for i, arm in enumerate(arms) if _has(arm, fixed)]
     if not named or (spec is not None and not fixed):
         return None
-    found: list[int | None] = []
+    indices: list[int | None] = []
     for i, arm in enumerate(arms):
-        mates = [i] if i in named else [j for j in named if _share(arm, arms[j], changed, fixed)]
-        if len(mates) > 1 and spec is not None:
-            labels = ", ".join(arms[j].label for j in mates)
-            raise ConfigError(f"--baseline {spec}: {arm.label} would have {len(mates)}: {labels}\nname one of them")
-        found.append(mates[0] if mates else None)
-    return found
+        bases = [i] if i in named else [j for j in named if _share(arm, arms[j], changed, fixed)]
+        if len(bases) > 1 and spec is not None:
+            labels = ", ".join(arms[j].label for j in bases)
+            raise ConfigError(f"--baseline {spec}: {arm.label} would have {len(bases)}: {labels}\nname one of them")
+        indices.append(bases[0] if bases else None)
+    return indices
 
 
 def _default(arms: Sequence[Arm], changed: Sequence[str]) -> dict[str, str]:

@@ -100,7 +100,7 @@ def _setting(runs: list[Run], keys: Sequence[str], seeds: set[int]) -> Setting:
     by_seed: dict[int, list[float]] = {}
     for run in runs:
         by_seed.setdefault(run.seed, []).append(_validated(run))
-    score = math.fsum(math.fsum(found) / len(found) for found in by_seed.values()) / len(seeds)
+    score = math.fsum(math.fsum(accuracies) / len(accuracies) for accuracies in by_seed.values()) / len(seeds)
     finished = {run.seed for run in runs if run.state == "done"}
     values = {key: runs[0].config[key] for key in keys if key in runs[0].config}
     return Setting(values, runs, round(score, 12), len(finished))  # rounded: equal accuracies tie in any order

@@ -145,20 +145,20 @@ class Observed:
 def observe(runs: Sequence[Run], metric: Metric, target: float | None) -> Observed:
     """Derive `metric` from finished runs; several runs of a seed (pooled by `--by`) give the mean over them."""
     by_seed: dict[int, list[float]] = {}
-    found = Observed()
+    observed = Observed()
     for run in runs:
         value = metric.derive(run.summary or {}, target)
         if isinstance(value, Censored):
-            found.limits[run.seed] = max(value.at, found.limits.get(run.seed, 0.0))
+            observed.limits[run.seed] = max(value.at, observed.limits.get(run.seed, 0.0))
             value = math.inf
         elif value is None or not math.isfinite(value):
-            found.num_unmeasured += 1
+            observed.num_unmeasured += 1
             continue
         by_seed.setdefault(run.seed, []).append(value)
-    found.values = {seed: v[0] if len(v) == 1 else statistics.fmean(v) for seed, v in by_seed.items()}
+    observed.values = {seed: v[0] if len(v) == 1 else statistics.fmean(v) for seed, v in by_seed.items()}
     if metric.name == RATIO and sum(map(len, by_seed.values())) == 1:
-        found.within = next(filter(None, (step_ratio_interval(run.summary or {}) for run in runs)), None)
-    return found
+        observed.within = next(filter(None, (step_ratio_interval(run.summary or {}) for run in runs)), None)
+    return observed
 
 
 class _Builder:
@@ -178,9 +178,9 @@ class _Builder:
         if self.choices:
             read = {id(run) for arm in self.arms for run in arm.runs}
             self.runs = [run for run in self.runs if id(run) in read]
-        found = None if self.is_matrix else baselines(self.arms, self.changed, plan.baseline)
-        self.has_baseline = found is not None
-        self.baselines = found or [None] * len(self.arms)
+        against = None if self.is_matrix else baselines(self.arms, self.changed, plan.baseline)
+        self.has_baseline = against is not None
+        self.baselines = against or [None] * len(self.arms)
         self.target = target_of(runs[0].config.get("data.name")) if plan.target is None else plan.target
         usable = [m for m in columns if m.kind == "mean" or self.target is not None]
         self.without_target = [m.name for m in columns if m not in usable] if plan.explicit else []
@@ -250,7 +250,7 @@ class _Builder:
         return differences
 
     def _unmeasured(self) -> dict[str, int]:
-        counts = {m.name: sum(found[m.name].num_unmeasured for found in self.observed) for m in self.columns}
+        counts = {m.name: sum(observed[m.name].num_unmeasured for observed in self.observed) for m in self.columns}
         return {name: count for name, count in counts.items() if count}
 
 
@@ -265,17 +265,17 @@ def _paired(arm: Observed, baseline: Observed) -> Interval | None:
     values, others = [arm.values[s] for s in seeds], [baseline.values[s] for s in seeds]
     if not any(map(math.isfinite, (*values, *others))):
         return None  # neither arrived: nothing is known of the difference
-    limits = [found.limits[s] for found in (arm, baseline) for s in seeds if s in found.limits]
+    limits = [side.limits[s] for side in (arm, baseline) for s in seeds if s in side.limits]
     return paired_difference(restrict(values, limits), restrict(others, limits))
 
 
-def _estimate(found: Observed, metric: Metric) -> Interval:
-    values = list(found.values.values())
-    if found.within is not None and found.within[0] < found.within[1]:
-        return Interval(values[0], *found.within, 1, kind="median")
+def _estimate(observed: Observed, metric: Metric) -> Interval:
+    values = list(observed.values.values())
+    if observed.within is not None and observed.within[0] < observed.within[1]:
+        return Interval(values[0], *observed.within, 1, kind="median")
     if metric.kind == "mean":
         return estimate_mean(values)
-    return estimate_median(values, max(found.limits.values(), default=None))
+    return estimate_median(values, max(observed.limits.values(), default=None))
 
 
 def _rank(row: Row, metric: Metric) -> tuple[int, float]:

@@ -133,11 +133,11 @@ def all_frames(runs: Sequence[Run], tables: Sequence[Tables]) -> Iterator[tuple[
 def _long_frame(name: str, runs: Sequence[Run], tables: Sequence[Tables]) -> pd.DataFrame:
     keys = dict.fromkeys([*arms_of(runs)[1], "seed"])
     about = [{"folder": _encodable(run.folder), **{k: _encodable(run.config.get(k)) for k in keys}} for run in runs]
-    found = [(i, of[name]) for i, of in enumerate(tables) if name in of and len(of[name])]
-    if not found:
+    present = [(i, of[name]) for i, of in enumerate(tables) if name in of and len(of[name])]
+    if not present:
         return pd.DataFrame(columns=list(dict.fromkeys([*about[0], *COLUMNS[name]])))
-    own = pd.concat([table for _, table in found], ignore_index=True)
-    lead = pd.DataFrame(about).iloc[[i for i, table in found for _ in range(len(table))]].reset_index(drop=True)
+    own = pd.concat([table for _, table in present], ignore_index=True)
+    lead = pd.DataFrame(about).iloc[[i for i, table in present for _ in range(len(table))]].reset_index(drop=True)
     return pd.concat([lead.drop(columns=own.columns, errors="ignore"), own], axis=1)
 
 

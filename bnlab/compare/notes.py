@@ -34,23 +34,23 @@ class Evidence:
     is_matrix: bool = False  # no arm is compared with another
 
 
-def notes_on(found: Evidence) -> list[str]:
+def notes_on(evidence: Evidence) -> list[str]:
     """Return all notes, the most important first."""
-    if found.runs[0].is_bench:
-        return [*_bench(found), *_states(found), *_hidden(found), *_pooled(found), *_missing(found),
-                *_environments(found)]  # fmt: skip
+    if evidence.runs[0].is_bench:
+        return [*_bench(evidence), *_states(evidence), *_hidden(evidence), *_pooled(evidence), *_missing(evidence),
+                *_environments(evidence)]  # fmt: skip
     return [
-        *_seeds(found),
-        *_states(found),
-        *_rates(found),
-        *_hidden(found),
-        *_pooled(found),
-        *_initial(found),
-        *_pairing(found),
-        *_power(found),
-        *_times(found),
-        *_missing(found),
-        *_environments(found),
+        *_seeds(evidence),
+        *_states(evidence),
+        *_rates(evidence),
+        *_hidden(evidence),
+        *_pooled(evidence),
+        *_initial(evidence),
+        *_pairing(evidence),
+        *_power(evidence),
+        *_times(evidence),
+        *_missing(evidence),
+        *_environments(evidence),
     ]
 
 
@@ -60,24 +60,24 @@ def environments_of(runs: Sequence[Run]) -> list[dict[str, object]]:
     return list(by_text.values())
 
 
-def _seeds(found: Evidence) -> Iterator[str]:
-    main = found.columns[0].name
-    single = [row for row in found.rows if row.n and row.metrics[main].n == 1]
+def _seeds(evidence: Evidence) -> Iterator[str]:
+    main = evidence.columns[0].name
+    single = [row for row in evidence.rows if row.n and row.metrics[main].n == 1]
     if single:
         what = "one finished run" if all(row.n == 1 for row in single) else "one seed with a finite figure"
-        which = "Each arm has" if len(single) == len(found.rows) else f"{named([r.label for r in single])}: there is"
+        which = "Each arm has" if len(single) == len(evidence.rows) else f"{named([r.label for r in single])}: there is"
         yield f"{which} {what} (n=1): no interval and no p can be given, and seeds differ."
 
 
-def _bench(found: Evidence) -> Iterator[str]:
+def _bench(evidence: Evidence) -> Iterator[str]:
     """What the ratios of a bench are to; its steps were taken in turn, so there are no seeds to count."""
-    benches = [run.summary["bench"] for run in found.runs if run.summary]
+    benches = [run.summary["bench"] for run in evidence.runs if run.summary]
     names = list(dict.fromkeys(str(bench.get("baseline")) for bench in benches))
     yield (
         f"step ratio: an arm's step over that of {named(names)}, taken in turn in one process; "
         "its interval is over the rounds of the bench."
     )
-    folders = list(dict.fromkeys(run.folder.parent for run in found.runs))
+    folders = list(dict.fromkeys(run.folder.parent for run in evidence.runs))
     if len(folders) > 1:
         yield (
             f"The arms come from {len(folders)} benches: each ratio is to the baseline in its own bench, "
@@ -93,9 +93,9 @@ def _bench(found: Evidence) -> Iterator[str]:
         yield f"A second copy of the baseline took {named(doubtful)} of it, not 1: take no finer difference for real."
 
 
-def _states(found: Evidence) -> Iterator[str]:
+def _states(evidence: Evidence) -> Iterator[str]:
     totals: dict[str, int] = {}
-    for row in found.rows:
+    for row in evidence.rows:
         for state, count in row.states.items():
             totals[state] = totals.get(state, 0) + count
     unfinished = [f"{count} {state}" for state, count in totals.items() if state != "done"]
@@ -105,15 +105,15 @@ def _states(found: Evidence) -> Iterator[str]:
             f"Runs not finished: {count - totals.get('done', 0)} of {count} ({', '.join(unfinished)}); "
             "means are over finished runs only, which flatters an arm that loses some."
         )
-    if found.num_duplicates:
-        runs = count_of(found.num_duplicates, "run")
+    if evidence.num_duplicates:
+        runs = count_of(evidence.num_duplicates, "run")
         yield f"{runs} left out: same configuration and seed as a later or finished one."
 
 
-def _rates(found: Evidence) -> Iterator[str]:
-    if "norm.name" not in found.changed or "optim.lr" in found.chosen or len(found.arms) < 2:
+def _rates(evidence: Evidence) -> Iterator[str]:
+    if "norm.name" not in evidence.changed or "optim.lr" in evidence.chosen or len(evidence.arms) < 2:
         return
-    rates = distinct("optim.lr", found.runs)
+    rates = distinct("optim.lr", evidence.runs)
     if len(rates) == 1:
         yield (
             f"All arms ran at optim.lr={text_of(rates[0])}; "
@@ -121,30 +121,30 @@ def _rates(found: Evidence) -> Iterator[str]:
         )
 
 
-def _hidden(found: Evidence) -> Iterator[str]:
-    if any(arm.pooled for arm in found.arms):
+def _hidden(evidence: Evidence) -> Iterator[str]:
+    if any(arm.pooled for arm in evidence.arms):
         return
-    keys = followers(found.runs, [*found.changed, *found.chosen])
+    keys = followers(evidence.runs, [*evidence.changed, *evidence.chosen])
     if keys:
         yield f"The arms differ in more than the table shows, always together with it: {_keys(keys)}."
 
 
-def _pooled(found: Evidence) -> Iterator[str]:
+def _pooled(evidence: Evidence) -> Iterator[str]:
     pooled: dict[str, list[Value]] = {}
-    for arm in found.arms:
+    for arm in evidence.arms:
         for key in arm.pooled:
-            pooled[key] = distinct(key, found.runs)
+            pooled[key] = distinct(key, evidence.runs)
     if not pooled:
         return
     yield f"Runs that differ in {_keys(pooled)} are pooled; each seed counts once, with the mean over its runs."
-    if any(arm.pooled != found.arms[0].pooled for arm in found.arms):
+    if any(arm.pooled != evidence.arms[0].pooled for arm in evidence.arms):
         yield "The arms are pooled over different values, so a difference may come from these."
 
 
-def _initial(found: Evidence) -> Iterator[str]:
+def _initial(evidence: Evidence) -> Iterator[str]:
     left = {
         arm.label: max((share for run in arm.runs if run.summary and (share := share_left(run.summary))), default=0.0)
-        for arm in found.arms
+        for arm in evidence.arms
     }
     much = [f"{label} {100 * share:.2g} %" for label, share in left.items() if share > MOST_INITIAL_SHARE]
     if much:
@@ -154,28 +154,28 @@ def _initial(found: Evidence) -> Iterator[str]:
         )
 
 
-def _pairing(found: Evidence) -> Iterator[str]:
-    if found.is_matrix:
+def _pairing(evidence: Evidence) -> Iterator[str]:
+    if evidence.is_matrix:
         return
-    if not found.has_baseline:
+    if not evidence.has_baseline:
         yield "The baseline is none of these arms, so there are no differences."
         return
-    main = found.columns[0].name
-    alone = [r.label for r in found.rows if not r.is_baseline and r.n and main not in r.vs_baseline]
+    main = evidence.columns[0].name
+    alone = [r.label for r in evidence.rows if not r.is_baseline and r.n and main not in r.vs_baseline]
     if alone:
         yield f"{named(alone)}: no difference, since no baseline shares a seed and the other settings."
-    partly = [r.label for r in found.rows if main in r.vs_baseline and r.vs_baseline[main].n < r.metrics[main].n]
+    partly = [r.label for r in evidence.rows if main in r.vs_baseline and r.vs_baseline[main].n < r.metrics[main].n]
     if partly:
         yield f"{named(partly)}: the difference is over the seeds that the baseline has too."
-    differences = {row.label: row.vs_baseline[main] for row in found.rows if main in row.vs_baseline}
+    differences = {row.label: row.vs_baseline[main] for row in evidence.rows if main in row.vs_baseline}
     constant = [label for label, difference in differences.items() if difference.n > 1 and difference.p is None]
     if constant:
         yield f"{named(constant)}: the differences are equal in every seed, so no p can be given."
 
 
-def _power(found: Evidence) -> Iterator[str]:
-    main = found.columns[0]
-    seen = {row.label: row.vs_baseline[main.name] for row in found.rows if main.name in row.vs_baseline}
+def _power(evidence: Evidence) -> Iterator[str]:
+    main = evidence.columns[0]
+    seen = {row.label: row.vs_baseline[main.name] for row in evidence.rows if main.name in row.vs_baseline}
     spread = [(label, difference, difference.sd) for label, difference in seen.items() if difference.sd]
     shown = sorted(size * main.scale for _, d, sd in spread if (size := detectable_difference(sd, d.n)))
     if not shown:
@@ -198,38 +198,38 @@ def _power(found: Evidence) -> Iterator[str]:
         yield f"Seeds an arm needs to show the difference now seen, if it is real: {named(plans)}."
 
 
-def _times(found: Evidence) -> Iterator[str]:
-    waits = [metric for metric in found.columns if metric.kind == "time to target"]
-    counts = {row.metrics[metric.name].n for metric in waits for row in found.rows}
+def _times(evidence: Evidence) -> Iterator[str]:
+    waits = [metric for metric in evidence.columns if metric.kind == "time to target"]
+    counts = {row.metrics[metric.name].n for metric in waits for row in evidence.rows}
     few = min((n for n in counts if 2 <= n < 6), default=None)
     if few is not None:
         yield (
             f"Times to the target are medians; below 6 runs their interval is the range, which covers the median "
             f"in {coverage_of_range(few):.0%} of cases at n={few} instead of 95%."
         )
-    cut = [m for m in waits if any(m.name in r.vs_baseline for r in found.rows)]
-    if cut and any(row.metrics[m.name].num_missed for m in cut for row in found.rows):
+    cut = [m for m in waits if any(m.name in r.vs_baseline for r in evidence.rows)]
+    if cut and any(row.metrics[m.name].num_missed for m in cut for row in evidence.rows):
         yield (
             "Differences in time to the target are of times cut where the first run ended without arriving "
             "(restricted mean): what a run would still have needed after that is not seen."
         )
-    timed = [metric.title for metric in found.columns if metric.name in TIMED]
-    if timed and len(found.rows) > 1:
+    timed = [metric.title for metric in evidence.columns if metric.name in TIMED]
+    if timed and len(evidence.rows) > 1:
         yield (
             "Step times of separate runs differ by more than strategies may; "
             "compare them within one machine and run only."
         )
 
 
-def _missing(found: Evidence) -> Iterator[str]:
-    if found.without_target:
-        yield f"{named(found.without_target)}: this data has no usual target; give one with --target."
-    for name, count in found.unmeasured.items():
+def _missing(evidence: Evidence) -> Iterator[str]:
+    if evidence.without_target:
+        yield f"{named(evidence.without_target)}: this data has no usual target; give one with --target."
+    for name, count in evidence.unmeasured.items():
         yield f"{name}: {count_of(count, 'finished run')} without a finite value, left out of its mean."
 
 
-def _environments(found: Evidence) -> Iterator[str]:
-    environments = found.environments
+def _environments(evidence: Evidence) -> Iterator[str]:
+    environments = evidence.environments
     mixed: list[str] = []
     for key in dict.fromkeys(key for environment in environments for key in environment):
         values = list(dict.fromkeys(str(environment.get(key)) for environment in environments))

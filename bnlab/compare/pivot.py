@@ -59,15 +59,15 @@ def pivot_keys(text: str, known: Iterable[str]) -> tuple[str, str]:
     parts = re.split(r"\s+x\s+", text.strip())
     split = [(text[:i].strip(), text[i + 1 :].strip()) for i, char in enumerate(text) if char == "x"]
     pairs = [(parts[0], parts[1])] if len(parts) == 2 else [(row, column) for row, column in split if row and column]
-    found = {(find_key(r, known), find_key(c, known)) for r, c in pairs if _is_key(r, known) and _is_key(c, known)}
-    if not found:
+    readings = {(find_key(r, known), find_key(c, known)) for r, c in pairs if _is_key(r, known) and _is_key(c, known)}
+    if not readings:
         for row, column in pairs:
             if len(pairs) == 1 or _is_key(row, known) or _is_key(column, known):
                 find_key(row, known), find_key(column, known)  # one of them says what is wrong
         raise ConfigError(f"--pivot {text}: names no two keys\ngive ROWxCOL, such as --pivot normxmodel")
-    if len(found) > 1:
-        raise ConfigError(f"--pivot {text}: can be read in {len(found)} ways\nput spaces around the x: 'ROW x COL'")
-    ((row, column),) = found
+    if len(readings) > 1:
+        raise ConfigError(f"--pivot {text}: can be read in {len(readings)} ways\nput spaces around the x: 'ROW x COL'")
+    ((row, column),) = readings
     if row == column:
         raise ConfigError(f"--pivot {text}: rows and columns are both {row}\ngive two keys")
     return row, column
@@ -139,7 +139,7 @@ def _unequal(settings: Sequence[Mapping[str, object]], known: set[str]) -> list[
     """Return the note on what the data sets differ in beside themselves."""
     keys = [key for key in settings[0] if key not in known and not key.startswith("data.")]
     values = {key: list(dict.fromkeys(text_of(s[key]) for s in settings if key in s)) for key in keys}
-    differing = [f"{key} ({named(found)})" for key, found in values.items() if len(found) > 1]
+    differing = [f"{key} ({named(texts)})" for key, texts in values.items() if len(texts) > 1]
     return [f"The data sets were not trained alike: {named(differing)}."] if differing else []
 
 

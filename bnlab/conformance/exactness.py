@@ -74,15 +74,15 @@ def _slope_errors(trial: Trial) -> Iterator[float]:
     leaves = [trial.x.clone().requires_grad_(), *(p for p in module.parameters() if p.requires_grad)]
     y = module(leaves[0])
     probe = trial.random(*y.shape, salt=3)
-    found = gradients(y, leaves, probe)
+    analytic = gradients(y, leaves, probe)
     for first, last in [(0, 1), (0, 1), (1, len(leaves))]:
         if first == last:
             continue
         directions = [torch.zeros_like(leaf) for leaf in leaves]
         for index in range(first, last):
             directions[index] = trial.random(*leaves[index].shape, salt=5 + index)
-        expected = sum((g * d).sum().item() for g, d in zip(found, directions, strict=True))
-        size = sum(g.square().sum().item() for g in found[first:last]) ** 0.5
+        expected = sum((g * d).sum().item() for g, d in zip(analytic, directions, strict=True))
+        size = sum(g.square().sum().item() for g in analytic[first:last]) ** 0.5
         error = min(abs(_slope(trial, directions, probe, step) - expected) for step in STEPS)
         yield error / size if size > 0 else error
 

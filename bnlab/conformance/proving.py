@@ -87,8 +87,8 @@ def worst(errors: Iterable[float]) -> float:
 
 def gradients(output: Tensor, inputs: list[Tensor], weights: Tensor) -> list[Tensor]:
     """Return the gradients of the weighted sum of the outputs; zeros where it does not depend on an input."""
-    found = torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+    grads = torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
 
 
 def flaw_of(module: nn.Module, x: Tensor) -> str:

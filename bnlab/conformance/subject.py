@@ -121,7 +121,7 @@ def load_factory(path: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(f"--module {path}: importing {name} fails: {error}") from error
-        near = did_you_mean(name, [found.name for found in pkgutil.iter_modules([str(Path.cwd())])])
+        near = did_you_mean(name, [module.name for module in pkgutil.iter_modules([str(Path.cwd())])])
         raise ConfigError(f"--module {path}: no module {name} in this folder or installed{near}") from error
     except (Exception, SystemExit) as error:  # SystemExit: a script that parses the command line
         raise ConfigError(f"--module {path}: importing {name} fails: {described(error)}") from error

@@ -65,9 +65,9 @@ def _add(folder: Path, place: Path, runs: Sequence[Run], tables: Sequence[Tables
     added = 0
     try:
         client = MlflowClient(tracking_uri=store, registry_uri=store)
-        found = client.get_experiment_by_name(EXPERIMENT)
+        existing = client.get_experiment_by_name(EXPERIMENT)
         artifacts = (place.resolve() / "artifacts").as_uri()
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifacts)
+        experiment = existing.experiment_id if existing else client.create_experiment(EXPERIMENT, artifacts)
         there = _there(client, experiment)
         for run, of_run, label, figures in zip(runs, tables, labels_of(runs), figures_of(runs), strict=True):
             old = there.get(_identity(run))

@@ -22,13 +22,13 @@ It takes batches on its device, scaled to [0, 1]; of mean and std they are stand
     >>> probing = probe(net, [Probe("test", test, None, 32, labels[:128])], training_set, samples=512)
     >>> round(probing.layers[0].initial_left, 3), probing.layers[0].name  # it has seen no training step
     (1.0, '1')
-    >>> (found,) = probing.decompositions
-    >>> total = sum(term.loss.value for term in found.terms)
-    >>> abs(total - found.total.loss.value) < 1e-9
+    >>> (gap,) = probing.decompositions
+    >>> total = sum(term.loss.value for term in gap.terms)
+    >>> abs(total - gap.total.loss.value) < 1e-9
     True
-    >>> max(found.terms, key=lambda term: term.moved).name
+    >>> max(gap.terms, key=lambda term: term.moved).name
     'initial statistics'
-    >>> "Recalibrate" in verdict(found)
+    >>> "Recalibrate" in verdict(gap)
     True
 
 What the running statistics stand for, layer after layer, and a model that has them:

@@ -91,13 +91,13 @@ class Levels:
 
 def levels(model: nn.Module, how: StatisticsPlan, batch: Tensor, evaluation: Statistics) -> Levels:
     """Return the statistics of each stage; `batch` is one training batch, it tells the values a variance is over."""
-    found = population(model, how)
+    of_population = population(model, how)
     factors = _shrinkage(model, batch)
     mixed: Statistics = {}
-    for layer, (mean, var) in found.items():
+    for layer, (mean, var) in of_population.items():
         left = initial_left(layer)
         mixed[layer] = (mean, var) if left is None else ((1 - left) * mean, (1 - left) * var + left)
-    return Levels(population(model, how, factors) if factors else found, found, mixed, evaluation)
+    return Levels(population(model, how, factors) if factors else of_population, of_population, mixed, evaluation)
 
 
 def _shrinkage(model: nn.Module, batch: Tensor) -> dict[nn.Module, float]:
@@ -165,12 +165,12 @@ def _stored(model: nn.Module, probe: Probe, statistics: Statistics) -> Tensor:
         return logits_in_batches(model, probe.plain, probe.batch_size)[None]
 
 
-def decompose(model: nn.Module, probe: Probe, found: Stages) -> Decomposition:
+def decompose(model: nn.Module, probe: Probe, staged: Stages) -> Decomposition:
     """Return the gap of one probe as the sum of its terms."""
     absent: dict[str, str] = {}
     if probe.augmented is None:
         absent["augmentation"] = "training does not augment"
-    if found.unaugmented is found.undropped:
+    if staged.unaugmented is staged.undropped:
         absent["dropout"] = "nothing but normalization depends on the mode"
     layers = learners(model)
     if not layers:
@@ -178,13 +178,13 @@ def decompose(model: nn.Module, probe: Probe, found: Stages) -> Decomposition:
     if not running_layers(model):
         absent[NAMES[5]] = "no layer keeps statistics"
     chain = [
-        found.full,
-        found.unaugmented,
-        found.undropped,
-        found.biased,
-        found.population,
-        found.initial,
-        found.running,
+        staged.full,
+        staged.unaugmented,
+        staged.undropped,
+        staged.biased,
+        staged.population,
+        staged.initial,
+        staged.running,
     ]
     pairs = zip(NAMES, chain, chain[1:], strict=False)
     terms = tuple(term(name, before, after, probe.labels, absent.get(name)) for name, before, after in pairs)
@@ -193,12 +193,12 @@ def decompose(model: nn.Module, probe: Probe, found: Stages) -> Decomposition:
     return Decomposition(
         probe.split,
         terms,
-        term("total", found.full, found.running, probe.labels),
+        term("total", staged.full, staged.running, probe.labels),
         probe.batch_size,
         left,
         None if slowest is None else int(cast(Tensor, slowest.num_batches_tracked)),
         None if slowest is None else cast(float | None, slowest.momentum),
-        len(found.undropped) > 1 or len(probe) < 2 * probe.batch_size,
+        len(staged.undropped) > 1 or len(probe) < 2 * probe.batch_size,
     )
 
 

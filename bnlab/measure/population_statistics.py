@@ -98,20 +98,20 @@ def population(model: nn.Module, how: StatisticsPlan, factors: Mapping[nn.Module
     The other layers act as in evaluation; dropout and augmentation are off. Modes and buffers come back, also after an
     exception.
     """
-    found: Statistics = {}
+    statistics: Statistics = {}
     if not how.takers:
-        return found
+        return statistics
     with torch.no_grad(), evaluating(model), restored(model):
         if how.in_one_pass:
-            _in_one_pass(model, how, factors or {}, found)
-            return found
+            _in_one_pass(model, how, factors or {}, statistics)
+            return statistics
         for layer in how.takers:
             gathered = gatherer(layer)
             for x in inputs_of(model, layer, how):
                 gathered.add(x)
-            found[layer] = _scaled(*gathered.result(), (factors or {}).get(layer, 1.0))
-            adopt(layer, *found[layer])
-    return found
+            statistics[layer] = _scaled(*gathered.result(), (factors or {}).get(layer, 1.0))
+            adopt(layer, *statistics[layer])
+    return statistics
 
 
 def population_of(model: nn.Module, images: Batches) -> Statistics:
@@ -123,13 +123,15 @@ def _scaled(mean: Tensor, var: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     return mean, var * factor
 
 
-def _in_one_pass(model: nn.Module, how: StatisticsPlan, factors: Mapping[nn.Module, float], found: Statistics) -> None:
+def _in_one_pass(
+    model: nn.Module, how: StatisticsPlan, factors: Mapping[nn.Module, float], statistics: Statistics
+) -> None:
     """Each layer takes its statistics from the one chunk there is, and at once normalizes it with them."""
 
     def take(layer: nn.Module, x: Tensor) -> None:
-        found[layer] = _scaled(*statistics_of(layer, x[: how.takers[layer]]), factors.get(layer, 1.0))
-        adopt(layer, *found[layer])
-        if len(found) == len(how.takers):
+        statistics[layer] = _scaled(*statistics_of(layer, x[: how.takers[layer]]), factors.get(layer, 1.0))
+        adopt(layer, *statistics[layer])
+        if len(statistics) == len(how.takers):
             raise Reached(x)
 
     batch, _ = next(how.images.sequential(how.samples))
@@ -168,7 +170,7 @@ def precise(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Stati
     with torch.no_grad(), training_statistics(model), hooked(layers, lambda layer, x: gathered[layer].add(x)):
         for images, _ in batches:
             model(images)
-    return {layer: found.result() for layer, found in gathered.items() if found.count}
+    return {layer: moments.result() for layer, moments in gathered.items() if moments.count}
 
 
 @contextmanager

@@ -135,14 +135,14 @@ def recalibrated(
             except IncompatibleError as error:
                 reason = str(error).partition("\n")[0]
                 raise IncompatibleError(f"{reason}\nstats=precise pools all its calls") from error
-            found = population(model, how)
+            statistics = population(model, how)
         else:
             whole = min(batch_size, count)
             one_pass = precise(model, itertools.islice(training_set.sequential(whole), count // whole))
-            found = {layer: one_pass[layer] for layer in layers if layer in one_pass}
-    if not found:
+            statistics = {layer: one_pass[layer] for layer in layers if layer in one_pass}
+    if not statistics:
         raise IncompatibleError("nothing to recalibrate: no forward pass comes to a layer that averages its batches")
-    return found
+    return statistics
 
 
 def new_entries(model: nn.Module, statistics: Statistics) -> dict[str, Tensor]:
@@ -182,8 +182,8 @@ def recalibration(
     statistics = recalibrated(model, training_set, stats, samples, batch_size)
     count = samples_used(training_set, stats, samples, batch_size)
 
-    def logits_with(found: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
-        with adopted(model, found), adopted(model, refreshed(model, training_set)):
+    def logits_with(fresh: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
+        with adopted(model, fresh), adopted(model, refreshed(model, training_set)):
             return {split: logits_of(model, batches.sequential(eval_batch_size)) for split, batches in splits.items()}
 
     with torch.no_grad(), preserved(model), evaluating(model):

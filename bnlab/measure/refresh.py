@@ -89,9 +89,9 @@ class Refresh:
 
     def _take(self, due: list[RunningLayer]) -> None:
         with self._precision():
-            found = population(self._model, self._plan(self._others + due))
-        self._beside = {layer: found.pop(layer) for layer in self._others if layer in found}
-        for layer, statistics in found.items():
+            taken = population(self._model, self._plan(self._others + due))
+        self._beside = {layer: taken.pop(layer) for layer in self._others if layer in taken}
+        for layer, statistics in taken.items():
             adopt(layer, *statistics)
 
     def _plan(self, layers: list[RunningLayer]) -> StatisticsPlan:

@@ -78,19 +78,19 @@ def robustness(
     layers = running_layers(model)
     with torch.no_grad(), preserved(model), evaluating(model):
         plain = _with_other_batch_mates(model, images, batch_size)
-        found = {"running": _judged("running", plain[0], plain, plain[0], labels)}
+        judged = {"running": _judged("running", plain[0], plain, plain[0], labels)}
         for choice in stats if layers else ():
             if choice in ("mixed", "batch"):
                 with mixed_with_batch(model, prior if choice == "mixed" else 0.0):
                     drawn = _with_other_batch_mates(model, images, batch_size)
-                found[choice] = _judged(choice, drawn[0], drawn, plain[0], labels)
+                judged[choice] = _judged(choice, drawn[0], drawn, plain[0], labels)
             elif choice == "test":
                 logits = _with_statistics_of(model, images, images, batch_size)
                 halves = [device_batches(samples.take(half)) for half in _halves(len(samples))]
                 by_half = [_with_statistics_of(model, half, images, batch_size) for half in halves]
                 drawn = torch.stack(by_half or [logits])
-                found[choice] = _judged(choice, logits, drawn, plain[0], labels)
-    return tuple(found[choice] for choice in (stats if layers else ("running",)))
+                judged[choice] = _judged(choice, logits, drawn, plain[0], labels)
+    return tuple(judged[choice] for choice in (stats if layers else ("running",)))
 
 
 def _with_other_batch_mates(model: nn.Module, images: Batches, batch_size: int) -> Tensor:

@@ -28,35 +28,35 @@ _OWN = "training takes each sample's own statistics, evaluation those of all"
 _OWN_REMEDY = "Let evaluation take them too (track_running_stats=False)"
 
 
-def verdict(found: Decomposition) -> str:
+def verdict(gap: Decomposition) -> str:
     """Return a few sentences. The term that moves the predictions most is named as the cause.
 
     Where augmentation or dropout, which are meant to, moves them most, the normalization's part follows by itself.
     """
-    total = found.total
+    total = gap.total
     if not math.isfinite(total.loss.value):
-        return f"No comparison on {found.split}: a loss is not finite, so the weights or the statistics have diverged."
-    if total.moved == 0 and not any(term.moved for term in found.terms):
-        return f"Training and evaluation mode agree exactly on {found.split}: 0 points, 0 nats, no prediction changes."
-    by_normalization = found.terms[2:]
+        return f"No comparison on {gap.split}: a loss is not finite, so the weights or the statistics have diverged."
+    if total.moved == 0 and not any(term.moved for term in gap.terms):
+        return f"Training and evaluation mode agree exactly on {gap.split}: 0 points, 0 nats, no prediction changes."
+    by_normalization = gap.terms[2:]
     accuracy = sum(term.accuracy.value for term in by_normalization)
     loss = sum(term.loss.value for term in by_normalization)
     small = _is_small(accuracy, loss)
-    cause = max(found.terms, key=_moved)
-    sentences = [_size(total, found.split), f"Most of it is {cause.name}: {_reason(cause, found)}."]
+    cause = max(gap.terms, key=_moved)
+    sentences = [_size(total, gap.split), f"Most of it is {cause.name}: {_reason(cause, gap)}."]
     if cause not in by_normalization:
         cause = max(by_normalization, key=_moved)
         sentences.append(f"Normalization's part is {100 * accuracy:+.2f} points and {loss:+.4f} nats.")
         if not small:
-            sentences.append(f"Most of that is {cause.name}: {_reason(cause, found)}.")
-    left = found.initial_left or 0.0
+            sentences.append(f"Most of that is {cause.name}: {_reason(cause, gap)}.")
+    left = gap.initial_left or 0.0
     if not small or (cause.name == "initial statistics" and left > MOST_INITIAL_SHARE):
-        own = cause.name == "batch noise" and not found.reads_batch
+        own = cause.name == "batch noise" and not gap.reads_batch
         sentences.append(f"{_OWN_REMEDY if own else _REMEDIES[cause.name]}.")
     elif left <= MOST_INITIAL_SHARE:
         sentences.append("Nothing needs to be done.")
     if left > MOST_INITIAL_SHARE and cause.name != "initial statistics":
-        sentences.append(f"Besides, {_REASONS['initial statistics'].format(**_facts(found))}: recalibrate.")
+        sentences.append(f"Besides, {_REASONS['initial statistics'].format(**_facts(gap))}: recalibrate.")
     return " ".join(sentences)
 
 
@@ -75,14 +75,14 @@ def _size(total: Term, split: str) -> str:
     return f"The gap is small: {figures}." if small else f"There is a gap: {figures}."
 
 
-def _reason(cause: Term, found: Decomposition) -> str:
-    if cause.name == "batch noise" and not found.reads_batch:
+def _reason(cause: Term, gap: Decomposition) -> str:
+    if cause.name == "batch noise" and not gap.reads_batch:
         return _OWN
-    return _REASONS[cause.name].format(**_facts(found))
+    return _REASONS[cause.name].format(**_facts(gap))
 
 
-def _facts(found: Decomposition) -> dict[str, str]:
-    updates = f"{found.updates or 0:,} updates"
-    if found.momentum is not None:
-        updates += f" ({1 - found.momentum:g}^{found.updates or 0:,})"
-    return {"batch": f"{found.batch_size:,}", "left": f"{100 * (found.initial_left or 0.0):.3g} %", "updates": updates}
+def _facts(gap: Decomposition) -> dict[str, str]:
+    updates = f"{gap.updates or 0:,} updates"
+    if gap.momentum is not None:
+        updates += f" ({1 - gap.momentum:g}^{gap.updates or 0:,})"
+    return {"batch": f"{gap.batch_size:,}", "left": f"{100 * (gap.initial_left or 0.0):.3g} %", "updates": updates}

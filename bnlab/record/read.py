@@ -202,11 +202,11 @@ def _json(name: str, content: bytes, schema: int | None = SCHEMA) -> dict[str, A
     if not isinstance(value, dict):
         raise Unreadable(f"{name} is not a JSON object")
     if schema is not None:
-        found = value.get("schema")
-        if not isinstance(found, int) or isinstance(found, bool):
+        version = value.get("schema")
+        if not isinstance(version, int) or isinstance(version, bool):
             raise Unreadable(f"{name} has no schema number")
-        if found > schema:
-            raise Unreadable(f"{name} was written by a newer bnlab (schema {found}, known: {schema})")
+        if version > schema:
+            raise Unreadable(f"{name} was written by a newer bnlab (schema {version}, known: {schema})")
     return value
 
 
@@ -260,7 +260,7 @@ def _no_run(folder: Path) -> ConfigError:
     if not os.path.isdir(folder):
         what = "is not a folder" if os.path.lexists(folder) else "does not exist"
         return ConfigError(f"{folder}: {what}\n{_NAME_A_RUN}")
-    runs = sorted((found for found, _ in _found(str(folder), DEEPEST_FOLDER, [])), key=_by_number)
+    runs = sorted((run for run, _ in _found(str(folder), DEEPEST_FOLDER, [])), key=_by_number)
     if not runs:
         return ConfigError(f"{folder}: no run here (status.json is missing)\n{_NAME_A_RUN}")
     if len(runs) == 1:

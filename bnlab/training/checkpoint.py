@@ -159,10 +159,10 @@ def digest_beside(path: Path) -> Path:
 def _digest_if_good(path: Path) -> str | None:
     """Return the digest of a checkpoint that `load` would take as whole; None where there is none."""
     try:
-        found = hashlib.sha256(read_plain(path)).hexdigest()
+        digest = hashlib.sha256(read_plain(path)).hexdigest()
     except OSError:
         return None
-    return found if found in _known_digests(path.parent) else None
+    return digest if digest in _known_digests(path.parent) else None
 
 
 def _known_digests(folder: Path) -> list[str]:

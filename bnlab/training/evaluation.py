@@ -138,16 +138,16 @@ class Evaluator:
             watch = Stopwatch(self._test.device)
             watch.start()
             # before its next step, a strategy that refreshes at every step would have these too
-            with adopted(model, {layer: found for layer, found in fresh.items() if layer.refresh_every == 1}):
+            with adopted(model, {layer: both for layer, both in fresh.items() if layer.refresh_every == 1}):
                 trained, seen = self._as_in_training(model)
             with adopted(model, fresh):
                 layers = {"probe": layer_gaps(model, seen)}
             figures += _gaps(trained, *evaluated["test"])
             figures += _calibration(evaluated)
             if self._probes:
-                found = probe(model, self._probes, self._training_set, self._config.probe_samples)
-                figures += _in_full(found)
-                layers["population"] = list(found.layers)
+                probed = probe(model, self._probes, self._training_set, self._config.probe_samples)
+                figures += _in_full(probed)
+                layers["population"] = list(probed.layers)
             watch.stop()
         return Findings(figures, layers, watch.seconds)
 
@@ -169,10 +169,10 @@ class Evaluator:
                 error = (evaluated["test"][0][: len(labels)] - unfolded).abs().max() / unfolded.square().mean().sqrt()
                 figures.append(Figure("test", "fold_error", error.item(), len(labels)))
         for split, (logits, labels) in evaluated.items():
-            found = score(logits, labels)
+            result = score(logits, labels)
             figures += [
-                Figure(split, "loss", found.loss, found.samples),
-                Figure(split, "accuracy", found.accuracy, found.samples),
+                Figure(split, "loss", result.loss, result.samples),
+                Figure(split, "accuracy", result.accuracy, result.samples),
             ]
         return evaluated, figures
 
@@ -245,19 +245,19 @@ def _calibration(evaluated: Mapping[str, tuple[Tensor, Tensor]]) -> list[Figure]
     return [Figure(split, "ece", calibration_error(logits, labels), len(labels)) for split, logits, labels in splits]
 
 
-def _in_full(found: ProbeResult) -> list[Figure]:
+def _in_full(probed: ProbeResult) -> list[Figure]:
     """Return the figures of `bnlab probe`, without their intervals."""
     figures = [
         Figure(gaps.split, "mate_noise", gaps.mate_noise, gaps.samples)
-        for gaps in found.gaps
+        for gaps in probed.gaps
         if gaps.mate_noise is not None
     ]
-    for decomposition in found.decompositions:
+    for decomposition in probed.decompositions:
         for term in (*decomposition.terms, decomposition.total):
             name = f"term_{term.name.replace(' ', '_')}"
             for what, value in (("acc", term.accuracy.value), ("loss", term.loss.value), ("kl", term.moved)):
                 figures.append(Figure(decomposition.split, f"{name}_{what}", value, term.accuracy.n))
-    for way in found.curve:
+    for way in probed.curve:
         name = f"stats_{way.name}" if way.batch_size is None else f"batch_curve_{way.batch_size}"
         figures.append(Figure("test", name, way.accuracy.value, way.samples))
     return figures

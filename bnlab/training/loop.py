@@ -229,13 +229,13 @@ class Training:
         self._eval_watch.start()
         listening = register_module_forward_pre_hook(lambda *_: self._stop.check())
         try:
-            found = self._evaluator.evaluate(self._model)
+            evaluation = self._evaluator.evaluate(self._model)
         except KeyboardInterrupt:
             self._save()  # the evaluation left the model as it was
             raise
         finally:
             listening.remove()
-        figures = found.figures
+        figures = evaluation.figures
         self._eval_watch.stop()
         self._evaluated = self.outcome.steps
         step, epoch = self.outcome.steps, self.outcome.steps / self._batches.steps_per_epoch
@@ -243,14 +243,14 @@ class Training:
         self._recorder.layers(
             [
                 (step, epoch, layer.depth, layer.name, reference, name, getattr(layer, name), layer.channels)
-                for reference, layers in found.layers.items()
+                for reference, layers in evaluation.layers.items()
                 for layer in layers
                 for name in LAYER_FIGURES
             ]
         )
         self._extend_curve(step, epoch, figures)
-        self.outcome.layers.append(found.layers["probe"])
-        self.outcome.discrepancy_seconds += found.discrepancy_seconds
+        self.outcome.layers.append(evaluation.layers["probe"])
+        self.outcome.discrepancy_seconds += evaluation.discrepancy_seconds
         self._callback.evaluated(step, {f"{m.split}.{m.metric}": m.value for m in figures})
 
     def _extend_curve(self, step: int, epoch: float, figures: list[Figure]) -> None:

@@ -52,13 +52,13 @@ def summarize(
 
 def _by_name(evaluations: Sequence[Sequence[LayerGap]]) -> dict[str, Any]:
     """Return layer -> its figures at the last evaluation, and those of the middle channel over all evaluations."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for layer in evaluations[-1] if evaluations else ():
         before = [gap for gaps in evaluations for gap in gaps if gap.name == layer.name]
         figures = dict(zip(LAYER_FIGURES, _finite([getattr(layer, name) for name in LAYER_FIGURES]), strict=True))
         curve = {name: _finite([getattr(gap, name) for gap in before]) for name in ("mean_z", "log_std_ratio")}
-        found[layer.name] = {"depth": layer.depth, "channels": layer.channels, **figures, "curve": curve}
-    return found
+        by_name[layer.name] = {"depth": layer.depth, "channels": layer.channels, **figures, "curve": curve}
+    return by_name
 
 
 def _finite(values: Sequence[float]) -> list[float | None]:

@@ -32,7 +32,7 @@ def check(
     from bnlab.conformance.subject import of_factory
     from bnlab.report.check_report import CARD_FORMATS, card_table, matrix_table
     from bnlab.report.console import messages, results
-    from bnlab.report.progress import working
+    from bnlab.report.display import working
 
     if module is not None and overrides:
         raise ConfigError(f"{overrides[0]}: cannot be combined with --module\nomit one of the two")

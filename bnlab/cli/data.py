@@ -45,7 +45,7 @@ def fetch(
     """
     from bnlab.data import download
     from bnlab.report.console import results
-    from bnlab.report.progress import download_meter
+    from bnlab.report.display import download_meter
 
     for name in names:
         with download_meter(sys.stderr, name) as meter:

@@ -26,8 +26,8 @@ def probe(
     from bnlab.measure.probe_model import probe as measure
     from bnlab.measure.verdict import verdict
     from bnlab.report.console import messages, results
+    from bnlab.report.display import working
     from bnlab.report.probe_report import Probed, probe_head, probe_rows, probe_tables
-    from bnlab.report.progress import working
     from bnlab.report.rows import TIDY_FORMATS
 
     with working(messages()) as tell:

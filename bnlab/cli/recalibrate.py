@@ -39,7 +39,7 @@ def recalibrate(
     from bnlab.experiment.trained_model import find
     from bnlab.measure.recalibration import Stats
     from bnlab.report.console import messages, results
-    from bnlab.report.progress import working
+    from bnlab.report.display import working
     from bnlab.report.recalibration_report import (
         Recalibrated,
         recalibration_head,

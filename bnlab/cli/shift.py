@@ -42,7 +42,7 @@ def shift(
     from bnlab.experiment.trained_model import find
     from bnlab.measure.robustness import STATS
     from bnlab.report.console import messages, results
-    from bnlab.report.progress import working
+    from bnlab.report.display import working
     from bnlab.report.rows import TIDY_FORMATS
     from bnlab.report.shift_report import shift_rows, shift_table
 

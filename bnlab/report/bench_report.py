@@ -14,8 +14,8 @@ from rich.text import Text
 from bnlab.compare.notes import count_of
 from bnlab.report.console import Terminal
 from bnlab.report.curves import chart
+from bnlab.report.display import Display
 from bnlab.report.figures import Cell, number, significant
-from bnlab.report.progress import Display
 from bnlab.report.table import Column, bullets, draw, joined
 
 if TYPE_CHECKING:

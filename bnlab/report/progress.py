@@ -1,8 +1,6 @@
-"""Progress on stderr: a display on a terminal that is drawn over and over, a line now and then elsewhere.
+"""The progress of jobs on stderr: their bars on a terminal, a line now and then elsewhere.
 
-Nothing that measures has a thread beside it: a display is drawn within a report, at most twice a second, so that no
-step waits for it. The training loop reports through `Callback` where it flushes its rows, never in between. Only
-`working`, for what does not report, has a sign that turns.
+The training loop reports through `Callback` where it flushes its rows, never in between.
 
     with make_progress(sys.stderr) as progress:
         progress.sweep_started(15)
@@ -14,31 +12,23 @@ step waits for it. The training loop reports through `Callback` where it flushes
 
 from __future__ import annotations
 
-import atexit
 import math
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO
 
 from rich.cells import cell_len
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from bnlab.report.console import Terminal
+from bnlab.report.display import LINE_SECONDS, Display, bar_lines, can_redraw, duration
 from bnlab.report.figures import number
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import ResultState
 
-REDRAW_SECONDS = 0.5  # a redraw takes 1 to 2 ms
-LINE_SECONDS = 10.0  # between two lines about evaluations where there is no terminal
 LAST_JOBS = 12
-_BAR = 20  # columns
 _MARKS = {
     "done": ("✓", "green"),
     "diverged": ("∞", "yellow"),
@@ -51,100 +41,7 @@ _MARKS = {
 def make_progress(stream: IO[str]) -> Callback:
     """Return the live display where `stream` is a terminal that can move its cursor, else the plain lines."""
     terminal = Terminal(stream)
-    return LiveProgress(terminal) if _can_redraw(terminal) else PlainProgress(terminal)
-
-
-@contextmanager
-def working(out: Terminal) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows, on a terminal, what is being done."""
-    if not _can_redraw(out):
-        yield lambda what: None
-        return
-    with out.status("", spinner="line") as status:
-        yield lambda what: status.update(out.show(what))
-
-
-@contextmanager
-def download_meter(stream: IO[str], name: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield what to call with (bytes so far, bytes in all): a bar, or a line at every tenth."""
-    out = Terminal(stream)
-    start: list[tuple[float, int]] = []  # when, and what was there before
-
-    def report(done: int, total: int) -> None:
-        start[:] = start or [(out.get_time(), done)]
-        since, before = start[0]
-        rate = (done - before) / max(out.get_time() - since, 1e-3)
-        facts = {
-            "step": f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB",
-            "rate": f"{rate / 1e6:,.1f} MB/s" if rate > 0 else "",
-            "left": f"{_duration((total - done) / rate)} left" if rate > 0 else "",
-        }
-        display.show(
-            lambda: f"{name}: {facts['step']}",
-            lambda: _bars([(Text(out.show(name)), done, total, facts)], out.width),
-            part=str(10 * done // total if total else 0),
-        )
-
-    with Display(out) as display:
-        yield report
-
-
-class Display:
-    """A picture that takes the place of the one before it; where none can be drawn, a line now and then.
-
-    It is gone when its `with` block ends, and the cursor is there again, also where nobody ends it.
-    """
-
-    def __init__(self, out: Terminal, now: Callable[[], float] | None = None) -> None:
-        self._out = out
-        self._now = now or out.get_time
-        self._last, self._part = -math.inf, ""
-        # results go to stdout meanwhile: where that is a terminal too they must come above the display
-        self._live = (
-            Live(console=out, auto_refresh=False, transient=True, redirect_stdout=sys.stdout.isatty())
-            if _can_redraw(out)
-            else None
-        )
-
-    def show(
-        self, line: Callable[[], str], picture: Callable[[], RenderableType] | None = None, *, part: str = ""
-    ) -> None:
-        """Show `picture`, by default the line itself, or write `line`: where it is time, or another `part` begins."""
-        now, is_due = self._now(), part != self._part
-        is_due |= now - self._last >= (LINE_SECONDS if self._live is None else REDRAW_SECONDS)
-        if not is_due:
-            return
-        self._last, self._part = now, part
-        if self._live is None:
-            self._out.say(line())
-            return
-        if not self._live.is_started:
-            atexit.register(self._live.stop)
-            self._live.start()
-        self._live.update(picture() if picture else Text(self._out.show(line()), "dim"), refresh=True)
-
-    def print(self, text: str) -> None:
-        """Write a line above the picture."""
-        self._out.print(Text(self._out.show(text)))
-
-    def close(self) -> None:
-        """Take the picture away; a second call does nothing."""
-        if self._live is not None:
-            atexit.unregister(self._live.stop)
-            self._live.stop()
-
-    def __enter__(self) -> Display:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-def _can_redraw(terminal: Terminal) -> bool:
-    return terminal.is_terminal and not terminal.is_dumb_terminal
-
-
-# ---------------------------------------------------------------- jobs and their training
+    return LiveProgress(terminal) if can_redraw(terminal) else PlainProgress(terminal)
 
 
 @dataclass
@@ -211,7 +108,7 @@ class _Reporter(Callback):
         if job is None:
             return {}
         split = next((s for s in ("valid", "test", "train") if f"{s}.accuracy" in job.metrics), None)
-        left = _duration(job.seconds_left(self._now()))
+        left = duration(job.seconds_left(self._now()))
         return {
             "step": f"{job.step:,}/{job.total:,}",
             "loss": f"loss {number(job.loss, 4)}" if math.isfinite(job.loss) else "",
@@ -245,7 +142,7 @@ class PlainProgress(_Reporter):
     def job_ended(self, index: int, state: ResultState, headline: str) -> None:
         name = self._name(index)
         super().job_ended(index, state, headline)
-        left = _duration(self._sweep_left()) if self._ended < self._num_jobs else ""
+        left = duration(self._sweep_left()) if self._ended < self._num_jobs else ""
         self._say(", ".join(part for part in (f"{name}: {state}", headline, left and f"{left} left in all") if part))
 
     def noted(self, text: str) -> None:
@@ -319,42 +216,7 @@ class LiveProgress(_Reporter):
         if self._job is not None:
             rows.append((Text(self._job.label), self._job.step, self._job.total, self._facts()))
         if self._num_jobs:
-            left = _duration(self._sweep_left())
+            left = duration(self._sweep_left())
             facts = {"step": f"{self._ended}/{self._num_jobs} jobs", "left": f"{left} left" if left else ""}
             rows.append((Text("all", "dim"), self._ended, self._num_jobs, facts))
-        return Group(*([self._finished] if self._finished else []), _bars(rows, self._terminal.width))
-
-
-def _bars(rows: Sequence[tuple[Text, int, int, Mapping[str, str]]], width: int) -> Table:
-    """Return a line for each (label, done, total, facts), as many facts as there is room for."""
-    label, bar = max(width // 3, 4), _BAR if width >= 60 else 6
-    bars = Table.grid(padding=(0, 2, 0, 0))
-    bars.add_column(no_wrap=True, overflow="ellipsis", max_width=label)
-    bars.add_column(width=bar)
-    bars.add_column(no_wrap=True, overflow="ellipsis")
-    room = width - min(max((row[0].cell_len for row in rows), default=0), label) - bar - 4
-    for name, done, total, facts in rows:
-        bars.add_row(name, _bar(done, total), _fitting(facts, room))
-    return bars
-
-
-def _bar(done: int, total: int) -> ProgressBar:
-    return ProgressBar(max(total, 1), done, complete_style="cyan", finished_style="green", style="bright_black")
-
-
-def _fitting(facts: Mapping[str, str], room: int) -> str:
-    """Return as many facts as there is room for; the speed goes first, the step stays."""
-    kept = {name: fact for name, fact in facts.items() if fact}
-    for name in ("rate", "loss", "left", "accuracy"):
-        if len("  ".join(kept.values())) > room:
-            kept.pop(name, None)
-    return "  ".join(kept.values())
-
-
-def _duration(seconds: float | None) -> str:
-    """Return `0:42`, `12:05` or `3:20:00`; nothing where it is not known."""
-    if seconds is None or not math.isfinite(seconds):
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        return Group(*([self._finished] if self._finished else []), bar_lines(rows, self._terminal.width))

@@ -13,8 +13,8 @@ from bnlab.compare.notes import count_of
 from bnlab.interval import Interval
 from bnlab.report.bench_report import left_out_note, round_text
 from bnlab.report.console import Terminal
+from bnlab.report.display import Display
 from bnlab.report.figures import Cell, number, significant
-from bnlab.report.progress import Display
 from bnlab.report.table import Column, bullets, draw, joined
 
 

@@ -131,3 +131,8 @@ def test_files_and_functions_are_short(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 75, f"{path.name}: {node.name}"
+
+
+def test_what_hydra_keeps_private_is_imported_by_one_file() -> None:
+    users = [path.name for path in FILES if any(name.startswith("hydra._internal") for name in imports(path))]
+    assert users == ["hydra_session.py"]

@@ -111,6 +111,7 @@ MISTAKES = [
     (["norm"], 2, "norm"),
     (["-m", "seed=range(1000000000)"], 2, "the sweep comes to 1,000,000,000 jobs"),
     (["-m", "seed=range(200)", "optim.lr=range(0.1,10,0.1)"], 2, "the sweep comes to 19,800 jobs"),
+    (["-m", "optim.lr=interval(0.1,1)"], 2, "optim.lr=interval(0.1,1): an interval is for a search"),
     (["-m", "seed=range(5,0)"], 2, "the sweep comes to 0 jobs"),
     (["-m", "seed=range(0,inf)"], 2, "seed=range(0,inf): a range needs numbers"),
     (["-m", "seed=range(0,5,0)"], 2, "seed=range(0,5,0): a range needs numbers, and a step other than 0"),

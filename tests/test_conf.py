@@ -58,6 +58,14 @@ def test_a_sweep_is_taken_apart_into_its_jobs() -> None:
     ]
 
 
+def test_the_command_line_counts_more_than_what_a_sweepers_file_sweeps(tmp_path: Path) -> None:
+    file = tmp_path / "hydra/sweeper/mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("defaults: [basic]\nparams: {seed: '0,1', norm: 'none,batch'}\n")
+    trees = compose.jobs(["hydra/sweeper=mine", "seed=5,6"], multirun=True, extra_dir=tmp_path)
+    assert [(t["seed"], t["norm"]["name"]) for t in trees] == [(5, "none"), (5, "batch"), (6, "none"), (6, "batch")]
+
+
 def test_glob_takes_every_strategy() -> None:
     trees = compose.jobs(["norm=glob(*)"], multirun=True)
     assert [t["norm"]["name"] for t in trees] == list(strategies)

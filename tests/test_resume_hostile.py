@@ -16,6 +16,7 @@ from helpers_resume import StopAt
 from helpers_training import train
 
 from bnlab.config import compose
+from bnlab.config.files import conf_dir
 from bnlab.experiment.config import identity, parse_config
 from bnlab.experiment.setup import bundle_of
 from bnlab.record.sweep_record import SweepRecord
@@ -158,7 +159,7 @@ def test_a_recorded_folder_of_configurations_cannot_name_code(place: Path) -> No
     code = place / "stranger"
     code.mkdir()
     (code / "__init__.py").write_text(f"import pathlib\npathlib.Path({target!r}).touch()\n")
-    original = (compose.conf_dir() / "config.yaml").read_text()
+    original = (conf_dir() / "config.yaml").read_text()
     hostile = {
         "launcher": original + f"  launcher:\n    _target_: pathlib.Path.mkdir\n    self: {target}\n",
         "callback": original + "  callbacks:\n    x:\n      _target_: stranger.Callback\n",
@@ -167,7 +168,7 @@ def test_a_recorded_folder_of_configurations_cannot_name_code(place: Path) -> No
         "bomb": "a: &a [1,1]\n"
         + "".join(f"{n}: &{n} [*{p},*{p},*{p},*{p}]\n" for p, n in itertools.pairwise("abcdefghijklmno")),
     }
-    batch = (compose.conf_dir() / "norm/batch.yaml").read_text()
+    batch = (conf_dir() / "norm/batch.yaml").read_text()
     hidden = "# @package _global_\nhydra:\n  callbacks:\n    x:\n      _target_: stranger.X\n"
     options = {  # new ones, and one that takes the place of Hydra's own
         "norm/stranger": (batch + f"_target_: os.mkdir\npath: {target}\n", "norm=stranger"),

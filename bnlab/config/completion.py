@@ -11,7 +11,7 @@ def overrides(incomplete: str) -> list[str]:
 
     word, cut = _word(incomplete)
     try:
-        return [found[cut:] for found in compose.complete(word)]
+        return [completion[cut:] for completion in compose.complete(word)]
     except Exception:
         return []
 

@@ -31,15 +31,15 @@ def conf_dir() -> Path:
 
 def groups() -> dict[str, dict[str, str]]:
     """Return every group's options with the one-line description that opens each file; imports nothing heavy."""
-    found: dict[str, dict[str, str]] = {}
+    known: dict[str, dict[str, str]] = {}
     for folder in sorted(p for p in conf_dir().iterdir() if p.is_dir()):
         options = {}
         for file in sorted(folder.glob("*.yaml")):
             lines = file.read_text(encoding="utf-8").splitlines()
             described = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
             options[file.stem] = described[0] if described else ""
-        found[folder.name] = options
-    return found
+        known[folder.name] = options
+    return known
 
 
 def check_file(path: str, folder: str) -> None:
@@ -87,11 +87,11 @@ def _first_fault(text: str) -> str | None:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     values = 0  # so far, those of an alias counted again
-    begun: list[tuple[str | None, int]] = []  # the open mappings and lists: their anchors, the values before them
+    open_nodes: list[tuple[str | None, int]] = []  # mappings and lists: their anchors, the values before them
     sizes: dict[str, int] = {}
     for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = begun.pop()
+            anchor, before = open_nodes.pop()
             if anchor is not None:
                 sizes[anchor] = values - before
         if not isinstance(event, yaml.NodeEvent):
@@ -108,11 +108,11 @@ def _first_fault(text: str) -> str | None:
         else:
             values += 1
             if isinstance(event, yaml.CollectionStartEvent):
-                begun.append((event.anchor, values - 1))
+                open_nodes.append((event.anchor, values - 1))
             elif event.anchor is not None:
                 sizes[event.anchor] = 1
         if values > MOST_VALUES:
             return f"stands for more than {MOST_VALUES:,} values"
-        if len(begun) > DEEPEST:
+        if len(open_nodes) > DEEPEST:
             return TOO_DEEP
     return None

@@ -20,19 +20,19 @@ def readable(error: Exception) -> str:
     text = str(error)
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{text}\n{error.__cause__}"
-    if found := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
-        group, option = found.groups()
+    if no_option := re.search(r"Could not find '([^']+)/([^'/]*)'", text):
+        group, option = no_option.groups()
         known = _options_in(text)
         there = f"\nthere are: {', '.join(known)}" if known else ""
         return f"{group}={option}: no such option{did_you_mean(option, known)}{there}"
-    if found := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
-        key = found.group(1) or found.group(2)
+    if no_key := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        key = no_key.group(1) or no_key.group(2)
         if having := _known_keys().get(key):
             group = key.partition(".")[0]
             return f"{key}: the chosen {group} has no such key\nit is a key of: {', '.join(having)}"
         return f"{key}: no such key{did_you_mean(key, _known_keys())}\n{EVERY_KEY}"
-    if found := re.search(r"Ambiguous value for argument '(.*)'|Sweep parameters '(.*)' requires --multirun", text):
-        argument = found.group(1) or found.group(2)
+    if swept := re.search(r"Ambiguous value for argument '(.*)'|Sweep parameters '(.*)' requires --multirun", text):
+        argument = swept.group(1) or swept.group(2)
         return f"{argument}: several values\nadd -m to run one job for each, or write a list as [a,b]"
     if GRAMMAR in text:
         return _unparsed(text)
@@ -49,12 +49,12 @@ def _options_in(text: str) -> list[str]:
 
 def _unparsed(text: str) -> str:
     """Return what is wrong with an argument that Hydra's grammar does not take."""
-    found = re.search(r"Error parsing override '(.*)'\n|LexerNoViableAltException: (.*)\n", text)
-    argument = (found.group(1) or found.group(2)) if found else ""
+    quoted = re.search(r"Error parsing override '(.*)'\n|LexerNoViableAltException: (.*)\n", text)
+    argument = (quoted.group(1) or quoted.group(2)) if quoted else ""
     if "missing EQUAL" in text:
         return _without_value(argument)
-    if found := re.search(r"while evaluating '.*': (.*(?:\n\S.*)?)", text):
-        reason = found.group(1).partition(f"\n{GRAMMAR}")[0]
+    if evaluated := re.search(r"while evaluating '.*': (.*(?:\n\S.*)?)", text):
+        reason = evaluated.group(1).partition(f"\n{GRAMMAR}")[0]
         return f"{argument}: {reason[:1].lower()}{reason[1:]}"
     where = re.search(r"input '(.*?)'(?: expecting|\n)", text)
     at = "" if where is None else " where it ends" if where.group(1) == "<EOF>" else f" at {where.group(1)}"

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnlab.config.compose import compose, composed, session
-from bnlab.config.files import CONFIG_NAME
+from bnlab.config.compose import compose
 from bnlab.errors import ConfigError, EnvironmentFault
 
 if TYPE_CHECKING:
@@ -35,14 +33,14 @@ EXTRAS = {  # option -> the extra of bnlab and the package that bring it
     "hydra/launcher=ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
     "hydra/sweeper=optuna": ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
 }
-KINDS = {  # a user's own option such as hydra/launcher=cluster may be one of these with other settings
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher": "basic",
-    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper": "basic",
-    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher": "joblib",
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher": "submitit_local",
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": "submitit_slurm",
-    "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher": "ray",
-    "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper": "optuna",
+KINDS = {  # the plugins' classes; a user's own option such as hydra/launcher=cluster may be one of these
+    "BasicLauncher": "basic",
+    "BasicSweeper": "basic",
+    "JoblibLauncher": "joblib",
+    "LocalLauncher": "submitit_local",
+    "SlurmLauncher": "submitit_slurm",
+    "RayLauncher": "ray",
+    "OptunaSweeper": "optuna",
 }
 YEAR = 365 * 24 * 60  # minutes
 REQUEUES = 100
@@ -65,7 +63,7 @@ def machinery(overrides: Sequence[str], extra_dir: Path | None = None) -> tuple[
                 raise EnvironmentFault(f"{option}: is not installed\npip install 'bnlab[{extra}]'") from error
         raise
     kinds = [
-        KINDS.get(hydra[part].get("_target_"), hydra.runtime.choices[f"hydra/{part}"])
+        KINDS.get(str(hydra[part].get("_target_")).rpartition(".")[2], hydra.runtime.choices[f"hydra/{part}"])
         for part in ("launcher", "sweeper")
     ]
     if kinds[1] == "optuna" and hydra.sweeper.storage is not None and _major("optuna") == 2 <= _major("sqlalchemy"):
@@ -223,42 +221,26 @@ def _given_threads() -> int | None:
 
 def search(task: Task, chosen: Settings, overrides: Sequence[str], folder: Path, extra_dir: Path | None = None) -> None:
     """Let a sweeper that chooses jobs while it goes on have its way below `folder`."""
+    from bnlab.config import hydra_session
+
     _prepare_process(chosen)
-    with session(extra_dir) as hydra, _hydras_own_sources():
+    with hydra_session.session(extra_dir):
         if find_spec("optuna") is not None:
             import_module("optuna.logging").set_verbosity(logging.WARNING)  # its plugin has imported it by now
         plain = [line for line in overrides if line not in hydra_lines([line])]
         lines = [*plain, *chosen.lines, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(folder)}"]
-        hydra.multirun(config_name=CONFIG_NAME, task_function=task, overrides=lines)
+        hydra_session.search(lines, task)
 
 
 def distribute(task: Task, chosen: Settings, folder: Path, names: Sequence[str], extra_dir: Path | None = None) -> None:
     """Let Hydra's launcher call `task` once for each of `names`, which become the jobs' `hydra.sweep.subdir`."""
-    from hydra._internal.callbacks import Callbacks
-    from hydra.core.plugins import Plugins
-    from hydra.types import HydraContext
+    from bnlab.config import hydra_session
 
     _prepare_process(chosen)
-    with session(extra_dir) as hydra, _hydras_own_sources():
+    with hydra_session.session(extra_dir) as loader:
         lines = [*chosen.lines, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(folder)}"]
-        config = composed(hydra, lines, True)
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
-        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+        launcher = hydra_session.launcher(loader, hydra_session.composed(loader, lines, True), task)
         launcher.launch([[f"hydra.sweep.subdir={quoted(name)}"] for name in names], initial_job_idx=0)
-
-
-@contextmanager
-def _hydras_own_sources() -> Iterator[None]:
-    """Register Hydra's own reader of files: its registry travels to processes that register that one themselves."""
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-    from hydra._internal.sources_registry import SourcesRegistry
-
-    types = SourcesRegistry.instance().types
-    checked, types["file"] = types["file"], FileConfigSource
-    try:
-        yield
-    finally:
-        types["file"] = checked
 
 
 def _prepare_process(chosen: Settings) -> None:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bnlab.record.run_folder import RunFolder
+from bnlab.record.run_folder import RunFolder, queue
 
 SEEDS, EVALUATIONS = 10, 20
 FIGURES = ("loss", "accuracy", "acc_gap", "loss_gap", "flip_rate")
@@ -27,8 +27,8 @@ def write_runs(base: Path, count: int) -> None:
             "trainer": {"epochs": 5.0, "device": "cpu"},
         }
         folder = base / f"{number:04d}"
-        folder.mkdir(parents=True)
-        run = RunFolder(folder, config, "", f"{number:016x}")
+        queue(folder, config, "", f"{number:016x}")
+        run = RunFolder(folder, f"{number:016x}")
         run.finish("done", summary=_summary(arm, seed))
 
 

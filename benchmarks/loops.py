@@ -25,7 +25,7 @@ from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.models.model import build, models
 from bnlab.norms.strategy import strategies
-from bnlab.record.run_folder import RunFolder
+from bnlab.record.run_folder import RunFolder, queue
 from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Findings
 from bnlab.training.loop import Training
@@ -75,7 +75,8 @@ def recorded(kind: str, batches: Batches, steps: int, folder: Path, config: Trai
     """bnlab's loop, writing the rows of every step into a run folder."""
     model = network(kind)
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        run = RunFolder(Path(place), {}, "", "")
+        queue(Path(place), {}, "", "")
+        run = RunFolder(Path(place), "")
         run.begin()
         training = Training(
             model=model,

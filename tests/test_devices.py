@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_cli import BNLAB, ROOT, environment
-from helpers_training import train
+from helpers_training import queued, train
 
 from bnlab.cli import doctor
 from bnlab.config import compose
@@ -32,8 +32,7 @@ from bnlab.experiment.gpu_lock import claimed, held, lock_folder
 from bnlab.experiment.setup import device_held
 from bnlab.experiment.trained_model import of_run
 from bnlab.runner import worker_main
-from bnlab.runner.supervisor import RetryPolicy, Supervisor
-from bnlab.runner.sweep import job_of
+from bnlab.runner.supervisor import JobOptions, Supervisor
 from bnlab.runner.worker_main import send
 from bnlab.training import checkpoint
 from bnlab.training.callbacks import Callback
@@ -271,7 +270,7 @@ class Notes(Callback):
         self.texts.append(text)
 
 
-JOB = Job(Path("runs/x"), {}, "", label="seed=3")
+JOB = Job(Path("runs/x"), label="seed=3")
 
 
 def one(name: str, workers: Workers = ALONE, stop: Stop | None = None, notes: Callback | None = None) -> Any:
@@ -325,14 +324,14 @@ def test_a_job_waits_and_says_so_once(name: str, taken: list[int], said: str, mo
 def test_a_wait_does_not_count_for_the_time_out(tmp_path: Path) -> None:
     """The worker's side of the pipe tells what it would tell, the supervisor follows."""
     ours, theirs = Pipe()
-    job_runner, notes, stopped = Supervisor(RetryPolicy(timeout=0.5)), Notes(), list[str]()
+    job_runner, notes, stopped = Supervisor(JobOptions(timeout=0.5)), Notes(), list[str]()
     job_runner.callback, job_runner._pipe = notes, ours
 
     def ended(job: Job, reason: str = "") -> JobResult:
         stopped.append(reason)
         return JobResult("killed", reason)
 
-    job_runner._ended_early = ended  # type: ignore[method-assign]
+    job_runner._stopped = ended  # type: ignore[method-assign]
     teller = worker_main._PipeCallback(theirs)
 
     def work(*, waits: bool) -> None:
@@ -342,7 +341,7 @@ def test_a_wait_does_not_count_for_the_time_out(tmp_path: Path) -> None:
             time.sleep(1.2)
             teller.job_started(0, "seed=3", 10)
         time.sleep(0.2 if waits else 1.2)
-        send(theirs, {"ending": {"state": "done"}})
+        send(theirs, {"result": {"state": "done"}})
 
     for waits in (True, False):
         worker_side = Thread(target=work, kwargs={"waits": waits})
@@ -355,7 +354,7 @@ def test_a_wait_does_not_count_for_the_time_out(tmp_path: Path) -> None:
 
 def test_a_death_by_any_signal_has_a_name() -> None:
     for number, name in ((9, "SIGKILL, by the system if memory was short"), (11, "SIGSEGV"), (40, "signal 40")):
-        job_runner = Supervisor(RetryPolicy())
+        job_runner = Supervisor(JobOptions())
         job_runner._process = subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"])
         assert job_runner._death() == ("killed", f"killed by {name}")
 
@@ -381,7 +380,7 @@ def test_preflight_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, stop: Stop | None = None) -> JobResult:
-    return experiment_run.run(job_of(folder, tree_of("trainer.device=auto"), "", 0, ""), Callback(), stop)
+    return experiment_run.run(queued([*QUICK, "trainer.device=auto"], folder), Callback(), stop)
 
 
 def test_a_job_holds_its_device_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +396,10 @@ def test_a_job_holds_its_device_while_it_trains(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(experiment_run, "_train", training)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**29)
     ending = run(tmp_path / "a")
-    assert (ending.state, ending.headline) == ("failed", "out of memory at data.batch_size=32, peak 1.5 GiB")
+    assert (ending.state, ending.reason) == (
+        "failed",
+        "out of memory at data.batch_size=32, peak 1.5 GiB\ntry a smaller batch",
+    )
     with claimed(["uuid-0"], lock_folder(), Stop(), never):
         assert run(tmp_path / "b").state == "diverged"
     assert seen == [("cuda:0", [True, False]), ("cuda:1", [True, True])]

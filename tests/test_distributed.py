@@ -37,7 +37,7 @@ from bnlab.models.model import build, models
 from bnlab.norms.strategy import strategies
 from bnlab.record.tables import Cell
 from bnlab.runner import sweep
-from bnlab.runner.supervisor import RetryPolicy
+from bnlab.runner.supervisor import JobOptions
 from bnlab.training import checkpoint
 from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Findings
@@ -239,12 +239,12 @@ def test_no_worker_starts_when_one_is_not_ready() -> None:
 def started(monkeypatch: pytest.MonkeyPatch) -> Any:
     """As if torchrun had started so many processes, of which this is the first; nobody connects."""
 
-    def start(size: int) -> None:
+    def start(size: int) -> Workers:
         for key, value in environment_of(0, size, 1).items():
             monkeypatch.setenv(key, value)
         workers = from_environment()
         assert workers is not None
-        monkeypatch.setattr(run, "workers", workers)
+        return workers
 
     return start
 
@@ -279,23 +279,22 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_what_cannot_be_shared_is_refused(started: Any, size: int, overrides: list[str], message: str) -> None:
-    if size:
-        started(size)
+    workers = started(size) if size else ALONE
     with pytest.raises(ConfigError, match=message) as error:
-        run.preflight(compose.jobs(["trainer.device=cpu", *overrides], multirun=False))
+        run.preflight(compose.jobs(["trainer.device=cpu", *overrides], multirun=False), workers)
     assert len(str(error.value).splitlines()) <= 3
 
 
 def test_what_can_be_shared_is_not_refused(started: Any) -> None:
-    started(2)
+    workers = started(2)
     for more in (["norm=sync", "model=mlp", "data.batch_size=2", "data.last_batch=drop"], ["norm=population"]):
-        run.preflight(compose.jobs(["trainer.distributed=true", "trainer.device=cpu", *more], multirun=False))
+        run.preflight(compose.jobs(["trainer.distributed=true", "trainer.device=cpu", *more], multirun=False), workers)
 
 
 def test_torchrun_with_one_process_is_one_process(started: Any) -> None:
-    started(1)
+    workers = started(1)
     (tree,) = compose.jobs(["trainer.distributed=true", "trainer.device=cpu"], multirun=False)
-    run.preflight([tree])
+    run.preflight([tree], workers)
 
 
 def test_identity_depends_on_the_number_of_workers_and_not_on_the_switch() -> None:
@@ -406,7 +405,7 @@ def command_line(workers: Workers, folder: str, overrides: list[str], multirun: 
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            code = sweep.launch(["trainer.distributed=true", *overrides, *SHORT], multirun, None, RetryPolicy())
+            code = sweep.launch(["trainer.distributed=true", *overrides, *SHORT], multirun, None, JobOptions())
         except BnlabError as error:
             code = error.exit_code
             err.write(str(error))

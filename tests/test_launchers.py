@@ -21,7 +21,7 @@ from helpers_training import train
 from bnlab.config.compose import compose
 from bnlab.errors import EnvironmentFault
 from bnlab.runner import launchers
-from bnlab.runner.monitor import asked_to_stop
+from bnlab.runner.parent import asked_to_stop
 
 # all of them come with the dev group, so that none is skipped unseen
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray")
@@ -208,7 +208,7 @@ def test_a_stopped_sweep_saves_its_jobs(begin: Callable[..., Begun], launcher: s
         os.killpg(begun.process.pid, number)  # as `timeout` does
     out, err = begun.process.communicate(timeout=300)
     assert begun.process.returncode == 128 + number, err
-    assert states(begun.folder) == ["interrupted", "interrupted"]
+    assert states(begun.folder) == ["interrupted", "interrupted", "queued"]
     assert [line.split()[1] for line in out.splitlines()] == ["interrupted", "interrupted"]
     assert len(list(begun.folder.glob("*/checkpoint.pt"))) == 2
     assert "Traceback" not in err
@@ -224,7 +224,7 @@ def test_a_killed_command_line_leaves_no_process(begin: Callable[..., Begun], la
     begun = begin(launcher)
     begun.process.kill()
     wait(lambda: not left(begun.environment), 20)
-    assert states(begun.folder) == ["interrupted", "interrupted"]
+    assert states(begun.folder) == ["interrupted", "interrupted", "queued"]
     assert len(list(begun.folder.glob("*/checkpoint.pt"))) == 2
 
 

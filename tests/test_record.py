@@ -24,14 +24,14 @@ import torch
 from bnlab.errors import EnvironmentFault, RecordError
 from bnlab.record import environment
 from bnlab.record.plain_files import write_bytes, write_json
-from bnlab.record.run_folder import RunFolder, fresh_folder, hold
+from bnlab.record.run_folder import RunFolder, fresh_folder, hold, queue
 from bnlab.record.tables import Table
 from bnlab.training import checkpoint
 
 
 def run_folder(path: Path) -> RunFolder:
-    path.mkdir(exist_ok=True)
-    return RunFolder(path, {"seed": 0}, "seed: 0\n", "0123456789abcdef")
+    queue(path, {"seed": 0}, "seed: 0\n", "0123456789abcdef")
+    return RunFolder(path, "0123456789abcdef")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:

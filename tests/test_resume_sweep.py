@@ -116,7 +116,7 @@ def test_errored_runs_what_failed_and_nothing_new(place: Path) -> None:
     assert states(place) == ["done", "failed", "killed", "done"]
     done = bnlab("resume", "runs/sweep", "seed=0,1,2,3,4", "--errored", cwd=place)
     assert done.returncode == 1  # one job has not been started
-    assert states(place) == ["done"] * 4
+    assert states(place) == [*["done"] * 4, "queued"]
 
 
 def test_a_dry_run_touches_nothing(place: Path) -> None:
@@ -159,7 +159,7 @@ def test_from_scratch_leaves_checkpoints_aside(place: Path) -> None:
 def test_fail_fast_and_retries(place: Path) -> None:
     done = bnlab("resume", "runs/sweep", "seed=0,1,2,3,4", "--fail-fast", cwd=place, **faults(s1=["raise", 3]))
     assert done.returncode == 1
-    assert states(place) == ["done", "failed", "killed", "done"]
+    assert states(place) == ["done", "failed", "killed", "done", "queued"]
     assert "1 of 5 jobs: was not started" in done.stderr
     marks = place / "marks"
     marks.mkdir()

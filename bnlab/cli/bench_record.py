@@ -12,7 +12,7 @@ from bnlab.errors import IncompatibleError
 from bnlab.experiment.config import identity
 from bnlab.experiment.setup import bundle_of, environment_of
 from bnlab.record.plain_files import write_bytes
-from bnlab.record.run_folder import RunFolder, fresh_folder
+from bnlab.record.run_folder import RunFolder, fresh_folder, queue
 from bnlab.report.rows import as_csv
 
 
@@ -37,9 +37,10 @@ def record(sections: Sequence[BenchSection], found: Sequence[ContestTime], base:
                 continue  # it was left out
             tree = {**arm.tree, **named}
             place = folder / str(number)
-            place.mkdir()
             number += 1
-            run = RunFolder(place, tree, compose.as_yaml(tree), identity(tree, bundle.fingerprint))
+            known = identity(tree, bundle.fingerprint)
+            queue(place, tree, compose.as_yaml(tree), known)
+            run = RunFolder(place, known)
             run.write_environment(where)
             run.finish(
                 "done",

@@ -87,6 +87,7 @@ ConfigDir = Annotated[
 Timeout = Annotated[Optional[float], number_in("--timeout", float, 0.1, help="Stop a job after so many seconds.")]
 Retries = Annotated[int, number_in("--retries", int, 0, help="How often to try a job again that failed or died.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Start no more jobs once one is not done.")]
+Inline = Annotated[bool, typer.Option("--inline", help="Train in this process, so that breakpoint() stops there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and list the jobs, run nothing.")]
 
 # ---------------------------------------------------------------- of commands that read runs

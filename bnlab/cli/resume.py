@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bnlab.cli.options import ConfigDir, DryRun, FailFast, Overrides, Retries, Timeout
+from bnlab.cli.options import ConfigDir, DryRun, FailFast, Inline, Overrides, Retries, Timeout
 from bnlab.cli.train import handle_signals
 
 
@@ -22,6 +22,7 @@ def resume(
     timeout: Timeout = None,
     retries: Retries = 0,
     fail_fast: FailFast = False,
+    inline: Inline = False,
     dry_run: DryRun = False,
 ) -> None:
     """Finish the run or the sweep in FOLDER: what is done is skipped, the rest continues from its checkpoints.
@@ -30,16 +31,15 @@ def resume(
     KEY=VALUE takes the place of a sweep's own override: seed=0,1,2,3 adds a seed. A launcher is given anew.
     """
     from bnlab.runner import resume as resuming
-    from bnlab.runner.supervisor import RetryPolicy
+    from bnlab.runner.supervisor import JobOptions
 
     handle_signals()
     code = resuming.resume(
         folder,
         overrides or [],
-        RetryPolicy(timeout, retries, fail_fast),
+        JobOptions(timeout, retries, fail_fast, inline, from_scratch),
         config_dir=config_dir,
         errored=errored,
-        from_scratch=from_scratch,
         dry_run=dry_run,
     )
     raise typer.Exit(code)

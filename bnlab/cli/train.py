@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from bnlab.cli.options import ConfigDir, DryRun, FailFast, Overrides, Retries, Timeout, one_of
+from bnlab.cli.options import ConfigDir, DryRun, FailFast, Inline, Overrides, Retries, Timeout, one_of
 from bnlab.errors import ConfigError
 
 CFG_PARTS = ("job", "hydra", "all")
@@ -34,6 +34,7 @@ def train(
     timeout: Timeout = None,
     retries: Retries = 0,
     fail_fast: FailFast = False,
+    inline: Inline = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train one model, or with -m a whole sweep; one line a run on stdout: folder, status, headline figures.
@@ -52,19 +53,19 @@ def train(
         return compose.show_info(lines, info, config_dir)
     from bnlab.runner import launchers, slurm
     from bnlab.runner.resume import resume
-    from bnlab.runner.supervisor import RetryPolicy
+    from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import RUNS, launch
     from bnlab.training.job import Terminated
 
     handle_signals()
-    policy = RetryPolicy(timeout, retries, fail_fast)
+    options = JobOptions(timeout, retries, fail_fast, inline)
     try:
         if (folder := slurm.earlier(RUNS, lines)) is not None:
             # the jobs that a search began are finished, by the launcher of this same command line
             own = [line for line in launchers.hydra_lines(lines) if "hydra.sweeper" not in line.replace("/", ".")]
-            code = resume(folder, own if multirun else (), policy, config_dir=config_dir, dry_run=dry_run)
+            code = resume(folder, own if multirun else (), options, config_dir=config_dir, dry_run=dry_run)
         else:
-            code = launch(lines, multirun, config_dir, policy, dry_run)
+            code = launch(lines, multirun, config_dir, options, dry_run)
     except Terminated as stop:  # before the first job
         code = int(stop.code or 1)
     if code == 128 + signal.SIGUSR2:

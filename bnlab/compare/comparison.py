@@ -36,7 +36,7 @@ from bnlab.data.dataset import target_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
 from bnlab.interval import Interval
 from bnlab.metrics import Censored, Metric, find_metric, step_ratio_interval
-from bnlab.record.read import Run, read_runs, without_collector
+from bnlab.record.read import Run, read_runs, started, without_collector
 
 DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
 RATIO = "step_ratio"  # is to the baseline already
@@ -73,9 +73,12 @@ def compare(
         raise ConfigError(f"--target {target:g}: must be a fraction above 0 and at most 1, such as 0.98")
     if pivot is not None:
         check_pivot(pivot, baseline, sort, metrics or ())
-    runs, skipped = read_runs(paths)
+    found, skipped = read_runs(paths)
+    runs = started(found)
     if not runs and not skipped:
         places = ", ".join(map(str, paths))
+        if found:
+            raise RecordError(f"{places}: {len(found)} jobs are queued, none was started\n`bnlab resume` does them")
         raise RecordError(f"no runs in {places}\nstart one with `bnlab train`, or give the folder that has them")
     kept = where_of(where, runs) if runs else []
     known = {key: None for run in runs for key in run.config}
@@ -101,7 +104,7 @@ def compare(
         raise ConfigError(
             f"--baseline {baseline}: no such arm{did_you_mean(baseline, labels)}\nthere are: {', '.join(labels[:12])}"
         )
-    return Comparison([builder.section(sort) for builder in built], skipped, axes)
+    return Comparison([builder.section(sort) for builder in built], skipped, axes, len(found) - len(runs))
 
 
 def _columns(asked: Sequence[Metric], ranked: Sequence[Metric], runs: Sequence[Run]) -> list[Metric]:

@@ -18,7 +18,7 @@ from bnlab.compare.arms import arms_of, text_of
 from bnlab.data.dataset import target_of
 from bnlab.errors import RecordError
 from bnlab.metrics import Censored, metrics
-from bnlab.record.read import Run, read_runs
+from bnlab.record.read import Run, read_runs, started
 from bnlab.record.read_files import Unreadable, read_bytes
 from bnlab.record.run_folder import EVALS, LAYERS, STEPS, TIMES
 
@@ -43,7 +43,7 @@ def runs_frame(paths: Iterable[Path], target: float | None = None) -> pd.DataFra
     that could not be read stand in `frame.attrs["skipped"]`.
     """
     runs, skipped = read_runs(paths)
-    frame = frame_of(runs, target)
+    frame = frame_of(started(runs), target)
     frame.attrs["skipped"] = [(str(folder), reason) for folder, reason in skipped]
     return frame
 

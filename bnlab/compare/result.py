@@ -59,3 +59,4 @@ class Comparison:
     sections: list[Section]
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     pivot: tuple[str, str] | None = None  # the keys of the rows and of the columns
+    queued: int = 0  # jobs that were not started yet

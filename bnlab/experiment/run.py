@@ -1,8 +1,8 @@
 """Trains jobs: all of them are checked before the first, each leaves a record whatever happens.
 
-A process stays warm from job to job: torch and the data sets it has read are kept. `worker_process.py` runs this in a
-process of its own, which `supervisor.py` watches. Under torchrun it runs in each of torchrun's processes: all of them
-run all jobs; the folder of every one but the first is a passing one (`sweep.py`), and its rows go nowhere.
+A process stays warm from job to job: torch and the data sets it has read are kept. `runner/worker_main.py` runs this in
+a process of its own, which `runner/supervisor.py` watches. Under torchrun it runs in each of torchrun's processes: all
+of them run all jobs; the folder of every one but the first is a passing one (`runner/sweep.py`), its rows go nowhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from bnlab.data.batches import batch_sizes
 from bnlab.data.bundle import DataBundle
-from bnlab.distributed import ALONE, RankLost
+from bnlab.distributed import ALONE, RankLost, Workers
 from bnlab.errors import BnlabError, EnvironmentFault, IncompatibleError, RecordError
 from bnlab.experiment.config import Config, check_workers, identity, parse_config
 from bnlab.experiment.setup import (
@@ -34,7 +34,7 @@ from bnlab.experiment.setup import (
 )
 from bnlab.measure.refresh import Refresh, bnlab_layers
 from bnlab.record.plain_files import open_plain, read_plain
-from bnlab.record.run_folder import FINAL, RunFolder, State
+from bnlab.record.run_folder import FINAL, RunFolder, State, read_status
 from bnlab.record.tables import Cell
 from bnlab.seeding import derived_seed
 from bnlab.timing import Stopwatch
@@ -52,28 +52,25 @@ DEFAULT_THREADS = torch.get_num_threads()
 log = logging.getLogger("bnlab")
 
 
-workers = ALONE  # of one training, of which this process is one
-
-
-def preflight(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+def preflight(trees: Sequence[Mapping[str, Any]], workers: Workers = ALONE) -> list[str]:
     """Check every job before the first is started: keys, device, data, and that the model can be built.
 
     Returns the identity of each. Errors: ConfigError or EnvironmentFault, naming the first job that cannot run.
     """
     seen = set()
-    found = []
+    identities = []
     for tree in trees:
         config = parse_config(tree)
         check_workers(config, workers)
         device = device_of(config.trainer.device, workers)
         if (key := (config.norm, config.model, config.data, config.eval.stats, device)) not in seen:
             seen.add(key)
-            _check_model(config)
-        found.append(identity(tree, bundle_of(config.data).fingerprint, workers.size))
-    return found
+            _check_model(config, workers)
+        identities.append(identity(tree, bundle_of(config.data).fingerprint, workers.size))
+    return identities
 
 
-def _check_model(config: Config) -> None:
+def _check_model(config: Config, workers: Workers) -> None:
     bundle = bundle_of(config.data)
     batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
     model = model_of(config, bundle, workers)
@@ -91,44 +88,45 @@ def _check_model(config: Config) -> None:
             )
 
 
-def run(job: Job, callback: Callback, stop: Stop | None = None) -> JobResult:
-    """Train one job in its folder, from its checkpoint on if there is one; say what came of it.
+def run(job: Job, callback: Callback, stop: Stop | None = None, workers: Workers = ALONE) -> JobResult:
+    """Train the job that lies in a folder, from its checkpoint on if there is one; say what came of it.
 
-    An exception costs this job only; so does `sys.exit`. Raises KeyboardInterrupt, with the state recorded, when `stop`
-    or a signal ends it.
+    What the folder says is checked as a command line is. An exception costs this job only; so does `sys.exit`. Raises
+    KeyboardInterrupt, with the state recorded, when `stop` or a signal ends it.
     """
     folder: RunFolder | None = None
-    held, stop = ExitStack(), stop or Stop()  # its device is held until nothing of the job is left there
+    tree: Any = None
+    device_lock, stop = ExitStack(), stop or Stop()  # its device is held until nothing of the job is left there
     try:
-        config = parse_config(job.tree)
+        tree = (read_status(job.folder) or {}).get("config")
+        if not isinstance(tree, dict):
+            raise RecordError(f"{job.folder}: no job lies here")
+        config = parse_config(tree)
         check_workers(config, workers)
         bundle = bundle_of(config.data)
-        known = identity(job.tree, bundle.fingerprint, workers.size)
-        folder = RunFolder(job.folder, job.tree, job.yaml, known)
+        folder = RunFolder(job.folder, identity(tree, bundle.fingerprint, workers.size))
         if folder.earlier in FINAL:
             folder.release()
             folder = None  # nothing more is written there
             return _recorded(job.folder)
         with _logging_to(folder.path / "run.log"):
-            device = held.enter_context(device_held(config.trainer.device, workers, stop, job, callback))
+            device = device_lock.enter_context(device_held(config.trainer.device, workers, stop, job, callback))
             with workers.together(device, config.trainer.timeout):
-                outcome = _train(config, job, bundle, folder, callback, stop, device)
+                outcome = _train(config, job, bundle, folder, callback, stop, workers, device)
     except (KeyboardInterrupt, Terminated):
         _record(folder, "interrupted", INTERRUPTED)
         raise
     except (Exception, SystemExit) as error:
-        reason = _reason(error, job.tree)
+        reason = _reason(error, tree)
         _record(folder, "failed", reason)
         if isinstance(error, RankLost):
             raise Terminated(error.exit_code) from error
-        return JobResult("failed", reason, reason.partition("\n")[0])
+        return JobResult("failed", reason)
     finally:
-        held.close()
+        device_lock.close()
     if outcome.diverged_at is not None:
-        step = outcome.diverged_at
-        return JobResult("diverged", f"diverged at step {step}", f"loss not finite at step {step:,}")
-    headline = f"test {100 * outcome.curve['test.accuracy'][-1]:.2f} %, {outcome.train_seconds:.1f} s"
-    return JobResult("done", "", headline, score_of(outcome.curve))
+        return JobResult("diverged", f"loss not finite at step {outcome.diverged_at}")
+    return JobResult("done", score=score_of(outcome.curve))
 
 
 def _train(
@@ -138,11 +136,12 @@ def _train(
     folder: RunFolder,
     callback: Callback,
     stop: Stop,
+    workers: Workers,
     device: torch.device,
 ) -> Outcome:
     wall = Stopwatch(device)
     wall.start()
-    earlier = _checkpoint(job, folder, callback)
+    earlier = _checkpoint(job, folder, callback, workers)
     keep_freed_memory()
     torch.set_num_threads(config.trainer.threads or (earlier or {}).get("threads") or DEFAULT_THREADS)
     torch.manual_seed(derived_seed(config.seed, "dropout", workers.rank))
@@ -196,7 +195,7 @@ def _train(
     return outcome
 
 
-def _checkpoint(job: Job, folder: RunFolder, callback: Callback) -> dict[str, Any] | None:
+def _checkpoint(job: Job, folder: RunFolder, callback: Callback, workers: Workers) -> dict[str, Any] | None:
     """Return the checkpoint to go on from; None for a run that begins anew.
 
     Errors: RecordError when there are only damaged ones: what is there is not written over without being asked.
@@ -206,16 +205,16 @@ def _checkpoint(job: Job, folder: RunFolder, callback: Callback) -> dict[str, An
         return None
     if workers.size > 1:
         raise RecordError(
-            f"{folder.path}: a training of several processes cannot be gone on with\n"
+            f"{folder.path}: a training of several processes cannot be resumed\n"
             "the running statistics of all but the first are not in its checkpoint; start over with --from-scratch"
         )
     try:
-        found = checkpoint.load(folder.path, callback.noted)
+        earlier = checkpoint.load(folder.path, callback.noted)
     except RecordError as error:
         raise RecordError(f"{error}; start over with --from-scratch") from error
-    if (then := found.get("torch")) != torch.__version__:
+    if (then := earlier.get("torch")) != torch.__version__:
         callback.noted(f"{folder.path}: begun with torch {then}, now {torch.__version__}: last digits may differ")
-    return found
+    return earlier
 
 
 def _record(folder: RunFolder | None, state: State, reason: str) -> None:
@@ -233,7 +232,7 @@ def _recorded(folder: Path) -> JobResult:
     try:
         summary = json.loads(read_plain(folder / "summary.json"))
         score = score_of(summary["curve"]) if summary["state"] == "done" else None
-        return JobResult(summary["state"], "", "was done before", score, skipped=True)
+        return JobResult(summary["state"], score=score)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise RecordError(f"{folder / 'summary.json'}: cannot be read, though the run is over ({error})") from error
 
@@ -300,7 +299,7 @@ class _Recorder:
 
 
 class _Unrecorded:
-    """Looks away: the recorder of every worker but the first."""
+    """Looks away: the recorder of every rank but the first."""
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
@@ -313,22 +312,17 @@ class _Unrecorded:
 
 
 class InProcess:
-    """Trains jobs in this very process, which torchrun watches: in place of a supervised worker."""
+    """Trains jobs in this very process, in place of a supervised one: for `--inline`, and for those of torchrun."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: Workers = ALONE) -> None:
         self.callback = Callback()  # of the process with the terminal; the others look away
+        self._workers = workers
 
     def agreed(self) -> AbstractContextManager[None]:
-        return workers.agreed()
+        return self._workers.agreed()
 
     def preflight(self, trees: Sequence[Mapping[str, Any]]) -> list[str]:
-        return preflight(trees)
+        return preflight(trees, self._workers)
 
     def run(self, job: Job) -> JobResult:
-        try:
-            ending = run(job, self.callback)
-        except (KeyboardInterrupt, Terminated):
-            self.callback.job_ended(job.index, "interrupted", "")
-            raise
-        self.callback.job_ended(job.index, ending.state, ending.headline)
-        return ending
+        return run(job, self.callback, workers=self._workers)

@@ -18,7 +18,7 @@ from bnlab.export.events import write_events
 from bnlab.export.place import fresh_place, must_be_free
 from bnlab.export.table_files import table_counts, write_csv, write_parquet
 from bnlab.export.tracking import add_runs
-from bnlab.record.read import Run, read_runs
+from bnlab.record.read import Run, read_runs, started
 from bnlab.report.console import messages, results
 
 # The modules that a format needs beside bnlab's own libraries.
@@ -60,7 +60,7 @@ def export(form: str, paths: Iterable[Path], place: Path | None, where: Sequence
 def _read(paths: Sequence[Path], where: Sequence[str]) -> tuple[list[Run], list[Tables], bool]:
     """Return the runs, their tables, and whether nothing was left out; what is left out is named on stderr."""
     found, skipped = read_runs(paths)
-    if found:
+    if found := started(found):
         found = where_of(where, found)
     err = messages()
     runs: list[Run] = []

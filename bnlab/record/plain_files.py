@@ -17,9 +17,10 @@ from bnlab.errors import EnvironmentFault
 _CAREFULLY = sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Put `content` at `path` in one step; after a crash the old or the new content is there, never a part.
 
+    Without `durable` that holds as long as the machine has power, and many files are written ten times as fast.
     Errors: EnvironmentFault naming the path when the disk is full or the place cannot be written.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -29,7 +30,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         with open(open_plain(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -60,12 +62,12 @@ def read_plain(path: Path | str, largest: int | None = None) -> bytes:
         return file.read(size)  # no more, should it grow
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:
     """Write `value` as JSON, a line a key, in one step; a number that is not finite is refused, not written as NaN."""
     lines = [
         f"{json.dumps(key)}: {json.dumps(item, allow_nan=False, ensure_ascii=False)}" for key, item in value.items()
     ]
-    write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode(), durable=durable)
 
 
 def cannot_write(path: Path, error: OSError) -> EnvironmentFault:

@@ -22,7 +22,7 @@ from bnlab.errors import ConfigError, RecordError
 from bnlab.record.plain_files import open_plain
 from bnlab.record.read_files import Unreadable, read_bytes
 
-State = Literal["done", "diverged", "failed", "interrupted", "killed", "running"]
+State = Literal["done", "diverged", "failed", "interrupted", "killed", "running", "queued"]
 
 SCHEMA = 1
 DEEPEST_CONFIG = 8  # nested levels
@@ -86,6 +86,11 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
             except Unreadable as error:
                 skipped.append((Path(folder), str(error)))
     return runs, list(dict.fromkeys(skipped))
+
+
+def started(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs without the jobs that are still queued, of which there is nothing to compare."""
+    return [run for run in runs if run.state != "queued"]
 
 
 def _found(folder: str, depth: int, skipped: list[tuple[Path, str]]) -> Iterator[tuple[str, bytes]]:

@@ -1,6 +1,8 @@
 """A run's folder: claimed by one process, its state always readable, its summary there only when it is whole.
 
-runs/<sweep or date>/<run>/   status.json first (state `running`), tables while it goes on, summary.json last
+queue(path, config, yaml, identity)      config.yaml, and status.json with the state `queued`: a job for anybody
+folder = RunFolder(path, identity)       whoever trains it: `running`, tables while it goes on
+folder.finish("done", summary=figures)   summary.json, then the final state
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +24,7 @@ from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write
 from bnlab.record.tables import Table
 
 SCHEMA = 1
-State = Literal["running", "done", "diverged", "failed", "interrupted", "killed"]
+State = Literal["queued", "running", "done", "diverged", "failed", "interrupted", "killed"]
 LARGEST_STATUS = 2**20  # bytes; bnlab's own has about 3,000
 ORDER = ".order"  # in the folder of all runs: the number of the last one that began there
 LOOKS, LOOK_SECONDS = 6, 0.01  # for a lock: `bnlab compare` has it for a moment to see whether anybody has
@@ -78,10 +81,36 @@ def next_order(path: Path) -> int:
     return order
 
 
+def queue(path: Path, config: Mapping[str, Any], config_yaml: str, identity: str, label: str = "") -> None:
+    """Write a job into its folder; of a run that lies there already only the configuration can be another.
+
+    Errors: RecordError when another process holds it, or another run lies there; EnvironmentFault.
+    """
+    with held(path):
+        before = read_status(path)
+        if before is not None:
+            _same_run(path, before, identity)
+            if before.get("config") == config:
+                return
+        status = before or dict.fromkeys(("schema", "state", "identity", "order", "started", "pid", "error"))
+        status |= {"config": dict(config)}
+        if before is None:
+            status |= {"schema": SCHEMA, "state": "queued", "identity": identity, "label": label}
+        write_bytes(path / "config.yaml", config_yaml.encode(), durable=False)
+        write_json(path / "status.json", status, durable=before is not None)
+
+
+def _same_run(path: Path, status: Mapping[str, Any], identity: str) -> None:
+    if status.get("identity") != identity:
+        raise RecordError(
+            f"{path} holds another run: other settings, data or version of bnlab\nnothing is written over it"
+        )
+
+
 class RunFolder:
     """The record of one run, held by a kernel lock that ends with the process, kill -9 included.
 
-    A folder that holds this run already is taken up again: `earlier` is the state it was in.
+    It takes up what `queue` wrote, or a run that ended early: `earlier` is the state it was in.
     Errors: RecordError when another process holds it, or another run lies there; EnvironmentFault.
     """
 
@@ -90,37 +119,29 @@ class RunFolder:
     evals: Table
     layers: Table
 
-    def __init__(self, path: Path, config: Mapping[str, Any], config_yaml: str, identity: str) -> None:
+    def __init__(self, path: Path, identity: str) -> None:
         self.path, self.identity = path, identity
+        self._tables: list[Table] = []
         self._lock: int | None = hold(path)
         try:
-            self._take_up(config, config_yaml)
+            self._take_up()
         except BaseException:
             self.release()
             raise
 
-    def _take_up(self, config: Mapping[str, Any], config_yaml: str) -> None:
-        path, identity = self.path, self.identity
-        before = read_status(path)
-        if before is not None and before.get("identity") != identity:
-            raise RecordError(
-                f"{path} holds another run: other settings, data or version of bnlab\nnothing is written over it"
-            )
-        self.earlier: str | None = None if before is None else str(before.get("state"))
-        self._status = {
-            "schema": SCHEMA,
-            "state": "running",
-            "identity": identity,
-            "order": next_order(path) if before is None else before.get("order"),
-            "started": datetime.now(UTC).isoformat(timespec="seconds") if before is None else before.get("started"),
-            "pid": os.getpid(),
-            "error": None,
-            "config": dict(config),
-        }
-        self._tables: list[Table] = []
-        if self.earlier not in FINAL:
-            write_bytes(path / "config.yaml", config_yaml.encode())
-            write_json(path / "status.json", self._status)
+    def _take_up(self) -> None:
+        before = read_status(self.path)
+        if before is None:
+            raise RecordError(f"{self.path}: no job lies here")
+        _same_run(self.path, before, self.identity)
+        self.earlier = str(before.get("state"))
+        if self.earlier in FINAL:
+            return
+        self._status = before | {"schema": SCHEMA, "state": "running", "pid": os.getpid(), "error": None}
+        if before.get("order") is None:  # it begins
+            self._status["order"] = next_order(self.path)
+            self._status["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(self.path / "status.json", self._status)
 
     def begin(self, sizes: Mapping[str, int] | None = None) -> None:
         """Open the tables: new ones, or those of a checkpoint, each cut to the size that it had then."""
@@ -157,12 +178,10 @@ class RunFolder:
 
 def settle(path: Path, state: State, error: str) -> None:
     """Say in a folder whose process died how it ended; nothing where another process holds it or it was over."""
-    with contextlib.suppress(RecordError):
-        lock = hold(path)
+    with contextlib.suppress(RecordError), held(path):
         status = read_status(path)
         if status is not None and status.get("state") not in FINAL:
             write_json(path / "status.json", status | {"state": state, "error": error})
-        os.close(lock)
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
@@ -201,3 +220,13 @@ def hold(path: Path) -> int:
         with contextlib.suppress(OSError):
             left.unlink()
     return lock
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a folder meanwhile, so that no other process works on it. Errors: as of `hold`."""
+    lock = hold(path)
+    try:
+        yield
+    finally:
+        os.close(lock)

@@ -1,17 +1,25 @@
-"""What a sweep was asked for, kept in its folder so that it can be finished; never trusted more than a command line."""
+"""What a sweep was asked for, kept in its folder so that it can be finished; never trusted more than a command line.
+
+While its jobs are done there is a queue of their names, too, from which several processes take them.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bnlab.errors import RecordError
-from bnlab.record.plain_files import read_plain, write_json
+from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes, write_json
 
 FILE = "sweep.json"
 SCHEMA = 1
 LARGEST = 2**20  # bytes
+QUEUE = ".queue"  # in the folder of a sweep
+LONGEST_LINE = 2**11  # bytes of a queue; a file name has at most 255
 
 
 @dataclass(frozen=True)
@@ -58,3 +66,28 @@ def _is_text(value: object) -> bool:
         return isinstance(value, str) and "\0" not in value and value.encode().decode() == value
     except UnicodeEncodeError:
         return False
+
+
+def write_queue(path: Path, names: Sequence[str]) -> None:
+    """Write names for `take_name`, a line each; the first is taken first. Errors: EnvironmentFault."""
+    write_bytes(path, "".join(f"{json.dumps(name)}\n" for name in reversed(names)).encode(), durable=False)
+
+
+def take_name(path: Path) -> str | None:
+    """Take the next name out of a queue, whoever else does so at the moment; None when it is empty.
+
+    Errors: EnvironmentFault.
+    """
+    try:
+        with open(open_plain(path, os.O_RDWR), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LONGEST_LINE))
+            lines = file.read().splitlines(keepends=True)
+            if not lines:
+                return None
+            file.truncate(size - len(lines[-1]))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    name: str = json.loads(lines[-1])
+    return name

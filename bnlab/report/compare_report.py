@@ -52,8 +52,9 @@ def framed(
 
 
 def skipped_lines(comparison: Comparison) -> list[str]:
-    """Return one line for each folder that could not be read, for stderr."""
-    return [clean(f"{path}: unreadable ({reason})") for path, reason in comparison.skipped]
+    """Return one line for each folder that could not be read, and one for jobs not started yet, for stderr."""
+    queued = [f"jobs queued, not started yet: {comparison.queued}"] if comparison.queued else []
+    return [*(clean(f"{path}: unreadable ({reason})") for path, reason in comparison.skipped), *queued]
 
 
 def section_columns(section: Section, names: Sequence[str] = ()) -> list[Column]:

@@ -36,7 +36,7 @@ _CHARTS: tuple[tuple[str, str, Axis, float], ...] = (
     ("loss (log scale)", "loss", "log", 1.0),
     ("accuracy % (log scale of the error)", "accuracy", "error", 100.0),
 )
-_ENDED = {"done": "green", "running": "cyan"}  # anything else is red
+_ENDED = {"done": "green", "running": "cyan", "queued": "cyan"}  # anything else is red
 
 
 def run_page(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path, out: Terminal) -> Group:
@@ -70,7 +70,9 @@ def _state(state: str, summary: Mapping[str, Any], status: Mapping[str, Any], fo
         yield f"the loss was not finite at step {summary['diverged_at']:,}"  # which is the status's error too
     elif status.get("error"):
         yield str(status["error"])
-    if state not in ("done", "diverged", "running"):
+    if state == "queued":
+        yield "not started yet"
+    elif state not in ("done", "diverged", "running"):
         yield f"see {folder / 'run.log'}"
     if status.get("started"):
         yield f"started {status['started']}"

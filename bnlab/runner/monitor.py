@@ -1,101 +1,64 @@
-"""The command line while jobs run elsewhere: it tells how they end, and lets them end when it is asked to.
-
-What it tells is read from their folders, the same under every launcher.
-"""
+"""What came of jobs, read from their folders whoever runs them: how each ends, and a summary after them."""
 
 from __future__ import annotations
 
-import _thread
-import contextlib
 import json
-import os
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
+from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.errors import RecordError
-from bnlab.record.plain_files import open_plain, read_plain
-from bnlab.record.read import flatten
+from bnlab.metrics import metrics, warnings_of
+from bnlab.record.plain_files import read_plain
+from bnlab.record.read import Run, read_runs
 from bnlab.record.run_folder import read_status
-from bnlab.runner import slurm
-from bnlab.runner.parent import MARK
+from bnlab.report.console import messages, results
 from bnlab.training.callbacks import Callback
-from bnlab.training.job import Job
+from bnlab.training.job import Job, ResultState
 
 LOOK_SECONDS = 0.25
-TOGETHER_SECONDS = 1.0  # signals so close are one: `timeout` sends SIGTERM to the process and to its group
-ASKED_BY = frozenset({signal.SIGINT, signal.SIGTERM})
+SHARE = 0.05  # of the time, at most, for looking
+HEADLINE = ("test_accuracy", "acc_gap", "step_ms", "train_seconds")
 
 
-@contextmanager
-def asked_to_stop(folder: Path) -> Iterator[list[int]]:
-    """Turn Ctrl-C, SIGTERM and, in a Slurm job, SIGUSR2 into the mark that lets jobs end; yield the list of what came.
-
-    Nothing is torn out of the launcher: it comes back when its jobs have saved their checkpoints. A second signal does
-    tear. All are blocked, which what the launcher starts inherits: the Ctrl-C of a terminal and the SIGTERM of
-    `timeout` go to all of a group, and Ray and joblib would end their processes on it. (So a local Ray, which ends its
-    own by SIGTERM, waits a second for each of them before it kills them.)
-    """
-    (folder / MARK).unlink(missing_ok=True)  # of a command line that was killed
-    asked_by = {*ASKED_BY, signal.SIGUSR2} if slurm.job() else ASKED_BY
-    came: list[int] = []
-    over, first = False, 0.0
-
-    def asked_again(number: int) -> bool:
-        nonlocal first
-        first = first or time.monotonic()
-        came.append(number)
-        with contextlib.suppress(OSError):
-            os.close(open_plain(folder / MARK, os.O_WRONLY | os.O_CREAT))
-        return time.monotonic() - first > TOGETHER_SECONDS
-
-    def handle(number: int, frame: FrameType | None) -> None:  # where a thread of a library took the signal
-        if asked_again(number):
-            raise KeyboardInterrupt
-
-    def wait() -> None:
-        while True:
-            number = signal.sigwait(asked_by)
-            if over:
-                return
-            if asked_again(number):
-                _thread.interrupt_main()  # as Ctrl-C: Ray has put its own handler of SIGTERM in place of ours
-
-    before = {number: signal.signal(number, handle) for number in asked_by}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, asked_by)
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
+def headline(folder: Path, state: str, reason: str) -> str:
+    """Return in a few words how a job ended."""
+    if state != "done":
+        return reason.partition("\n")[0]
     try:
-        yield came
-    finally:
-        over = True
-        signal.pthread_kill(waiting.ident or 0, signal.SIGTERM)
-        waiting.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        (folder / MARK).unlink(missing_ok=True)
+        summary = json.loads(read_plain(folder / "summary.json"))
+        return f"test {100 * summary['curve']['test.accuracy'][-1]:.2f} %, {summary['train_seconds']:.1f} s"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def tell_end(job: Job, status: Mapping[str, Any], callback: Callback) -> None:
+    """Tell how a job ended, from its status."""
+    states: tuple[ResultState, ...] = get_args(ResultState)
+    state: ResultState = next((known for known in states if known == status.get("state")), "interrupted")
+    callback.job_ended(job.index, state, headline(job.folder, state, str(status.get("error") or "")))
 
 
 @contextmanager
-def told(
-    folder: Path, jobs: Sequence[Job], attempts: int, callback: Callback, searched: Sequence[str] = ()
-) -> Iterator[None]:
+def watched(folder: Path, jobs: Sequence[Job], attempts: int, callback: Callback) -> Iterator[None]:
     """Tell `callback` of each job below `folder` that ends meanwhile; a failed one may have `attempts` in all.
 
-    `jobs` are those known beforehand; a search makes others, told apart by the keys `searched`.
+    `jobs` are those known beforehand; a search makes others.
     """
-    follower = _Monitor(folder, jobs, attempts, callback, searched)
+    monitor = _Monitor(folder, jobs, attempts, callback)
     over = threading.Event()
 
     def follow() -> None:
-        while not over.wait(LOOK_SECONDS):
-            follower.look()
+        pause = LOOK_SECONDS
+        while not over.wait(pause):
+            start = time.monotonic()
+            monitor.look()
+            pause = max(LOOK_SECONDS, (time.monotonic() - start) / SHARE)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -104,71 +67,110 @@ def told(
     finally:
         over.set()
         thread.join()
-        follower.look(last=True)
+        monitor.look(last=True)
 
 
 class _Monitor:
-    def __init__(
-        self, folder: Path, jobs: Sequence[Job], attempts: int, callback: Callback, searched: Sequence[str]
-    ) -> None:
-        self._folder, self._callback, self._attempts, self._searched = folder, callback, attempts, searched
-        self._jobs = {job.folder.name: job for job in jobs}
-        self._seen = {name: _version(folder / name) for name in self._jobs}
+    def __init__(self, folder: Path, jobs: Sequence[Job], attempts: int, callback: Callback) -> None:
+        self._folder, self._callback, self._attempts = folder, callback, attempts
+        self._is_search = not jobs
+        self._running = {job.folder.name: job for job in jobs}
+        self._seen = {name: _version(job.folder) for name, job in self._running.items()}
+        self._failures = Counter[str]()
         self._ended: set[str] = set()
-        self._failures: dict[str, int] = {}
 
     def look(self, *, last: bool = False) -> None:
         """Tell of what ended since the last look; the last one tells of failures that were not tried again, too."""
-        names = self._jobs or sorted((p.name for p in self._folder.iterdir() if p.name.isdigit()), key=int)
-        for name in names:
-            if name not in self._ended:
-                self._look(name, last)
+        if self._is_search:
+            for name in sorted((path.name for path in self._folder.iterdir() if path.name.isdigit()), key=int):
+                if name not in self._ended:
+                    self._running.setdefault(name, Job(self._folder / name, int(name)))
+        for name, job in list(self._running.items()):
+            if self._has_ended(name, job, last):
+                self._ended.add(name)
+                del self._running[name]
 
-    def _look(self, name: str, last: bool) -> None:
-        folder = self._folder / name
-        version = _version(folder)
+    def _has_ended(self, name: str, job: Job, last: bool) -> bool:
+        version = _version(job.folder)
         if version == self._seen.get(name) and not (last and name in self._failures):
-            return
+            return False
         try:
-            status = read_status(folder) or {}
+            status = read_status(job.folder) or {}
         except RecordError:
-            return
+            return False
         self._seen[name] = version
-        state: Any = status.get("state", "running")
-        if state == "running":
-            return
+        state = status.get("state", "queued")
+        if state in ("queued", "running"):
+            return False
         if state in ("failed", "killed"):
-            self._failures[name] = self._failures.get(name, 0) + 1
+            self._failures[name] += 1
             if self._failures[name] < self._attempts and not last:
-                return
-        self._ended.add(name)
-        job = self._jobs.get(name)
-        index, label = (int(name), self._found_in(status)) if job is None else (job.index, job.label)
-        self._callback.job_started(index, label, 0)
-        self._callback.job_ended(index, state, _headline(folder, status))
-
-    def _found_in(self, status: dict[str, Any]) -> str:
-        """Return what tells a job of a search from the others."""
-        config = flatten(status.get("config"))
-        values = ((key, config.get(key, config.get(f"{key}.name"))) for key in self._searched)
-        return " ".join(f"{key}={value}" for key, value in values)
+                return False
+        self._callback.job_started(job.index, job.label or str(status.get("label") or ""), 0)
+        tell_end(job, status, self._callback)
+        return True
 
 
 def _version(folder: Path) -> tuple[int, int] | None:
     """Return what differs when the status was written anew."""
     try:
-        found = (folder / "status.json").lstat()
+        about = (folder / "status.json").lstat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return about.st_mtime_ns, about.st_ino
 
 
-def _headline(folder: Path, status: dict[str, Any]) -> str:
-    """Return in a few words how a job ended."""
-    if status["state"] != "done":
-        return str(status.get("error") or "").partition("\n")[0]
-    try:
-        summary = json.loads(read_plain(folder / "summary.json"))
-        return f"test {100 * summary['curve']['test.accuracy'][-1]:.2f} %, {summary['train_seconds']:.1f} s"
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
+# ---------------------------------------------------------------- the summary
+
+
+def summarize(folder: Path, multirun: bool, absent: str, failure: Exception | None) -> int:
+    """Print a line a run on stdout and what went wrong on stderr; return the exit code.
+
+    `absent` says what is to be thought of a job that is still queued; `failure` is what the launcher raised.
+    """
+    runs, skipped = read_runs([folder])
+    expected = len(runs) + len(skipped)
+    runs = [run for run in runs if run.state != "queued"]
+    runs.sort(key=lambda run: (len(run.folder.name), run.folder.name))  # by number, however they were started
+    out, err = results(), messages()
+    arms, changed = arms_of(runs) if runs else ([], [])
+    names = short_names(changed)
+    lines = {
+        run.folder: _line(run, {names[key]: text_of(arm.values[key]) for key in changed if key in arm.values})
+        for arm in arms
+        for run in arm.runs
+    }
+    for run in runs:
+        out.say(lines[run.folder])
+    doubts = Counter(warning for run in runs if run.summary for warning in warnings_of(run.summary))
+    for warning, count in doubts.items():
+        err.say(f"warning: {warning}" + (f" ({count} of {len(runs)} runs)" if multirun else ""))
+    bad = [run for run in runs if run.state != "done"]
+    for run in bad:
+        unknown = "is still running" if run.state == "running" else "no reason recorded"
+        err.say(f"{run.folder} {run.state}: {(run.error or unknown).partition(chr(10))[0]}")
+    for advice in dict.fromkeys(line for run in bad for line in (run.error or "").splitlines()[1:3]):
+        err.say(advice)
+    for path, reason in skipped:
+        err.say(f"{path}: {reason}")
+    missing = expected - len(runs) - len(skipped)
+    if missing:
+        err.say(f"{missing} of {expected} jobs: {absent}")
+    if failure is not None:
+        err.say(f"the launcher stopped: {str(failure).partition(chr(10))[0]}")
+    if multirun:
+        err.say(f"{len(runs) - len(bad)} of {expected} jobs done; bnlab compare {folder}")
+    if missing or any(run.state != "diverged" for run in bad):
+        err.say(f"to finish: bnlab resume {folder}")
+    return int(bool(bad or skipped or missing or failure is not None))
+
+
+def _line(run: Run, arm: Mapping[str, str]) -> str:
+    """Return folder, status, what the run was and its headline figures, as `bnlab list metrics` has their units."""
+    parts = [str(run.folder), run.state, *(f"{key}={value}" for key, value in arm.items()), f"seed={run.seed}"]
+    for name in HEADLINE:
+        metric = metrics[name]
+        value = metric.derive(run.summary) if run.summary and run.state == "done" else None
+        if isinstance(value, float):
+            parts.append(f"{name}={value * metric.scale:.4g}")
+    return "  ".join(parts)

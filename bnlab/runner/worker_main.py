@@ -1,12 +1,11 @@
 """A worker in a process of its own: `python -m bnlab.runner.worker_main FD` takes requests from a pipe, in turn.
 
-Requests and answers are JSON, so that neither side can make the other run code. The pipe's end means that the
-supervisor is gone, kill -9 included: then this process ends at once.
+Requests and answers are JSON, so that neither side can make the other run code. SIGINT asks the job that runs to stop,
+with a checkpoint; the process stays. When the supervisor is gone, kill -9 included, this process ends at once.
 
-    {"do": "preflight", "trees": [...]}        ->  {"identities": [...]} or {"error": "IncompatibleError", "text": ...}
-    {"do": "run", "number": 3, "job": {...}}   ->  {"tell": "advanced", "with": [..]} .. {"ending": {...}}
-                                                   {"counts": true}  where time begins to count for --timeout
-    {"do": "stop", "number": 3}                    ends that run, with a checkpoint; the process stays
+    {"do": "preflight", "trees": [...]}   ->  {"identities": [...]} or {"error": "IncompatibleError", "text": ...}
+    {"do": "run", "job": {...}}           ->  {"tell": "advanced", "with": [..]} .. {"result": {...}}
+                                              {"counts": true}  where time begins to count for --timeout
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import ctypes
 import faulthandler
 import json
 import os
-import queue
 import signal
 import sys
 import threading
@@ -32,21 +30,26 @@ from bnlab.record.plain_files import open_plain
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import INTERRUPTED, Job, JobResult, Stop
 
+LOOK_SECONDS = 0.1  # how often it is looked whether the supervisor is there
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LAST_SECONDS = 10.0  # for the checkpoint of a job that was asked to stop before the supervisor went
 
 
 class _PipeCallback(Callback):
-    """Passes on what jobs report."""
+    """Passes on what jobs report; nobody may be there any more."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
+    def _send(self, message: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            send(self._pipe, message)
+
     def _tell(self, name: str, *values: object) -> None:
-        send(self._pipe, {"tell": name, "with": values})
+        self._send({"tell": name, "with": values})
 
     def job_started(self, index: int, label: str, total_steps: int) -> None:
-        send(self._pipe, {"counts": True})
+        self._send({"counts": True})
         self._tell("job_started", index, label, total_steps)
 
     def advanced(self, step: int, loss: float, images_per_second: float) -> None:
@@ -59,7 +62,7 @@ class _PipeCallback(Callback):
         self._tell("noted", text)
 
     def waits(self, text: str) -> None:
-        send(self._pipe, {"counts": False})
+        self._send({"counts": False})
         self.noted(text)
 
 
@@ -74,53 +77,43 @@ def receive(pipe: Connection) -> dict[str, Any]:
     return message
 
 
-class _RequestReader:
-    """Takes in requests beside the job that runs; a wish to stop it is heard at once."""
+class _Signals:
+    """Passes SIGINT on to the job that runs, and ends this process after its supervisor."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-        self._requests = queue.SimpleQueue[dict[str, Any]]()
-        self._stop, self._number = Stop(), -1
-        self._unwanted: set[int] = set()  # runs that are to stop
+    def __init__(self) -> None:
+        self._stop: Stop | None = None  # of the job that runs
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it in what it starts
-        signal.signal(signal.SIGINT, lambda *_: self._stop.request())
+        signal.signal(signal.SIGINT, self._asked)
         for number in (signal.SIGTERM, signal.SIGUSR2):  # Slurm sends them to every process; the supervisor decides
             signal.signal(number, signal.SIG_IGN)
-        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._end_after, args=[os.getppid()], daemon=True).start()
 
-    def next(self) -> dict[str, Any]:
-        """Wait for a request."""
-        self._number = -1
-        return self._requests.get()
-
-    def stop_of(self, number: int) -> Stop:
-        """Return what run `number` must look at; it may be unwanted already."""
-        self._stop = Stop()
-        self._number = number
-        if number in self._unwanted:  # never set to False: a request may come just now
+    def _asked(self, *_: object) -> None:
+        if self._stop is not None:
             self._stop.request()
-        return self._stop
 
-    def _read(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                request = receive(self._pipe)
-                if request["do"] != "stop":
-                    self._requests.put(request)
-                    continue
-                self._unwanted.add(request["number"])
-                if request["number"] == self._number:
-                    os.kill(os.getpid(), signal.SIGINT)  # Python calls the handler in the main thread
+    @contextlib.contextmanager
+    def job(self) -> Iterator[Stop]:
+        """Yield what the job that runs meanwhile must look at."""
+        self._stop = Stop()
+        try:
+            yield self._stop
+        finally:
+            self._stop = None
+
+    def _end_after(self, supervisor: int) -> None:
+        while os.getppid() == supervisor:
+            time.sleep(LOOK_SECONDS)
         end = time.monotonic() + LAST_SECONDS
-        while self._stop.requested and self._number >= 0 and time.monotonic() < end:
-            time.sleep(0.05)
+        while (stop := self._stop) is not None and stop.requested and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS)
         os._exit(1)
 
 
 def main(descriptor: int) -> None:
     """Answer requests until the pipe ends."""
-    pipe = Connection(descriptor)
-    desk, teller = _RequestReader(pipe), _PipeCallback(pipe)
+    pipe, signals = Connection(descriptor), _Signals()
+    callback = _PipeCallback(pipe)
     faulthandler.enable()
 
     _end_with_supervisor(True)
@@ -129,18 +122,18 @@ def main(descriptor: int) -> None:
     _end_with_supervisor(False)  # a job that was asked to stop may save its checkpoint
 
     while True:
-        request = desk.next()
+        request = receive(pipe)
         if request["do"] == "preflight":
             send(pipe, _checked(run.preflight, request["trees"]))
             continue
         job = Job.of_plain(request["job"])
         send(pipe, {"counts": True})
         try:
-            with _output_in(job.folder / "run.log"):
-                ending = run.run(job, teller, desk.stop_of(request["number"]))
+            with signals.job() as stop, _output_in(job.folder / "run.log"):
+                result = run.run(job, callback, stop)
         except KeyboardInterrupt:
-            ending = JobResult("interrupted", INTERRUPTED)
-        send(pipe, {"ending": asdict(ending)})
+            result = JobResult("interrupted", INTERRUPTED)
+        send(pipe, {"result": asdict(result)})
 
 
 def _end_with_supervisor(wanted: bool) -> None:
@@ -158,7 +151,7 @@ def _checked(preflight: Callable[[Any], list[str]], trees: Any) -> dict[str, Any
 
 @contextlib.contextmanager
 def _output_in(log: Path) -> Iterator[None]:
-    """Let what libraries print, and the last words of a crash, go into the job's log."""
+    """Let what libraries print, and the last lines of a crash, go into the job's log."""
     kept = [os.dup(1), os.dup(2)]
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -179,4 +172,7 @@ def _output_in(log: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    try:
+        main(int(sys.argv[1]))
+    except (EOFError, OSError):  # the supervisor is gone
+        os._exit(1)

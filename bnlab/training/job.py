@@ -1,4 +1,4 @@
-"""One training to be done, what came of it, and the wish to end it early: what worker and supervisor share."""
+"""A training to be done, what came of it, and the wish to end it early: what supervisor and worker share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERRUPTED = "stopped by a signal before its end"
 
 
 class Terminated(SystemExit):
-    """The process is to end, with this exit code: SIGTERM came, or a worker of the same training is lost."""
+    """The process is to end, with this exit code: SIGTERM came, or another process of the same training is lost."""
 
 
 def terminated(number: int, frame: object) -> NoReturn:
@@ -43,14 +43,11 @@ def signals_kept() -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be trained in its folder; what lies there already of the same run is gone on from."""
+    """A run to be trained in its folder, where its configuration lies; what is there of it already is gone on from."""
 
     folder: Path
-    tree: Mapping[str, Any]  # the configuration as plain values
-    yaml: str  # the same, as its user wrote it
-    index: int = 0  # among the jobs of its sweep, from 0
+    index: int = 0  # among those that are done now, from 0
     label: str = ""  # what tells it from them
-    identity: str = ""  # as a worker found it before the start
     from_scratch: bool = False  # leave its checkpoints aside
 
     def as_plain(self) -> dict[str, Any]:
@@ -67,9 +64,7 @@ class JobResult:
 
     state: ResultState
     reason: str = ""  # why it is not done
-    headline: str = ""  # in a few words, for progress
     score: float | None = None  # validation accuracy, or training accuracy without a validation split
-    skipped: bool = False  # it was done before
 
     @property
     def returned(self) -> float | str:

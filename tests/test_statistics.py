@@ -62,7 +62,7 @@ def test_interval_of_a_mean_is_that_of_scipy(values: list[float]) -> None:
     low, high = found.value, found.value
     if len(set(values)) > 1:
         low, high = stats.t.interval(0.95, len(values) - 1, statistics.fmean(values), stats.sem(values))
-    assert (found.low, found.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+    assert (found.low, found.high) == (pytest.approx(low, 1e-9, 1e-9), pytest.approx(high, 1e-9, 1e-9))
     assert (found.n, found.num_missed, found.kind) == (len(values), 0, "mean")
 
 

@@ -11,12 +11,14 @@ from bnlab.config.files import CONFIG_NAME, conf_dir, groups
 from bnlab.errors import did_you_mean
 from bnlab.schema import EVERY_KEY
 
-GRAMMAR = "See https://hydra.cc"  # how Hydra ends a message about an argument that it cannot parse
+HELP = "See https://hydra.cc"  # how Hydra ends many a message
 NOT_SUPPORTED = ("ray_aws",)  # comes with Hydra's plugin for Ray, and bnlab does not drive it
 
 
 def readable(error: Exception) -> str:
     """Return what an error of Hydra or OmegaConf says, with what the user could have meant."""
+    from hydra.errors import OverrideParseException
+
     text = str(error)
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{text}\n{error.__cause__}"
@@ -34,9 +36,11 @@ def readable(error: Exception) -> str:
     if swept := re.search(r"Ambiguous value for argument '(.*)'|Sweep parameters '(.*)' requires --multirun", text):
         argument = swept.group(1) or swept.group(2)
         return f"{argument}: several values\nadd -m to run one job for each, or write a list as [a,b]"
-    if GRAMMAR in text:
+    if upward := re.search(r"In (\S+): Parent traversal .*\('([^']+)'\)", text):  # Hydra 1.4 looks at paths itself
+        return f"{upward.group(1)}: {upward.group(2)} leads out of its folder\nname a file inside of it"
+    if isinstance(error, OverrideParseException):
         return _unparsed(text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(HELP)]
     return "\n".join(lines[:3])
 
 
@@ -54,7 +58,7 @@ def _unparsed(text: str) -> str:
     if "missing EQUAL" in text:
         return _without_value(argument)
     if evaluated := re.search(r"while evaluating '.*': (.*(?:\n\S.*)?)", text):
-        reason = evaluated.group(1).partition(f"\n{GRAMMAR}")[0]
+        reason = evaluated.group(1).partition(f"\n{HELP}")[0]
         return f"{argument}: {reason[:1].lower()}{reason[1:]}"
     where = re.search(r"input '(.*?)'(?: expecting|\n)", text)
     at = "" if where is None else " where it ends" if where.group(1) == "<EOF>" else f" at {where.group(1)}"

@@ -13,6 +13,12 @@ import torch
 from helpers_cli import SHORT, bnlab
 
 
+def pytest_configure() -> None:
+    """Hear Ctrl-C, which a shell lets its background jobs ignore, and with them every process of theirs."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def _process_left_as_it_was() -> Iterator[None]:
     threads, place, level = torch.get_num_threads(), os.getcwd(), logging.getLogger().level

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import bnlab
 from bnlab.config import compose
 
-LIBRARIES = ("scipy.stats", "pandas", "sklearn.datasets", "torchvision.datasets", "pydantic", "shellingham")
+LIBRARIES = ("scipy.stats", "pandas", "sklearn.datasets", "torchvision.datasets", "shellingham")
 LONGEST = 1 << 20  # bytes of one command: arguments and environment
 
 

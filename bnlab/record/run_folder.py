@@ -17,14 +17,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bnlab.errors import RecordError
 from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes, write_json
+from bnlab.record.read import SCHEMA, State
 from bnlab.record.tables import Table
 
-SCHEMA = 1
-State = Literal["queued", "running", "done", "diverged", "failed", "interrupted", "killed"]
 LARGEST_STATUS = 2**20  # bytes; bnlab's own has about 3,000
 ORDER = ".order"  # in the folder of all runs: the number of the last one that began there
 LOOKS, LOOK_SECONDS = 6, 0.01  # for a lock: `bnlab compare` has it for a moment to see whether anybody has

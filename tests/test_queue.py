@@ -61,9 +61,9 @@ def test_every_job_is_queued_before_the_first_begins(waiting: Path) -> None:
 
 def test_resume_does_what_was_queued_and_what_was_not_even_that(waiting: Path, tmp_path: Path) -> None:
     shutil.rmtree(waiting / "2")  # as after a kill between two folders
-    listed = bnlab("resume", "runs/sweep", "--dry-run", cwd=tmp_path)
-    assert [line.split()[-1] for line in listed.stdout.splitlines()[1:]] == ["queued", "queued", "new"]
-    done = bnlab("resume", "runs/sweep", cwd=tmp_path)
+    listed = bnlab("resume", "runs/sweep", "--dry-run", cwd=tmp_path, supervised=True)
+    assert [line.split()[-1] for line in listed.stdout.splitlines()[2:]] == ["queued", "queued", "new"]
+    done = bnlab("resume", "runs/sweep", cwd=tmp_path, supervised=True)
     assert (done.returncode, done.stdout.count("  done  ")) == (0, 3), done.stderr
     assert {status["state"] for status in statuses(waiting)} == {"done"}
     assert len({status["order"] for status in statuses(waiting)}) == 3
@@ -187,7 +187,7 @@ def test_each_name_is_taken_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_many_jobs_are_done_by_as_many_processes_as_there_are_places(tmp_path: Path, launcher: str) -> None:
     chosen = f"hydra/launcher={launcher}"
-    done = bnlab("train", "-m", chosen, "seed=range(40)", *TINY, cwd=tmp_path, timeout=300)
+    done = bnlab("train", "-m", chosen, "seed=range(40)", *TINY, cwd=tmp_path, supervised=True)
     assert (done.returncode, done.stdout.count("  done  ")) == (0, 40), done.stderr
     (folder,) = tmp_path.glob("runs/2*")
     assert len({status["pid"] for status in statuses(folder)}) <= 8
@@ -198,7 +198,7 @@ def test_many_jobs_are_done_by_as_many_processes_as_there_are_places(tmp_path: P
 @pytest.mark.slow
 def test_ten_thousand_jobs_can_be_planned(tmp_path: Path) -> None:
     done = bnlab("train", "-m", "--dry-run", "seed=range(10000)", *TINY, cwd=tmp_path, timeout=600)
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 10_001), done.stderr
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 10_002), done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -235,7 +235,7 @@ def test_a_debugger_stops_inside_an_inline_job(tmp_path: Path) -> None:
 
 
 def test_an_inline_sweep_is_as_any_other(waiting: Path, tmp_path: Path) -> None:
-    done = bnlab("resume", "runs/sweep", "--inline", cwd=tmp_path)
+    done = bnlab("resume", "runs/sweep", "--inline", cwd=tmp_path, supervised=True)
     assert (done.returncode, done.stdout.count("  done  ")) == (0, 3), done.stderr
     assert "2/3 seed=1: done, test" in done.stderr
 

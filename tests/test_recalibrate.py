@@ -412,7 +412,7 @@ def test_the_table_reads_well_at_any_width(
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
         "stats=precise: whole batches of 64 are taken, 256 of the 300 samples asked for",
-        f"bnlab probe {run} --checkpoint b.pt reads it",
+        f"bnlab probe {run} --checkpoint b.pt examines it",
     ]
     assert done.stdout.isascii()
     for text, columns in ((wide, 120), (done.stdout, 80)):
@@ -449,7 +449,7 @@ def test_json_says_what_was_enough_and_where_the_file_is(
         "valid",
     )
     assert found["enough"] in (16, 64, 256, 1024, 1237)
-    assert found["verdict"].startswith(("All ", f"{found['enough']:,} of 1,237 samples were enough"))
+    assert found["verdict"].startswith(("All ", f"{found['enough']:,} of 1,237 samples"))
 
 
 def test_an_interruption_leaves_no_file(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

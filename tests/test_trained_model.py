@@ -118,6 +118,7 @@ def net() -> nn.Module:
 def test_a_module_is_taken_with_its_data_as_the_command_line_says(place: Path) -> None:
     found = own("Net", None, "data.batch_size=16")
     assert found.label == "mymodels:Net"
+    assert found.about[-1] == "weights as the factory makes them"
     assert (found.batch_size, found.state, found.folder) == (16, None, None)
     assert not any(module.training for module in found.model.modules())
     assert len(found.probe("train")) == 64

@@ -69,4 +69,4 @@ def recalibrate(
     else:
         terminal.emit(TIDY_FORMATS[format](recalibration_head(report), recalibration_rows(report)))
     named = [word for option, value in (("--module", module), ("--data", data)) if value for word in (option, value)]
-    err.say(f"{shlex.join(['bnlab', 'probe', *(targets or []), *named, '--checkpoint', str(file)])} reads it")
+    err.say(f"{shlex.join(['bnlab', 'probe', *(targets or []), *named, '--checkpoint', str(file)])} examines it")

@@ -49,13 +49,16 @@ class TrainedModel:
     batch_size: int  # samples that a training step takes its statistics from
     state: Mapping[str, Any] | None  # the checkpoint of a run; None: a module
     folder: Path | None  # of a run
+    is_untrained: bool = False  # a module without weights of its own
 
     @property
     def about(self) -> tuple[str, ...]:
-        """What it is, as on a command line: data, strategy and model, or the class of a module."""
-        config = self.config
-        own = (f"norm={config.norm.name}", f"model={config.model.name}")
-        return (f"data={config.data.name}", *((type(self.model).__name__,) if self.folder is None else own))
+        """What it is, as on a command line: data, strategy and model; of a module its class, images and weights."""
+        config, data = self.config, f"data={self.config.data.name}"
+        if self.folder is not None:
+            return (data, f"norm={config.norm.name}", f"model={config.model.name}")
+        images = "images in [0, 1]" if config.model.input_norm == "none" else "images standardized"
+        return (data, type(self.model).__name__, images, *(["weights as the factory makes them"] * self.is_untrained))
 
     @property
     def step(self) -> int | None:
@@ -191,6 +194,7 @@ def of_module(factory: str, weights: Path | None, overrides: Sequence[str]) -> T
         config.data.batch_size,
         None,
         None,
+        weights is None,
     )
     _check_logits(factory, trained)
     return trained

@@ -130,7 +130,8 @@ def in_words(result: Recalibration) -> str:
 
 def _enough(result: Recalibration) -> str:
     if result.enough < result.samples:
-        return f"{result.enough:,} of {result.samples:,} samples were enough, judged on {result.judged_on}."
+        fewest = ", the fewest tried," if result.enough == result.curve[0].samples else ""
+        return f"{result.enough:,} of {result.samples:,} samples{fewest} were enough, judged on {result.judged_on}."
     if len(result.curve) == 1:
         return f"Fewer than {result.samples:,} samples were not tried."
     before = result.curve[-2]

@@ -34,7 +34,8 @@ from bnlab.experiment.setup import (
 )
 from bnlab.measure.refresh import Refresh, bnlab_layers
 from bnlab.record.plain_files import open_plain, read_plain
-from bnlab.record.run_folder import FINAL, RunFolder, State, read_status
+from bnlab.record.read import State
+from bnlab.record.run_folder import FINAL, RunFolder, read_status
 from bnlab.record.tables import Cell
 from bnlab.seeding import derived_seed
 from bnlab.timing import Stopwatch

@@ -51,7 +51,9 @@ def examples(page: Path) -> list[Example]:
     for kind, lines in blocks(page):
         assert kind in ("sh", "text"), f"{page.name}: a block of kind {kind!r}"
         if kind == "sh":
-            found.append(Example([shlex.split(line) for line in lines], []))
+            found.append(
+                Example([shlex.split(line) for line in "\n".join(lines).replace("\\\n", " ").splitlines()], [])
+            )
         else:
             found[-1].output.extend(lines)
     return found

@@ -65,14 +65,14 @@ def resume(
         else:
             launcher = _launcher(record, overrides, config_dir, runner)
             entries = _sweep(folder, record, overrides, config_dir, runner)
-        left = [entry for entry in entries if entry.is_left(errored)]
-        jobs = [Job(entry.folder, i, entry.label, options.from_scratch) for i, entry in enumerate(left)]
+        left = {number: entry for number, entry in enumerate(entries) if entry.is_left(errored)}
+        jobs = [Job(entry.folder, number, entry.label, options.from_scratch) for number, entry in left.items()]
         if not jobs:
             what = "no job failed or was killed" if errored else "nothing is left to do"
             messages().say(f"{folder}: {what}")
         if dry_run:
             if jobs:
-                show_jobs(jobs, [entry.state for entry in left])
+                show_jobs(jobs, [entry.state for entry in left.values()])
             return 0
         if record is not None and not record.search:
             lines = _merged(record.overrides, overrides)  # what is added now is to be finished by the next resume
@@ -81,7 +81,7 @@ def resume(
         for entry in entries:
             if entry.state == "new" or entry.is_left(errored):
                 queue(entry.folder, entry.tree, compose.as_yaml(entry.tree), entry.identity, entry.label)
-        threads = threads_of([entry.tree for entry in left])
+        threads = threads_of([entry.tree for entry in left.values()])
         plan = Plan(folder, tuple(jobs), record is not None, threads, tuple(overrides), config_dir, launcher)
         return carry_out(plan, runner, options)
 

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -573,8 +574,9 @@ def accuracy_of(tmp_path: Path) -> Callable[..., float]:
 
     def accuracy(*overrides: str) -> float:
         fixed = ["trainer.device=cpu", "trainer.threads=1", "eval.every=100"]
-        train([*fixed, *overrides], tmp_path / "run")
-        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "run"
+        train([*fixed, *overrides], folder)
+        summary = json.loads((folder / "summary.json").read_text())
         assert summary["state"] == "done"
         return float(summary["curve"]["test.accuracy"][-1])
 

@@ -85,6 +85,7 @@ def sweep_of(place: Path, name: str, overrides: Sequence[str], config_dir: Path 
 # ---------------------------------------------------------------- links
 
 
+@pytest.mark.slow
 def test_links_for_files_are_not_followed(place: Path, failed: Path) -> None:
     for name in FILES:
         run = Path(shutil.copytree(failed, place / name.replace(".", "_")))
@@ -128,6 +129,7 @@ def touching(place: Path) -> str:
     return str(place.parent / "outside/executed")
 
 
+@pytest.mark.slow
 def test_a_recorded_sweep_cannot_name_code(place: Path) -> None:
     target = touching(place)
     lines = {
@@ -157,6 +159,7 @@ def test_a_recorded_sweep_cannot_name_code(place: Path) -> None:
         assert sorted(path.name for path in (place / name).iterdir()) == [".lock", "sweep.json"]
 
 
+@pytest.mark.slow
 def test_a_recorded_folder_of_configurations_cannot_name_code(place: Path) -> None:
     target = touching(place)
     code = place / "stranger"
@@ -194,6 +197,7 @@ def test_a_recorded_folder_of_configurations_cannot_name_code(place: Path) -> No
         assert "may not name Python objects" in answer.stderr
 
 
+@pytest.mark.slow
 def test_records_of_any_shape_end_in_a_message(place: Path, failed: Path) -> None:
     records = {
         "text": "no JSON",

@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
 from typing import Any, NoReturn
 
@@ -93,8 +94,9 @@ def _become(command: dict[str, Any], files: list[int]) -> NoReturn:
 
 
 def _end(code: int) -> NoReturn:
-    """End as an interpreter does: exit functions, then what is still in the streams."""
+    """End as an interpreter does: threads, exit functions, then what is still in the streams."""
     try:
+        threading._shutdown()  # joblib's pool ends its processes here, for which an exit function waits
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

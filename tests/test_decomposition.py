@@ -83,19 +83,17 @@ def test_every_term_is_that_of_the_written_out_network(kind: str, space: bool) -
     for name, logits in chain.items():
         mine = getattr(found, name).numpy()
         np.testing.assert_allclose(np.broadcast_to(mine, logits.shape), logits, rtol=1e-5, atol=2e-6, err_msg=name)
-    assert found.full is found.unaugmented is found.undropped
+    assert found.full is found.unaugmented is found.dropless is found.undropped
     reads_batch = kind not in ("population", "frozen", "torch instance")
     assert len(found.undropped) == (DRAWS if reads_batch else 1)
-    steps = [
-        chain[name] for name in ("undropped", "undropped", "undropped", "biased", "population", "initial", "running")
-    ]
+    steps = [chain[name] for name in (*["undropped"] * 4, "biased", "population", "initial", "running")]
     for term, before, after in zip(split.terms, steps, steps[1:], strict=False):
         check_term(term, before, after, labels)
     check_term(split.total, chain["undropped"], chain["running"], labels)
     check_sum(split)
     learns, left = reference.norms[0].learns, reference.norms[0].left
     absent = {term.name for term in split.terms if term.absent}
-    assert absent == {"augmentation", "dropout"} | (set() if learns else set(NAMES[2:5]))
+    assert absent == {"augmentation", "dropout", "other"} | (set() if learns else set(NAMES[3:6]))
     assert split.initial_left == (None if left is None else pytest.approx(left))
     assert (split.updates, split.momentum) == ((None, None) if left is None else (7, pytest.approx(0.1)))
     assert split.batch_size == 6
@@ -142,6 +140,8 @@ def test_dropout_and_augmentation_are_the_outermost_causes(kind: str) -> None:
     check_sum(split)
     assert split.terms[0].absent is None
     assert split.terms[1].absent is None
+    assert split.terms[2].absent == "nothing but normalization and dropout depends on the mode"
+    assert found.dropless is found.undropped
 
 
 def test_by_hand() -> None:
@@ -182,16 +182,16 @@ def test_by_hand() -> None:
         torch.testing.assert_close(getattr(found, name)[0, :, 0], torch.tensor(row))
     # accuracy: half where neighbours stay together, else 1; 1, 1, 3/4 (2 is taken for class 0), 1
     accuracy = [term.accuracy.value for term in split.terms]
-    assert accuracy == pytest.approx([0, 0, (0.5 * same + 1.0 * (DRAWS - same)) / DRAWS - 1, 0, 0.25, -0.25])
+    assert accuracy == pytest.approx([0, 0, 0, (0.5 * same + 1.0 * (DRAWS - same)) / DRAWS - 1, 0, 0.25, -0.25])
 
     def loss(row: list[float]) -> float:
         return sum(math.log1p(math.exp(y if label else -y)) for y, label in zip(row, labels.tolist(), strict=True)) / 4
 
     levels_ = [loss(row) for row in rows.values()]
     batch = sum(loss(row.tolist()) for row in expected) / DRAWS
-    by_hand = [0, 0, batch - levels_[0], *(a - b for a, b in itertools.pairwise(levels_))]
+    by_hand = [0, 0, 0, batch - levels_[0], *(a - b for a, b in itertools.pairwise(levels_))]
     assert [term.loss.value for term in split.terms] == pytest.approx(by_hand, abs=1e-6)
-    assert split.terms[4].flips == split.terms[5].flips == 0.25
+    assert split.terms[5].flips == split.terms[6].flips == 0.25
     assert (split.initial_left, split.updates, split.momentum) == (0.5, 1, 0.5)
 
 
@@ -261,6 +261,85 @@ def test_a_gap_that_no_layer_explains_is_shown_and_not_called_absent() -> None:
         shown = [term for term in split.terms if term.moved]
         assert shown
         assert not any(term.absent for term in shown)
+
+
+class OwnDropout(nn.Module):
+    """Drops by a function, torch's or attention's, inside a recurrent layer, or by numbers that it draws."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.recurrent = nn.GRU(4, 4, num_layers=2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "recurrent":
+            return self.recurrent(x[:, None])[0][:, 0]  # type: ignore[no-any-return]
+        if self.how == "attention":
+            pairs = x.view(-1, 2, 2)
+            return F.scaled_dot_product_attention(pairs, pairs, pairs, None, 0.5 * self.training).flatten(1)
+        if self.how == "torch":
+            return F.dropout(x, 0.5, self.training)
+        return x * (torch.rand_like(x) > 0.5) if self.training else x
+
+
+class DropPath(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(len(x), 1, dtype=x.dtype) > 0.5) * 2 if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("module", "cause"),
+    [
+        (OwnDropout("torch"), "dropout"),
+        (OwnDropout("attention"), "dropout"),
+        (OwnDropout("recurrent"), "dropout"),
+        (DropPath(), "dropout"),
+        (OwnDropout("drawn"), "other"),
+        (Unseen(), "other"),
+        (nn.Sequential(Unseen(), nn.Dropout()), "both"),
+    ],
+)
+def test_dropout_is_what_switching_dropout_off_takes_away(module: nn.Module, cause: str) -> None:
+    found, split = of_head(head(module))
+    check_sum(split)
+    causes = {"dropout", "other"} if cause == "both" else {cause}
+    assert {term.name for term in split.terms if term.moved} == causes
+    assert torch.equal(found.dropless, found.undropped) == (cause == "dropout")
+    said = verdict(split)
+    main = max(split.terms, key=lambda term: term.moved).name
+    assert f"Most of it is {main}" in said
+    assert ("neither dropout nor a normalization layer that bnlab can see" in said) == (main == "other")
+    assert ("Nothing needs to be done." in said) == (main == "dropout")
+
+
+def test_a_layer_that_tells_the_mode_from_the_gradient_mode_is_seen_to_differ() -> None:
+    class Textbook(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(0) if torch.is_grad_enabled() else x
+
+    model = head(Textbook())
+    found, split = of_head(model)
+    images, labels = samples(24, (6, 1, 1))
+    with torch.enable_grad():
+        expected = torch.cat([model(part) for part in images.split(6)]).detach()
+    torch.testing.assert_close(found.full[0], expected.float())
+    assert [term.name for term in split.terms if term.moved] == ["other"]
+    with torch.no_grad():
+        check_term(split.total, found.full.numpy(), model(images).numpy()[None], labels)
+
+
+def test_a_layer_called_by_keyword_is_split_as_any_other() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(input=x)  # type: ignore[no-any-return]
+
+    _, expected = of_head(head(nn.BatchNorm1d(4)))
+    _, split = of_head(head(Keyword()))
+    assert split == expected
 
 
 def test_a_batch_norm_of_another_library_is_split_too() -> None:

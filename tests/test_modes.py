@@ -193,7 +193,7 @@ def in_stages(model: nn.Module) -> None:
     how = plan(model, dict.fromkeys(learners(model)), GIVEN.training_set)
     at = levels(model, how, GIVEN.batch, refreshed(model, GIVEN.training_set))
     found = stages(model, GIVEN.train, at)
-    assert len(decompose(model, GIVEN.train, found).terms) == 6
+    assert len(decompose(model, GIVEN.train, found).terms) == len(decomposition.NAMES)
     layer_gaps(model, at.population)
 
 

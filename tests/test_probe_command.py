@@ -45,6 +45,7 @@ def made_up() -> Probed:
     terms = (
         Term("augmentation", ZERO, ZERO, 0.0, 0.0, "training does not augment"),
         Term("dropout", ZERO, ZERO, 0.0, 0.0, "nothing but normalization depends on the mode"),
+        Term("other", ZERO, ZERO, 0.0, 0.0, "nothing but normalization depends on the mode"),
         Term("batch noise", around(-0.02), around(0.25), 0.125, 0.1),
         Term("biased variance", ZERO, around(2e-6, 1e-6), 3e-9, 0.0),
         Term("initial statistics", around(0.005), around(-0.05), 0.02, 0.03),
@@ -197,7 +198,7 @@ def test_every_figure_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = probe_rows(found)
     assert {tuple(row) for row in rows} == {("table", "split", "name", "metric", "value", "low", "high", "n")}
     counts = {table: sum(row["table"] == table for row in rows) for table in ("gap", "term", "layer", "curve")}
-    assert counts == {"gap": 16, "term": 2 * 7 * 4, "layer": 14, "curve": 4}
+    assert counts == {"gap": 16, "term": 2 * (len(NAMES) + 1) * 4, "layer": 14, "curve": 4}
     assert len(rows) == sum(counts.values()) + 4
     by_key = {(row["table"], row["split"], row["name"], row["metric"]): row for row in rows}
     noise = by_key["term", "test", "batch noise", "loss"]

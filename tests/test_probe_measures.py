@@ -532,10 +532,10 @@ def test_momenta_at_the_ends(momentum: float | None) -> None:
     (split,) = probed(model, [probe_of(*small(8), 4)], TRAINING).decompositions
     left = {None: 0.0, 0.0: 1.0, 1.0: 0.0}[momentum]
     assert (split.initial_left, split.momentum, split.updates) == (left, momentum, 4)
-    initial = split.terms[4]
+    initial = split.terms[5]
     assert (initial.moved > 0) == (momentum == 0.0)
     if momentum == 0.0:  # nothing but the start is in them
-        assert split.terms[5].moved < 1e-10
+        assert split.terms[6].moved < 1e-10
 
 
 def test_statistics_that_nobody_counted() -> None:
@@ -544,8 +544,8 @@ def test_statistics_that_nobody_counted() -> None:
     found = probed(model, [probe_of(*small(8), 4)], TRAINING)
     (split,) = found.decompositions
     assert split.initial_left is split.updates is split.momentum is None
-    assert split.terms[4].moved == 0
-    assert split.terms[5].moved > 0
+    assert split.terms[5].moved == 0
+    assert split.terms[6].moved > 0
     assert "initial statistics" not in verdict(split)
     assert found.layers[0].initial_left is None
 

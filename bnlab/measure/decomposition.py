@@ -4,7 +4,9 @@ The same weights are evaluated again and again on the same samples, each time wi
 
 training mode as it is
   - augmentation            the images as they are
-  - dropout                 only the normalization layers as in training
+  - dropout                 the rest of the model as in training
+  - other                   only the normalization layers as in training: what is no dropout, and no normalization layer
+                            that can be seen
   - batch noise             statistics of the training set in place of each batch's, the variance still too small by
                             (n - 1)/n as that of a batch of n values is on average
   - biased variance         the variance in full
@@ -20,9 +22,10 @@ the mean KL divergence between the two; unlike a difference of losses it cannot 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +33,12 @@ from torch import Tensor, nn
 from bnlab.interval import Interval
 from bnlab.measure.discrepancy import Gap, mean_of
 from bnlab.measure.layer_statistics import Statistics, initial_left, running_layers, values_read
-from bnlab.measure.modes import evaluating, learners, preserved, restored, training_statistics
+from bnlab.measure.modes import dropout_off, evaluating, learners, preserved, restored, training_statistics
 from bnlab.measure.population_statistics import StatisticsPlan, adopted, hooked, population
 from bnlab.measure.probe_batches import Probe, logits_in_batches
 
 DRAWS = 8  # of batches, for everything that depends on batch-mates
+GRADIENT_ROUNDING = 1e-3  # of the RMS of the logits: kernels that keep something for the gradient may round otherwise
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Stages:
 
     full: Tensor  # training mode as it is
     unaugmented: Tensor
+    dropless: Tensor  # dropout off, the rest of the model as in training
     undropped: Tensor  # only the normalization layers as in training
     biased: Tensor  # statistics of the training set, the variance as small as a batch's is on average
     population: Tensor
@@ -76,7 +81,8 @@ class Stages:
     running: Tensor  # evaluation mode
 
 
-NAMES = ("augmentation", "dropout", "batch noise", "biased variance", "initial statistics", "moving average")
+NAMES = ("augmentation", "dropout", "other", "batch noise", "biased variance", "initial statistics", "moving average")
+BESIDE_NORMALIZATION = NAMES[:3]
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,14 @@ def stages(model: nn.Module, probe: Probe, at: Levels) -> Stages:
     """Evaluate the probe at every stage. Draws stop at the first two where batch-mates turn out to change nothing."""
     with torch.no_grad(), preserved(model):
         undropped = _drawn(partial(_norms_training, model, probe))
-        unaugmented = _unless_equal(undropped, partial(_training, model, probe, augmented=False))
+        as_trained = partial(_training, model, probe, with_gradient=_reads_gradient_mode(model, probe))
+        unaugmented = _unless_equal(undropped, partial(as_trained, "plain"))
+        dropless = undropped if unaugmented is undropped else _unless_equal(undropped, partial(as_trained, "dropless"))
         full = unaugmented
         if probe.augmented is not None:
-            full = torch.stack([_training(model, probe, draw, augmented=True) for draw in range(DRAWS)])
+            full = torch.stack([as_trained("augmented", draw) for draw in range(DRAWS)])
         stored = [_stored(model, probe, level) for level in (at.biased, at.population, at.initial, at.evaluation)]
-        return Stages(full, unaugmented, undropped, *stored)
+        return Stages(full, unaugmented, dropless, undropped, *stored)
 
 
 def _drawn(logits_of_draw: Callable[[int], Tensor]) -> Tensor:
@@ -146,18 +154,42 @@ def _norms_training(model: nn.Module, probe: Probe, draw: int) -> Tensor:
         return logits_in_batches(model, probe.plain, probe.batch_size, draw, start_again)
 
 
-def _training(model: nn.Module, probe: Probe, draw: int, *, augmented: bool) -> Tensor:
-    batches = probe.augmented if augmented and probe.augmented is not None else probe.plain
-    with preserved(model), restored(model) as put_back:  # all of it: other modules may keep something in training too
+def _training(
+    model: nn.Module,
+    probe: Probe,
+    how: Literal["plain", "augmented", "dropless"],
+    draw: int,
+    *,
+    with_gradient: bool,
+) -> Tensor:
+    images = probe.augmented if how == "augmented" and probe.augmented is not None else probe.plain
+    off: AbstractContextManager[list[nn.Module]] = dropout_off(model) if how == "dropless" else nullcontext([])
+    # all of it comes back: other modules may keep something in training too
+    with preserved(model), restored(model) as put_back, off as dropping:
 
         def start_again() -> None:
             put_back()
             model.train()
+            for module in dropping:
+                module.training = False
 
         torch.default_generator.manual_seed(draw)  # of dropout; the random state comes back with the rest
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(draw)
-        return logits_in_batches(model, batches, probe.batch_size, draw, start_again)
+        return logits_in_batches(model, images, probe.batch_size, draw, start_again, with_gradient)
+
+
+def _reads_gradient_mode(model: nn.Module, probe: Probe) -> bool:
+    """Return whether one training batch comes out otherwise, beyond rounding, with gradients on, as in training."""
+    images, _ = next(probe.plain.sequential(probe.batch_size))
+    logits = []
+    for with_gradient in (False, True):
+        with preserved(model), torch.set_grad_enabled(with_gradient):
+            torch.default_generator.manual_seed(0)
+            model.train()
+            logits.append(model(images).detach().double())
+    off, on = logits
+    return bool((on - off).abs().max() > GRADIENT_ROUNDING * off.square().mean().sqrt())
 
 
 def _stored(model: nn.Module, probe: Probe, statistics: Statistics) -> Tensor:
@@ -171,15 +203,18 @@ def decompose(model: nn.Module, probe: Probe, staged: Stages) -> Decomposition:
     if probe.augmented is None:
         absent["augmentation"] = "training does not augment"
     if staged.unaugmented is staged.undropped:
-        absent["dropout"] = "nothing but normalization depends on the mode"
+        absent |= dict.fromkeys(("dropout", "other"), "nothing but normalization depends on the mode")
+    elif staged.dropless is staged.undropped:
+        absent["other"] = "nothing but normalization and dropout depends on the mode"
     layers = learners(model)
     if not layers:
-        absent |= dict.fromkeys(NAMES[2:5], "no layer averages batches")
+        absent |= dict.fromkeys(NAMES[3:6], "no layer averages batches")
     if not running_layers(model):
-        absent[NAMES[5]] = "no layer keeps statistics"
+        absent[NAMES[6]] = "no layer keeps statistics"
     chain = [
         staged.full,
         staged.unaugmented,
+        staged.dropless,
         staged.undropped,
         staged.biased,
         staged.population,

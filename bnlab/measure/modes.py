@@ -13,11 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bnlab.measure.layer_statistics import keeps_statistics, learns_from_batches, normalizations, running_layers
 
 _PLAIN = (bool, int, float, str, type(None), Tensor)
+_DROPOUT = {
+    getattr(namespace, name)
+    for namespace in (F, torch)
+    for name in dir(namespace)
+    if name.strip("_").endswith(("dropout", "dropout1d", "dropout2d", "dropout3d")) and name[0] not in "_n"
+}
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -87,6 +95,47 @@ def training_statistics(model: nn.Module) -> Iterator[Callable[[], None]]:
 
         start_again()
         yield start_again
+
+
+@contextmanager
+def dropout_off(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Let torch's dropout drop nothing, as a module, a function or inside attention and recurrent layers.
+
+    Yields the modules of other libraries that are dropout by their name and hold nothing, such as stochastic depth: in
+    evaluation mode they drop nothing either.
+    """
+    rates = [module for module in model.modules() if isinstance(module, (nn.RNNBase, nn.MultiheadAttention))]
+    known = [module.dropout for module in rates]
+    try:
+        for module in rates:
+            module.dropout = 0.0
+        with _DroppingNothing():
+            yield [module for module in model.modules() if _is_dropout(module)]
+    finally:
+        for module, rate in zip(rates, known, strict=True):
+            module.dropout = rate
+
+
+def _is_dropout(module: nn.Module) -> bool:
+    named = "drop" in type(module).__name__.lower() or type(module).__name__ == "StochasticDepth"
+    return named and not any(True for _ in module.children()) and not module.state_dict()
+
+
+class _DroppingNothing(TorchFunctionMode):
+    """Returns the input of torch's dropout functions as it is."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func in _DROPOUT:
+            return args[0] if args else given["input"]
+        if func is F.scaled_dot_product_attention:
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            else:
+                given["dropout_p"] = 0.0
+        return func(*args, **given)
 
 
 def learners(model: nn.Module) -> list[nn.Module]:

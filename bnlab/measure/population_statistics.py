@@ -214,10 +214,10 @@ def mixed_with_batch(model: nn.Module, prior: float, layers: Sequence[nn.Module]
 def hooked(layers: Iterable[L], look: Callable[[L, Tensor], None]) -> Iterator[None]:
     """Call `look(layer, input)` before each forward of `layers`."""
 
-    def before(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        look(cast(L, layer), inputs[0])
+    def before(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        look(cast(L, layer), (*inputs, *named.values())[0])
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(before).remove)
+            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
         yield

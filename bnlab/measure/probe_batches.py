@@ -59,11 +59,16 @@ def batching(samples: int, batch_size: int, draw: int) -> Tensor:
 
 @torch.no_grad()
 def logits_in_batches(
-    model: nn.Module, batches: Batches, batch_size: int, draw: int = 0, before: Callable[[], None] | None = None
+    model: nn.Module,
+    batches: Batches,
+    batch_size: int,
+    draw: int = 0,
+    before: Callable[[], None] | None = None,
+    with_gradient: bool = False,
 ) -> Tensor:
     """Return the logits (N, classes), float32 in sample order, of one draw of batches; `before` is called before each.
 
-    Augmented batches are augmented anew for every draw.
+    Augmented batches are augmented anew for every draw. `with_gradient`: the model runs with gradients on.
     """
     order = batching(len(batches), batch_size, draw)
     in_order: Tensor | None = None
@@ -71,7 +76,8 @@ def logits_in_batches(
     for images, _ in batches.in_order(order, batch_size, draw):
         if before is not None:
             before()
-        logits = model(images).float()
+        with torch.set_grad_enabled(with_gradient):
+            logits = model(images).detach().float()
         if in_order is None:
             in_order = logits.new_empty(len(batches), *logits.shape[1:])
         in_order[order[done : done + len(logits)].to(in_order.device)] = logits

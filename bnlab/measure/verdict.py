@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bnlab.measure.decomposition import Decomposition, Term
+from bnlab.measure.decomposition import BESIDE_NORMALIZATION, Decomposition, Term
 from bnlab.metrics import MOST_INITIAL_SHARE
 
 SMALL_ACCURACY = 0.005  # a gap below both is called small
@@ -13,6 +13,7 @@ SMALL_LOSS = 0.02  # nats
 _REASONS = {
     "augmentation": "training sees augmented images, which are harder",
     "dropout": "what is dropped in training is there in evaluation",
+    "other": "what depends on the mode, and is neither dropout nor a normalization layer that bnlab can see",
     "batch noise": "batches of {batch} give other statistics each time",
     "biased variance": "training divides by a variance that is too small by 1/n, n the values of a batch",
     "initial statistics": "{left} of the initial statistics (mean 0, variance 1) are left after {updates}",
@@ -38,11 +39,11 @@ def verdict(gap: Decomposition) -> str:
         return f"No comparison on {gap.split}: a loss is not finite, so the weights or the statistics have diverged."
     if total.moved == 0 and not any(term.moved for term in gap.terms):
         return f"Training and evaluation mode agree exactly on {gap.split}: 0 points, 0 nats, no prediction changes."
-    by_normalization = gap.terms[2:]
+    by_normalization = [term for term in gap.terms if term.name not in BESIDE_NORMALIZATION]
     accuracy = sum(term.accuracy.value for term in by_normalization)
     loss = sum(term.loss.value for term in by_normalization)
     small = _is_small(accuracy, loss)
-    cause = max(gap.terms, key=_moved)
+    main = cause = max(gap.terms, key=_moved)
     sentences = [_size(total, gap.split), f"Most of it is {cause.name}: {_reason(cause, gap)}."]
     if cause not in by_normalization:
         cause = max(by_normalization, key=_moved)
@@ -53,7 +54,7 @@ def verdict(gap: Decomposition) -> str:
     if not small or (cause.name == "initial statistics" and left > MOST_INITIAL_SHARE):
         own = cause.name == "batch noise" and not gap.reads_batch
         sentences.append(f"{_OWN_REMEDY if own else _REMEDIES[cause.name]}.")
-    elif left <= MOST_INITIAL_SHARE:
+    elif left <= MOST_INITIAL_SHARE and main.name != "other":
         sentences.append("Nothing needs to be done.")
     if left > MOST_INITIAL_SHARE and cause.name != "initial statistics":
         sentences.append(f"Besides, {_REASONS['initial statistics'].format(**_facts(gap))}: recalibrate.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnlab.bench import stepper as stepping
 from bnlab.bench.arms import BenchSection, read
 from bnlab.bench.engine import ContestTime
-from bnlab.bench.pairing import Turns
+from bnlab.bench.pairing import Blocks
 from bnlab.experiment.setup import to_device
 from bnlab.report.bench_report import bench_table
 from bnlab.report.console import Terminal
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 SMALL = ["data=digits", "model.widths=[4,8]", "trainer.device=cpu", "data.train_size=300", "data.batch_size=32"]
 
 
-def ignore(turns: Turns[str], left: float) -> None:
+def ignore(turns: Blocks[str], left: float) -> None:
     pass
 
 

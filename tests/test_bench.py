@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from helpers_bench import CPU, SMALL, Watched, ignore, sections, table, weights
@@ -27,15 +28,16 @@ from torch import Tensor
 from bnlab.bench import pairing
 from bnlab.bench import stepper as stepping
 from bnlab.bench.arms import BenchSection, contest, read, set_threads
-from bnlab.bench.engine import FEWEST_ROUNDS, BenchConfig, Contest, ContestTime, Stepper, measure
+from bnlab.bench.engine import FEWEST_BLOCKS, BenchConfig, Contest, ContestTime, Stepper, measure
 from bnlab.bench.layer_times import SHAPES, layer_contest, uncompared
-from bnlab.bench.pairing import Figures, Turns, in_turn, median_of
+from bnlab.bench.pairing import LOOKS, Blocks, Figures, Turns, in_turn, median_of
 from bnlab.bench.scaling import levels
 from bnlab.bench.stepper import first_batches
 from bnlab.bench.traffic import Traffic, traffic_of
 from bnlab.cli.bench import bench
 from bnlab.cli.bench_record import record
 from bnlab.compare.comparison import compare
+from bnlab.compare.looks import critical_level
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import identity
 from bnlab.experiment.setup import bundle_of, device_batches, model_of, to_device
@@ -92,12 +94,43 @@ def test_interval_covers_the_median_as_often_as_it_says() -> None:
     assert 180 <= hits <= 199
 
 
-def test_a_ratio_is_not_kept_when_a_round_is_added() -> None:
-    turns = Turns("a", {"a": [(1.0,)], "b": [(2.0,)]})
-    assert turns.ratio("b").value == 2
-    turns.figures["a"].append((1.0,))
-    turns.figures["b"].append((4.0,))
-    assert turns.ratio("b").value == 3
+def test_blocks_are_the_sample_of_a_ratio() -> None:
+    draw = np.random.default_rng(5)
+    lengths = {name: draw.lognormal(0, 0.1, (8, pairing.WARMUP_ROUNDS + 5)) for name in "ab"}
+    blocks = Blocks("a")
+    for k in range(8):
+        contenders = {name: partial(next, iter([(x,) for x in lengths[name][k]])) for name in "ab"}
+        assert len(list(blocks.block(contenders, 5))) == 5
+    assert (blocks.count, blocks.rounds) == (8, 40)
+    counted = {name: rows[:, pairing.WARMUP_ROUNDS :] for name, rows in lengths.items()}
+    assert [figures[0] for figures in blocks.figures["b"]] == list(counted["b"].ravel())
+    logs = np.log(np.median(counted["b"] / counted["a"], axis=1))
+    ratio = blocks.ratio("b")
+    level = critical_level(LOOKS, 0.05)
+    half = scipy.stats.t(7).ppf(1 - level / 2) * logs.std(ddof=1) / math.sqrt(8)
+    assert (ratio.value, ratio.n) == (pytest.approx(math.exp(logs.mean())), 8)
+    assert (ratio.low, ratio.high) == pytest.approx((math.exp(logs.mean() - half), math.exp(logs.mean() + half)))
+
+
+def test_equal_contenders_are_seldom_told_apart_however_often_one_looks() -> None:
+    """Where a contender lies costs it a percent until it is made anew: rounds cannot tell that from a difference."""
+    draw, families = np.random.default_rng(0), 200
+    excluded = by_rounds = 0
+    for _ in range(families):
+        blocks, kept = Blocks("a"), []
+        for count in range(1, LOOKS[3] + 1):
+            places = {name: float(np.exp(draw.normal(0, 0.014))) for name in "ab"}
+            lengths = {name: places[name] * draw.lognormal(0, 0.02, pairing.WARMUP_ROUNDS + 3) for name in "ab"}
+            contenders = {name: partial(next, iter([(float(x),) for x in lengths[name]])) for name in "ab"}
+            list(blocks.block(contenders, 3))
+            kept += blocks.by_block["b"][-1:]
+            if count in LOOKS and blocks.ratio("b").relative_half <= 0.012:
+                break
+        excluded += blocks.ratio("b").excludes(1)
+        first = places["b"] / places["a"] * draw.lognormal(0, 0.03, 200)  # 200 rounds of one making
+        by_rounds += median_of(list(first)).excludes(1)
+    assert excluded <= 0.05 * families
+    assert by_rounds > 0.3 * families
 
 
 # ---------------------------------------------------------------- the engine, on steps of a known length
@@ -125,7 +158,9 @@ def test_a_contest_stops_at_the_precision_and_says_so() -> None:
     found = measure(
         Contest("", (), 64, CPU, steppers), BenchConfig(), 60.0, lambda turns, left: told.append(turns.rounds)
     )
-    assert (found.stopped_by, found.rounds, told) == ("precision", 20, list(range(1, 21)))
+    rounds = 20 * LOOKS[0]
+    assert (found.stopped_by, found.blocks, found.rounds) == ("precision", LOOKS[0], rounds)
+    assert told == list(range(1, rounds + 1))
     none, batch = found.arms
     assert (none.ratio.value, batch.ratio.value, found.control.value) == (1.0, 1.5, 1.0)
     assert (batch.step_ms, batch.forward_ms, batch.backward_ms, batch.optimizer_ms) == (3.0, 1.5, 0.75, 0.75)
@@ -133,7 +168,7 @@ def test_a_contest_stops_at_the_precision_and_says_so() -> None:
     assert none.floor == 1
     assert batch.floor == pytest.approx(1 + (10**9 - 100) / found.bandwidth / 2e-3)
     # both copies of the baseline are treated alike: one step before the counting, which takes none here
-    each = pairing.WARMUP_ROUNDS + 20 + 1
+    each = LOOKS[0] * (pairing.WARMUP_ROUNDS + 20) + 1
     assert (seen.count("n"), seen.count("b"), seen.count("n counted")) == (2 * each, each, 2)
 
 
@@ -148,7 +183,7 @@ def test_a_contest_stops_at_the_budget_but_not_before_there_is_an_interval() -> 
     wild = Stepper(step, lambda: Traffic(0, 0), 0, 4096)
     contestants = {"none": lambda: steady(2.0, seen, "n"), "batch": lambda: wild}
     found = measure(Contest("", (), 1, CPU, contestants), BenchConfig(), 1e-9, ignore)
-    assert (found.stopped_by, found.rounds) == ("budget", FEWEST_ROUNDS)
+    assert (found.stopped_by, found.rounds) == ("budget", 20 * FEWEST_BLOCKS)
 
 
 # ---------------------------------------------------------------- traffic
@@ -364,17 +399,21 @@ def test_the_step_is_train_step_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     (section,) = sections("norm=none,batch")
     found = measure(contest(section), BenchConfig(precision=9.0, rounds=6), 60.0, ignore)
     assert found.stopped_by == "precision"
-    each = 2 + pairing.WARMUP_ROUNDS + 6
-    assert sorted(seen) == sorted(3 * list(range(each)))  # none, its second copy, and batch
+    each = [*range(2 + pairing.WARMUP_ROUNDS + 6), *(LOOKS[0] - 1) * [*range(pairing.WARMUP_ROUNDS + 6)]]
+    assert sorted(seen) == sorted(3 * each)  # none, its second copy, and batch
 
 
 def test_two_copies_of_the_baseline_end_with_equal_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch)
     (section,) = sections("norm=batch,layer")
     measure(contest(section), BenchConfig(precision=9.0, rounds=6), 60.0, ignore)
-    batch, layer, copy = map(weights, watched.models)
+    assert len(watched.models) == 3 * LOOKS[0]
+    batch, layer, copy = map(weights, watched.models[:3])
     assert equal(batch, copy)
     assert not equal(batch, layer)
+    for start in range(3, len(watched.models), 3):
+        block = watched.models[start : start + 3]
+        assert sum(equal(weights(a), weights(b)) for a, b in itertools.combinations(block, 2)) == 1
 
 
 def test_statistics_of_the_training_set_are_refreshed_inside_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +468,7 @@ def test_models_are_free_after_their_contest(monkeypatch: pytest.MonkeyPatch) ->
     alive = [weakref.ref(model) for model in watched.models]
     watched.models.clear()
     gc.collect()
-    assert [model() for model in alive] == [None] * 3
+    assert [model() for model in alive] == [None] * 3 * LOOKS[0]
     assert found.rounds >= 6
 
 

@@ -191,11 +191,6 @@ def contest(section: BenchSection, graph: bool = False) -> Contest:
     keep_freed_memory()
     config = section.arms[0].config
     threads = set_threads(config.trainer.threads)
-    if config.trainer.compile:
-        from torch._dynamo import config as dynamo  # takes a second to import
-
-        # Contenders share the code of their models; beyond 8 versions of it the rest would silently run eagerly.
-        dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * (len(section.arms) + 1))
     device = device_of(config.trainer.device)
     bundle = section.images or bundle_of(config.data)
     training_set = device_batches(config, bundle, bundle.train, device, training=True)
@@ -213,7 +208,16 @@ def contest(section: BenchSection, graph: bool = False) -> Contest:
     )
 
     def make(config: Config) -> Callable[[], Stepper]:
-        return lambda: stepper(config, bundle, training_set, batches, device, graph)
+        def made() -> Stepper:
+            if config.trainer.compile:
+                from torch import _dynamo  # takes a second to import
+
+                # Contenders share the code of their models; beyond 8 versions of it the rest would run eagerly.
+                _dynamo.reset()
+                _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, 4 * (len(section.arms) + 1))
+            return stepper(config, bundle, training_set, batches, device, graph)
+
+        return made
 
     steppers = {arm.label: make(arm.config) for arm in section.arms}
     return Contest(section.title, setting, size, device, steppers, section.left_out, graph)

@@ -1,9 +1,13 @@
-"""The paired comparison: contenders do one step each in turn until every ratio to the baseline is well known."""
+"""The paired comparison: contenders do one step each in turn until every ratio to the baseline is well known.
+
+They are made anew for each block of rounds; `bench.pairing` says why.
+"""
 
 from __future__ import annotations
 
 import gc
 import math
+import random
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from bnlab.bench.pairing import Figures, Turns, in_turn
+from bnlab.bench.pairing import LOOKS, Blocks, Figures
 from bnlab.bench.traffic import Traffic
 from bnlab.errors import IncompatibleError
 from bnlab.interval import Interval
@@ -21,7 +25,7 @@ from bnlab.timing import Stopwatch, copy_bandwidth
 CONTROL = "second copy"
 FIGURES = ("step_ms", "forward_ms", "backward_ms", "optimizer_ms", "host_ms")  # of one step, in this order
 LAUNCH_BOUND = 0.8  # of the step that the host takes to issue it
-FEWEST_ROUNDS = 6  # below there is no 95% interval of a median, not even from the smallest to the largest ratio
+FEWEST_BLOCKS = 3  # from fewer nothing is decided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class BenchConfig:
 
     seconds: float = param(120.0, "budget of the whole bench", above=0.0)
     precision: float = param(0.02, "half-width of each ratio's 95% interval to stop at, over the ratio", above=0.0)
-    rounds: int = param(20, "rounds at least", low=2)
+    rounds: int = param(20, "rounds of a block, after which all arms are made anew", low=2)
     graph: bool = param(False, "on CUDA, replay each arm's step from a graph, without launching its kernels one by one")
 
 
@@ -99,6 +103,7 @@ class ContestTime:
     setting: tuple[str, ...]
     arms: tuple[ArmTime, ...]
     control: Interval
+    blocks: int  # each with the contenders made anew
     rounds: int
     stopped_by: Literal["precision", "budget"]
     seconds: float
@@ -110,12 +115,12 @@ class ContestTime:
 
 
 def measure(
-    contest: Contest, limits: BenchConfig, seconds: float, watch: Callable[[Turns[str], float], None]
+    contest: Contest, limits: BenchConfig, seconds: float, watch: Callable[[Blocks[str], float], None]
 ) -> ContestTime:
     """Take steps in turn until every ratio is within `limits.precision`, or `seconds` are over.
 
-    There are FEWEST_ROUNDS at least. `watch` is told of every round, with the seconds left. Errors: IncompatibleError
-    where no contender is left.
+    There are FEWEST_BLOCKS at least. `watch` is told of every round, with the seconds left.
+    Errors: IncompatibleError where no contender is left.
     """
     gc.collect()  # the models of the contest before
     clock = Stopwatch(contest.device)
@@ -123,18 +128,20 @@ def measure(
     steppers, left_out = _made(contest)
     reference = next(iter(steppers))
     traffic = {label: _traffic(stepper) for label, stepper in steppers.items()}
+    parameters = {label: stepper.num_parameters for label, stepper in steppers.items()}
     bandwidth = copy_bandwidth(max(stepper.widest for stepper in steppers.values()), contest.device)
     stopped_by: Literal["precision", "budget"] = "budget"
-    look_at = max(limits.rounds, FEWEST_ROUNDS)
-    for turns in in_turn({label: stepper.step for label, stepper in steppers.items()}, reference):
-        watch(turns, seconds - clock.seconds)
-        if turns.rounds >= look_at:  # at ever longer distances, for a look takes as long as many small steps
-            if _known(turns, limits.precision):
-                stopped_by = "precision"
-                break
-            look_at = math.ceil(1.1 * turns.rounds)
-        if clock.seconds >= seconds and turns.rounds >= FEWEST_ROUNDS:
+    turns, draw = Blocks(reference), random.Random(0)
+    while True:
+        for _ in turns.block({label: stepper.step for label, stepper in steppers.items()}, limits.rounds):
+            watch(turns, seconds - clock.seconds)
+        if turns.count in LOOKS and _known(turns, limits.precision):
+            stopped_by = "precision"
+        if turns.count >= FEWEST_BLOCKS and (stopped_by == "precision" or clock.seconds >= seconds):
             break
+        labels = list(steppers)
+        steppers.clear()  # before the next are made
+        steppers = {label: _maker(contest, label, reference)() for label in draw.sample(labels, len(labels))}
     clock.stop()
     base = turns.medians(reference)[0]
 
@@ -155,14 +162,15 @@ def measure(
             floor=(base + more_ms) / base,
             images_per_second=contest.batch_size / known["step_ms"] * 1e3,
             traffic=traffic[label],
-            num_parameters=steppers[label].num_parameters,
+            num_parameters=parameters[label],
         )
 
     return ContestTime(
         contest.title,
         contest.setting,
-        tuple(arm(label) for label in steppers if label != CONTROL),
+        tuple(arm(label) for label in parameters if label != CONTROL),
         turns.ratio(CONTROL),
+        turns.count,
         turns.rounds,
         stopped_by,
         clock.seconds,
@@ -185,9 +193,13 @@ def _made(contest: Contest) -> tuple[dict[str, Stepper], tuple[str, ...]]:
             left_out.append(f"left out: {label}: {error}")
     if not steppers:
         raise IncompatibleError("nothing to measure\n" + "\n".join(left_out[:2]))
-    # The copy is made and treated as the others are, or it would not show what the place in memory does.
-    steppers[CONTROL] = contest.make[next(iter(steppers))]()
+    steppers[CONTROL] = _maker(contest, CONTROL, next(iter(steppers)))()
     return steppers, tuple(left_out)
+
+
+def _maker(contest: Contest, label: str, reference: str) -> Callable[[], Stepper]:
+    """Return what makes a contender; the control is made and treated as the others are."""
+    return contest.make[reference if label == CONTROL else label]
 
 
 def _traffic(stepper: Stepper) -> Traffic:
@@ -196,8 +208,8 @@ def _traffic(stepper: Stepper) -> Traffic:
     return stepper.traffic()
 
 
-def _known(turns: Turns[str], precision: float) -> bool:
-    return all(turns.ratio(name).relative_half <= precision for name in turns.figures if name != turns.reference)
+def _known(turns: Blocks[str], precision: float) -> bool:
+    return all(turns.ratio(name).relative_half <= precision for name in turns.by_block if name != turns.reference)
 
 
 def figures(times: ContestTime, arm: ArmTime) -> dict[str, Any]:
@@ -226,6 +238,7 @@ def figures(times: ContestTime, arm: ArmTime) -> dict[str, Any]:
         "control": times.control.value,
         "control_low": times.control.low,
         "control_high": times.control.high,
+        "blocks": times.blocks,
         "rounds": times.rounds,
         "seconds": times.seconds,
         "stopped_by": times.stopped_by,

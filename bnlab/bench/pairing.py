@@ -2,10 +2,14 @@
 
 The order is drawn: in a fixed or alternating one each contender has the same neighbours, whose caches it finds, and
 with A B C, C B A the outer two follow themselves (a second copy of `none` took 1.04 of the first so).
+
+Where its tensors lie makes a contender faster or slower by a percent for as long as it lives, which no number of rounds
+averages out. So contenders are made anew again and again, and these blocks of rounds are the sample of an interval.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -14,12 +18,15 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from bnlab.compare.looks import critical_level
+from bnlab.compare.statistics import t_quantile
 from bnlab.interval import Interval
 
 K = TypeVar("K", bound=Hashable)
 Figures = tuple[float, ...]  # of one turn, the one to compare first
 WARMUP_ROUNDS = 3  # fill caches, and are not counted
 RESAMPLES = 2000
+LOOKS = (6, 10, 17, 28, 47, 80, 135)  # blocks, after which it may be seen that the ratios are known
 
 
 @dataclass
@@ -28,7 +35,6 @@ class Turns(Generic[K]):
 
     reference: K
     figures: dict[K, list[Figures]] = field(default_factory=dict)
-    _ratios: dict[K, Interval] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
@@ -40,11 +46,49 @@ class Turns(Generic[K]):
         return tuple(statistics.median(column) for column in zip(*self.figures[name], strict=True))
 
     def ratio(self, name: K) -> Interval:
+        """Return a contender's first figure over the reference's: the median over rounds, with its interval."""
+        return median_of(self.ratios(name))
+
+    def ratios(self, name: K) -> list[float]:
         """Return a contender's first figure over the reference's, round by round."""
-        if name not in self._ratios or self._ratios[name].n != self.rounds:
-            pairs = zip(self.figures[name], self.figures[self.reference], strict=True)
-            self._ratios[name] = median_of([mine[0] / reference[0] for mine, reference in pairs])
-        return self._ratios[name]
+        pairs = zip(self.figures[name], self.figures[self.reference], strict=True)
+        return [mine[0] / reference[0] for mine, reference in pairs]
+
+
+@dataclass
+class Blocks(Turns[K]):
+    """Rounds in blocks, before each of which the contenders were made anew."""
+
+    by_block: dict[K, list[float]] = field(default_factory=dict)  # the median ratio of each block that is over
+
+    @property
+    def count(self) -> int:
+        """Blocks that are over."""
+        return len(self.by_block.get(self.reference, ()))
+
+    def block(self, contenders: Mapping[K, Callable[[], Figures]], rounds: int) -> Iterator[None]:
+        """Take the rounds of one block, and yield after each that counts."""
+        for turns in in_turn(contenders, self.reference, seed=self.count):
+            for name, figures in turns.figures.items():
+                self.figures.setdefault(name, []).append(figures[-1])
+            yield
+            if turns.rounds == rounds:
+                break
+        for name in turns.figures:
+            self.by_block.setdefault(name, []).append(statistics.median(turns.ratios(name)))
+
+    def ratio(self, name: K) -> Interval:
+        """Return a contender's first figure over the reference's: the geometric mean of the blocks' medians.
+
+        The interval is Student's t of their logarithms, at the level that holds over all of LOOKS.
+        """
+        logs = [math.log(ratio) for ratio in self.by_block.get(name, ())]
+        n = len(logs)
+        if n < 2:
+            return Interval(math.exp(logs[0]) if logs else math.nan, None, None, n)
+        center = statistics.fmean(logs)
+        half = t_quantile(1 - critical_level(LOOKS, 0.05) / 2, n - 1) * statistics.stdev(logs) / math.sqrt(n)
+        return Interval(math.exp(center), math.exp(center - half), math.exp(center + half), n)
 
 
 def median_of(by_round: Sequence[float]) -> Interval:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnlab.bench.engine import FEWEST_ROUNDS, BenchConfig
+from bnlab.bench.engine import BenchConfig
 from bnlab.bench.pairing import Figures, Turns, in_turn, median_of
 from bnlab.bench.stepper import BATCHES, Mark, trainee
 from bnlab.bench.straggler_result import MODES, Mode, StragglerStep, StragglerTime
@@ -43,6 +43,7 @@ from bnlab.training.loop import train_step
 
 Key = tuple[str, Mode, float]  # strategy, what becomes of the gradients, delay in ms
 TELL_EVERY = 5  # rounds
+FEWEST_ROUNDS = 6  # below there is no 95% interval of a median, not even from the smallest to the largest value
 STEPS_BEFORE_COUNTING = 2  # in its second, DistributedDataParallel agrees on the order of the gradients
 
 

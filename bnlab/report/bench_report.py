@@ -20,10 +20,9 @@ from bnlab.report.table import Column, bullets, draw, joined
 
 if TYPE_CHECKING:
     from bnlab.bench.engine import ArmTime, ContestTime
-    from bnlab.bench.pairing import Turns
+    from bnlab.bench.pairing import Blocks
     from bnlab.interval import Interval
 
-FEW = 6  # rounds, below which there is no interval to show
 _MEGA = 1e6
 _LONGEST_NAME = 12  # of a baseline in the title of a column
 
@@ -116,7 +115,10 @@ def _notes(times: ContestTime) -> Iterator[str]:
         else "the budget (bench.seconds) was spent"
     )
     width = f": the widest interval is ±{100 * widest:.1f} % of its ratio" if len(times.arms) > 1 else ""
-    yield f"{count_of(times.rounds, 'round')} in {times.seconds:.0f} s, one step of each in turn; {why}{width}."
+    yield (
+        f"{count_of(times.rounds, 'round')} in {times.seconds:.0f} s, one step of each in turn, all arms made anew "
+        f"{times.blocks} times; {why}{width}."
+    )
     doubt = "" if not times.control.excludes(1) else ", which does not contain 1: something favoured one of them"
     yield (
         f"A second copy of {times.arms[0].label} took {ratio_text(times.control)} of the first{doubt}. "
@@ -142,7 +144,7 @@ def _notes(times: ContestTime) -> Iterator[str]:
 
 
 @contextmanager
-def benching(out: Terminal) -> Iterator[Callable[[str, Turns[str], float], None]]:
+def benching(out: Terminal) -> Iterator[Callable[[str, Blocks[str], float], None]]:
     """Yield what is told of every round, with the seconds left at most: it shows the ratios as they narrow."""
     with Display(out) as display:
         yield lambda title, turns, left: display.show(
@@ -157,16 +159,16 @@ def round_text(title: str, rounds: int, left: float) -> str:
     return f"{title or 'bench'}: round {rounds}, at most {max(left, 0):.0f} s left"
 
 
-def _ratios(turns: Turns[str]) -> Iterator[str]:
+def _ratios(turns: Blocks[str]) -> Iterator[str]:
     width = max(map(len, turns.figures))
-    for name in turns.figures:
-        if name != turns.reference and turns.rounds >= FEW:
+    for name in turns.figures if turns.count > 1 else ():
+        if name != turns.reference:
             ratio = turns.ratio(name)
             yield f"  {name:<{width}}  {ratio.value:.3f} ±{100 * ratio.relative_half:4.1f} %"
 
 
-def _widest(turns: Turns[str]) -> str:
-    if turns.rounds < FEW:
+def _widest(turns: Blocks[str]) -> str:
+    if turns.count < 2:
         return ""
     widths = [turns.ratio(name).relative_half for name in turns.figures if name != turns.reference]
     return f", widest interval ±{100 * max(widths, default=0.0):.1f} %"

@@ -81,6 +81,7 @@ def metric(
     return enter
 
 
+LEARNED = 0.5  # training accuracy
 MOST_INITIAL_SHARE = 0.01  # of the initial statistics left at the end of a run, before it is worth a warning
 
 __all__ = [
@@ -160,6 +161,15 @@ def train_loss(run: Summary) -> float | None:
 
 
 # Convergence.
+
+
+@metric("learned", "", "higher")
+def learned(run: Summary) -> float | None:
+    """1 if the training accuracy at the last evaluation is 50 % or more; 0 if less, or where the loss was not finite"""
+    if run.get("state") == "diverged":
+        return 0.0
+    accuracy = _final(run, "train.accuracy")
+    return None if accuracy is None else float(accuracy >= LEARNED)
 
 
 @metric("steps to target", "steps", "lower", kind="time to target", curve="valid.accuracy")

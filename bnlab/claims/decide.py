@@ -1,0 +1,186 @@
+"""Verdicts: confirmed where a whole interval lies in a sentence's region, refuted where it lies outside of it.
+
+Anything else is undecided, with a reason. The level is shared beforehand. `all` confirms without a correction, since
+every part has to hold (intersection-union), and refutes through any of its k parts, so that their refuting intervals
+are at 1 - alpha / k; `any` the other way round. An exact part takes no share. Several looks at growing numbers of seeds
+are together at alpha (`compare/deciding.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from bnlab.claims.evaluate import Evidence, Reason, Sample, Timed, Undecidable, evidence_of
+from bnlab.claims.language import Difference, Exact, Expression, Largest, Quantity, Rate, Ratio, Region, Slope
+from bnlab.claims.rule import Combination, Part, Rule
+from bnlab.compare.statistics import SMALLEST_P, pairs_needed, t_tails
+from bnlab.errors import ConfigError
+from bnlab.interval import Interval
+from bnlab.metrics import find_metric
+from bnlab.record.read import Run
+
+Verdict = Literal["confirmed", "refuted", "undecided"]
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class PartVerdict:
+    """What one sentence came to."""
+
+    text: str
+    label: str
+    statistic: str
+    unit: str
+    region: str
+    thresholds: tuple[float, ...]
+    verdict: Verdict
+    reason: Reason | None = None
+    because: str = ""  # of undecided, in words
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float = 1 - ALPHA  # of the interval
+    n: int = 0
+    needed: int | None = None  # seeds that would decide it, about
+    strength: float | None = None  # the smallest alpha at which it would stand
+
+
+@dataclass(frozen=True)
+class RuleVerdict:
+    """What a rule came to, and each of its parts."""
+
+    verdict: Verdict
+    reason: Reason | None
+    parts: tuple[PartVerdict, ...]
+
+    def as_plain(self) -> dict[str, Any]:
+        return {"verdict": self.verdict, "reason": self.reason, "parts": [asdict(part) for part in self.parts]}
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """At which levels a part confirms and refutes."""
+
+    confirm: float
+    refute: float
+
+    def of_parts(self, rule: Combination) -> _Levels:
+        count = max(1, sum(not (isinstance(part, Part) and part.is_exact) for part in rule.parts))
+        if rule.how == "all":
+            return _Levels(self.confirm, self.refute / count)
+        return _Levels(self.confirm / count, self.refute)
+
+
+def decide(rule: Rule, runs: Sequence[Run], alpha: float = ALPHA, looks: tuple[int, ...] = ()) -> RuleVerdict:
+    """Return what runs say of a rule; `looks` are the numbers of seeds at which it is looked at in all.
+
+    Errors: ConfigError for a cell that is no arm of these runs.
+    """
+    verdict, parts = _decide(rule, runs, _Levels(alpha, alpha), looks)
+    reasons = list(dict.fromkeys(part.reason for part in parts if part.reason))
+    reason = None if verdict != "undecided" else reasons[0] if len(reasons) == 1 else "mixed"
+    return RuleVerdict(verdict, reason, tuple(parts))
+
+
+def _decide(
+    rule: Rule, runs: Sequence[Run], levels: _Levels, looks: tuple[int, ...]
+) -> tuple[Verdict, list[PartVerdict]]:
+    if isinstance(rule, Part):
+        part = _decide_part(rule, runs, levels, looks)
+        return part.verdict, [part]
+    inner = levels.of_parts(rule)
+    found = [_decide(part, runs, inner, looks) for part in rule.parts]
+    verdicts = {verdict for verdict, _ in found}
+    settles: Verdict = "refuted" if rule.how == "all" else "confirmed"
+    unless: Verdict = "confirmed" if rule.how == "all" else "refuted"
+    verdict: Verdict = settles if settles in verdicts else unless if verdicts == {unless} else "undecided"
+    return verdict, [part for _, parts in found for part in parts]
+
+
+def _decide_part(part: Part, runs: Sequence[Run], levels: _Levels, looks: tuple[int, ...]) -> PartVerdict:
+    of, region = part.sentence.of, part.sentence.region
+    open_one = PartVerdict(
+        text=str(part.sentence),
+        label=part.label or str(of),
+        statistic=type(of).__name__.lower(),
+        unit=unit_of(of),
+        region=str(region),
+        thresholds=region.thresholds,
+        verdict="undecided",
+    )
+    try:
+        evidence = evidence_of(of, runs, part.best_of)
+        confirming = evidence.interval(levels.confirm, looks)
+        refuting = evidence.interval(levels.refute, looks)
+    except Undecidable as error:
+        return replace(open_one, reason=error.reason, because=str(error))
+    except ConfigError as error:
+        raise ConfigError(f"{part.sentence}: {error}") from error
+    if region.contains(*_bounds(confirming)):
+        found = _with_figures(replace(open_one, verdict="confirmed"), confirming, levels.confirm)
+        return replace(found, strength=_strength(evidence, region, looks))
+    if region.excludes(*_bounds(refuting)):
+        found = _with_figures(replace(open_one, verdict="refuted"), refuting, levels.refute)
+        return replace(found, strength=_strength(evidence, region, looks))
+    interval = confirming if levels.confirm < levels.refute else refuting  # the wider one
+    found = _with_figures(open_one, interval, min(levels.confirm, levels.refute))
+    low, high = _bounds(interval)
+    inside = [f"{end:g}" for end in region.thresholds if low <= end <= high]
+    because = f"the interval includes {' and '.join(inside) or region}"
+    needed = _needed(evidence, region)
+    if needed is not None and needed > interval.n:
+        because += f"; about {needed} seeds would decide it if the value is what it seems"
+    return replace(found, reason="clock" if isinstance(evidence, Timed) else "wide", because=because, needed=needed)
+
+
+def _with_figures(part: PartVerdict, interval: Interval, alpha: float) -> PartVerdict:
+    return replace(part, estimate=interval.value, low=interval.low, high=interval.high, n=interval.n, level=1 - alpha)
+
+
+def _bounds(interval: Interval) -> tuple[float, float]:
+    low, high = interval.low, interval.high
+    return (-math.inf if low is None else low, math.inf if high is None else high)
+
+
+def _distance(sample: Sample, region: Region) -> tuple[float, float]:
+    """Return mean, and distance to the nearest threshold beyond the slack, on the scale of the values."""
+    mean = sample.paired(ALPHA, ()).mean
+    ends = [math.log(end) if sample.logs and end > 0 else end for end in region.thresholds]
+    return mean, max(0.0, min(abs(mean - end) for end in ends) - sample.slack)
+
+
+def _needed(evidence: Evidence, region: Region) -> int | None:
+    """Return how many seeds would tell the mean from the nearest threshold, if it stays where it is."""
+    if not isinstance(evidence, Sample):
+        return None
+    _, distance = _distance(evidence, region)
+    sd = evidence.paired(ALPHA, ()).sd
+    return pairs_needed(distance, sd) if sd > 0 else None
+
+
+def _strength(evidence: Evidence, region: Region, looks: tuple[int, ...]) -> float | None:
+    """Return the smallest alpha at which the verdict would stand; None where there is no closed form."""
+    if not isinstance(evidence, Sample):
+        return None
+    paired = evidence.paired(ALPHA, looks)
+    if paired.sd == 0.0:
+        return None
+    _, distance = _distance(evidence, region)
+    p = max(t_tails(distance / paired.sd * math.sqrt(evidence.n), evidence.n - 1), SMALLEST_P)
+    return paired.rule.sequential(p)
+
+
+def unit_of(of: Expression) -> str:
+    """Return the unit of an expression: of a difference of percentages, points."""
+    match of:
+        case Quantity(metric):
+            return find_metric(metric).unit
+        case Difference(inner, _):
+            return "points" if unit_of(inner) == "%" else unit_of(inner)
+        case Exact(inner):
+            return unit_of(inner)
+        case Ratio() | Slope() | Rate() | Largest():
+            return ""

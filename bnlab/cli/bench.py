@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
+from bnlab.cli.gates import Gate, check_gates, end_by_gates, parse_gates
 from bnlab.cli.options import Format, Overrides, number_in, one_of
 from bnlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from bnlab.bench.engine import BenchConfig, Contest, ContestTime
     from bnlab.bench.scaling import Level, Size
+    from bnlab.claims.rule import Part
 
 DEFAULT_DELAYS = "0,5,20"
 LONGEST_DELAY = 10_000.0  # ms
@@ -39,6 +41,7 @@ def bench(
     delay: Annotated[
         str, typer.Option("--delay", metavar="MS,...", help="By how many milliseconds it is late, with --workers.")
     ] = DEFAULT_DELAYS,
+    gate: Gate = None,
     format: Format = "table",
 ) -> None:
     """Compare training steps: all arms in one process, one step each in turn, as ratios with intervals.
@@ -48,7 +51,9 @@ def bench(
     """
     from bnlab.bench.arms import limits_of
 
-    lines = overrides or []
+    lines, gates = overrides or [], parse_gates(gate)
+    if gates and (layers or workers is not None):
+        raise ConfigError("--gate: cannot be combined with --layers or --workers\nomit one of the two")
     if layers and scale is not None:
         raise ConfigError("--layers: cannot be combined with --scale\nomit one of the two")
     if (layers or workers is not None) and limits_of(lines).graph:
@@ -56,7 +61,7 @@ def bench(
     if workers is None:
         if delay != DEFAULT_DELAYS:
             raise ConfigError(f"--delay={delay}: only with --workers")
-        return _bench_steps(lines, layers, cast("Size | None", scale), format)
+        return _bench_steps(lines, layers, cast("Size | None", scale), gates, format)
     if layers or scale is not None:
         raise ConfigError("--workers: cannot be combined with --layers or --scale\nomit one of the two")
     return _bench_stragglers(lines, workers, delays_of(delay), format)
@@ -75,13 +80,17 @@ def delays_of(text: str) -> list[float]:
     return sorted(delays | {0.0})
 
 
-def _bench_steps(overrides: Sequence[str], layers: bool, scale: Size | None, format: str) -> None:
+def _bench_steps(
+    overrides: Sequence[str], layers: bool, scale: Size | None, gates: Sequence[Part], format: str
+) -> None:
     """Time whole training steps, also at growing sizes, or layers alone."""
     from bnlab.bench.arms import contest, read
     from bnlab.bench.engine import figures
     from bnlab.bench.layer_times import SHAPES, layer_contest, uncompared
     from bnlab.bench.scaling import levels
+    from bnlab.claims.planned import planned
     from bnlab.cli.bench_record import record
+    from bnlab.record.read import read_runs
     from bnlab.report.console import messages, results
     from bnlab.report.rows import TIDY_FORMATS
 
@@ -98,6 +107,7 @@ def _bench_steps(overrides: Sequence[str], layers: bool, scale: Size | None, for
         if scale is not None:
             grown = [levels(section, scale) for section in sections]
             sections = [level.section for part in grown for level in part]
+        check_gates(gates, [planned(arm.tree, is_bench=True) for section in sections for arm in section.arms])
         times = _timed(limits, [partial(contest, section, limits.graph) for section in sections])
         folder = record(sections, times)
     if format == "table":
@@ -106,6 +116,7 @@ def _bench_steps(overrides: Sequence[str], layers: bool, scale: Size | None, for
         rows = [figures(item, arm) for item in times for arm in item.arms]
         results().emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
     messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder}"))
+    end_by_gates(gates, read_runs([folder])[0], format)
 
 
 def _timed(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]]) -> list[ContestTime]:

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from bnlab.cli.gates import Gate, end_by_gates, parse_gates
 from bnlab.cli.options import Format, Runs, Strict, Where, number_in
 
 
@@ -40,6 +41,7 @@ def compare(
         Optional[str],
         typer.Option("--pivot", metavar="ROWxCOL", help="A matrix, each column's best bold: 'norm x model'."),
     ] = None,
+    gate: Gate = None,
     format: Format = "table",
     strict: Strict = False,
 ) -> None:
@@ -51,6 +53,7 @@ def compare(
     from bnlab.report.compare_report import comparison_table, skipped_lines
     from bnlab.report.console import messages, results
 
+    gates = parse_gates(gate)
     compared = comparison.compare(
         paths or [Path("runs")],
         by=by or (),
@@ -78,5 +81,11 @@ def compare(
         out.emit(FORMATS[format](compared))
     for line in skipped_lines(compared):
         messages().say(line)
+    if gates:
+        from bnlab.compare.arms import where_of
+        from bnlab.record.read import read_runs, started
+
+        runs = started(read_runs(paths or [Path("runs")])[0])
+        end_by_gates(gates, where_of(where or (), runs), format)
     if strict and compared.skipped:
         raise typer.Exit(1)

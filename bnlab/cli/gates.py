@@ -1,0 +1,69 @@
+"""`--gate` of compare and bench: sentences that must hold, and the exit code that says whether they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from bnlab.claims.rule import Part
+    from bnlab.record.read import Run
+
+Gate = Annotated[
+    Optional[list[str]],
+    typer.Option("--gate", metavar="SENTENCE", help="Exit 0 if it holds, 1 if not, 3 if undecided: 'test_loss < 0.5'."),
+]
+NOT_MET, UNDECIDED = 1, 3  # exit codes
+
+
+def parse_gates(sentences: Sequence[str] | None) -> list[Part]:
+    """Return what `--gate` was given. Errors: ConfigError."""
+    from bnlab.claims.language import parse_sentence
+    from bnlab.claims.rule import Part
+    from bnlab.errors import ConfigError
+
+    try:
+        return [Part(parse_sentence(sentence)) for sentence in sentences or ()]
+    except ConfigError as error:
+        raise ConfigError(f"--gate {error}") from error
+
+
+def check_gates(gates: Sequence[Part], runs: Sequence[Run]) -> None:
+    """Find the arms of gates, of runs that need not be over. Errors: ConfigError."""
+    from bnlab.claims.evaluate import check_cells
+    from bnlab.errors import ConfigError
+
+    for gate in gates:
+        try:
+            check_cells(gate.sentence.of, runs)
+        except ConfigError as error:
+            raise ConfigError(f"--gate {gate.sentence}: {error}") from error
+
+
+def end_by_gates(gates: Sequence[Part], runs: Sequence[Run], format: str) -> None:
+    """Say what runs make of each gate, beside a table on stdout, else on stderr; exit unless all hold.
+
+    Errors: ConfigError for a cell that is no arm.
+    """
+    from bnlab.claims.decide import decide
+    from bnlab.report.claim_figures import figures_of
+    from bnlab.report.console import messages, results
+
+    if not gates:
+        return
+    check_gates(gates, runs)
+    out = results() if format == "table" else messages()
+    words = {"confirmed": "met", "refuted": "not met", "undecided": "undecided"}
+    verdicts = []
+    for gate in gates:
+        (part,) = decide(gate, runs).parts
+        verdicts.append(part.verdict)
+        figures = figures_of(part)
+        after = "; ".join(text for text in (figures, part.because) if text)
+        out.say(f"gate {words[part.verdict]}: {part.text}: {after}")
+    if "refuted" in verdicts:
+        raise typer.Exit(NOT_MET)
+    if "undecided" in verdicts:
+        raise typer.Exit(UNDECIDED)

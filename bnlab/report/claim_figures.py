@@ -1,0 +1,42 @@
+"""The figures of a verdict as text: `+0.4 points (-0.3 to +1.1), 5 seeds`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from bnlab.compare.notes import count_of
+from bnlab.report.figures import decimals_for, number, small
+
+if TYPE_CHECKING:
+    from bnlab.claims.decide import PartVerdict
+
+_COUNTED = {"rate": "run", "exact": "seed"}
+
+
+def figures_of(part: PartVerdict) -> str:
+    """Return estimate, interval and n in words; empty without an estimate."""
+    if part.estimate is None:
+        return ""
+    unit = f" {part.unit}" if part.unit else ""
+    return f"{interval_of(part, unit)}, {count_of(part.n, unit_of_n(part))}"
+
+
+def unit_of_n(part: PartVerdict) -> str:
+    """Return what the replicates of a part are called."""
+    if part.verdict != "undecided" or part.reason != "clock":
+        return _COUNTED.get(part.statistic, "round" if "step_ratio" in part.text else "seed")
+    return "round"
+
+
+def interval_of(part: PartVerdict, unit: str = "") -> str:
+    """Return `0.97 (0.93 to 1.02)` with as many digits as the interval supports."""
+    if part.estimate is None:
+        return ""
+    signed = part.statistic == "difference"
+    low, high = part.low, part.high
+    if low is None or high is None or low == high:
+        return small(part.estimate, signed=signed) + unit
+    places = decimals_for([part.estimate], [(high - low) / 2])
+    bounds = [number(value, places, signed=signed) if math.isfinite(value) else "∞" for value in (low, high)]
+    return f"{number(part.estimate, places, signed=signed)}{unit} ({bounds[0]} to {bounds[1]})"

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from bnlab.cli.gates import Gate, end_by_gates, parse_gates
+from bnlab.cli.gates import Gate, end_by_gates_on, parse_gates
 from bnlab.cli.options import Format, Runs, Strict, Where, number_in
 
 
@@ -81,11 +81,6 @@ def compare(
         out.emit(FORMATS[format](compared))
     for line in skipped_lines(compared):
         messages().say(line)
-    if gates:
-        from bnlab.compare.arms import where_of
-        from bnlab.record.read import read_runs, started
-
-        runs = started(read_runs(paths or [Path("runs")])[0])
-        end_by_gates(gates, where_of(where or (), runs), format)
+    end_by_gates_on(paths or [Path("runs")], where or (), gates, format)
     if strict and compared.skipped:
         raise typer.Exit(1)

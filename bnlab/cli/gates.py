@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -67,3 +68,12 @@ def end_by_gates(gates: Sequence[Part], runs: Sequence[Run], format: str) -> Non
         raise typer.Exit(NOT_MET)
     if "undecided" in verdicts:
         raise typer.Exit(UNDECIDED)
+
+
+def end_by_gates_on(paths: Sequence[Path], where: Sequence[str], gates: Sequence[Part], format: str) -> None:
+    """Do the same with the runs below `paths` that meet `where`. Errors: ConfigError."""
+    if gates:
+        from bnlab.compare.arms import where_of
+        from bnlab.record.read import read_runs, started
+
+        end_by_gates(gates, where_of(where, started(read_runs(paths)[0])), format)

@@ -12,7 +12,8 @@ class Interval:
     """A value and the bounds of its 95% interval; None where a single sample leaves nothing to estimate them from.
 
     The median of times to a target has the `num_missed` of its `n` runs that ended without arriving, the last of them
-    at `limit`: a bound beyond that is None too, and where fewer than half arrived the value is nan.
+    at `limit`: a bound beyond that is None too, and where fewer than half arrived the value is nan. Such a time is
+    known to the grid of evaluations only: it lies in (`since`, `value`], and `low` is of the evaluations before.
     """
 
     value: float  # nan: not known
@@ -22,6 +23,8 @@ class Interval:
     p: float | None = None  # of a paired difference, two-sided; Holm-corrected in the rows of a comparison
     sd: float | None = None  # of the differences
     num_missed: int = 0
+    num_lost: int = 0  # runs that have no such value, diverged ones above all: this one is over the others only
+    since: float | None = None
     limit: float | None = None
     kind: Literal["mean", "median"] = "mean"
 

@@ -46,6 +46,15 @@ class Metric:
     kind: Kind
     curve: str | None  # the recorded curve that shows how it came about
     function: Callable[..., float | Censored | None]
+    bounds: tuple[float, float]  # that no value is beyond
+    split: str | None  # of whose images it is a share
+    axis: str | None  # of the curve, that a time to a target is on
+    of_diverged: bool  # a run that diverged has it too
+
+    @property
+    def is_skewed(self) -> bool:
+        """Whether it varies by factors, as the times of a busy machine do."""
+        return self.unit in ("ms", "s", "1/s") and self.kind == "mean"
 
     def derive(self, summary: Summary, target: float | None = None) -> float | Censored | None:
         """Return the metric of one run; None where it was not measured or, for a time to a target, none is given."""
@@ -58,6 +67,7 @@ class Metric:
         return self.title if target is None else self.title.replace("target", f"{100 * target:g} %")
 
 
+SHARE, ANY = (0.0, 1.0), (-math.inf, math.inf)  # bounds
 metrics: dict[str, Metric] = {}
 Derivation = Callable[..., float | Censored | None]
 
@@ -70,12 +80,30 @@ def metric(
     scale: float = 1.0,
     kind: Kind = "mean",
     curve: str | None = None,
+    bounds: tuple[float, float] = (0.0, math.inf),
+    split: str | None = None,
+    axis: str | None = None,
+    of_diverged: bool = False,
 ) -> Callable[[Derivation], Derivation]:
     """Declare the decorated function as a metric: its name is the metric's, its docstring the meaning."""
 
     def enter(function: Derivation) -> Derivation:
         name, meaning = function.__name__, (function.__doc__ or "").strip()
-        metrics[name] = Metric(name, unit, better, title, meaning, scale, kind, curve, function)
+        metrics[name] = Metric(
+            name,
+            unit,
+            better,
+            title,
+            meaning,
+            scale,
+            kind,
+            curve,
+            function,
+            bounds,
+            split,
+            axis,
+            of_diverged or axis is not None,
+        )
         return function
 
     return enter
@@ -110,25 +138,25 @@ def find_metric(name: str) -> Metric:
 # Accuracy and loss, in evaluation mode.
 
 
-@metric("test acc", "%", "higher", scale=100, curve="test.accuracy")
+@metric("test acc", "%", "higher", scale=100, curve="test.accuracy", bounds=SHARE, split="test")
 def test_accuracy(run: Summary) -> float | None:
     """accuracy on the test set at the last evaluation"""
     return _final(run, "test.accuracy")
 
 
-@metric("valid acc", "%", "higher", scale=100, curve="valid.accuracy")
+@metric("valid acc", "%", "higher", scale=100, curve="valid.accuracy", bounds=SHARE, split="valid")
 def valid_accuracy(run: Summary) -> float | None:
     """accuracy on the validation split at the last evaluation"""
     return _final(run, "valid.accuracy")
 
 
-@metric("train acc", "%", "higher", scale=100, curve="train.accuracy")
+@metric("train acc", "%", "higher", scale=100, curve="train.accuracy", bounds=SHARE, split="train")
 def train_accuracy(run: Summary) -> float | None:
     """accuracy on a fixed sample of the training split at the last evaluation"""
     return _final(run, "train.accuracy")
 
 
-@metric("test at best valid", "%", "higher", scale=100, curve="test.accuracy")
+@metric("test at best valid", "%", "higher", scale=100, curve="test.accuracy", bounds=SHARE, split="test")
 def test_at_best_valid(run: Summary) -> float | None:
     """test accuracy at the first evaluation with the best validation accuracy: chosen on validation, read on test"""
     pairs = zip(_curve(run, "valid.accuracy"), _curve(run, "test.accuracy"), strict=False)
@@ -142,7 +170,7 @@ def test_loss(run: Summary) -> float | None:
     return _final(run, "test.loss")
 
 
-@metric("ECE", "points", "lower", scale=100, curve="test.ece")
+@metric("ECE", "points", "lower", scale=100, curve="test.ece", bounds=SHARE)
 def ece(run: Summary) -> float | None:
     """expected calibration error on the test set at the last evaluation: 15 equal bins of the top probability"""
     return _final(run, "test.ece")
@@ -163,7 +191,7 @@ def train_loss(run: Summary) -> float | None:
 # Convergence.
 
 
-@metric("learned", "", "higher")
+@metric("learned", "", "higher", bounds=SHARE, of_diverged=True)
 def learned(run: Summary) -> float | None:
     """1 if the training accuracy at the last evaluation is 50 % or more; 0 if less, or where the loss was not finite"""
     if run.get("state") == "diverged":
@@ -172,25 +200,25 @@ def learned(run: Summary) -> float | None:
     return None if accuracy is None else float(accuracy >= LEARNED)
 
 
-@metric("steps to target", "steps", "lower", kind="time to target", curve="valid.accuracy")
+@metric("steps to target", "steps", "lower", kind="time to target", curve="valid.accuracy", axis="step")
 def steps_to_target(run: Summary, target: float) -> float | Censored | None:
     """optimizer steps to the first evaluation whose validation accuracy reaches the target"""
     return _first_reaching(run, target, "step")
 
 
-@metric("epochs to target", "epochs", "lower", kind="time to target", curve="valid.accuracy")
+@metric("epochs to target", "epochs", "lower", kind="time to target", curve="valid.accuracy", axis="epoch")
 def epochs_to_target(run: Summary, target: float) -> float | Censored | None:
     """passes over the training split to the first evaluation whose validation accuracy reaches the target"""
     return _first_reaching(run, target, "epoch")
 
 
-@metric("seconds to target", "s", "lower", kind="time to target", curve="valid.accuracy")
+@metric("seconds to target", "s", "lower", kind="time to target", curve="valid.accuracy", axis="seconds")
 def seconds_to_target(run: Summary, target: float) -> float | Censored | None:
     """seconds of training, evaluation not counted, to the first evaluation that reaches the target"""
     return _first_reaching(run, target, "seconds")
 
 
-@metric("mean valid acc", "%", "higher", scale=100, curve="valid.accuracy")
+@metric("mean valid acc", "%", "higher", scale=100, curve="valid.accuracy", bounds=SHARE)
 def area_under_curve(run: Summary) -> float | None:
     """area under validation accuracy over steps (trapezoids), divided by the steps: the mean accuracy on the way"""
     points = list(zip(_curve(run, "step"), _curve(run, "valid.accuracy"), strict=False))
@@ -203,19 +231,19 @@ def area_under_curve(run: Summary) -> float | None:
 # Train-versus-eval discrepancy, on the test probe.
 
 
-@metric("gap train-eval", "points", None, scale=100, curve="test.acc_gap")
+@metric("gap train-eval", "points", None, scale=100, curve="test.acc_gap", bounds=(-1.0, 1.0))
 def acc_gap(run: Summary) -> float | None:
     """accuracy with the statistics of training minus accuracy with those of evaluation, same samples and weights"""
     return _final(run, "test.acc_gap")
 
 
-@metric("loss gap", "nats", None, curve="test.loss_gap")
+@metric("loss gap", "nats", None, curve="test.loss_gap", bounds=ANY)
 def loss_gap(run: Summary) -> float | None:
     """loss with the statistics of training minus loss with those of evaluation, same samples and weights"""
     return _final(run, "test.loss_gap")
 
 
-@metric("flips", "%", "lower", scale=100, curve="test.flip_rate")
+@metric("flips", "%", "lower", scale=100, curve="test.flip_rate", bounds=SHARE)
 def flip_rate(run: Summary) -> float | None:
     """share of samples whose predicted class changes between the statistics of training and those of evaluation"""
     return _final(run, "test.flip_rate")
@@ -245,7 +273,7 @@ def mean_z(run: Summary) -> float | None:
     return _of_farthest_layer(run, "mean_z")
 
 
-@metric("log std ratio", "log", None)
+@metric("log std ratio", "log", None, bounds=ANY)
 def log_std_ratio(run: Summary) -> float | None:
     """log(running sigma / sigma) of the layer where it is farthest from 0: its median channel, on the test probe"""
     return _of_farthest_layer(run, "log_std_ratio")
@@ -257,7 +285,7 @@ def discrepancy_share(run: Summary) -> float | None:
     return _number(run, "discrepancy_share")
 
 
-@metric("initial share", "%", "lower", scale=100)
+@metric("initial share", "%", "lower", scale=100, bounds=SHARE)
 def initial_share(run: Summary) -> float | None:
     """share of the initial mean 0 and variance 1 left in the running statistics at the end"""
     return share_left(run)
@@ -315,14 +343,28 @@ def step_ratio_interval(run: Summary) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
+def bench_width(run: Summary) -> float:
+    """Return the width of the interval of a bench's ratio over the ratio; of a baseline, that of its control."""
+    for figure in ("ratio", "control"):
+        value, low, high = (_of_bench(run, name) for name in (figure, f"{figure}_low", f"{figure}_high"))
+        if value and low is not None and high is not None and high > low:
+            return (high - low) / value
+    return math.inf
+
+
 def share_left(run: Summary) -> float | None:
     """Return the share of the initial statistics left at the end; None for a strategy without running statistics."""
     share = run.get("initial_share")
     return _number(share, "share_left") if isinstance(share, Mapping) else None
 
 
-def warnings_of(run: Summary) -> list[str]:
-    """Return what in a run's own figures makes its evaluation doubtful, one sentence each."""
+def uses_running(stats: object) -> bool:
+    """Return whether evaluation with these `eval.stats` depends on running statistics; runs of old have none."""
+    return stats in (None, "running", "mixed", "folded")
+
+
+def warnings_of(run: Summary, stats: object = None) -> list[str]:
+    """Return what in a run's own figures makes its evaluation, with these `eval.stats`, doubtful; one sentence each."""
     warnings = []
     bare = run.get("unnormalizable_batches")
     if bare:
@@ -331,7 +373,7 @@ def warnings_of(run: Summary) -> list[str]:
             "take a larger data.batch_size, or data.last_batch=merge"
         )
     left = share_left(run)
-    if left is not None and left > MOST_INITIAL_SHARE:
+    if left is not None and left > MOST_INITIAL_SHARE and uses_running(stats):
         warnings.append(
             f"{100 * left:.2g} % of the initial statistics (mean 0, variance 1) are left in the running ones; "
             "train longer, or give new batches more weight"
@@ -378,3 +420,13 @@ def _first_reaching(run: Summary, target: float, axis: str) -> float | Censored 
     if not points:
         return None
     return next((at for at, accuracy in points if accuracy >= target), Censored(points[-1][0]))
+
+
+def evaluation_before(run: Summary, metric: Metric, time: float) -> float:
+    """Return when the last evaluation before `time` was: a target reached at `time` was not reached there."""
+    return max((at for at in _curve(run, metric.axis or "") if at < time), default=time)
+
+
+def end_of(run: Summary, metric: Metric) -> float:
+    """Return when the run ended, in the unit of a time to a target."""
+    return max(_curve(run, metric.axis or ""), default=0.0)

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from bnlab.compare.looks import critical_level
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import identity
 from bnlab.experiment.setup import bundle_of, device_batches, model_of, to_device
+from bnlab.interval import Interval
 from bnlab.record.read import read_runs
 from bnlab.training import loop
 from bnlab.training.trainer import forward_of, loss_function
@@ -304,9 +306,11 @@ def test_a_single_arm_gets_a_baseline_or_is_said_to_have_none() -> None:
     _, (found,), (note,) = read([*SMALL, "norm=ghost", "norm.size=8"])
     assert labels(found) == ["none", "ghost"]
     assert "added" in note
-    _, (alone,), (note,) = read([*SMALL, "norm=none"])
-    assert labels(alone) == ["none"]
-    assert "nothing to compare" in note
+    with pytest.raises(ConfigError, match="norm=none: there is nothing to compare it with"):
+        read([*SMALL, "norm=none"])
+    _, (cnn,), (note, *_) = read([*SMALL, "model=cnn,mlp", "norm=none,instance"])
+    assert (cnn.title, labels(cnn)) == ("model=cnn", ["none", "instance"])
+    assert "norm=instance" in note
 
 
 @pytest.mark.parametrize(
@@ -490,7 +494,7 @@ def test_layers_by_shape() -> None:
         assert found.arms[0].optimizer_ms == 0
     assert {len(shape) for shape in SHAPES} == {2, 4}
     with pytest.raises(IncompatibleError, match="no layer"):
-        layer_contest(sections("norm=none")[0], (4, 8))
+        layer_contest(read([*SMALL, "norm=none"], layers=True)[1][0], (4, 8))
     (odd,) = sections("norm=none,group,batch", "norm.groups=4", "model.widths=[4,8]")
     ready = layer_contest(odd, (4, 6, 5, 5))
     assert ready is not None
@@ -564,7 +568,9 @@ def test_a_bench_is_read_by_compare(tmp_path: Path) -> None:
     assert (len(runs), skipped) == (3, [])
     assert all(run.is_bench for run in runs)
     fingerprint = bundle_of(found[0].arms[0].config.data).fingerprint
-    assert [run.identity for run in runs] == [identity(arm.tree, fingerprint) for arm in found[0].arms]
+    trainings = {identity(arm.tree, fingerprint) for arm in found[0].arms}
+    again = read_runs([record(found, times, tmp_path)])[0]
+    assert len({run.identity for run in (*runs, *again)} | trainings) == 9, "each bench has an identity of its own"
     (section,) = compare([folder]).sections
     assert (section.main, section.is_bench) == ("step_ratio", True)
     assert [row.label for row in section.rows] == ["norm=batch", "norm=ghost size=8", "norm=ghost size=16"]
@@ -581,6 +587,33 @@ def test_the_baseline_is_that_of_the_bench_and_not_the_usual_one(tmp_path: Path)
     (section,) = compare([record(found, times, tmp_path)]).sections
     assert {row.label: row.is_baseline for row in section.rows} == {"batch": False, "layer": True}
     assert "over that of layer" in section.notes[0]
+
+
+def test_of_two_benches_the_better_measured_one_counts(tmp_path: Path) -> None:
+    found, (times,) = measured("norm=none,batch")
+    half_widths = (0.01, 0.5)
+    for half in half_widths:
+        ratio = Interval(1.2 + half, 1.2, 1.2 + 2 * half, 9, kind="median")
+        arms = (times.arms[0], replace(times.arms[1], ratio=ratio))
+        control = Interval(1.0, 1 - half, 1 + half, 9, kind="median")
+        record(found, [replace(times, arms=arms, control=control)], tmp_path)
+    (section,) = compare([tmp_path]).sections
+    assert section.rows[1].metrics["step_ratio"].value == pytest.approx(1.21)
+    assert any(
+        note == "2 runs left out: same configuration and seed as a better measured one." for note in section.notes
+    )
+    (copy,) = [note for note in section.notes if note.startswith("A second copy")]
+    assert copy == (
+        "A second copy of the baseline took 0.990 to 1.010 of it: take no difference finer than 1 % for real."
+    )
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [(0.626, 2.188, "119"), (0.998, 1.004, "0.4"), (1.01, 1.03, "3")])
+def test_the_finest_difference_is_that_of_the_second_copy(
+    low: float, high: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = replace(imagined(["none", "batch"]), control=Interval((low + high) / 2, low, high, 9, kind="median"))
+    assert f"Differences finer than {said} % mean nothing." in " ".join(table(found, 200, monkeypatch))
 
 
 def test_runs_and_benches_are_sections_of_their_own(tmp_path: Path) -> None:

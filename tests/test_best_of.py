@@ -155,7 +155,8 @@ def test_different_grids_are_told(tmp_path: Path) -> None:
     ghost = {rate: finals for rate, finals in VALID["none"].items() if rate < 1}
     section = best_of(grid(tmp_path, {**VALID, "ghost": ghost}))
     assert section.notes[1] == (
-        "The arms had different grids, and a larger one helps: ghost 0.01, 0.1; all others 0.01, 0.1, 1.0."
+        "The arms had different grids, and a larger one helps: ghost 0.01, 0.1; all others 0.01, 0.1, 1.0; "
+        "p is multiplied by the number of pairs of settings of two arms that had unequally many."
     )
     assert "may lie beyond: batch 1.0, ghost 0.1." in section.notes[2]
 

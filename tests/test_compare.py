@@ -18,7 +18,7 @@ from scipy import stats
 from bnlab.compare.comparison import compare
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.errors import ConfigError, RecordError
-from bnlab.metrics import Censored, find_metric, metrics
+from bnlab.metrics import Censored, find_metric, metrics, warnings_of
 from bnlab.record.read import read_documents, read_runs
 from bnlab.record.read_files import LARGEST_FILE
 from bnlab.report.heading import heading
@@ -140,9 +140,53 @@ def test_one_configuration_is_one_arm(tmp_path: Path) -> None:
 
 
 def test_what_changes_no_figure_makes_no_arm(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", seed=0, config={"name": "first", "data.root": "/a", "eval.batch_size": 100})
-    make_run(tmp_path / "b", seed=1, config={"name": "second", "data.root": "/b", "eval.batch_size": 500})
+    make_run(
+        tmp_path / "a", seed=0, config={"name": "first", "data.root": "/a", "data.path": "a", "trainer.timeout": 9}
+    )
+    make_run(
+        tmp_path / "b", seed=1, config={"name": "second", "data.root": "/b", "data.path": "b", "trainer.timeout": 99}
+    )
     assert only(compare([tmp_path])).rows[0].n == 2
+
+
+@pytest.mark.parametrize("stats_used", ["running", "batch", "mixed"])
+def test_batches_of_evaluation_make_arms(tmp_path: Path, stats_used: str) -> None:
+    for size in (2, 200):
+        make_run(tmp_path / str(size), config={"eval.batch_size": size, "eval.stats": stats_used})
+    section = only(compare([tmp_path]))
+    assert labels(section) == ["2", "200"]
+    assert not any("left out" in note for note in section.notes)
+
+
+def test_numbers_of_workers_make_arms(tmp_path: Path) -> None:
+    for workers in (1, 2, 4):
+        make_run(tmp_path / str(workers), environment={"workers": workers})
+    section = only(compare([tmp_path]))
+    assert section.changed == ["trainer.workers"]
+    assert len(section.rows) == 3
+
+
+def test_places_of_equal_data_make_one_arm_and_other_data_are_told(tmp_path: Path) -> None:
+    for i, (path, mark) in enumerate([("here", "aa"), ("there", "aa"), ("here", "bb"), ("moved", "cc")]):
+        make_run(tmp_path / str(i), data="folder", seed=i, config={"data.path": path}, fingerprint=mark)
+    heads = {(len(s.rows), s.rows[0].n): heading(s) for s in compare([tmp_path], metrics=["test_accuracy"]).sections}
+    assert sorted(heads) == [(1, 1), (1, 2)]
+    told = [heading(s)[0] for s in compare([tmp_path], metrics=["test_accuracy"]).sections]
+    assert told == ["folder (fingerprint aa)", "folder (path=here)", "folder (path=moved)"]
+
+
+def test_data_that_differ_in_size_are_told_by_it(tmp_path: Path) -> None:
+    for size in (100, 200):
+        make_run(tmp_path / str(size), data="digits", config={"data.train_size": size}, fingerprint=str(size))
+    assert [heading(s)[0] for s in compare([tmp_path]).sections] == [f"digits (train_size={n})" for n in (100, 200)]
+
+
+def test_arms_that_are_equal_to_the_last_bit_are_named(tmp_path: Path) -> None:
+    for rest in ("none", "frozen"):
+        make_arm(tmp_path, "batch", BATCH, config={"model.norm_rest": rest})
+    make_arm(tmp_path, "none", NONE)
+    (note,) = [note for note in only(compare([tmp_path])).notes if note.startswith("Equal in every recorded figure")]
+    assert note.endswith("no effect: norm=batch norm_rest=frozen and norm=batch norm_rest=none.")
 
 
 def test_duplicates_count_once(tmp_path: Path) -> None:
@@ -258,7 +302,7 @@ def test_a_target_never_reached_is_censored_and_ranked_last(tmp_path: Path) -> N
     section = only(compare([tmp_path], sort="steps_to_target"))
     assert labels(section) == ["batch", "none"]
     batch, none = (r.metrics["steps_to_target"] for r in section.rows)
-    assert (batch.value, batch.low, batch.high) == (200.0, 100.0, None)
+    assert (batch.value, batch.since, batch.low, batch.high) == (200.0, 100.0, 0.0, None)
     assert (batch.n, batch.num_missed, batch.limit) == (5, 1, 200.0)
     assert math.isnan(none.value)
     assert (none.n, none.num_missed, none.limit) == (5, 5, 200.0)
@@ -427,9 +471,44 @@ def test_notes_on_learning_rate_power_and_environment(tmp_path: Path) -> None:
     assert any("All arms ran at optim.lr=0.1" in note for note in notes)
     assert any(note.startswith("5 paired seeds can show a true difference in test acc of ") for note in notes)
     assert any("Seeds an arm needs" in note and "batch" in note for note in notes)
-    assert any(note == "The runs come from different environments: torch 2.14.0, 2.15.0." for note in notes)
+    assert (
+        "No run of batch and none shares an environment, so a difference between these arms may be one between "
+        "environments: torch 2.14.0 against 2.15.0." in notes
+    )
     assert any("compare them within one machine and run only" in note for note in notes)
     assert len(notes) == len(set(notes))
+
+
+def test_environments_that_arms_share_are_mixed(tmp_path: Path) -> None:
+    for norm, finals in (("none", NONE), ("batch", BATCH)):
+        make_arm(tmp_path, norm, finals)
+        make_run(tmp_path / f"{norm}-x", norm=norm, seed=9, environment={"torch": "2.14.0"})
+    notes = only(compare([tmp_path])).notes
+    assert "The runs come from different environments: torch 2.15.0, 2.14.0." in notes
+
+
+@pytest.mark.parametrize(("seeds", "told"), [(4, False), (5, True)])
+def test_seeds_are_planned_from_five_pairs_on(tmp_path: Path, seeds: int, told: bool) -> None:
+    make_arm(tmp_path, "none", NONE[:seeds])
+    make_arm(tmp_path, "batch", [a + 0.0001 * (-1) ** i for i, a in enumerate(NONE[:seeds])])
+    assert any("Seeds an arm needs" in note for note in only(compare([tmp_path])).notes) == told
+
+
+def test_two_pairs_decide_nothing(tmp_path: Path) -> None:
+    make_arm(tmp_path, "none", [0.90, 0.901])
+    make_arm(tmp_path, "batch", [0.98, 0.98101])
+    section = only(compare([tmp_path]))
+    assert row(section, "batch").vs_baseline["test_accuracy"].p is None
+    assert "batch: a difference of fewer than 3 pairs of seeds decides nothing, so it has no p." in section.notes
+
+
+def test_the_sampling_error_of_the_test_set_is_said_where_it_is_larger(tmp_path: Path) -> None:
+    finals = [357 / 360, 358 / 360, 356 / 360]
+    make_arm(tmp_path / "few", "none", finals, data="digits")
+    (note,) = [note for note in only(compare([tmp_path / "few"])).notes if "same 360 test images" in note]
+    assert note.endswith("is known to ± 1 points only.")  # 0.9 by 1.96 sqrt(p (1 - p) / n), 1.1 by Wilson
+    make_arm(tmp_path / "many", "none", [0.95, 0.97, 0.99])  # of 10,000 images, which vary more than these tell
+    assert not any("test images" in note for note in only(compare([tmp_path / "many"])).notes)
 
 
 def test_environments_are_listed_once(tmp_path: Path) -> None:
@@ -703,6 +782,14 @@ def test_initial_statistics_left_are_noted(tmp_path: Path) -> None:
     make_arm(tmp_path, "ghost", BATCH, summary={"initial_share": {"momentum": 0.1, "share_left": 0.001}})
     (note,) = [n for n in only(compare([tmp_path])).notes if "initial mean 0 and variance 1" in n]
     assert note.endswith(": batch 12 %.")
+
+
+@pytest.mark.parametrize(("stats_used", "told"), [("batch", False), ("population", False), ("mixed", True)])
+def test_initial_statistics_are_noted_where_evaluation_uses_them(tmp_path: Path, stats_used: str, told: bool) -> None:
+    share = {"initial_share": {"momentum": 0.01, "share_left": 0.125}}
+    make_arm(tmp_path, "batch", BATCH, summary=share, config={"eval.stats": stats_used})
+    assert any("initial mean 0 and variance 1" in note for note in only(compare([tmp_path])).notes) == told
+    assert bool(warnings_of(share, stats_used)) == told
 
 
 def test_statistics_of_evaluation_are_compared_with_the_running_ones(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
+import numpy as np
 import pytest
 from helpers_cases import for_each
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from bnlab.compare.statistics import (
     restrict,
     t_quantile,
     t_tails,
+    wilson_interval,
 )
 
 INF = math.inf
@@ -74,9 +76,77 @@ def test_paired_p_is_that_of_scipy(pairs: list[tuple[float, float]]) -> None:
     assert found is not None
     if len({round(a - b, 6) for a, b in pairs}) == 1:
         assert found.sd == 0
-        assert found.p == (1.0 if found.value == 0 else None)
+        assert found.p == (1.0 if found.value == 0 and len(pairs) > 2 else None)
+    elif len(pairs) < 3:
+        assert found.p is None
     else:
         assert found.p == pytest.approx(stats.ttest_rel(values, baseline).pvalue, rel=1e-6, abs=2e-12)
+
+
+@for_each(("share", "number"), [(0.9, 1080), (0.999, 1080), (1.0, 360), (0.0, 5), (0.37, 100_000)])
+def test_wilsons_interval_is_that_of_scipy(share: float, number: int) -> None:
+    found = stats.binomtest(round(share * number), number).proportion_ci(method="wilson")
+    assert wilson_interval(round(share * number) / number, number) == pytest.approx(tuple(found), abs=1e-12)
+
+
+@for_each("images", [360, 10_000])
+@for_each("share", [0.9, 0.99, 0.999])
+def test_intervals_of_accuracies_cover_them(images: int, share: float) -> None:
+    draw = np.random.default_rng(0)
+    for n in (3, 5, 10):
+        found = [
+            estimate_mean(row, (0.0, 1.0), images)
+            for row in (draw.binomial(images, share, (1000, n)) / images).tolist()
+        ]
+        bounds = np.array([(each.low, each.high) for each in found], dtype=float)
+        assert np.mean((bounds[:, 0] <= share) & (share <= bounds[:, 1])) >= 0.93
+        assert bounds.min() >= 0
+        assert bounds.max() <= 1
+        assert np.all(bounds[:, 0] < bounds[:, 1]), "a few equal counts are no certainty"
+
+
+@for_each("sigma", [0.1, 0.5, 1.0])
+def test_intervals_of_lognormal_times_cover_their_mean(sigma: float) -> None:
+    draw, truth = np.random.default_rng(0), math.exp(sigma**2 / 2)
+    for n in (3, 5, 10):
+        found = [estimate_mean(row, is_skewed=True) for row in draw.lognormal(0, sigma, (2000, n)).tolist()]
+        bounds = np.array([(each.low, each.high) for each in found], dtype=float)
+        assert np.mean((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])) >= 0.92  # 2,000 of 93% to 95%
+        assert bounds.min() > 0
+
+
+def test_an_interval_stays_within_its_bounds_and_contains_its_value() -> None:
+    for values in ([0.0, 0.001, 0.05], [1.0, 0.98, 0.999], [1.01, 1.02, 1.0]):
+        found = estimate_mean(values, (0.0, 1.0), 360)
+        assert found.low is not None
+        assert found.high is not None
+        assert 0 <= found.low <= found.value <= found.high
+        assert found.high <= max(1.0, found.value)
+
+
+def test_times_known_to_a_grid() -> None:
+    equal = estimate_median([50.0] * 3, before=[0.0] * 3)
+    assert (equal.since, equal.low, equal.value, equal.high) == (0.0, 0.0, 50.0, 50.0)
+    draw = np.random.default_rng(0)
+    for n in (6, 10):
+        times = draw.exponential(100, (2000, n))
+        grid = np.ceil(times / 50) * 50
+        found = [estimate_median(row, before=(np.array(row) - 50).tolist()) for row in grid.tolist()]
+        inside = [each.low < 100 * math.log(2) <= each.high for each in found if each.low is not None and each.high]
+        assert np.mean(inside) >= 0.95
+
+
+def test_a_difference_within_its_slack_is_none() -> None:
+    found = paired_difference([50.0, 50.0, 100.0], [100.0, 100.0, 100.0], slack=(50.0, 50.0))
+    assert found is not None
+    assert found.p == 1.0
+    assert (found.low, found.high) == (
+        pytest.approx(-33.33 - 71.71 - 50, abs=0.1),
+        pytest.approx(-33.33 + 71.71 + 50, abs=0.1),
+    )
+    far, shifted = paired_difference([0.0, 1.0, 2.0], [10.0, 12.0, 11.0], slack=(0.0, 4.0)), [10 - 4, 11 - 4, 9 - 4]
+    assert far is not None
+    assert far.p == pytest.approx(stats.ttest_1samp(shifted, 0).pvalue)
 
 
 def test_no_interval_is_made_up() -> None:

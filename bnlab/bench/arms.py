@@ -90,6 +90,11 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
     if not drafts:
         raise ConfigError("nothing to measure: no strategy fits\n" + "\n".join(notes[:2]))
     if not layers:
+        alone = [title for title, draft in drafts.items() if _only_none(draft)]
+        if len(alone) == len(drafts):
+            raise ConfigError("norm=none: there is nothing to compare it with\nname others, such as norm=none,batch")
+        for draft in map(drafts.pop, alone):
+            notes.append(f"left out: {draft.title}: only norm=none fits, and there is nothing to compare it with")
         notes += [note for draft in drafts.values() for note in _given_a_baseline(draft)]
     return bench, [BenchSection(draft.title, _labelled(draft.configs)) for draft in drafts.values()], notes
 
@@ -134,15 +139,16 @@ def _without(tree: Mapping[str, Any], *keys: str) -> str:
     return json.dumps({key: value for key, value in tree.items() if key not in ("seed", "name", *keys)}, sort_keys=True)
 
 
+def _only_none(draft: _Draft) -> bool:
+    return [config.norm.name for config, _ in draft.configs] == ["none"]
+
+
 def _given_a_baseline(draft: _Draft) -> Iterator[str]:
     """Put `none` beside a single arm, and say so."""
     if len(draft.configs) > 1:
         return
     ((_, tree),) = draft.configs
     name = tree["norm"]["name"]
-    if name == "none":
-        yield "norm=none: there is nothing to compare it with but its second copy; name others, such as norm=none,batch"
-        return
     lines = [line for line in draft.lines if not line.lstrip("+~").startswith(("norm=", "norm."))]
     ((_, base),) = compose.planned([*lines, "norm=none"], multirun=True)
     draft.configs.append((parse_config(base), base))

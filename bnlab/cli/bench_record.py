@@ -38,7 +38,7 @@ def record(sections: Sequence[BenchSection], found: Sequence[ContestTime], base:
             tree = {**arm.tree, **named}
             place = folder / str(number)
             number += 1
-            known = identity(tree, bundle.fingerprint)
+            known = identity(tree | {"bench": folder.name}, bundle.fingerprint)  # another than that of the training
             queue(place, tree, compose.as_yaml(tree), known)
             run = RunFolder(place, known)
             run.write_environment(where)

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 
 from bnlab.compare.result import Value
 from bnlab.errors import ConfigError, did_you_mean
+from bnlab.metrics import bench_width
 from bnlab.record.read import Run
 
-# The seed tells the runs of an arm apart; the others change where files lie, what a run is called, or how many samples
-# an evaluation takes at once or how much is measured beside it, and no figure depends on them.
-NOT_COMPARED = frozenset({"seed", "name", "data.root", "eval.batch_size", "measure"})
+# The seed tells the runs of an arm apart. The others say what a run is called, where its data lie (its fingerprint says
+# which they are) and how long to wait for another worker: a test holds the tables equal, for every strategy and
+# statistic of evaluation.
+NOT_COMPARED = frozenset({"seed", "name", "data.root", "data.path", "trainer.timeout"})
 FIRST_KEYS = ("norm.name", "model.name", "data.name", "optim.name", "schedule.name")
 NORM_ORDER = ("none", "batch", "ghost", "instance", "layer")
 OVER = ("done", "diverged")  # states with a summary
@@ -59,8 +61,31 @@ def sections_of(runs: Sequence[Run]) -> list[list[Run]]:
     return [sections[key] for key in sorted(sections)]
 
 
+def data_names(sections: Sequence[Sequence[Run]]) -> list[str]:
+    """Return for each section what tells its data from other data of the same name; empty where there are none.
+
+    That are the keys of the data that differ, `digits (train_size=100)`, or else the fingerprint.
+    """
+    names: list[str] = []
+    for section in sections:
+        name = _data_of(section[0])
+        same = [other for other in sections if _data_of(other[0]) == name and other[0].is_bench == section[0].is_bench]
+        keys = dict.fromkeys(key for other in same for run in other for key in run.config if key.startswith("data."))
+        values = {key: [distinct(key, other) for other in same] for key in keys}
+        apart = [key for key, each in values.items() if any(one != each[0] for one in each)]
+        own = {key: distinct(key, section) for key in apart}
+        parts = [f"{_short(key)}={text_of(of[0])}" for key, of in own.items() if len(of) == 1]
+        parts = parts or [f"fingerprint {(_fingerprint(section[0]) or 'not known')[:8]}"]
+        names.append(f"{name} ({', '.join(parts)})" if len(same) > 1 else "")
+    return names
+
+
 def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], int]:
-    """Keep one run of each configuration and seed, the latest that is over or else the latest; count those left out."""
+    """Keep one run of each configuration and seed and count those left out.
+
+    Kept is the latest that is over or else the latest; of benches the one whose ratio, or where this is the baseline
+    whose control, has the narrowest interval.
+    """
     keys = differing_keys(runs)
     kept: dict[tuple[object, ...], Run] = {}
     for run in runs:
@@ -70,8 +95,9 @@ def without_duplicates(runs: Sequence[Run]) -> tuple[list[Run], int]:
     return list(kept.values()), len(runs) - len(kept)
 
 
-def _precedence(run: Run) -> tuple[bool, int]:
-    return run.state in OVER, run.order
+def _precedence(run: Run) -> tuple[bool, float, int]:
+    width = bench_width(run.summary) if run.is_bench and run.summary else 0.0
+    return run.state in OVER, -width, run.order
 
 
 def arms_of(

@@ -79,6 +79,16 @@ def refuse_without_choice(choices: Sequence[Choice], keys: Sequence[str], runs: 
         )
 
 
+def pairs_of_settings(choices: Sequence[Choice], arm: int, baseline: int) -> int:
+    """Return by what a p of two chosen settings is multiplied: the pairs there were, where one side had more to choose.
+
+    Without any difference at most 5% have a pair with p < 5% / pairs, whichever is chosen. From equal grids both sides
+    gain alike.
+    """
+    sizes = [len(choices[i].settings) for i in (arm, baseline)] if choices else [1, 1]
+    return 1 if sizes[0] == sizes[1] else sizes[0] * sizes[1]
+
+
 def _choose(arm: Arm, keys: Sequence[str]) -> Choice:
     grouped: dict[tuple[object, ...], list[Run]] = {}
     for run in arm.runs:
@@ -139,7 +149,8 @@ def notes_on_choice(choices: Sequence[Choice], keys: Sequence[str], columns: Seq
         usual = max(grids, key=lambda grid: len(grids[grid]))
         parts = [f"{named(labels)} {grid}" for grid, labels in grids.items() if grid != usual]
         parts.append(f"{named(grids[usual]) if len(grids[usual]) == 1 else 'all others'} {usual}")
-        yield f"The arms had different grids, and a larger one helps: {'; '.join(parts)}."
+        text = "p is multiplied by the number of pairs of settings of two arms that had unequally many"
+        yield f"The arms had different grids, and a larger one helps: {'; '.join(parts)}; {text}."
     yield from _lost(choices)
     yield from _edges(choices, keys)
     yield from _undecided(choices)

@@ -4,7 +4,8 @@
     for row in comparison.sections[0].rows:
         print(row.label, row.n, row.metrics["test_accuracy"].value)
 
-Means are over finished runs; a run that diverged, failed or was killed counts in its arm's states. Nothing is chosen on
+Means are over finished runs, and say of how many; a run that diverged, failed or was killed counts in its arm's states,
+and to a target it never arrives. No difference is decided by runs that are missing on its side. Nothing is chosen on
 the test split here: `best_of` chooses on validation. Runs on different data are never compared: each data set is a
 section of its own.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from bnlab.compare.arms import (
     NOT_COMPARED,
     arms_of,
+    data_names,
     find_key,
     sections_of,
     shared_settings,
@@ -27,15 +29,15 @@ from bnlab.compare.arms import (
     without_duplicates,
 )
 from bnlab.compare.baseline import baselines
-from bnlab.compare.best import choose, notes_on_choice, refuse_without_choice
+from bnlab.compare.best import choose, notes_on_choice, pairs_of_settings, refuse_without_choice
 from bnlab.compare.notes import Evidence, environments_of, notes_on
 from bnlab.compare.pivot import check_pivot, pivot_keys, refuse_more_keys
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.compare.statistics import estimate_mean, estimate_median, holm, paired_difference, restrict
-from bnlab.data.dataset import target_of
+from bnlab.data.dataset import target_of, test_images_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
 from bnlab.interval import Interval
-from bnlab.metrics import Censored, Metric, find_metric, step_ratio_interval
+from bnlab.metrics import Censored, Metric, end_of, evaluation_before, find_metric, step_ratio_interval
 from bnlab.record.read import Run, read_runs, started, without_collector
 
 DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
@@ -94,7 +96,8 @@ def compare(
     )
     plan.check()
     last = 1 if axes is not None else None  # a matrix shows one metric
-    built = [_Builder(part, plan, _columns(asked, ranked, part)[:last]) for part in sections_of(kept)]
+    parts = sections_of(kept)
+    built = [_Builder(part, plan, _columns(asked, ranked, part)[:last]) for part in parts]
     if built:
         refuse_without_choice([choice for builder in built for choice in builder.choices], plan.best_of, kept)
     if axes is not None and pivot is not None:
@@ -104,7 +107,8 @@ def compare(
         raise ConfigError(
             f"--baseline {baseline}: no such arm{did_you_mean(baseline, labels)}\nthere are: {', '.join(labels[:12])}"
         )
-    return Comparison([builder.section(sort) for builder in built], skipped, axes, len(found) - len(runs))
+    sections = [replace(each.section(sort), data=name) for each, name in zip(built, data_names(parts), strict=True)]
+    return Comparison(sections, skipped, axes, len(found) - len(runs))
 
 
 def _columns(asked: Sequence[Metric], ranked: Sequence[Metric], runs: Sequence[Run]) -> list[Metric]:
@@ -141,24 +145,64 @@ class Observed:
 
     values: dict[int, float] = field(default_factory=dict)
     limits: dict[int, float] = field(default_factory=dict)
-    num_unmeasured: int = 0
+    num_unmeasured: int = 0  # finished runs without a finite value
+    num_lost: int = 0  # all runs without one
+    num_diverged: int = 0  # of these
+    ends: dict[int, float] = field(default_factory=dict)  # of finished runs: how long they were watched
+    before: dict[int, float] = field(default_factory=dict)  # the evaluation before the value
+    limit: float | None = None  # the largest time at which a run ended, or would have, without arriving
+    images: int | None = None  # that the value is a share of
     within: tuple[float, float] | None = None  # the interval that a bench gives to the ratio of its only run
 
 
+def _images(run: Run, metric: Metric) -> int | None:
+    """Return of how many images the metric is a share in this run; None where that is not known, or it is none."""
+    if metric.split is None:
+        return None
+    recorded = (run.summary or {}).get("samples")
+    number = recorded.get(metric.split) if isinstance(recorded, dict) else None
+    if number is None:  # of an older run
+        by_name = {"test": test_images_of(run.config.get("data.name")), "valid": run.config.get("data.valid_size")}
+        number = by_name.get(metric.split)
+    return number if isinstance(number, int) and number > 0 else None
+
+
 def observe(runs: Sequence[Run], metric: Metric, target: float | None) -> Observed:
-    """Derive `metric` from finished runs; several runs of a seed (pooled by `--by`) give the mean over them."""
+    """Derive `metric` from finished runs; several runs of a seed (pooled by `--by`) give the mean over them.
+
+    A run that diverged has only its times to a target: one that it had not reached it never will.
+    """
     by_seed: dict[int, list[float]] = {}
+    before: dict[int, list[float]] = {}
     observed = Observed()
     for run in runs:
-        value = metric.derive(run.summary or {}, target)
+        is_done, summary = run.state == "done", run.summary or {}
+        if not is_done and not (metric.of_diverged and run.state == "diverged"):
+            observed.num_lost += 1
+            observed.num_diverged += run.state == "diverged"
+            continue
+        value = metric.derive(summary, target)
+        if is_done and metric.axis is not None:
+            observed.ends[run.seed] = min(end_of(summary, metric), observed.ends.get(run.seed, math.inf))
         if isinstance(value, Censored):
-            observed.limits[run.seed] = max(value.at, observed.limits.get(run.seed, 0.0))
+            observed.limit = max(value.at, observed.limit or 0.0)
+            if is_done:
+                observed.limits[run.seed] = max(value.at, observed.limits.get(run.seed, 0.0))
             value = math.inf
         elif value is None or not math.isfinite(value):
-            observed.num_unmeasured += 1
+            observed.num_lost += 1
+            observed.num_unmeasured += is_done
             continue
         by_seed.setdefault(run.seed, []).append(value)
-    observed.values = {seed: v[0] if len(v) == 1 else statistics.fmean(v) for seed, v in by_seed.items()}
+        if metric.axis is not None:
+            is_known = is_done or value < math.inf
+            before.setdefault(run.seed, []).append(evaluation_before(summary, metric, value) if is_known else math.inf)
+    observed.values, observed.before = (
+        {seed: v[0] if len(v) == 1 else statistics.fmean(v) for seed, v in each.items()} for each in (by_seed, before)
+    )
+    if observed.limit is not None and not observed.limits:  # only runs that diverged, which will not arrive by the end
+        observed.limit = max(observed.limit, *observed.ends.values(), 0.0)
+    observed.images = min((n for run in runs if (n := _images(run, metric)) is not None), default=None)
     if metric.name == RATIO and sum(map(len, by_seed.values())) == 1:
         observed.within = next(filter(None, (step_ratio_interval(run.summary or {}) for run in runs)), None)
     return observed
@@ -190,7 +234,7 @@ class _Builder:
         self.columns = usable
         if not usable:
             raise ConfigError(f"{columns[0].name}: this data has no usual target\ngive one with --target, such as 0.9")
-        self.observed = [{m.name: observe(arm.done(), m, self.target) for m in self.columns} for arm in self.arms]
+        self.observed = [{m.name: observe(arm.runs, m, self.target) for m in self.columns} for arm in self.arms]
 
     def section(self, sort: str | None) -> Section:
         """Return the finished section."""
@@ -212,6 +256,7 @@ class _Builder:
             without_target=self.without_target,
             chosen=self.best_of,
             is_matrix=self.is_matrix,
+            images=min((n for each in self.observed if (n := each[main].images)), default=None),
         )
         return Section(
             settings={key: v for key, v in shared_settings(self.runs).items() if key not in self.best_of},
@@ -242,14 +287,23 @@ class _Builder:
         )
 
     def _differences(self) -> list[dict[str, Interval]]:
-        """Compare each arm with its baseline over the seeds of both; p is corrected over the arms, metric by metric."""
+        """Compare each arm with its baseline over the seeds of both; p is corrected over the arms, metric by metric.
+
+        Before that it is corrected for a choice of settings that was larger on one side.
+        """
         differences: list[dict[str, Interval]] = [{} for _ in self.arms]
-        for name in (metric.name for metric in self.columns if metric.name != RATIO):
+        for metric in (metric for metric in self.columns if metric.name != RATIO):
             against = [(i, j) for i, j in enumerate(self.baselines) if j is not None and j != i]
-            paired = {i: _paired(self.observed[i][name], self.observed[j][name]) for i, j in against}
+            paired = {
+                i: _paired(self.observed[i][metric.name], self.observed[j][metric.name], metric) for i, j in against
+            }
             known = {i: pair for i, pair in paired.items() if pair is not None}
-            for i, p in zip(known, holm([pair.p for pair in known.values()]), strict=True):
-                differences[i][name] = replace(known[i], p=p)
+            times = [pairs_of_settings(self.choices, i, j) for i, j in against if i in known and j is not None]
+            ps = [
+                None if pair.p is None else min(pair.p * k, 1.0) for pair, k in zip(known.values(), times, strict=True)
+            ]
+            for i, p in zip(known, holm(ps), strict=True):
+                differences[i][metric.name] = replace(known[i], p=p)
         return differences
 
     def _unmeasured(self) -> dict[str, int]:
@@ -263,30 +317,54 @@ def _is_reference(run: Run) -> bool:
     return bench.get("arm") is not None and bench.get("arm") == bench.get("baseline")
 
 
-def _paired(arm: Observed, baseline: Observed) -> Interval | None:
+def _paired(arm: Observed, baseline: Observed, metric: Metric) -> Interval | None:
     seeds = sorted(arm.values.keys() & baseline.values.keys())
     values, others = [arm.values[s] for s in seeds], [baseline.values[s] for s in seeds]
+    if metric.axis is None:
+        difference = paired_difference(values, others)
+        return None if difference is None else _survived(difference, arm, baseline, metric)
     if not any(map(math.isfinite, (*values, *others))):
         return None  # neither arrived: nothing is known of the difference
     limits = [side.limits[s] for side in (arm, baseline) for s in seeds if s in side.limits]
-    return paired_difference(restrict(values, limits), restrict(others, limits))
+    if not limits and not all(map(math.isfinite, (*values, *others))):  # only runs that diverged did not arrive
+        limits = [side.ends[s] for side in (arm, baseline) for s in seeds if s in side.ends]
+        limits = limits or [max(filter(math.isfinite, (*values, *others)))]
+    cut, cut_others = restrict(values, limits), restrict(others, limits)
+    slack = [
+        statistics.fmean(
+            time - early for time, early in zip(times, restrict([of[s] for s in seeds], limits), strict=True)
+        )
+        for times, of in ((cut, arm.before), (cut_others, baseline.before))
+    ]
+    return paired_difference(cut, cut_others, (slack[0], slack[1]))
+
+
+def _survived(difference: Interval, arm: Observed, baseline: Observed, metric: Metric) -> Interval:
+    """Take the p from a difference in favour of the side that has no value for some of its runs: they might undo it."""
+    lost = [side.num_diverged + side.num_unmeasured for side in (arm, baseline)]
+    favoured = 0 if (difference.value > 0) == (metric.better == "higher") else 1
+    doubtful = any(lost) if metric.better is None else lost[favoured]
+    p = None if doubtful and difference.value else difference.p
+    return replace(difference, p=p, num_lost=arm.num_lost + baseline.num_lost)
 
 
 def _estimate(observed: Observed, metric: Metric) -> Interval:
     values = list(observed.values.values())
     if observed.within is not None and observed.within[0] < observed.within[1]:
         return Interval(values[0], *observed.within, 1, kind="median")
-    if metric.kind == "mean":
-        return estimate_mean(values)
-    return estimate_median(values, max(observed.limits.values(), default=None))
+    if metric.axis is None:
+        estimate = estimate_mean(values, metric.bounds, observed.images, metric.is_skewed)
+    else:
+        estimate = estimate_median(values, observed.limit, list(observed.before.values()))
+    return replace(estimate, num_lost=observed.num_lost)
 
 
 def _rank(row: Row, metric: Metric) -> tuple[int, float]:
-    """Sort key: best first; then arms whose target was not reached, then arms without a figure."""
+    """Sort key: best first; then arms that lost runs, whose target was not reached, and without a figure."""
     estimate = row.metrics[metric.name]
     if math.isnan(estimate.value):
-        return (1 if estimate.n else 2, 0.0)
-    return (0, -estimate.value if metric.better == "higher" else estimate.value)
+        return (2 if estimate.n else 3, 0.0)
+    return (int(estimate.num_lost > 0), -estimate.value if metric.better == "higher" else estimate.value)
 
 
 def _median_curve(runs: Sequence[Run], metric: Metric) -> list[float]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bnlab.compare.arms import Arm, distinct, followers, short_names, text_of
 from bnlab.compare.result import Row, Value
-from bnlab.compare.statistics import MOST_PAIRS, coverage_of_range, detectable_difference, pairs_needed
-from bnlab.metrics import MOST_INITIAL_SHARE, Metric, share_left
+from bnlab.compare.statistics import (
+    FEWEST_PAIRS,
+    MOST_PAIRS,
+    coverage_of_range,
+    detectable_difference,
+    pairs_needed,
+    wilson_interval,
+)
+from bnlab.metrics import MOST_INITIAL_SHARE, Metric, share_left, uses_running
 from bnlab.record.read import Run
 
 MOST_NAMED = 6  # arms or values listed in a sentence
+FEWEST_TO_PLAN = 5  # pairs, below which their spread is too uncertain to say how many are needed
 TIMED = frozenset({"step_ms", "images_per_second", "train_seconds", "seconds_to_target"})
 
 
@@ -32,6 +41,7 @@ class Evidence:
     has_baseline: bool  # False: the baseline that was asked for is not among these arms
     chosen: Sequence[str] = ()  # keys at each arm's own best value
     is_matrix: bool = False  # no arm is compared with another
+    images: int | None = None  # that the main metric is a share of
 
 
 def notes_on(evidence: Evidence) -> list[str]:
@@ -42,12 +52,14 @@ def notes_on(evidence: Evidence) -> list[str]:
     return [
         *_seeds(evidence),
         *_states(evidence),
+        *_equal(evidence),
         *_rates(evidence),
         *_hidden(evidence),
         *_pooled(evidence),
         *_initial(evidence),
         *_pairing(evidence),
         *_power(evidence),
+        *_test_set(evidence),
         *_times(evidence),
         *_missing(evidence),
         *_environments(evidence),
@@ -84,13 +96,16 @@ def _bench(evidence: Evidence) -> Iterator[str]:
             "and milliseconds of different benches cannot be compared closely."
         )
     yield f"More figures: {named([str(folder / 'bench.csv') for folder in folders])}."
-    doubtful = [
-        f"{low:.3f} to {high:.3f}"
+    copies = [
+        (low, high)
         for low, high in dict.fromkeys((bench.get("control_low"), bench.get("control_high")) for bench in benches)
-        if isinstance(low, float) and isinstance(high, float) and not low <= 1 <= high
+        if isinstance(low, float) and isinstance(high, float)
     ]
-    if doubtful:
-        yield f"A second copy of the baseline took {named(doubtful)} of it, not 1: take no finer difference for real."
+    if copies:
+        took = named([f"{low:.3f} to {high:.3f}" for low, high in copies])
+        doubt = "" if all(low <= 1 <= high for low, high in copies) else ", not 1"
+        finer = f"take no difference finer than {finest(copies)} for real"
+        yield f"A second copy of the baseline took {took} of it{doubt}: {finer}."
 
 
 def _states(evidence: Evidence) -> Iterator[str]:
@@ -101,13 +116,37 @@ def _states(evidence: Evidence) -> Iterator[str]:
     unfinished = [f"{count} {state}" for state, count in totals.items() if state != "done"]
     if unfinished:
         count = sum(totals.values())
+        arms = [
+            f"{row.label}: mean of {row.n} of {row.num_runs} runs; {', '.join(ended)}"
+            for row in evidence.rows
+            if (ended := [f"{count} {state}" for state, count in row.states.items() if state != "done"])
+        ]
         yield (
             f"Runs not finished: {count - totals.get('done', 0)} of {count} ({', '.join(unfinished)}); "
-            "means are over finished runs only, which flatters an arm that loses some."
+            f"means are over finished runs only (†), which flatters an arm that loses some. {named(arms, by='. ')}."
         )
     if evidence.num_duplicates:
         runs = count_of(evidence.num_duplicates, "run")
-        yield f"{runs} left out: same configuration and seed as a later or finished one."
+        better = "a better measured" if evidence.runs[0].is_bench else "a later or finished"
+        yield f"{runs} left out: same configuration and seed as {better} one."
+
+
+def _equal(evidence: Evidence) -> Iterator[str]:
+    """Name arms of which every figure that no clock had a part in is the same, bit by bit."""
+    arms: dict[frozenset[tuple[int, int]], list[str]] = {}
+    for arm in evidence.arms:
+        seen = [(run.seed, _traces(run)) for run in arm.runs if run.summary and run.summary["curve"]]
+        if seen:
+            arms.setdefault(frozenset(seen), []).append(arm.label)
+    equal = [named(labels, by=" and ") for labels in arms.values() if len(labels) > 1]
+    if equal:
+        same = "Equal in every recorded figure of every seed, so that what tells them apart has no effect"
+        yield f"{same}: {named(equal, by='; ')}."
+
+
+def _traces(run: Run) -> int:
+    curves = (run.summary or {})["curve"].items()
+    return hash((run.state, *((name, bytes(values)) for name, values in sorted(curves) if name != "seconds")))
 
 
 def _rates(evidence: Evidence) -> Iterator[str]:
@@ -145,6 +184,7 @@ def _initial(evidence: Evidence) -> Iterator[str]:
     left = {
         arm.label: max((share for run in arm.runs if run.summary and (share := share_left(run.summary))), default=0.0)
         for arm in evidence.arms
+        if any(uses_running(run.config.get("eval.stats")) for run in arm.runs)
     }
     much = [f"{label} {100 * share:.2g} %" for label, share in left.items() if share > MOST_INITIAL_SHARE]
     if much:
@@ -168,9 +208,16 @@ def _pairing(evidence: Evidence) -> Iterator[str]:
     if partly:
         yield f"{named(partly)}: the difference is over the seeds that the baseline has too."
     differences = {row.label: row.vs_baseline[main] for row in evidence.rows if main in row.vs_baseline}
-    constant = [label for label, difference in differences.items() if difference.n > 1 and difference.p is None]
+    untested = {label: d for label, d in differences.items() if d.n > 1 and d.p is None}
+    few = [label for label, d in untested.items() if d.n < FEWEST_PAIRS]
+    if few:
+        yield f"{named(few)}: a difference of fewer than {FEWEST_PAIRS} pairs of seeds decides nothing, so it has no p."
+    constant = [label for label, d in untested.items() if d.n >= FEWEST_PAIRS and d.sd == 0]
     if constant:
         yield f"{named(constant)}: the differences are equal in every seed, so no p can be given."
+    survived = [label for label, d in untested.items() if d.n >= FEWEST_PAIRS and d.sd and d.num_lost]
+    if survived:
+        yield f"{named(survived)}: the side that looks better lost runs, so the difference (†) has no p."
 
 
 def _power(evidence: Evidence) -> Iterator[str]:
@@ -190,12 +237,31 @@ def _power(evidence: Evidence) -> Iterator[str]:
     )
     plans = []
     for label, difference, sd in spread:
-        if difference.p is None or difference.p > 0.05:
+        if difference.n >= FEWEST_TO_PLAN and (difference.p is None or difference.p > 0.05):
             needed = pairs_needed(difference.value, sd)
             text = f"more than {MOST_PAIRS:,}" if needed is None else f"about {max(needed, difference.n + 1):,}"
             plans.append(f"{label} {text}")
     if plans:
         yield f"Seeds an arm needs to show the difference now seen, if it is real: {named(plans)}."
+
+
+def _test_set(evidence: Evidence) -> Iterator[str]:
+    """Say how well so few images tell an accuracy, where the seeds seem to tell it better."""
+    main, images = evidence.columns[0], evidence.images
+    if images is None:
+        return
+    halves = [
+        (high - low) / 2
+        for row in evidence.rows
+        if (e := row.metrics[main.name]).n > 1 and 0 <= e.value <= 1
+        for low, high in [wilson_interval(e.value, images)]
+        if high - low > 2 * e.half
+    ]
+    if halves:
+        yield (
+            f"Intervals and stars are over seeds on the same {images:,} {main.split} images; what other images would "
+            f"give is known to ± {100 * max(halves):.1g} points only."
+        )
 
 
 def _times(evidence: Evidence) -> Iterator[str]:
@@ -207,6 +273,8 @@ def _times(evidence: Evidence) -> Iterator[str]:
             f"Times to the target are medians; below 6 runs their interval is the range, which covers the median "
             f"in {coverage_of_range(few):.0%} of cases at n={few} instead of 95%."
         )
+    if any(row.metrics[metric.name].since is not None for metric in waits for row in evidence.rows):
+        yield "Times to the target are known to the grid of evaluations: (50–100] is after 50 and at 100 at the latest."
     cut = [m for m in waits if any(m.name in r.vs_baseline for r in evidence.rows)]
     if cut and any(row.metrics[m.name].num_missed for m in cut for row in evidence.rows):
         yield (
@@ -229,12 +297,30 @@ def _missing(evidence: Evidence) -> Iterator[str]:
 
 
 def _environments(evidence: Evidence) -> Iterator[str]:
-    environments = evidence.environments
+    """Say where runs of different environments are compared: mixed, or one arm all here and another all there."""
+    reference = next((row.label for row in evidence.rows if row.is_baseline), evidence.arms[0].label)
     mixed: list[str] = []
-    for key in dict.fromkeys(key for environment in environments for key in environment):
-        values = list(dict.fromkeys(str(environment.get(key)) for environment in environments))
-        if len(values) > 1:
+    apart: dict[str, list[str]] = {}  # pairs of arms -> in what their environments differ
+    for key in dict.fromkeys(key for environment in evidence.environments for key in environment):
+        values = list(dict.fromkeys(str(environment.get(key)) for environment in evidence.environments))
+        if len(values) < 2:
+            continue
+        seen = {
+            arm.label: {str(run.environment.get(key)) for run in arm.runs if run.environment} for arm in evidence.arms
+        }
+        here = seen[reference]
+        others = [label for label, there in seen.items() if here and there and not here & there]
+        if others:
+            there = {value for label in others for value in seen[label]}
+            pair = f"{named(others)} and {reference}"
+            apart.setdefault(pair, []).append(f"{key} {named(sorted(there))} against {named(sorted(here))}")
+        else:
             mixed.append(f"{key} {named(values)}")
+    for pair, keys in apart.items():
+        yield (
+            f"No run of {pair} shares an environment, so a difference between these arms may be one between "
+            f"environments: {'; '.join(keys)}."
+        )
     if mixed:
         yield f"The runs come from different environments: {'; '.join(mixed)}."
 
@@ -242,6 +328,12 @@ def _environments(evidence: Evidence) -> Iterator[str]:
 def _keys(keys: Mapping[str, Sequence[Value]]) -> str:
     names = short_names(list(keys))
     return ", ".join(f"{names[key]} ({named([text_of(value) for value in values])})" for key, values in keys.items())
+
+
+def finest(ratios: Sequence[tuple[float | None, float | None]]) -> str:
+    """Return how far from 1 the intervals of ratios of equal things reach, in percent: no finer difference is one."""
+    points = 100 * max((abs(bound - 1) for ratio in ratios for bound in ratio if bound is not None), default=math.inf)
+    return f"{points:.2g} %" if points < 100 else f"{points:,.0f} %"
 
 
 def named(names: Sequence[str], by: str = ", ") -> str:

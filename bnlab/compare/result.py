@@ -48,6 +48,7 @@ class Section:
     rows: list[Row]
     notes: list[str]  # what a careful reader must know, one sentence each
     target: float | None = None  # validation accuracy that the times to a target mean; None: this data has none
+    data: str = ""  # what tells its data from other data of the same name, where there are some
     is_bench: bool = False  # steps timed by `bnlab bench`, nothing trained
     chosen: list[str] = field(default_factory=list)  # keys at each arm's own best value, in `Row.best`
 

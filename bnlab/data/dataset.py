@@ -27,6 +27,7 @@ class DataSpec(ABC):
     source: ClassVar[Source]
     target: ClassVar[float | None] = None  # test accuracy that a small network passes in a few epochs, and not at once
     num_train: ClassVar[int | None] = None  # official training images, where they are known before reading
+    num_test: ClassVar[int | None] = None  # test images, where they are known
 
     root: str = param("data", "folder that holds the data sets, relative to the working directory")
     train_size: int | None = param(None, "train on this many samples; a smaller subset lies in every larger one", low=1)
@@ -88,6 +89,11 @@ class DataSpec(ABC):
 
 
 datasets: Registry[DataSpec] = Registry("data", "bnlab.data.sets")
+
+
+def test_images_of(name: Any) -> int | None:
+    """Return how many test images a data set has; None where that is not known before reading."""
+    return datasets[name].num_test if name in datasets else None
 
 
 def target_of(name: Any) -> float | None:

@@ -158,18 +158,19 @@ def _train(
         log.info("going on from step %d", earlier["step"])
     precision = precision_of(config.trainer, device)
     refresh = Refresh(model, batches, precision, device) if Refresh.needed_by(model) else None
+    evaluator = Evaluator(
+        bundle,
+        config.eval,
+        config.batch_of_statistics(workers.size),
+        batches,
+        lambda split, training: device_batches(config, bundle, split, device, training=training),
+        precision,
+        config.measure,
+    )
     training = Training(
         model=model,
         batches=batches,
-        evaluator=Evaluator(
-            bundle,
-            config.eval,
-            config.batch_of_statistics(workers.size),
-            batches,
-            lambda split, training: device_batches(config, bundle, split, device, training=training),
-            precision,
-            config.measure,
-        ),
+        evaluator=evaluator,
         optimizer=config.optim.make(model),
         rate_of=config.schedule.rate_of(config.optim.lr, total),
         total_steps=total,
@@ -189,9 +190,14 @@ def _train(
         outcome.state,
         error=None if outcome.diverged_at is None else f"loss not finite at step {outcome.diverged_at}",
         summary=summarize(
-            outcome, model, config.model.strategies(config.norm), config.batch_of_statistics(workers.size), wall.seconds
+            outcome,
+            model,
+            config.model.strategies(config.norm),
+            config.batch_of_statistics(workers.size),
+            wall.seconds,
+            config.eval.stats,
         )
-        | {"environment": where},
+        | {"samples": evaluator.samples, "environment": where},
     )
     return outcome
 

@@ -144,7 +144,8 @@ def _tags(run: Run) -> dict[str, str]:
 
 
 def _identity(run: Run) -> str:
-    return clean(run.identity or run.folder.resolve())[:LONGEST_TEXT]
+    kind = "bench " if run.is_bench else ""  # older ones have the identity of the training they did not do
+    return clean(f"{kind}{run.identity or run.folder.resolve()}")[:LONGEST_TEXT]
 
 
 def _key(name: str) -> str:

@@ -144,6 +144,9 @@ def _run(folder: str, content: bytes) -> Run:
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise Unreadable("the configuration has no seed")
     environment = summary.get("environment") if summary is not None else _environment(folder)
+    environment = environment if isinstance(environment, dict) else {}
+    if isinstance(workers := environment.get("workers"), int) and workers > 1:
+        config["trainer.workers"] = workers  # how many torchrun started, which no key of a configuration says
     return Run(
         folder=Path(folder),
         state=state,
@@ -152,7 +155,7 @@ def _run(folder: str, content: bytes) -> Run:
         seed=seed,
         order=order if isinstance(order, int) else 0,
         error=error if isinstance(error, str) else None,
-        environment=environment if isinstance(environment, dict) else {},
+        environment=environment,
         summary=summary,
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from bnlab.compare.notes import count_of
+from bnlab.compare.notes import count_of, finest
 from bnlab.report.console import Terminal
 from bnlab.report.curves import chart
 from bnlab.report.display import Display
@@ -122,7 +122,7 @@ def _notes(times: ContestTime) -> Iterator[str]:
     doubt = "" if not times.control.excludes(1) else ", which does not contain 1: something favoured one of them"
     yield (
         f"A second copy of {times.arms[0].label} took {ratio_text(times.control)} of the first{doubt}. "
-        "Differences finer than 1 % mean nothing."
+        f"Differences finer than {finest([(times.control.low, times.control.high)])} mean nothing."
     )
     yield (
         "floor: the ratio that the bytes moved beyond the baseline's would give by themselves at "

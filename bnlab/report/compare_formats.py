@@ -17,7 +17,7 @@ from bnlab.report.heading import heading
 from bnlab.report.rows import SCHEMA, aligned_lines, csv_text, escaped, json_text, markdown_table
 
 _CSV_FIGURES = (
-    *("n", "center", "low", "high", "num_reached", "limit", "kind"),
+    *("n", "center", "low", "high", "num_reached", "num_lost", "since", "limit", "kind"),
     *("difference", "difference_low", "difference_high", "p"),
 )
 
@@ -188,6 +188,8 @@ def estimate_values(e: Interval, metric: Metric) -> dict[str, Any]:
         "high": _shown(e.high, metric),
         "n": e.n,
         "num_reached": e.n - e.num_missed,
+        "num_lost": e.num_lost,
+        "since": _shown(e.since, metric),
         "limit": _shown(e.limit, metric),
         "kind": e.kind,
         "unit": metric.unit,

@@ -105,7 +105,7 @@ def best_styles(estimates: Sequence[Interval | None], metric: Metric) -> list[st
     if metric.better is None or len(known) < 2:
         return []
     best = max(known) if metric.better == "higher" else min(known)
-    return ["bold" if value == best else "" for value in values]
+    return ["bold" if e and e.value == best and not e.num_lost else "" for e in estimates]
 
 
 # ---------------------------------------------------------------- columns
@@ -135,7 +135,9 @@ def _main_column(section: Section) -> Column:
     remarks = ["n=1" if not is_ratio else "baseline" if row.is_baseline else "" for row in section.rows]
     estimates = _of(section.rows, metric)
     marked = [
-        replace(cell, remark=remark) if e and e.n == 1 and not cell.tail and cell.head != MISSING else cell
+        replace(cell, remark=f"{remark} {cell.remark}".strip())
+        if e and e.n == 1 and not cell.interval and not e.num_missed and cell.head != MISSING
+        else cell
         for cell, e, remark in zip(cells, estimates, remarks, strict=True)
     ]
     return Column(table_title(metric, section), marked, metric.name, styles=best_styles(estimates, metric))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from bnlab.interval import Interval
 
 MISSING = "–"
+SURVIVORS = "†"  # beside a figure over the runs that are left
 _LARGEST_PLAIN = 1e7  # from here on a figure is written with an exponent
 _VANISHING = 3e-4  # estimates below it are written with powers of ten: four decimals would leave one digit
 
@@ -111,7 +112,7 @@ def difference_cells(differences: Sequence[Interval | None], scale: float, place
             continue
         interval = _interval(d, decimals)
         remark = "*" if is_clear(d) else "" if interval else f"n={d.n}"
-        cells.append(Cell(number(d.value, decimals, signed=True), interval, remark))
+        cells.append(Cell(number(d.value, decimals, signed=True), interval, _marked(remark, d)))
     return _align_halves(cells)
 
 
@@ -160,12 +161,16 @@ def _measured(value: float, half: float, decimals: int, signed: bool) -> Cell:
 
 
 def _estimate(e: Interval, decimals: int) -> Cell:
-    reached = f"({e.n - e.num_missed} of {e.n})" if e.num_missed else ""
+    reached = _marked(f"({e.n - e.num_missed} of {e.n})" if e.num_missed else "", e)
     if math.isnan(e.value):
         if e.limit is None or not e.num_missed:
             return Cell(MISSING)
         return Cell(f"> {_limit(e.limit, decimals)}", "", reached)
     return Cell(number(e.value, decimals), _interval(e, decimals, even=e.kind == "mean"), reached)
+
+
+def _marked(remark: str, e: Interval) -> str:
+    return " ".join(filter(None, (remark, SURVIVORS if e.num_lost and e.n else "")))
 
 
 def _limit(value: float, decimals: int) -> str:
@@ -176,8 +181,19 @@ def _limit(value: float, decimals: int) -> str:
 
 
 def _interval(e: Interval, decimals: int, *, even: bool = True) -> str:
-    """Return `± half` where the interval is even about the value, else both ends, and nothing where there is none."""
+    """Return `± half` where the interval is even about the value, else both ends, and nothing where there is none.
+
+    A time that is known to the grid of evaluations has a half-open interval, also where there is a single one of it.
+    """
     low, high = e.low, e.high
+    if e.since is not None:
+        low, high = (e.since, e.value) if e.n == 1 else (low, high)
+        if low is not None:
+            return (
+                f"(> {number(low, decimals)})"
+                if high is None
+                else f"({number(low, decimals)}–{number(high, decimals)}]"
+            )
     if low is None and high is None:
         return ""
     if low is None or high is None:
@@ -195,8 +211,8 @@ def _align_halves(cells: list[Cell]) -> list[Cell]:
 
 
 def _scaled(e: Interval, scale: float) -> Interval:
-    low, high, limit = (_times(value, scale) for value in (e.low, e.high, e.limit))
-    return replace(e, value=e.value * scale, low=low, high=high, limit=limit)
+    low, high, limit, since = (_times(value, scale) for value in (e.low, e.high, e.limit, e.since))
+    return replace(e, value=e.value * scale, low=low, high=high, limit=limit, since=since)
 
 
 def _times(value: float | None, scale: float) -> float | None:

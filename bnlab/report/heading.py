@@ -18,7 +18,7 @@ def heading(section: Section) -> list[str]:
     get = section.settings.get
     parts = [
         "bench" if section.is_bench else None,
-        get("data.name"),
+        section.data or get("data.name"),
         _model(section.settings),
         get("norm.name"),
         _joined(_optimizer(get("optim.name"), get("optim.lr")), *_training(section.settings, section.is_bench)),

@@ -117,7 +117,8 @@ def _outcome(summary: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[str]]]:
     yield "momentum", _momentum(mapping(summary.get("initial_share")))
     yield "bench", _bench(mapping(summary.get("bench")))
     yield "time", _time(summary)
-    for warning in warnings_of(summary):
+    stats = mapping(mapping(summary.get("config")).get("eval")).get("stats")
+    for warning in warnings_of(summary, stats):
         yield "warning", [warning]
 
 

@@ -142,7 +142,9 @@ def summarize(folder: Path, multirun: bool, absent: str, failure: Exception | No
     }
     for run in runs:
         out.say(lines[run.folder])
-    doubts = Counter(warning for run in runs if run.summary for warning in warnings_of(run.summary))
+    doubts = Counter(
+        warning for run in runs if run.summary for warning in warnings_of(run.summary, run.config.get("eval.stats"))
+    )
     for warning, count in doubts.items():
         err.say(f"warning: {warning}" + (f" ({count} of {len(runs)} runs)" if multirun else ""))
     bad = [run for run in runs if run.state != "done"]

@@ -114,6 +114,7 @@ class Evaluator:
         }
         train_probe = bundle.train.take(chosen["train"])
         others = {"train": train_probe, "valid": bundle.valid}
+        self.samples = {"train": len(train_probe), "valid": len(bundle.valid), "test": len(bundle.test)}
         self._others = {name: device_batches(split, False) for name, split in others.items() if len(split)}
         self._test = device_batches(bundle.test, False)
         beyond = torch.ones(len(bundle.test), dtype=torch.bool)

@@ -17,7 +17,12 @@ from bnlab.training.outcome import Outcome
 
 
 def summarize(
-    outcome: Outcome, model: nn.Module, used: Sequence[Strategy], batch_size: int, wall_seconds: float
+    outcome: Outcome,
+    model: nn.Module,
+    used: Sequence[Strategy],
+    batch_size: int,
+    wall_seconds: float,
+    eval_stats: str = "running",
 ) -> dict[str, Any]:
     """Return the outcome as JSON-ready values; a figure that is not finite becomes null.
 
@@ -47,7 +52,7 @@ def summarize(
         "layers": _by_name(outcome.layers),
         "curve": {name: _finite(values) for name, values in outcome.curve.items()},
     }
-    return summary | {"warnings": warnings_of(summary)}
+    return summary | {"warnings": warnings_of(summary, eval_stats)}
 
 
 def _by_name(evaluations: Sequence[Sequence[LayerGap]]) -> dict[str, Any]:

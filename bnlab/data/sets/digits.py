@@ -26,6 +26,7 @@ class Digits(DataSpec):
 
     source = Source("Alpaydin and Kaynak 1998, UCI; comes with scikit-learn", "CC BY 4.0", "1,437 + 360", "1x8x8", 10)
     num_train = 1797 - NUM_TEST
+    num_test = NUM_TEST
     target = 0.95
 
     valid_size: int = param(

@@ -79,6 +79,7 @@ class Mnist(Torchvision):
 
     reader = "MNIST"
     num_train = 60_000
+    num_test = 10_000
     target = 0.98
     source = Source(
         "LeCun, Cortes and Burges 1998, yann.lecun.com/exdb/mnist",
@@ -104,6 +105,7 @@ class FashionMnist(Torchvision):
 
     reader = "FashionMNIST"
     num_train = 60_000
+    num_test = 10_000
     target = 0.88
     source = Source(
         "Xiao, Rasul and Vollgraf 2017, github.com/zalandoresearch/fashion-mnist",
@@ -129,6 +131,7 @@ class Cifar10(Torchvision):
 
     reader = "CIFAR10"
     num_train = 50_000
+    num_test = 10_000
     target = 0.65
     source = Source(
         "Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html",
@@ -164,6 +167,7 @@ class Cifar100(Torchvision):
 
     reader = "CIFAR100"
     num_train = 50_000
+    num_test = 10_000
     target = 0.30
     source = Source(
         "Krizhevsky 2009, www.cs.toronto.edu/~kriz/cifar.html",

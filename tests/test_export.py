@@ -284,18 +284,20 @@ def test_mlflow_replaces_what_has_gone_on_and_what_was_left_half(tmp_path: Path,
     failed = make_run(tmp_path / "runs" / "0", seed=0, state="failed", error="boom")
     make_run(tmp_path / "runs" / "1", seed=1, order=1)
     copy = make_run(tmp_path / "runs" / "copy", seed=1, order=2)
-    assert export() == "2 runs added, 0 were there"
+    bench = make_run(tmp_path / "runs" / "bench", seed=1, order=3, summary={"bench": {"ratio": 1.2}, "curve": {}})
+    done = {str(copy): "FINISHED", str(bench): "FINISHED"}  # the bench has the configuration of the training
+    assert export() == "3 runs added, 0 were there"
     client, found = tracked(tmp_path / "store")
-    assert {name: run.info.status for name, run in found.items()} == {str(failed): "FAILED", str(copy): "FINISHED"}
+    assert {name: run.info.status for name, run in found.items()} == {str(failed): "FAILED", **done}
     assert found[str(failed)].data.tags["bnlab.error"] == "boom"
     experiment = found[str(failed)].info.experiment_id
     half = client.create_run(experiment, tags={"bnlab.identity": "x", "bnlab.folder": "half"})
-    assert export() == "0 runs added, 2 were there"
+    assert export() == "0 runs added, 3 were there"
     make_run(failed, seed=0, order=3)
     (failed / "steps.csv").write_text("step,epoch,loss,lr,finite\n1,0,2.5,0.1,1\n2,0,nan,0.1,0\n")
-    assert export() == "1 runs added, 1 were there"
+    assert export() == "1 runs added, 2 were there"
     client, found = tracked(tmp_path / "store")
-    assert {name: run.info.status for name, run in found.items()} == {str(failed): "FINISHED", str(copy): "FINISHED"}
+    assert {name: run.info.status for name, run in found.items()} == {str(failed): "FINISHED", **done}
     assert client.get_run(half.info.run_id).info.lifecycle_stage == "deleted"
     first, second = client.get_metric_history(found[str(failed)].info.run_id, "step/loss")
     assert (first.step, first.value, second.step) == (1, 2.5, 2)

@@ -70,13 +70,16 @@ def data_names(sections: Sequence[Sequence[Run]]) -> list[str]:
     for section in sections:
         name = _data_of(section[0])
         same = [other for other in sections if _data_of(other[0]) == name and other[0].is_bench == section[0].is_bench]
+        if len(same) == 1:
+            names.append("")
+            continue
         keys = dict.fromkeys(key for other in same for run in other for key in run.config if key.startswith("data."))
         values = {key: [distinct(key, other) for other in same] for key in keys}
         apart = [key for key, each in values.items() if any(one != each[0] for one in each)]
         own = {key: distinct(key, section) for key in apart}
         parts = [f"{_short(key)}={text_of(of[0])}" for key, of in own.items() if len(of) == 1]
         parts = parts or [f"fingerprint {(_fingerprint(section[0]) or 'not known')[:8]}"]
-        names.append(f"{name} ({', '.join(parts)})" if len(same) > 1 else "")
+        names.append(f"{name} ({', '.join(parts)})")
     return names
 
 

@@ -27,30 +27,41 @@ def covered(draw: Draw, estimate: Estimate, truth: float, n: int, samples: int) 
     return float(np.mean([e.low is None or e.low <= truth <= (e.high or math.inf) for e in found]))
 
 
-def cases() -> dict[str, tuple[Draw, Estimate, float]]:
-    """Return by name how values are drawn, what is printed of them, and the truth."""
-    known: dict[str, tuple[Draw, Estimate, float]] = {
-        "normal": (lambda g, size: g.normal(0.0, 1.0, size), estimate_mean, 0.0)
+Case = tuple[Draw, Estimate, float]  # how values are drawn, what is printed of them, and the truth
+
+
+def cases() -> dict[str, Case]:
+    """Return all cases by name."""
+    sigmas, sizes, shares = (0.1, 0.5, 1.0), (360, 10_000), (0.9, 0.99, 0.999)
+    return {
+        "normal": (lambda g, size: g.normal(0.0, 1.0, size), estimate_mean, 0.0),
+        **{f"time, lognormal, sigma {sigma:g}": _time(sigma) for sigma in sigmas},
+        **{f"accuracy of {100 * p:g}%, {m:,} images": _accuracy(m, p) for m in sizes for p in shares},
+        "median time to a target, evaluated every half of it": _time_to_target(),
     }
-    for sigma in (0.1, 0.5, 1.0):
-        known[f"time, lognormal, sigma {sigma:g}"] = (
-            lambda g, size, sigma=sigma: g.lognormal(0.0, sigma, size),
-            lambda values: estimate_mean(values, is_skewed=True),
-            math.exp(sigma**2 / 2),
-        )
-    for images in (360, 10_000):
-        for share in (0.9, 0.99, 0.999):
-            known[f"accuracy of {100 * share:g}%, {images:,} images"] = (
-                lambda g, size, m=images, p=share: g.binomial(m, p, size) / m,
-                lambda values, m=images: estimate_mean(values, (0.0, 1.0), m),
-                share,
-            )
-    known["median time to a target, evaluated every half of it"] = (
-        lambda g, size: np.ceil(g.exponential(1.0, size) / (math.log(2) / 2)) * math.log(2) / 2,
-        lambda values: estimate_median(values, before=[value - math.log(2) / 2 for value in values]),
-        math.log(2) - 1e-9,
+
+
+def _time(sigma: float) -> Case:
+    mean = math.exp(sigma**2 / 2)
+    return lambda g, size: g.lognormal(0.0, sigma, size), lambda values: estimate_mean(values, is_skewed=True), mean
+
+
+def _accuracy(images: int, share: float) -> Case:
+    return (
+        lambda g, size: g.binomial(images, share, size) / images,
+        lambda values: estimate_mean(values, (0.0, 1.0), images),
+        share,
     )
-    return known
+
+
+def _time_to_target() -> Case:
+    median = math.log(2)
+    between = median / 2
+    return (
+        lambda g, size: np.ceil(g.exponential(1.0, size) / between) * between,
+        lambda values: estimate_median(values, before=[value - between for value in values]),
+        median - 1e-9,
+    )
 
 
 def main(samples: int) -> None:

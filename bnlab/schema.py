@@ -80,6 +80,8 @@ def _typed(key: str, value: Any, kind: Any, meaning: str) -> Any:
         if not items:
             raise ConfigError(f"{key}={value}: must be a list such as [32,64] ({meaning})")
         return tuple(_typed(key, item, arguments[0], meaning) for item in items)
+    if isinstance(value, int) and abs(value) >= 2**63:  # thousands of digits cannot even be printed
+        raise ConfigError(f"{key}: is too large a number\nwhole numbers are below 2^63 ({meaning})")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from helpers_cli import bnlab
 from helpers_resume import MLP, SHORT, assert_equal, interrupted
 from helpers_training import train
 
-from bnlab.errors import EnvironmentFault
+from bnlab.errors import EnvironmentFault, RecordError
 from bnlab.record.plain_files import write_bytes
 from bnlab.training import checkpoint, loop
 from bnlab.training.callbacks import Callback
@@ -261,6 +263,51 @@ def test_a_checkpoint_that_would_run_code_is_refused_though_its_digest_is_right(
     ending = train(RUN, stopped)
     assert (ending.state, ending.reason.count("refused")) == ("failed", 2)
     assert not trap.exists()
+
+
+def sparse(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(400 * 2**30)
+
+
+def deflated(path: Path) -> None:
+    stored, content = io.BytesIO(), io.BytesIO()
+    torch.save({"w": torch.zeros(2**24, dtype=torch.uint8)}, stored)
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    path.write_bytes(content.getvalue())
+
+
+UNUSUAL = {
+    "sparse": (sparse, "refused (400.0 GiB, at most 4 are read)"),
+    "deflated": (deflated, "refused (unpacks to more than its "),
+    "fifo": (os.mkfifo, "cannot be read: not a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "cannot be read: "),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_a_checkpoint_is_a_regular_file_of_bounded_size_that_does_not_grow(tmp_path: Path, kind: str) -> None:
+    make, message = UNUSUAL[kind]
+    for name in NAMES[:2]:
+        make(tmp_path / name)
+    content = b"" if kind != "deflated" else (tmp_path / NAMES[0]).read_bytes()
+    (tmp_path / NAMES[2]).write_text(hashlib.sha256(content).hexdigest())
+    with pytest.raises(RecordError, match=re.escape(f"{NAMES[1]}: {message}")):
+        checkpoint.load(tmp_path)
+    with pytest.raises(RecordError, match=re.escape(message)) as refused:
+        checkpoint.load_file(tmp_path / NAMES[0])
+    assert ("save model.state_dict()" in str(refused.value)) == (kind in ("sparse", "deflated"))
+
+
+def test_a_digest_beside_a_file_of_weights_is_a_regular_file_too(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "w.pt")
+    (tmp_path / "link.pt").symlink_to("w.pt")
+    assert checkpoint.load_file(tmp_path / "link.pt")["w"].tolist() == [1, 1]
+    os.mkfifo(tmp_path / "w.pt.sha256")
+    with pytest.raises(RecordError, match=r"w\.pt\.sha256: cannot be read: not a regular file"):
+        checkpoint.load_file(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("wrong", [[], {"step": 3}, {"torch": 1, "tables": {"steps": -1}}], ids=repr)

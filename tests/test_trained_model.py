@@ -187,7 +187,7 @@ def test_a_model_that_shapes_itself_by_its_input_is_taken(place: Path) -> None:
     ("content", "said"),
     [
         (lambda: net(), "refused ("),
-        (lambda: [1, 2], "holds a list, not a state dict"),
+        (lambda: [1, 2], "refused (holds a list)"),
         (lambda: {0: torch.ones(1)}, "holds no state dict"),
         (lambda: {"epoch": 3}, "lacks conv.weight, conv.bias, bn.weight, … (8 in all); also has epoch"),
         (lambda: nn.Linear(2, 2).state_dict(), "also has weight, bias"),

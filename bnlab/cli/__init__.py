@@ -33,6 +33,8 @@ from bnlab.cli import (
 )
 from bnlab.errors import BnlabError
 
+LONGEST_LINE = 500  # characters of a message, which may quote what a user gave
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -98,7 +100,7 @@ def main() -> None:
         else:
             text, code = str(error), error.exit_code
         for line in (traceback.format_exc() if wants_traceback else text).splitlines():
-            messages().say(line)
+            messages().say(line if len(line) <= LONGEST_LINE else f"{line[:200]} … {line[-100:]}")
         sys.exit(code)
 
 

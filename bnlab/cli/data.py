@@ -36,7 +36,7 @@ def fetch(
         Optional[str], typer.Option("--mirror", metavar="URL", help="Fetch from here instead of the published places.")
     ] = None,
     timeout: Annotated[
-        float, number_in("--timeout", float, 0.1, help="Seconds to wait for a connection or for more data.")
+        float, number_in("--timeout", float, 0.1, 86_400, help="Seconds to wait for a connection or for more data.")
     ] = 20.0,
 ) -> None:
     """Download data sets: with progress, resuming what is there, checked against the published checksum.

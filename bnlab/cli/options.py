@@ -45,6 +45,8 @@ def number_in(name: str, kind: type[int] | type[float], low: float, high: float 
     def parse(text: str) -> float:
         try:
             value = kind(text)
+            if not math.isfinite(value):
+                raise ValueError
         except ValueError:
             raise ConfigError(f"{name} {text}: must be a {'whole ' if kind is int else ''}number") from None
         if not low <= value <= high:

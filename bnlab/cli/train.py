@@ -51,7 +51,7 @@ def train(
         raise ConfigError("--resolve and --package go with --cfg")
     if info is not None:
         return compose.show_info(lines, info, config_dir)
-    from bnlab.runner import launchers, slurm
+    from bnlab.runner import slurm
     from bnlab.runner.resume import resume
     from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import RUNS, launch
@@ -62,7 +62,7 @@ def train(
     try:
         if (folder := slurm.earlier(RUNS, lines)) is not None:
             # the jobs that a search began are finished, by the launcher of this same command line
-            own = [line for line in launchers.hydra_lines(lines) if "hydra.sweeper" not in line.replace("/", ".")]
+            own = [line for line in compose.hydra_lines(lines) if "hydra.sweeper" not in line.replace("/", ".")]
             code = resume(folder, own if multirun else (), options, config_dir=config_dir, dry_run=dry_run)
         else:
             code = launch(lines, multirun, config_dir, options, dry_run)

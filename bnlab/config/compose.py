@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
+HEEDED_BY_RUNS = ("hydra.mode", "hydra.searchpath")
+HEEDED = (*HEEDED_BY_RUNS, "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")  # by sweeps
+ONE_ALONE = "give one such file at a time, or put what they set on the command line"
 MOST_JOBS = 10_000  # of a sweep: all are composed and checked before the first starts
 
 
@@ -69,45 +72,118 @@ def jobs(overrides: Sequence[str], multirun: bool, extra_dir: Path | None = None
     return [tree for _, tree in planned(overrides, multirun, extra_dir)]
 
 
+def hydra_lines(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of Hydra's own keys, such as the launcher."""
+    return [line for line in overrides if line.strip().lstrip("+~").startswith(("hydra.", "hydra/"))]
+
+
+def plain_hydra(overrides: Sequence[str], extra_dir: Path | None) -> bool:
+    """Return whether Hydra's own keys can only be as bnlab has them: no other file is read and none of them is set."""
+    return extra_dir is None and not hydra_lines(overrides)
+
+
+def is_multirun(overrides: Sequence[str], asked: bool, extra_dir: Path | None = None) -> bool:
+    """Return whether a command line is a sweep: `-m` was given (`asked`), or `hydra.mode` says so in it or in a file.
+
+    Errors: ConfigError where `hydra.mode` says otherwise.
+    """
+    if plain_hydra(overrides, extra_dir):
+        return asked
+    mode = compose(unswept(overrides, extra_dir), asked, extra_dir).hydra.mode
+    if asked and mode is not None and mode.name == "RUN":
+        raise ConfigError("hydra.mode=RUN: is against -m\nleave one of them out")
+    return asked or (mode is not None and mode.name == "MULTIRUN")
+
+
+def unswept(overrides: Sequence[str], extra_dir: Path | None = None) -> list[str]:
+    """Return the overrides that all jobs share: Hydra's own, and those of one value. Errors: ConfigError."""
+    from bnlab.config.hydra_session import parsed, session
+
+    with session(extra_dir) as loader:
+        return [str(o.input_line) for o in parsed(overrides, loader) if not o.is_sweep_override()]
+
+
 def planned(
     overrides: Sequence[str], multirun: bool, extra_dir: Path | None = None
 ) -> list[tuple[list[str], dict[str, Any]]]:
     """Return (its overrides, its configuration as plain values) of every job that a command line stands for.
 
     A sweep is taken apart as Hydra's basic sweeper does it. Another sweeper chooses its jobs while it runs: then only
-    what all of them share can be looked at before.
+    what all of them share can be looked at before. Keys of Hydra's that bnlab does not heed are refused.
     """
-    from bnlab.config.hydra_session import composed, session
+    from bnlab.config.hydra_session import composed, hydra_settings, session
 
+    usual = None if plain_hydra(overrides, extra_dir) else _usual_settings()
     with session(extra_dir) as loader:
         if not multirun:
-            return [(list(overrides), plain(composed(loader, overrides, False)))]
-        jobs_lines = _taken_apart(loader, overrides)
-        return list(zip(jobs_lines, _each(loader, jobs_lines), strict=True))
+            config = composed(loader, overrides, False)
+            if usual is not None:
+                _check_heeded(hydra_settings(config), usual, HEEDED_BY_RUNS)
+            return [(list(overrides), plain(config))]
+        jobs_lines, settings = _taken_apart(loader, overrides)
+        if usual is not None:
+            _check_heeded(settings, usual, HEEDED)
+        return list(zip(jobs_lines, _each(loader, jobs_lines, None if usual is None else settings), strict=True))
 
 
-def _taken_apart(loader: ConfigLoader, overrides: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each job of a sweep; of a search, those that all of its jobs share."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+@cache
+def _usual_settings() -> dict[str, Any]:
+    """Return Hydra's own part as it is without a word about it."""
+    from bnlab.config.hydra_session import hydra_settings
 
-    from bnlab.config.hydra_session import composed
+    return hydra_settings(compose([]))
 
-    parser = OverridesParser.create(config_loader=loader)
-    given = parser.parse_overrides(list(overrides))
+
+def _check_heeded(
+    settings: Mapping[str, Any], usual: Mapping[str, Any], heeded: Sequence[str], alone: str = ""
+) -> None:
+    """Refuse the first of Hydra's keys that is not as `usual` and not `heeded`; `alone`: a job's own overrides.
+
+    Errors: ConfigError.
+    """
+    for key, value in settings.items():
+        if usual.get(key) == value or key.startswith(tuple(heeded)):
+            continue
+        if alone:
+            raise ConfigError(
+                f"{key}={value}: comes with {alone}, and a job of a sweep cannot have its own\n{ONE_ALONE}"
+            )
+        if key.startswith(HEEDED):
+            raise ConfigError(f"{key}={value}: is for a sweep\nadd -m to run one")
+        raise ConfigError(f"{key}={value}: has no effect in bnlab\nof Hydra's own keys these have: {', '.join(HEEDED)}")
+
+
+def _taken_apart(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[list[str]], dict[str, Any]]:
+    """Return the overrides of each job of a sweep, of a search those that all of its jobs share; Hydra's settings.
+
+    What the command line says of a key counts more than what a file sweeps.
+    """
+    from bnlab.config.hydra_session import composed, hydra_settings, parsed
+
+    given = parsed(overrides, loader)
     for override in given:
         if override.is_sweep_override() and override.is_hydra_override():
             raise ConfigError(f"{override.get_key_element()}: hydra's own keys cannot be swept")
-    settings = [str(o.input_line) for o in given if o.is_hydra_override() or not o.is_sweep_override()]
-    sweeper = composed(loader, settings, True).hydra.sweeper
+    lines = [str(o.input_line) for o in given if not o.is_sweep_override()]
+    config = composed(loader, lines, True)
+    sweeper, settings = config.hydra.sweeper, hydra_settings(config)
+    params = parsed([f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()], loader)
+    by_name = {str(o.key_or_group): o for o in params}
     if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
-        return [settings]
-    params = parser.parse_overrides([f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()])
-    by_key = {o.get_key_element(): o for o in (*params, *given) if not o.is_hydra_override()}  # the last one counts
-    count = math.prod(map(_num_choices, by_key.values()))
+        if twice := next((o for o in given if o.is_sweep_override() and o.key_or_group in by_name), None):
+            raise ConfigError(f"{twice.input_line}: is in hydra.sweeper.params of a file, too\ngive it in one place")
+        return [lines], settings
+    if sweeper.get("max_batch_size") is not None:
+        raise ConfigError(f"hydra.sweeper.max_batch_size={sweeper.max_batch_size}: has no effect in bnlab")
+    for override in given:
+        if not override.is_hydra_override():
+            known = override.key_or_group in by_name and not override.is_delete()
+            by_name[str(override.key_or_group) if known else override.get_key_element()] = override
+    count = math.prod(map(_num_choices, by_name.values()))
     if not 1 <= count <= MOST_JOBS:
         raise ConfigError(f"the sweep comes to {count:,} jobs\nfrom 1 to {MOST_JOBS:,} can be in one")
-    shared = [str(o.input_line) for o in given if o.is_hydra_override()]
-    return [[*shared, *job] for job in itertools.product(*map(_choices, by_key.values()))]
+    shared = hydra_lines(lines)
+    return [[*shared, *job] for job in itertools.product(*map(_choices, by_name.values()))], settings
 
 
 def _num_choices(override: Override) -> int:
@@ -133,30 +209,32 @@ def _choices(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _each(loader: ConfigLoader, jobs_lines: Sequence[Sequence[str]]) -> Iterator[dict[str, Any]]:
-    """Yield the configuration of each job.
+def _each(
+    loader: ConfigLoader, jobs_lines: Sequence[Sequence[str]], settings: Mapping[str, Any] | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the configuration of each job; with `settings` none may have others of Hydra's own.
 
     What takes a tenth of a second, the choice of options, is composed once for all jobs that agree in it, and their
     values are put in; only a job whose values are not plain is composed by itself.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from bnlab.config.hydra_session import composed, hydra_settings, parsed
 
-    from bnlab.config.hydra_session import composed
-
-    parser = OverridesParser.create(config_loader=loader)
     is_group = cache(lambda key: bool(loader.get_group_options(key, results_filter=None)))
 
     @cache
     def value_of(line: str) -> Override | None:
         """Return an override that sets a value; None for one that chooses an option or is Hydra's own."""
-        (override,) = parser.parse_overrides([line])
+        (override,) = parsed([line], loader)
         return None if override.is_hydra_override() or is_group(override.key_or_group) else override
 
     trees: dict[tuple[str, ...], dict[str, Any] | None] = {}
     for lines in jobs_lines:
         options = tuple(line for line in lines if value_of(line) is None)
         if options not in trees:
-            trees[options] = _literal(composed(loader, options, True))
+            config = composed(loader, options, True)
+            if settings is not None:
+                _check_heeded(hydra_settings(config), settings, (), " ".join(options))
+            trees[options] = _literal(config)
         tree = trees[options]
         for override in filter(None, map(value_of, lines)):
             tree = None if tree is None else _with_plain_value(tree, override)
@@ -203,21 +281,17 @@ def _is_literal(node: Any) -> bool:
         return all(map(_is_literal, node))
     if isinstance(node, str):
         return "$" not in node and node != "???"
-    return node is None or type(node) in (bool, int, float)
+    return node is None or type(node) in (bool, float) or (type(node) is int and abs(node) < 2**63)
 
 
 def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequence[str]) -> dict[str, Any]:
     """Return a tree of plain values with `overrides` of its keys. Errors: ConfigError for a key not in `allowed`."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
+    from bnlab.config.hydra_session import parsed
+
     changed = copy.deepcopy(dict(tree))  # values only: text in it that looks like an interpolation stays text
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(readable(error)) from error
-    for override in parsed:
+    for override in parsed(overrides):
         if override.key_or_group not in allowed or override.is_sweep_override() or override.is_delete():
             near = did_you_mean(override.key_or_group, allowed)
             raise ConfigError(f"{override.input_line}: cannot be set here{near}\nthese can: {', '.join(allowed)}")
@@ -233,22 +307,19 @@ def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequenc
 
 def swept_keys(overrides: Sequence[str]) -> list[str]:
     """Return the keys and groups that `overrides` give several values, or an interval of them."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from bnlab.config.hydra_session import parsed
 
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+    return [override.key_or_group for override in parsed(overrides) if override.is_sweep_override()]
 
 
 def globbed(overrides: Sequence[str], group: str, extra_dir: Path | None = None) -> tuple[int, list[str]] | None:
     """Return where `overrides` takes the options of `group` by a pattern such as `norm=glob(*)`, and which they are."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
 
-    from bnlab.config.hydra_session import session
+    from bnlab.config.hydra_session import parsed, session
 
     with session(extra_dir) as loader:
-        parser = OverridesParser.create(config_loader=loader)
-        for index, override in enumerate(parser.parse_overrides(list(overrides))):
+        for index, override in enumerate(parsed(overrides, loader)):
             if override.key_or_group == group and isinstance(override.value(), Glob):
                 return index, list(override.sweep_string_iterator())
     return None

@@ -12,7 +12,7 @@ bnlab uses of `hydra._internal` is here:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
@@ -34,12 +36,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from bnlab.config.files import CONFIG_NAME, check_file, conf_dir
+from bnlab.config.files import CONFIG_NAME, check_file, conf_dir, groups
 from bnlab.config.messages import readable
 from bnlab.errors import BnlabError, ConfigError
 
 TRUSTED_TARGETS = ("hydra._internal.", "hydra.core.", "hydra_plugins.", "optuna.samplers.", "optuna.pruners.")
 TARGET_KEYS = ("_target_", "class", "()")
+LONGEST_KEY = 200  # letters; Hydra looks for a file of that name, and names of files end at 255 bytes
+LARGEST_INT = 2**63 - 1  # longer ones have no type in torch, and thousands of digits cannot even be printed
 # Hydra 1.3 warns when the version whose behaviour is wanted is not named, 1.4 when it is
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if __version__.startswith("1.3.") else {}
 
@@ -86,28 +90,99 @@ def session(extra_dir: Path | None = None) -> Iterator[ConfigLoader]:
         raise ConfigError("a configuration that takes itself as its default, or is nested too deeply") from error
 
 
-def composed(loader: ConfigLoader, overrides: Sequence[str], multirun: bool) -> DictConfig:
-    """Return what `overrides` come to, Hydra's own part included; refuse anything that names a Python object."""
-    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+@contextmanager
+def refusing(overrides: Sequence[str], alone: Callable[[str], object]) -> Iterator[None]:
+    """Turn whatever Hydra raises over `overrides` into a ConfigError that names the one which is to blame.
+
+    Its parser and its composer raise any kind for values they do not expect. `alone` tries a single override again.
+    """
     try:
-        config = loader.load_configuration(CONFIG_NAME, list(overrides), mode)
-    except ValueError as error:  # of overrides such as `optim=null`
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
-    for where, target in _targets(OmegaConf.to_container(config, resolve=False)):
-        if not (where.startswith("hydra.") and target.startswith(TRUSTED_TARGETS)):
-            raise ConfigError(f"{where}={target}: a configuration may not name Python objects")
+        yield
+    except (BnlabError, RecursionError):
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(readable(error)) from error
+    except Exception as error:
+        blamed = " ".join(overrides)
+        for line in overrides:
+            try:
+                alone(line)
+            except Exception:
+                blamed = line
+                break
+        if isinstance(error, (ValueError, OSError)):  # the others speak of Hydra's insides
+            raise ConfigError(f"{blamed}: {str(error).partition(chr(10))[0]}") from error
+        raise ConfigError(f"{blamed}: cannot be put there\n`bnlab train --cfg all` prints every key") from error
+
+
+def parsed(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
+    """Return `overrides` taken apart; a glob needs the loader to find its options. Errors: ConfigError."""
+    parser = OverridesParser.create(config_loader=loader)
+    with refusing(overrides, lambda line: parser.parse_overrides([line])):
+        found = list(parser.parse_overrides(list(overrides)))
+    if too_long := next((o for o in found if len(str(o.key_or_group)) > LONGEST_KEY), None):
+        raise ConfigError(f"{too_long.key_or_group}: no such key; it has {len(str(too_long.key_or_group)):,} letters")
+    return found
+
+
+def composed(loader: ConfigLoader, overrides: Sequence[str], multirun: bool) -> DictConfig:
+    """Return what `overrides` come to, Hydra's own part included.
+
+    Errors: ConfigError, as for what names a Python object, for a number beyond 64 bits, and for an option that is none.
+    """
+    mode = RunMode.MULTIRUN if multirun else RunMode.RUN
+
+    def load(lines: Sequence[str]) -> DictConfig:
+        return loader.load_configuration(CONFIG_NAME, list(lines), mode)
+
+    _check_options(loader, parsed(overrides, loader))
+    with refusing(overrides, lambda line: load([line])):
+        config = load(overrides)
+    for where, value in _leaves(OmegaConf.to_container(config, resolve=False)):
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise ConfigError(f"{where}: is too large a number\nwhole numbers are below 2^63")
+        is_target = isinstance(value, str) and where.rpartition(".")[2] in TARGET_KEYS
+        if is_target and not (where.startswith("hydra.") and value.startswith(TRUSTED_TARGETS)):
+            raise ConfigError(f"{where}={value}: a configuration may not name Python objects")
     return config
 
 
-def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _check_options(loader: ConfigLoader, overrides: Sequence[Override]) -> None:
+    """Refuse a list, a number or null in the place of an option; a group of the user's own may be given a list."""
+    for override in overrides:
+        group, value = str(override.key_or_group), override.value()
+        if isinstance(value, str) or override.is_delete() or override.is_sweep_override():
+            continue
+        if not (options := loader.get_group_options(group, results_filter=None)):
+            continue
+        is_own = group not in groups() and not group.startswith("hydra/")
+        if not (is_own and isinstance(value, list) and all(isinstance(item, str) for item in value)):
+            raise ConfigError(f"{override.input_line}: is no option of {group}\nthere are: {', '.join(options)}")
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a tree with its dotted key."""
     if isinstance(node, Mapping):
         for key, value in node.items():
-            if key in TARGET_KEYS and isinstance(value, str):
-                yield f"{path}.{key}".lstrip("."), value
-            yield from _targets(value, f"{path}.{key}")
+            yield from _leaves(value, f"{path}.{key}".lstrip("."))
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            yield from _targets(value, f"{path}[{index}]")
+            yield from _leaves(value, f"{path}[{index}]")
+    else:
+        yield path, node
+
+
+def hydra_settings(config: DictConfig) -> dict[str, Any]:
+    """Return what is chosen and set in Hydra's own part: `hydra/launcher` -> joblib, `hydra.launcher.n_jobs` -> 2.
+
+    Its mode, and what it notes there of the command line, are left out.
+    """
+    tree = OmegaConf.to_container(config.hydra, resolve=False)
+    assert isinstance(tree, dict)
+    choices = {key: value for key, value in tree["runtime"]["choices"].items() if key.startswith("hydra/")}
+    kept = {key: tree[key] for key in tree if key not in ("runtime", "overrides", "mode")}
+    kept["job"] = {key: value for key, value in tree["job"].items() if key not in ("override_dirname", "config_name")}
+    return choices | dict(_leaves(kept, "hydra"))
 
 
 def launcher(loader: ConfigLoader, config: DictConfig, task: TaskFunction) -> Launcher:

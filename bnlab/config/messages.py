@@ -27,6 +27,8 @@ def readable(error: Exception) -> str:
         known = _options_in(text)
         there = f"\nthere are: {', '.join(known)}" if known else ""
         return f"{group}={option}: no such option{did_you_mean(option, known)}{there}"
+    if to_add := re.search(r"To append to your default list use (\S+)", text):
+        return f"{to_add.group(1).lstrip('+')}: the group is none of bnlab's own\nuse {to_add.group(1)}"
     if no_key := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = no_key.group(1) or no_key.group(2)
         if having := _known_keys().get(key):

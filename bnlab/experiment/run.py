@@ -25,6 +25,7 @@ from bnlab.errors import BnlabError, EnvironmentFault, IncompatibleError, Record
 from bnlab.experiment.config import Config, check_workers, identity, parse_config
 from bnlab.experiment.setup import (
     bundle_of,
+    check_memory,
     device_batches,
     device_held,
     device_of,
@@ -74,6 +75,7 @@ def preflight(trees: Sequence[Mapping[str, Any]], workers: Workers = ALONE) -> l
 def _check_model(config: Config, workers: Workers) -> None:
     bundle = bundle_of(config.data)
     batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
+    check_memory(config, bundle)
     model = model_of(config, bundle, workers)
     check_eval(model, config.eval)
     for layer in bnlab_layers(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,10 +16,10 @@ from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle, Split, load
 from bnlab.data.dataset import DataSpec
 from bnlab.distributed import ALONE, Workers
-from bnlab.errors import EnvironmentFault, IncompatibleError
+from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
 from bnlab.experiment import gpu_lock
 from bnlab.experiment.config import Config
-from bnlab.models.model import build
+from bnlab.models.model import build, num_weights
 from bnlab.record.environment import environment
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, Stop
@@ -87,6 +88,21 @@ def bundle_of(spec: DataSpec) -> DataBundle:
     if source not in _bundles:
         _bundles[source] = load(source)
     return _bundles[source]
+
+
+def check_memory(config: Config, bundle: DataBundle) -> None:
+    """Refuse a model whose weights and gradients, and a draw of them, are more than this machine's memory.
+
+    Errors: ConfigError.
+    """
+    count = num_weights(config.model, config.norm, bundle.image_shape, bundle.num_classes)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 3 * 4 * count > there:
+        keys = " and ".join(f"model.{key}" for key in ("widths", "width", "depth") if hasattr(config.model, key))
+        raise ConfigError(
+            f"model={config.model.name}: {count:,} weights need {3 * 4 * count / 2**30:,.0f} GiB to be trained, "
+            f"and there are {there / 2**30:,.0f}\nmake it smaller by {keys}"
+        )
 
 
 def model_of(config: Config, bundle: DataBundle, workers: Workers = ALONE) -> nn.Module:

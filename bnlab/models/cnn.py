@@ -19,8 +19,8 @@ class Cnn(ModelSpec):
     After Simonyan and Zisserman, "Very Deep Convolutional Networks", 2014, with one linear layer at the end.
     """
 
-    widths: tuple[int, ...] = param((32, 64), "channels of each stage", low=1)
-    depth: int = param(1, "convolutions in a stage", low=1)
+    widths: tuple[int, ...] = param((32, 64), "channels of each stage", low=1, high=2**16)
+    depth: int = param(1, "convolutions in a stage", low=1, high=1000)
 
     def layers(self, blocks: Blocks, image_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:
         channels, height, width = image_shape

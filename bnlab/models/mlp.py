@@ -17,7 +17,7 @@ class Mlp(ModelSpec):
 
     has_space = False
 
-    widths: tuple[int, ...] = param((256, 256), "units of each hidden layer", low=1)
+    widths: tuple[int, ...] = param((256, 256), "units of each hidden layer", low=1, high=2**16)
 
     def layers(self, blocks: Blocks, image_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:
         channels, height, width = image_shape

@@ -102,6 +102,13 @@ def build(
     return model
 
 
+def num_weights(spec: ModelSpec, strategy: Strategy, image_shape: tuple[int, int, int], num_classes: int) -> int:
+    """Return how many weights the network would have; nothing is held in memory for it."""
+    with torch.device("meta"):
+        modules = spec.layers(Blocks(spec, strategy), image_shape, num_classes)
+    return sum(weight.numel() for module in modules for weight in module.parameters())
+
+
 def check_fit(spec: ModelSpec, strategy: Strategy) -> None:
     """Refuse a strategy that is undefined in this model. Errors: IncompatibleError naming both."""
     if strategy.facts.needs_space and not spec.has_space:

@@ -21,8 +21,8 @@ class Resnet(ModelSpec):
     convolution is followed by a norm. He, Zhang, Ren and Sun, "Deep Residual Learning", 2015, section 4.2.
     """
 
-    depth: int = param(20, "layers, 6n + 2", low=8)
-    width: int = param(16, "channels of the first stage", low=1)
+    depth: int = param(20, "layers, 6n + 2", low=8, high=10_000)
+    width: int = param(16, "channels of the first stage", low=1, high=2**14)
 
     def layers(self, blocks: Blocks, image_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:
         if self.depth % 6 != 2:

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnlab.config.compose import compose
+from bnlab.config.compose import compose, plain_hydra
 from bnlab.errors import ConfigError, EnvironmentFault
 
 if TYPE_CHECKING:
@@ -48,15 +48,14 @@ TRIALS = "hydra.sweeper.n_trials"
 
 
 def machinery(overrides: Sequence[str], extra_dir: Path | None = None) -> tuple[str, str]:
-    """Return the kinds of launcher and sweeper of a sweep, such as ("joblib", "basic").
+    """Return the kinds of launcher and sweeper of a sweep whose jobs share `overrides`, such as ("joblib", "basic").
 
     Errors: EnvironmentFault where a package is missing that an extra of bnlab would bring.
     """
-    own = hydra_lines(overrides)
-    if not own and extra_dir is None:
+    if plain_hydra(overrides, extra_dir):
         return "basic", "basic"
     try:
-        hydra = compose(own, True, extra_dir).hydra
+        hydra = compose(overrides, True, extra_dir).hydra
     except ConfigError as error:
         for option, (extra, package) in EXTRAS.items():
             if str(error).startswith(option) and not _installed(package):
@@ -95,7 +94,7 @@ def _major(package: str) -> int:
 class Settings:
     """How a launcher is to be called, and what comes of it on this machine."""
 
-    lines: tuple[str, ...] = ()  # overrides of Hydra's own keys, the user's included
+    lines: tuple[str, ...] = ()  # overrides that all jobs share, with bnlab's of Hydra's own keys
     at_once: int | None = None  # jobs at once; None on machines of a cluster
     threads: int = 1  # for each job that does not say itself
     trials: int | None = None  # of a search
@@ -113,12 +112,12 @@ def settings(
 ) -> Settings:
     """Return what bnlab sets for `jobs` jobs of `threads` threads each (None: as many as there are cores for).
 
-    What a user sets, on the command line or in a file, stays. Jobs of one machine share its cores evenly. `own` is a
-    new folder for what submitit writes, and unpickles.
+    What a user sets, in `overrides` that all jobs share or in a file, stays. Jobs of one machine share its cores
+    evenly. `own` is a new folder for what submitit writes, and unpickles.
     """
     from omegaconf import OmegaConf
 
-    given = hydra_lines(overrides)
+    given = list(overrides)
     config = compose(given, True, extra_dir)
     as_written = OmegaConf.to_container(config.hydra, resolve=False)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -227,7 +226,7 @@ def search(task: Task, chosen: Settings, overrides: Sequence[str], folder: Path,
     with hydra_session.session(extra_dir):
         if find_spec("optuna") is not None:
             import_module("optuna.logging").set_verbosity(logging.WARNING)  # its plugin has imported it by now
-        plain = [line for line in overrides if line not in hydra_lines([line])]
+        plain = [line for line in overrides if line not in chosen.lines]
         lines = [*plain, *chosen.lines, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(folder)}"]
         hydra_session.search(lines, task)
 
@@ -255,11 +254,6 @@ def quoted(text: object) -> str:
     """Return text as an override's value that means these very characters."""
     plain = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), str(text))
     return f"'{plain.replace('${', chr(92) + '${')}'"
-
-
-def hydra_lines(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of Hydra's own keys, such as the launcher."""
-    return [line for line in overrides if line.strip().lstrip("+~").startswith(("hydra.", "hydra/"))]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def resume(
             if entry.state == "new" or entry.is_left(errored):
                 queue(entry.folder, entry.tree, compose.as_yaml(entry.tree), entry.identity, entry.label)
         threads = threads_of([entry.tree for entry in left.values()])
-        plan = Plan(folder, tuple(jobs), record is not None, threads, tuple(overrides), config_dir, launcher)
+        own = tuple(compose.hydra_lines(overrides))
+        plan = Plan(folder, tuple(jobs), record is not None, threads, tuple(overrides), own, config_dir, launcher)
         return carry_out(plan, runner, options)
 
 
@@ -109,7 +110,7 @@ def _launcher(record: SweepRecord, overrides: Sequence[str], config_dir: Path | 
 
     It can start programs, so it is taken from this command line only, never from what lies in a folder.
     """
-    launcher, sweeper = launchers.machinery(overrides, config_dir)
+    launcher, sweeper = launchers.machinery(compose.hydra_lines(overrides), config_dir)
     refuse_launcher(launcher, runner)
     if sweeper != "basic":
         raise ConfigError("a search cannot be resumed here\ngive `bnlab train` the storage of its study")
@@ -177,10 +178,10 @@ def _alike(run: Run, tree: Mapping[str, Any]) -> bool:
 def _merged(recorded: Sequence[str], given: Sequence[str]) -> list[str]:
     """Return a sweep's overrides with those of this command line in their place; Hydra's own are not taken over."""
     new = {_key(line) for line in given}
-    kept = [line for line in recorded if _key(line) not in new and line not in launchers.hydra_lines([line])]
+    kept = [line for line in recorded if _key(line) not in new and line not in compose.hydra_lines([line])]
     if drawn := next((line for line in kept if "${" in line), None):  # it could read this machine, or grow without end
         raise RecordError(f"{drawn}: an interpolation is not taken from a folder\ngive {_key(drawn)}=... here again")
-    return [*kept, *(line for line in given if line not in launchers.hydra_lines([line]))]
+    return [*kept, *(line for line in given if line not in compose.hydra_lines([line]))]
 
 
 def _key(line: str) -> str:

@@ -44,6 +44,7 @@ class Plan:
     multirun: bool
     threads: int | None = None  # the most that any job asks for
     overrides: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()  # those that say which launcher and sweeper, and how
     config_dir: Path | None = None
     launcher: str = "basic"
     sweeper: str = "basic"  # another one chooses jobs while it goes on
@@ -109,9 +110,11 @@ def _launch(
 ) -> int:
     with ExitStack() as until_the_end:
         with runner.agreed():
-            launcher, sweeper = launchers.machinery(overrides, config_dir) if multirun else ("basic", "basic")
+            multirun = compose.is_multirun(overrides, multirun, config_dir)
+            shared = compose.unswept(overrides, config_dir) if multirun else []
+            launcher, sweeper = launchers.machinery(shared, config_dir)
             refuse_launcher(launcher, runner)
-            chosen, planned = _fitting(runner, overrides, multirun, config_dir)
+            chosen, planned = _fitting(runner, overrides, multirun, config_dir, sweeper)
             trees = [tree for _, tree in planned]
             identities = runner.preflight(trees)
             if folder is None and not dry_run:
@@ -131,7 +134,8 @@ def _launch(
         if dry_run:
             show_jobs(jobs, [""] * len(jobs))
             return 0
-        plan = Plan(place, jobs, multirun, threads_of(trees), tuple(chosen), config_dir, launcher, sweeper)
+        threads = threads_of(trees)
+        plan = Plan(place, jobs, multirun, threads, tuple(chosen), tuple(shared), config_dir, launcher, sweeper)
         return carry_out(plan, runner, options)
 
 
@@ -194,7 +198,7 @@ def _hand_out(plan: Plan, runner: JobRunner, options: JobOptions) -> None:
     if plan.launcher.startswith("submitit"):  # new, so that nobody can have put a file there
         own = Path(tempfile.mkdtemp(prefix=".submitit-", dir=folder))
     chosen = launchers.settings(
-        plan.overrides, plan.launcher, plan.sweeper, len(plan.jobs), plan.threads, plan.config_dir, own
+        plan.shared, plan.launcher, plan.sweeper, len(plan.jobs), plan.threads, plan.config_dir, own
     )
     runner.callback.sweep_started(chosen.trials or len(plan.jobs))
     if chosen.crowded:
@@ -243,7 +247,7 @@ def known_as(tree: Mapping[str, Any]) -> str:
 
 
 def _fitting(
-    runner: JobRunner, overrides: Sequence[str], multirun: bool, config_dir: Path | None
+    runner: JobRunner, overrides: Sequence[str], multirun: bool, config_dir: Path | None, sweeper: str
 ) -> tuple[Sequence[str], list[tuple[list[str], dict[str, Any]]]]:
     """Return the overrides and the jobs they stand for, without the strategies of `norm=glob(...)` that do not fit.
 
@@ -255,7 +259,7 @@ def _fitting(
     if globbed is None:
         return overrides, planned
     place, names = globbed
-    if launchers.machinery(overrides, config_dir)[1] != "basic":
+    if sweeper != "basic":
         raise ConfigError(
             f"{overrides[place]}: not in a search\nwrite norm=choice({','.join(names[:2])}) with all you want"
         )

@@ -4,6 +4,7 @@ checkpoint.pt        the newest          checkpoint.prev.pt   the one before
 checkpoint.sha256    the digests of both, written before the newest is renamed into place
 
 A single file of weights, such as a recalibrated model, has its digest in `<file>.sha256`, as `sha256sum` writes it.
+Whichever is read: a regular file of bounded size, which cannot come to more in memory than it has on the disk.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bnlab.errors import ConfigError, RecordError
-from bnlab.record.plain_files import cannot_write, read_plain, write_bytes
+from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes
 
 CURRENT, PREVIOUS, DIGESTS = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256"
 LARGEST_DIGESTS = 4096  # bytes
+LARGEST = 4 * 2**30  # bytes of a checkpoint, a thousand million float32 weights; bnlab's own have some millions
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -60,25 +63,45 @@ def load(folder: Path, warn: Callable[[str], None] = lambda text: None) -> dict[
     known, wrong = _known_digests(folder), []
     for path in (folder / CURRENT, folder / PREVIOUS):
         try:
-            content = read_plain(path)
-        except OSError as error:
-            wrong.append(f"{path}: {error.strerror}")
-            continue
-        if hashlib.sha256(content).hexdigest() not in known:
-            wrong.append(f"{path}: sha256 differs")
-            continue
-        try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a file that it will not read
-            wrong.append(f"{path}: refused ({type(error).__name__})")
-            continue
-        if not isinstance(state, dict):
-            wrong.append(f"{path}: refused (holds a {type(state).__name__})")
+            state = read_state(path, known)
+        except RecordError as error:
+            wrong.append(str(error))
             continue
         for reason in wrong:
             warn(f"{reason}; going on from {path.name}")
         return state
     raise RecordError(f"no checkpoint can be read: {'; '.join(wrong)}")
+
+
+def read_state(path: Path, known: Collection[str] | None = None, *, follow: bool = False) -> dict[str, Any]:
+    """Return what torch saved in a file, read as tensors and plain values only (`weights_only`).
+
+    `known`: the digests that the file may have; `follow`: it may be a link, the user has named it.
+    Errors: RecordError for what is no regular file, is larger than LARGEST, has another digest, would unpack to more
+    than it is, would run code or holds no dictionary.
+    """
+    try:
+        with open(open_plain(path.resolve() if follow else path, os.O_RDONLY), "rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) > LARGEST:
+                raise RecordError(f"{path}: refused ({size / 2**30:,.1f} GiB, at most {LARGEST >> 30} are read)")
+            if known is not None and hashlib.file_digest(file, "sha256").hexdigest() not in known:
+                raise RecordError(f"{path}: sha256 differs")
+            file.seek(0)
+            if file.read(2) == b"PK":
+                with zipfile.ZipFile(file) as archive:
+                    if sum(entry.file_size for entry in archive.infolist()) > size:  # torch compresses nothing
+                        raise RecordError(f"{path}: refused (unpacks to more than its {size:,} bytes)")
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except RecordError:
+        raise
+    except Exception as error:  # torch raises many kinds for a file that it will not read
+        raise RecordError(f"{path}: refused ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise RecordError(f"{path}: refused (holds a {type(state).__name__})")
+    return state
 
 
 def present(folder: Path) -> bool:
@@ -98,23 +121,20 @@ def load_file(path: Path) -> dict[str, Any]:
 
     Errors: RecordError. Only tensors and plain values are read, as by `load`.
     """
+    beside, known = digest_beside(path), None
     try:
-        content = path.read_bytes()
-        beside = digest_beside(path)
-        known = beside.read_text().split()[:1] if beside.exists() else []
+        if os.path.lexists(beside):  # the user has named the file, so links are followed
+            known = read_plain(beside.resolve(), LARGEST_DIGESTS).decode().split()[:1] or None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if known and hashlib.sha256(content).hexdigest() not in known:
-        raise RecordError(f"{path}: sha256 differs from that in {beside.name}")
+        raise RecordError(f"{beside}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that it will not read
-        raise RecordError(
-            f"{path}: refused ({type(error).__name__})\nonly tensors and plain values are read; save model.state_dict()"
-        ) from error
-    if not isinstance(state, dict):
-        raise RecordError(f"{path}: holds a {type(state).__name__}, not a state dict\nsave model.state_dict()")
-    return state
+        return read_state(path, known, follow=True)
+    except RecordError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        if "sha256" in str(error):
+            raise RecordError(f"{error} from that in {beside.name}") from error
+        raise RecordError(f"{error}\nonly tensors and plain values are read; save model.state_dict()") from error
 
 
 def check_new_file(path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,10 @@ from helpers_cli import SHORT, bnlab
 
 
 def pytest_configure() -> None:
-    """Hear Ctrl-C, which a shell lets its background jobs ignore, and with them every process of theirs."""
+    """Let no run of a test sign with the user's key; and hear Ctrl-C, which a shell lets its background jobs ignore."""
+    if "BNLAB_TEST_STATE" not in os.environ:
+        os.environ["BNLAB_TEST_STATE"] = os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="bnlab-tests-")
+        atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -17,9 +17,13 @@ from helpers_training import train
 
 from bnlab.config import compose
 from bnlab.config.files import conf_dir
+from bnlab.errors import RecordError
 from bnlab.experiment.config import identity, parse_config
 from bnlab.experiment.setup import bundle_of
+from bnlab.experiment.trained_model import find
 from bnlab.record.sweep_record import SweepRecord
+from bnlab.runner.resume import resume
+from bnlab.runner.supervisor import JobOptions
 from bnlab.training import checkpoint
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import Stop
@@ -80,6 +84,60 @@ def sweep_of(place: Path, name: str, overrides: Sequence[str], config_dir: Path 
     (place / name).mkdir()
     SweepRecord(tuple(overrides), config_dir, False).write(place / name)
     return place / name
+
+
+# ---------------------------------------------------------------- places outside
+
+
+def strangers(place: Path, failed: Path, **data: str) -> Path:
+    """A run whose record names other places than those that its own user signed."""
+    run = Path(shutil.copytree(failed, place / "run"))
+    status = json.loads((run / "status.json").read_text())
+    status["config"]["data"] |= data
+    (run / "status.json").write_text(json.dumps(status))
+    return run
+
+
+def dry(folder: Path, *overrides: str) -> int:
+    return resume(folder, overrides, JobOptions(inline=True), dry_run=True)
+
+
+def test_places_that_a_strangers_run_names_are_given_by_the_user_or_left_alone(place: Path, failed: Path) -> None:
+    before, victim = outside(place), str(place.parent / "outside/new")
+    run = strangers(place, failed, root=victim)
+    for use in (dry, lambda folder: find([str(folder)], None, None, None)):
+        with pytest.raises(
+            RecordError, match=rf"run names data.root={victim}, and is no record of yours.*\ngive data.root="
+        ):
+            use(run)
+    assert outside(place) == before
+    assert dry(run, f"data.root={place}") == 0
+    assert find([str(run), f"data.root={place}"], None, None, None).step is not None
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"state": "done"}))
+    assert dry(run) == 0  # nothing is left to do, and nothing is read
+    assert [answer.returncode for answer in in_turn([["show", "run"], ["compare", "."]], cwd=place)] == [0, 0]
+    assert outside(place) == before
+
+
+def test_a_strangers_sweep_names_no_data_and_no_configurations(place: Path) -> None:
+    victim = place.parent / "outside"
+    for name, overrides, config_dir in (("data", ["data=folder", f"data.path={victim}"], None), ("conf", [], victim)):
+        sweep = sweep_of(place, name, ["seed=0,1", *QUICK, *overrides], config_dir)
+        said = json.loads((sweep / "sweep.json").read_text())
+        (sweep / "sweep.json").write_text(json.dumps(said | {"origin": "0" * 64}))
+        with pytest.raises(RecordError, match=f"{name} names .*{victim}, and is no record of yours"):
+            dry(sweep)
+    assert resume(place / "conf", (), JobOptions(inline=True), config_dir=place, dry_run=True) == 0
+
+
+def test_ones_own_runs_name_what_they_like_and_may_be_moved(place: Path, tmp_path: Path) -> None:
+    stop = Stop()
+    with pytest.raises(KeyboardInterrupt):
+        train([*QUICK, f"data.root={tmp_path}", "eval.every=0.2"], place / "run", stop, StopAt(stop, evaluation=8))
+    (place / "run").rename(place / "moved")
+    assert dry(place / "moved") == 0
+    assert dry(sweep_of(place, "sweep", ["seed=0,1", *QUICK, f"data.root={tmp_path}"], place)) == 0
 
 
 # ---------------------------------------------------------------- links

@@ -24,6 +24,7 @@ from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of, to_device
 from bnlab.measure.probe_batches import Probe, probe_indices
 from bnlab.models.model import norm_layers
+from bnlab.record.origin import check_places
 from bnlab.record.read import read_documents
 from bnlab.training import checkpoint
 from bnlab.training.allocator import keep_freed_memory
@@ -136,7 +137,9 @@ def of_run(folder: Path, weights: Path | None = None, overrides: Sequence[str] =
     tree = summary.get("config") or status.get("config")
     if not isinstance(tree, Mapping):
         raise RecordError(f"{folder}: holds no configuration of a run\nname a run folder, such as runs/…/0")
-    config = parse_config(compose.adjusted(tree, overrides, ADJUSTABLE))
+    tree = compose.adjusted(tree, overrides, ADJUSTABLE)
+    check_places(folder, tree, status.get("origin"), overrides)
+    config = parse_config(tree)
     state = checkpoint.load(folder) if weights is None else checkpoint.load_file(weights)
     bundle, device = _bundle_and_device(config)
     model = model_of(config, bundle)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.errors import RecordError
+from bnlab.record import origin
 from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes, write_json
 from bnlab.record.read import SCHEMA, State
 from bnlab.record.tables import Table
@@ -89,10 +90,11 @@ def queue(path: Path, config: Mapping[str, Any], config_yaml: str, identity: str
         before = read_status(path)
         if before is not None:
             _same_run(path, before, identity)
-            if before.get("config") == config:
-                return
+        places = origin.places_of(config)
+        if before is not None and before.get("config") == config and origin.is_ours(before.get("origin"), places):
+            return
         status = before or dict.fromkeys(("schema", "state", "identity", "order", "started", "pid", "error"))
-        status |= {"config": dict(config)}
+        status |= {"config": dict(config), "origin": origin.signature(places)}
         if before is None:
             status |= {"schema": SCHEMA, "state": "queued", "identity": identity, "label": label}
         write_bytes(path / "config.yaml", config_yaml.encode(), durable=False)

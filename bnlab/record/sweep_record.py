@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnlab.errors import RecordError
+from bnlab.record import origin
 from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes, write_json
 
 FILE = "sweep.json"
@@ -29,18 +30,15 @@ class SweepRecord:
     overrides: tuple[str, ...]
     config_dir: Path | None
     search: bool  # jobs were chosen while it went on
+    is_ours: bool = True  # this user wrote it, on this machine
 
     def write(self, folder: Path) -> None:
         """Put it into the sweep's folder. Errors: EnvironmentFault."""
-        write_json(
-            folder / FILE,
-            {
-                "schema": SCHEMA,
-                "overrides": list(self.overrides),
-                "config_dir": None if self.config_dir is None else str(self.config_dir),
-                "search": self.search,
-            },
-        )
+        said = {
+            "overrides": list(self.overrides),
+            "config_dir": None if self.config_dir is None else str(self.config_dir),
+        }
+        write_json(folder / FILE, {"schema": SCHEMA, **said, "search": self.search, "origin": origin.signature(said)})
 
     @classmethod
     def read(cls, folder: Path) -> SweepRecord | None:
@@ -57,7 +55,9 @@ class SweepRecord:
         place = found.get("config_dir") if known else None
         if not isinstance(overrides, list) or not all(map(_is_text, [*overrides, place or ""])):
             raise RecordError(f"{path}: is not the record of a sweep that this version of bnlab can read")
-        return cls(tuple(overrides), Path(place) if isinstance(place, str) else None, found.get("search") is True)
+        is_ours = origin.is_ours(found.get("origin"), {"overrides": overrides, "config_dir": place})
+        where = Path(place) if isinstance(place, str) else None
+        return cls(tuple(overrides), where, found.get("search") is True, is_ours)
 
 
 def _is_text(value: object) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from bnlab import __version__
 from bnlab.config import compose
 from bnlab.errors import ConfigError, RecordError
+from bnlab.record import origin
 from bnlab.record.read import Run, flatten, read_runs
 from bnlab.record.run_folder import FINAL, held, queue, read_status
 from bnlab.record.sweep_record import SweepRecord
@@ -48,11 +49,13 @@ def resume(
     config_dir: Path | None = None,
     errored: bool = False,
     dry_run: bool = False,
+    known: Sequence[str] = (),
 ) -> int:
     """Finish what lies in `folder`; print a line a run on stdout; return the exit code.
 
     `overrides` take the place of a sweep's own of the same key, so `seed=0,1,2,3` adds a seed; of a run they may only
-    say where its data lie. `errored`: only jobs that failed.
+    say where its data lie. `errored`: only jobs that failed. `known`: overrides that the user gave when it was made.
+    What a folder of others names outside of itself is refused, unless one of these says the same.
     Errors: ConfigError, EnvironmentFault, RecordError; then nothing was touched.
     """
     if not folder.is_dir() or folder.is_symlink():
@@ -61,10 +64,10 @@ def resume(
     with runner_for(options) as runner, nullcontext() if record is None else held(folder):
         launcher = "basic"
         if record is None:
-            entries = _run(folder, overrides, runner)
+            entries = _run(folder, overrides, known, runner)
         else:
             launcher = _launcher(record, overrides, config_dir, runner)
-            entries = _sweep(folder, record, overrides, config_dir, runner)
+            entries = _sweep(folder, record, overrides, known, config_dir, runner)
         left = {number: entry for number, entry in enumerate(entries) if entry.is_left(errored)}
         jobs = [Job(entry.folder, number, entry.label, options.from_scratch) for number, entry in left.items()]
         if not jobs:
@@ -87,20 +90,23 @@ def resume(
         return carry_out(plan, runner, options)
 
 
-def _run(folder: Path, overrides: Sequence[str], runner: JobRunner) -> list[_Entry]:
+def _run(folder: Path, overrides: Sequence[str], known: Sequence[str], runner: JobRunner) -> list[_Entry]:
     """Return the only job of a single run."""
     status = read_status(folder)
     if status is None:
         raise ConfigError(f"{folder}: holds neither a run nor a sweep\ngive the folder of a run or of a sweep")
-    return [_recorded(folder, str(status.get("state")), overrides, runner)]
+    return [_recorded(folder, str(status.get("state")), overrides, known, runner)]
 
 
-def _recorded(folder: Path, state: str, overrides: Sequence[str], runner: JobRunner) -> _Entry:
+def _recorded(folder: Path, state: str, overrides: Sequence[str], known: Sequence[str], runner: JobRunner) -> _Entry:
     """Return the job that a run's record tells of. Errors: ConfigError, RecordError."""
-    config = (read_status(folder) or {}).get("config")
+    status = read_status(folder) or {}
+    config = status.get("config")
     if not isinstance(config, dict):
         raise RecordError(f"{folder / 'status.json'}: has no configuration")
     tree = compose.adjusted(config, overrides, MOVABLE) if overrides else config
+    if state not in FINAL:
+        origin.check_places(folder, tree, status.get("origin"), [*overrides, *known])
     identity = "" if state in FINAL else runner.preflight([tree])[0]
     return _Entry(folder, tree, identity, known_as(tree) if identity else "", state)
 
@@ -120,7 +126,12 @@ def _launcher(record: SweepRecord, overrides: Sequence[str], config_dir: Path | 
 
 
 def _sweep(
-    folder: Path, record: SweepRecord, overrides: Sequence[str], config_dir: Path | None, runner: JobRunner
+    folder: Path,
+    record: SweepRecord,
+    overrides: Sequence[str],
+    known: Sequence[str],
+    config_dir: Path | None,
+    runner: JobRunner,
 ) -> list[_Entry]:
     """Return the jobs of a sweep: those that its overrides come to, then all others that are not final."""
     runs, skipped = read_runs([folder])
@@ -136,43 +147,59 @@ def _sweep(
     entries = []
     if not record.search:
         lines = _merged(record.overrides, overrides)
-        entries = _planned(folder, runs, lines, config_dir or record.config_dir, runner)
+        if record.config_dir is not None and config_dir is None and not record.is_ours:
+            raise RecordError(
+                f"{folder} names configurations in {record.config_dir}, and is no record of yours on this machine\n"
+                "give --config-dir FOLDER if you know what lies there"
+            )
+        planned_jobs = compose.planned(lines, True, config_dir or record.config_dir)
+        if not record.is_ours:
+            for _, tree in planned_jobs:
+                origin.check_places(folder, tree, None, [*overrides, *known])
+        entries = _planned(folder, runs, planned_jobs, runner)
     planned = {entry.folder for entry in entries}
     for run in runs:  # of a search, or of an earlier resume with other overrides
         if run.folder not in planned and run.state not in FINAL:
-            entries.append(_recorded(run.folder, run.state, (), runner))
+            entries.append(_recorded(run.folder, run.state, (), [*overrides, *known], runner))
     return entries
 
 
 def _planned(
-    folder: Path, runs: Sequence[Run], lines: Sequence[str], config_dir: Path | None, runner: JobRunner
+    folder: Path, runs: Sequence[Run], planned: Sequence[tuple[list[str], dict[str, Any]]], runner: JobRunner
 ) -> list[_Entry]:
     """Return the jobs that a sweep's overrides come to; one without a run gets a number of its own."""
-    planned = compose.planned(lines, True, config_dir)
     identities = runner.preflight([tree for _, tree in planned])
     begun = defaultdict[str, list[Run]](list)
     for run in runs:
         begun[run.identity].append(run)
     taken = {run.folder.name for run in runs}
-    unclaimed = [run for identity in begun.keys() - set(identities) for run in begun[identity]]
+    _check_data([run for identity in begun.keys() - set(identities) for run in begun[identity]], planned, runner)
     entries = []
     for i, ((_, tree), label, identity) in enumerate(zip(planned, labels(planned), identities, strict=True)):
         if begun[identity]:
             run = begun[identity].pop(0)
             entries.append(_Entry(run.folder, tree, identity, label, run.state))
             continue
-        if other := next((run for run in unclaimed if _alike(run, tree)), None):
-            raise RecordError(f"{other.folder} is of other data\nput the data back, or start a new sweep")
         name = next(n for n in map(str, itertools.chain([i], itertools.count())) if n not in taken)
         taken.add(name)
         entries.append(_Entry(folder / name, tree, identity, label, "new"))
     return entries
 
 
-def _alike(run: Run, tree: Mapping[str, Any]) -> bool:
-    """Return whether a run has these settings: with another identity, its data are not what they were."""
-    now, then = ({k: v for k, v in flat.items() if k not in MOVABLE} for flat in (flatten(tree), run.config))
-    return now == then
+def _check_data(runs: Sequence[Run], planned: Sequence[tuple[list[str], dict[str, Any]]], runner: JobRunner) -> None:
+    """Refuse a sweep of which a run was on other data than those that its settings come to now. Errors: RecordError."""
+    data_now = {_data_key(flatten(tree)): tree["data"] for _, tree in planned}
+    for run in {_data_key(run.config): run for run in runs if _data_key(run.config) in data_now}.values():
+        then = (read_status(run.folder) or {}).get("config")
+        if isinstance(then, dict):
+            (identity,) = runner.preflight([then | {"data": data_now[_data_key(run.config)]}])
+            if identity != run.identity:
+                raise RecordError(f"{run.folder} is of other data\nput the data back, or start a new sweep")
+
+
+def _data_key(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return the settings of the data, of a flat configuration, but for where they lie."""
+    return tuple(sorted((k, v) for k, v in config.items() if k.startswith("data.") and k not in MOVABLE))
 
 
 def _merged(recorded: Sequence[str], given: Sequence[str]) -> list[str]:

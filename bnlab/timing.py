@@ -8,11 +8,29 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import signal
 import statistics
 import time
+from types import FrameType
 from typing import Protocol
 
 import torch
+
+_paused_ns = 0
+
+
+def now_ns() -> int:
+    """Return the host's clock in nanoseconds, without the time that `pause` took."""
+    return time.perf_counter_ns() - _paused_ns
+
+
+def pause(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTSTP: stop this process until it is continued, and count that in no clock of the host."""
+    global _paused_ns
+    before = time.perf_counter_ns()
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _paused_ns += time.perf_counter_ns() - before
 
 
 def synchronize(device: torch.device) -> None:
@@ -31,12 +49,12 @@ class Stopwatch:
 
     def start(self) -> None:
         synchronize(self._device)
-        self._since = time.perf_counter_ns()
+        self._since = now_ns()
 
     def stop(self) -> None:
         synchronize(self._device)
         if self._since is not None:
-            self._total_ns += time.perf_counter_ns() - self._since
+            self._total_ns += now_ns() - self._since
             self._since = None
 
     def add(self, seconds: float) -> None:
@@ -46,7 +64,7 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         """Return the seconds added up, the running stretch included."""
-        running = time.perf_counter_ns() - self._since if self._since is not None else 0
+        running = now_ns() - self._since if self._since is not None else 0
         return (self._total_ns + running) / 1e9
 
 
@@ -73,7 +91,7 @@ class HostClock:
         self._marks: list[int] = []
 
     def begin(self) -> None:
-        self._marks.append(time.perf_counter_ns())
+        self._marks.append(now_ns())
 
     ready = end = begin
 

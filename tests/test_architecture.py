@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower layers first; a package may import from lower layers, and beside it where BESIDE says so.
 LAYERS = [
-    {"errors", "interval", "registry", "schema", "seeding", "timing", "metrics", "distributed"},
+    {"errors", "interrupts", "interval", "registry", "schema", "seeding", "timing", "metrics", "distributed"},
     {"norms", "data", "record"},
     {"models", "compare", "config"},
     {"conformance", "measure", "claims"},

@@ -7,7 +7,11 @@ configuration (nothing was started), 130 Ctrl-C, 143 SIGTERM.
 
 from __future__ import annotations
 
+import bnlab.interrupts  # before all that takes time to load
+
+# isort: split
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -87,6 +91,8 @@ def main() -> None:
             app(args=arguments, prog_name="bnlab")
         finally:
             sys.stdout.flush()  # or the interpreter finds a full disk when it is too late to say so
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)  # 128 + SIGPIPE: the reader went away
@@ -102,6 +108,9 @@ def main() -> None:
         for line in (traceback.format_exc() if wants_traceback else text).splitlines():
             messages().say(line if len(line) <= LONGEST_LINE else f"{line[:200]} … {line[-100:]}")
         sys.exit(code)
+    finally:
+        if signal.getsignal(signal.SIGINT) is bnlab.interrupts.interrupted:  # while the interpreter ends
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stand_in_for_closed_streams() -> None:

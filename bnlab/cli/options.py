@@ -45,13 +45,13 @@ def number_in(name: str, kind: type[int] | type[float], low: float, high: float 
     def parse(text: str) -> float:
         try:
             value = kind(text)
-            if not math.isfinite(value):
-                raise ValueError
         except ValueError:
             raise ConfigError(f"{name} {text}: must be a {'whole ' if kind is int else ''}number") from None
         if not low <= value <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise ConfigError(f"{name} {text}: must be {bounds}")
+        if value == math.inf:
+            raise ConfigError(f"{name} {text}: must be finite")
         return value
 
     return typer.Option(name, metavar="N" if kind is int else "NUMBER", parser=parse, help=help)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bnlab.errors import ConfigError
-from bnlab.record.plain_files import cannot_write
+from bnlab.record.plain_files import beside_of, cannot_write, lock, remove_leftovers
 
 
 def must_be_free(place: Path) -> None:
@@ -24,10 +24,14 @@ def fresh_place(place: Path) -> Iterator[Path]:
 
     Errors: EnvironmentFault for whatever the system refuses meanwhile.
     """
-    beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    remove_leftovers(place)
+    beside, held = beside_of(place), None
     absent = [parent for parent in place.parents if not parent.exists()]
     try:
         beside.mkdir(parents=True)
+        with contextlib.suppress(OSError):  # a folder cannot be opened on Windows
+            held = os.open(beside, os.O_RDONLY)
+            lock(held)
         yield beside
         os.rename(beside, place)
     except BaseException as error:
@@ -38,3 +42,6 @@ def fresh_place(place: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise cannot_write(place, error) from error
         raise
+    finally:
+        if held is not None:
+            os.close(held)

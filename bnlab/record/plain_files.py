@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import secrets
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +26,10 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     Without `durable` that holds as long as the machine has power, and many files are written ten times as fast.
     Errors: EnvironmentFault naming the path when the disk is full or the place cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = beside_of(path)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
         with open(open_plain(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            lock(file.fileno())
             file.write(content)
             file.flush()
             if durable:
@@ -39,6 +41,36 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def beside_of(path: Path) -> Path:
+    """Return a hidden place beside `path`, of a name that nobody else has, for what is to be renamed to it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def lock(file: int) -> bool:
+    """Lock an open file or folder as long as it is open; return whether nobody else has. Errors: OSError."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed left beside `path`; those that still work there hold a lock."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            file = os.open(left, os.O_RDONLY | _CAREFULLY)
+            try:
+                if lock(file):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(file)
 
 
 def open_plain(path: Path | str, flags: int) -> int:

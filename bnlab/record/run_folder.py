@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bnlab.errors import RecordError
+from bnlab.errors import EnvironmentFault, RecordError
 from bnlab.record import origin
 from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes, write_json
 from bnlab.record.read import SCHEMA, State
@@ -167,7 +167,9 @@ class RunFolder:
             known = {"schema": SCHEMA, "identity": self.identity, "config": self._status["config"]}
             write_json(self.path / "summary.json", known | dict(summary))
         self._status |= {"state": state, "error": error}
-        write_json(self.path / "status.json", self._status)
+        # With its summary a run is over, whether or not there is room for more.
+        with contextlib.nullcontext() if summary is None else contextlib.suppress(EnvironmentFault):
+            write_json(self.path / "status.json", self._status)
         self.release()
 
     def release(self) -> None:
@@ -179,6 +181,8 @@ class RunFolder:
 
 def settle(path: Path, state: State, error: str) -> None:
     """Say in a folder whose process died how it ended; nothing where another process holds it or it was over."""
+    if not path.is_dir():  # moved meanwhile; it is not made anew
+        return
     with contextlib.suppress(RecordError), held(path):
         status = read_status(path)
         if status is not None and status.get("state") not in FINAL:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +20,7 @@ from bnlab.record.read import Run, read_runs
 from bnlab.record.run_folder import read_status
 from bnlab.report.console import messages, results
 from bnlab.training.callbacks import Callback
-from bnlab.training.job import Job, ResultState
+from bnlab.training.job import Job, JobResult, ResultState
 
 LOOK_SECONDS = 0.25
 SHARE = 0.05  # of the time, at most, for looking
@@ -82,7 +83,7 @@ class _Monitor:
     def look(self, *, last: bool = False) -> None:
         """Tell of what ended since the last look; the last one tells of failures that were not tried again, too."""
         if self._is_search:
-            for name in sorted((path.name for path in self._folder.iterdir() if path.name.isdigit()), key=int):
+            for name in sorted((path.name for path in self._folder.glob("*") if path.name.isdigit()), key=int):
                 if name not in self._ended:
                     self._running.setdefault(name, Job(self._folder / name, int(name)))
         for name, job in list(self._running.items()):
@@ -123,12 +124,22 @@ def _version(folder: Path) -> tuple[int, int] | None:
 # ---------------------------------------------------------------- the summary
 
 
-def summarize(folder: Path, multirun: bool, absent: str, failure: Exception | None) -> int:
+def summarize(
+    folder: Path, multirun: bool, absent: str, failure: Exception | None, ended: Mapping[Path, JobResult]
+) -> int:
     """Print a line a run on stdout and what went wrong on stderr; return the exit code.
 
-    `absent` says what is to be thought of a job that is still queued; `failure` is what the launcher raised.
+    `absent` says what is to be thought of a job that is still queued; `failure` is what the launcher raised; `ended`
+    what is known of jobs whose folders could not be told it, on a full disk above all.
     """
+    if not folder.is_dir():
+        for path, result in ended.items():
+            messages().say(f"{path} {result.state}: {result.reason.partition(chr(10))[0]}")
+        messages().say(f"{folder}: is not there any more, it was moved or removed while its jobs ran")
+        messages().say("to finish: bnlab resume FOLDER, with the folder where it lies now")
+        return 1
     runs, skipped = read_runs([folder])
+    runs = [_with_result(run, ended.get(run.folder)) for run in runs]
     expected = len(runs) + len(skipped)
     runs = [run for run in runs if run.state != "queued"]
     runs.sort(key=lambda run: (len(run.folder.name), run.folder.name))  # by number, however they were started
@@ -165,6 +176,13 @@ def summarize(folder: Path, multirun: bool, absent: str, failure: Exception | No
     if missing or any(run.state != "diverged" for run in bad):
         err.say(f"to finish: bnlab resume {folder}")
     return int(bool(bad or skipped or missing or failure is not None))
+
+
+def _with_result(run: Run, result: JobResult | None) -> Run:
+    """Return a run with the end that its folder does not tell of."""
+    if result is None or run.state in ("done", "diverged") or run.error:
+        return run
+    return replace(run, state=result.state, error=result.reason or None)
 
 
 def _line(run: Run, arm: Mapping[str, str]) -> str:

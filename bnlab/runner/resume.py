@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bnlab import __version__
 from bnlab.config import compose
-from bnlab.errors import ConfigError, RecordError
+from bnlab.errors import ConfigError, EnvironmentFault, RecordError
 from bnlab.record import origin
 from bnlab.record.read import Run, flatten, read_runs
 from bnlab.record.run_folder import FINAL, held, queue, read_status
@@ -61,8 +61,15 @@ def resume(
     if not folder.is_dir() or folder.is_symlink():
         raise ConfigError(f"{folder}: is not a folder\ngive the folder of a run or of a sweep")
     record = SweepRecord.read(folder)
-    with runner_for(options) as runner, nullcontext() if record is None else held(folder):
-        launcher = "basic"
+    with runner_for(options) as runner, ExitStack() as until_the_end:
+        launcher, fault = "basic", None
+        if record is not None:
+            try:
+                until_the_end.enter_context(held(folder))
+            except RecordError:
+                raise
+            except EnvironmentFault as error:  # of another user: what is done can be shown all the same
+                fault = error
         if record is None:
             entries = _run(folder, overrides, known, runner)
         else:
@@ -73,11 +80,13 @@ def resume(
         if not jobs:
             what = "no job failed or was killed" if errored else "nothing is left to do"
             messages().say(f"{folder}: {what}")
+        if fault is not None and jobs and not dry_run:
+            raise fault
         if dry_run:
             if jobs:
                 show_jobs(jobs, [entry.state for entry in left.values()])
             return 0
-        if record is not None and not record.search:
+        if record is not None and not record.search and jobs:
             lines = _merged(record.overrides, overrides)  # what is added now is to be finished by the next resume
             place = (config_dir and config_dir.resolve()) or record.config_dir
             SweepRecord(tuple(lines), place, search=False).write(folder)
@@ -95,7 +104,9 @@ def _run(folder: Path, overrides: Sequence[str], known: Sequence[str], runner: J
     status = read_status(folder)
     if status is None:
         raise ConfigError(f"{folder}: holds neither a run nor a sweep\ngive the folder of a run or of a sweep")
-    return [_recorded(folder, str(status.get("state")), overrides, known, runner)]
+    runs, _ = read_runs([folder])  # where a summary tells that it is over, whatever the status says
+    state = runs[0].state if runs else str(status.get("state"))
+    return [_recorded(folder, state, overrides, known, runner)]
 
 
 def _recorded(folder: Path, state: str, overrides: Sequence[str], known: Sequence[str], runner: JobRunner) -> _Entry:

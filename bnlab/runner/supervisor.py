@@ -15,12 +15,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from bnlab import errors
@@ -69,6 +70,7 @@ class Supervisor:
         self._place, self._parent = place, parent
         if parent is not None:
             threading.Thread(target=_end_after, args=[parent], daemon=True).start()
+        self._paused = 0.0  # seconds that Ctrl-Z took
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -122,7 +124,7 @@ class Supervisor:
         return result
 
     def _attempt(self, job: Job) -> JobResult:
-        with signals_kept() as signals:
+        with signals_kept() as signals, self._pausing():
             try:
                 self.start()
                 result = self._watched(job, signals)
@@ -146,13 +148,40 @@ class Supervisor:
                 if "result" in answer:
                     return JobResult(**answer["result"])
                 if "counts" in answer:
-                    end = time.monotonic() + (self.options.timeout or math.inf) if answer["counts"] else math.inf
+                    end = self._seconds() + (self.options.timeout or math.inf) if answer["counts"] else math.inf
                     continue
                 getattr(self.callback, answer["tell"])(*answer["with"])
             if signals or (self._parent is not None and self._parent.wants_none()):
                 return self._stopped(job)
-            if time.monotonic() >= end:
+            if self._seconds() >= end:
                 return self._stopped(job, f"took longer than {self.options.timeout:g} s (--timeout)")
+
+    def _seconds(self) -> float:
+        """Return a clock that stands still while this process is stopped by Ctrl-Z."""
+        return time.monotonic() - self._paused
+
+    @contextlib.contextmanager
+    def _pausing(self) -> Iterator[None]:
+        """Let Ctrl-Z, which the terminal sends to our group alone, stop the worker with us, and `fg` go on."""
+
+        def pause(number: int, frame: FrameType | None) -> None:
+            before = time.monotonic()
+            if self._process is not None:
+                self._process.send_signal(signal.SIGTSTP)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self._paused += time.monotonic() - before
+            if self._process is not None:
+                self._process.send_signal(signal.SIGCONT)
+
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
+            yield
+            return
+        signal.signal(signal.SIGTSTP, pause)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
     def _stopped(self, job: Job, reason: str = "") -> JobResult:
         """Ask the job to stop, kill it when it does not, and record why."""

@@ -28,7 +28,7 @@ from bnlab.runner import launchers, monitor, slurm
 from bnlab.runner.parent import ParentProcess, asked_to_stop
 from bnlab.runner.supervisor import JobOptions, JobRunner, Supervisor
 from bnlab.runner.task import FAILED_FAST, Task, choose, do
-from bnlab.training.job import Job, Terminated
+from bnlab.training.job import Job, JobResult, Terminated
 
 RUNS = Path("runs")
 ELSEWHERE = ("submitit_slurm",)  # launchers whose jobs go on without the command line
@@ -160,11 +160,12 @@ def carry_out(plan: Plan, runner: JobRunner, options: JobOptions) -> int:
     plan = replace(plan, jobs=tuple(replace(job, index=i) for i, job in enumerate(plan.jobs)))  # of those done now
     failure: Exception | None = None
     stopped = 0
+    ended: dict[Path, JobResult] = {}
     with PlainProgress(Terminal(sys.stderr)) if options.inline else make_progress(sys.stderr) as progress:
         runner.callback = progress
         (plan.folder / FAILED_FAST).unlink(missing_ok=True)
         try:
-            _do(plan, runner, options)
+            _do(plan, runner, options, ended)
         except KeyboardInterrupt:
             stopped = 128 + signal.SIGINT
         except Terminated as stop:
@@ -173,19 +174,22 @@ def carry_out(plan: Plan, runner: JobRunner, options: JobOptions) -> int:
             failure = error
     waits = stopped and plan.launcher in ELSEWHERE
     absent = "may still wait for its turn" if waits else "was not started"
-    trouble = monitor.summarize(plan.folder, plan.multirun, absent, failure)
+    trouble = monitor.summarize(plan.folder, plan.multirun, absent, failure, ended)
     return stopped or trouble
 
 
-def _do(plan: Plan, runner: JobRunner, options: JobOptions) -> None:
-    """Do the jobs in turn, or let a launcher or a search do so. Errors: whatever a launcher raises."""
+def _do(plan: Plan, runner: JobRunner, options: JobOptions, ended: dict[Path, JobResult]) -> None:
+    """Do the jobs in turn, or let a launcher or a search do so; note in `ended` what came of those done here.
+
+    Errors: whatever a launcher raises.
+    """
     if plan.launcher != "basic" or plan.sweeper != "basic":
         _hand_out(plan, runner, options)
         return
     if plan.multirun and plan.jobs:
         runner.callback.sweep_started(len(plan.jobs))
     for job in plan.jobs:
-        do(job, runner, plan.folder, options)
+        ended[job.folder] = do(job, runner, plan.folder, options)
 
 
 def _hand_out(plan: Plan, runner: JobRunner, options: JobOptions) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from bnlab.errors import BnlabError
@@ -86,7 +87,13 @@ class _Signals:
         signal.signal(signal.SIGINT, self._asked)
         for number in (signal.SIGTERM, signal.SIGUSR2):  # Slurm sends them to every process; the supervisor decides
             signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTSTP, self._paused)
         threading.Thread(target=self._end_after, args=[os.getppid()], daemon=True).start()
+
+    def _paused(self, number: int, frame: FrameType | None) -> None:
+        from bnlab.timing import pause  # torch
+
+        pause(number, frame)
 
     def _asked(self, *_: object) -> None:
         if self._stop is not None:
@@ -154,7 +161,6 @@ def _output_in(log: Path) -> Iterator[None]:
     """Let what libraries print, and the last lines of a crash, go into the job's log."""
     kept = [os.dup(1), os.dup(2)]
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
         file = open_plain(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     except OSError:  # the job itself will say so
         file = os.dup(2)

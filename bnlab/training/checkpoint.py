@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bnlab.errors import ConfigError, RecordError
-from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes
+from bnlab.record.plain_files import cannot_write, open_plain, read_plain, remove_leftovers, write_bytes
 
 CURRENT, PREVIOUS, DIGESTS = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256"
 LARGEST_DIGESTS = 4096  # bytes
@@ -146,6 +146,8 @@ def check_new_file(path: Path) -> None:
         raise ConfigError(f"{path}: is a name that training writes to\nname another file by --out")
     if not path.parent.exists():
         raise ConfigError(f"{path}: the folder {path.parent} does not exist\nmake it, or name another by --out")
+    remove_leftovers(path)
+    remove_leftovers(digest_beside(path))
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".sha256.tmp"):
             pass

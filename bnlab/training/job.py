@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from bnlab.interrupts import interrupted
+
 ResultState = Literal["done", "diverged", "failed", "interrupted", "killed"]
 
 INTERRUPTED = "stopped by a signal before its end"
@@ -30,7 +32,7 @@ def signals_kept() -> Iterator[list[int]]:
     kept: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
-        ours = (signal.SIG_DFL, signal.default_int_handler, terminated)
+        ours = (signal.SIG_DFL, signal.default_int_handler, interrupted, terminated)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             if signal.getsignal(number) in ours:
                 before[number] = signal.signal(number, lambda number, _: kept.append(number))

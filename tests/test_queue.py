@@ -156,7 +156,7 @@ def test_what_a_launcher_carries_does_not_grow_with_the_jobs(
         jobs = tuple(Job(folder / str(i), i) for i in range(count))
         for job in jobs:
             queue(job.folder, {"seed": job.index}, "", str(job.index))
-        plan = sweep.Plan(folder, jobs, True, 1, (f"hydra/launcher={launcher}",), None, launcher)
+        plan = sweep.Plan(folder, jobs, True, 1, (), (f"hydra/launcher={launcher}",), None, launcher)
         assert sweep.carry_out(plan, Nobody(), JobOptions()) == 1
         assert not list(folder.glob(".queue")), "it is of use to this command line only"
     (few, few_names), (many, names) = handed

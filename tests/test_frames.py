@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def test_one_row_a_run(tmp_path: Path) -> None:
     assert frame["steps_to_target"].isna().tolist() == [False, True, True]
     assert frame["steps_to_target_censored"].tolist()[1] == 100.0
     assert frame.attrs["skipped"] == [(str(tmp_path / "d"), "status.json is not a JSON object")]
+
+
+def test_a_run_that_diverged_has_the_times_that_it_did_not_reach(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", test_accuracy=[0.1, 0.9], state="diverged")
+    (row,) = runs_frame([tmp_path]).to_dict("records")
+    assert (row["steps_to_target_censored"], row["learned"]) == (100.0, 0.0)
+    assert all(math.isnan(row[name]) for name in ("steps_to_target", "test_accuracy"))
 
 
 def test_tables_of_a_run(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from bnlab.record.read import Run, read_runs, started, without_collector
 
 DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
 RATIO = "step_ratio"  # is to the baseline already
+MOST_IMAGES = 10**12  # more are of a damaged record
 BENCH_METRICS = (RATIO, "step_ms", "images_per_second")
 
 
@@ -164,7 +165,7 @@ def _images(run: Run, metric: Metric) -> int | None:
     if number is None:  # of an older run
         by_name = {"test": test_images_of(run.config.get("data.name")), "valid": run.config.get("data.valid_size")}
         number = by_name.get(metric.split)
-    return number if isinstance(number, int) and number > 0 else None
+    return number if isinstance(number, int) and 0 < number <= MOST_IMAGES else None
 
 
 def observe(runs: Sequence[Run], metric: Metric, target: float | None) -> Observed:

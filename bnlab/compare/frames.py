@@ -39,8 +39,8 @@ Tables = Mapping[str, pd.DataFrame]
 def runs_frame(paths: Iterable[Path], target: float | None = None) -> pd.DataFrame:
     """Return one row a run: folder, state, error, its configuration (`optim.lr`) and every metric of finished runs.
 
-    A time to a target that was not reached is NaN, with the last time in a column of its own (`..._censored`). Folders
-    that could not be read stand in `frame.attrs["skipped"]`.
+    A time to a target that was not reached, by a run that is done or diverged, is NaN, with the last time in a column
+    of its own (`..._censored`). Folders that could not be read stand in `frame.attrs["skipped"]`.
     """
     runs, skipped = read_runs(paths)
     frame = frame_of(started(runs), target)
@@ -57,7 +57,9 @@ def frame_of(runs: Iterable[Run], target: float | None = None) -> pd.DataFrame:
         rows.append({key: _encodable(value) for key, value in about.items()})
         goal = target_of(run.config.get("data.name")) if target is None else target
         figures: dict[str, float | None] = {}
-        for metric in metrics.values() if run.state == "done" else ():
+        for metric in metrics.values():
+            if run.state != "done" and not (metric.of_diverged and run.state == "diverged"):
+                continue
             value = metric.derive(run.summary or {}, goal)
             if isinstance(value, Censored):
                 figures[f"{metric.name}_censored"] = value.at

@@ -364,8 +364,8 @@ def uses_running(stats: object) -> bool:
 
 
 def warnings_of(run: Summary, stats: object = None) -> list[str]:
-    """Return what in a run's own figures makes its evaluation, with these `eval.stats`, doubtful; one sentence each."""
-    warnings = []
+    """Return what in a run's figures and data makes its evaluation, with these `eval.stats`, doubtful; one sentence each."""
+    warnings = _data_warnings(run)
     bare = run.get("unnormalizable_batches")
     if bare:
         warnings.append(
@@ -379,6 +379,14 @@ def warnings_of(run: Summary, stats: object = None) -> list[str]:
             "train longer, or give new batches more weight"
         )
     return warnings
+
+
+def _data_warnings(run: Summary) -> list[str]:
+    """Return what was odd about the user's own images; other data sets have no such part in their environment."""
+    environment = run.get("environment")
+    data = environment.get("data") if isinstance(environment, Mapping) else None
+    doubts = data.get("warnings") if isinstance(data, Mapping) else None
+    return [doubt for doubt in doubts if isinstance(doubt, str)] if isinstance(doubts, list) else []
 
 
 def _curve(run: Summary, name: str) -> Sequence[float]:

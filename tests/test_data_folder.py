@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers_cases import for_each
 from helpers_images import bomb
 from PIL import Image
 
-from bnlab.data import image_folder
+from bnlab.data import decode, image_folder
 from bnlab.data.bundle import load
 from bnlab.data.dataset import datasets
 from bnlab.data.decode import printable
@@ -96,11 +99,13 @@ def test_images_are_resized_and_turned_grey(pictures, tmp_path):
         ("L", 77, "a.png", 77),
         ("1", 1, "a.png", 255),
         ("P", 0, "a.png", 0),
-        ("LA", (200, 0), "a.png", 0),
-        ("RGBA", (200, 200, 200, 0), "a.png", 0),
+        ("LA", (200, 0), "a.png", 255),
+        ("RGBA", (200, 200, 200, 0), "a.png", 255),
+        ("RGBA", (0, 0, 0, 128), "a.png", 127),
         ("RGBA", (200, 200, 200, 255), "a.png", 200),
         ("I;16", 51_400, "a.png", 200),
         ("I", 51_400, "a.tiff", 200),
+        ("LAB", (255, 128, 128), "a.tiff", 255),
         ("RGB", (60, 60, 60), "A.BMP", 60),
         ("RGB", (60, 60, 60), "a.webp", 60),
         ("RGB", (60, 60, 60), "a.tiff", 60),
@@ -132,18 +137,18 @@ def test_every_bad_file_is_named_at_once(pictures, tmp_path):
     whole = (pictures / "dog/cut.jpg").read_bytes()
     (pictures / "dog/cut.jpg").write_bytes(whole[: len(whole) // 2])
     bomb(pictures / "dog/bomb.png", 9_000, 9_000)
-    bomb(pictures / "dog/large.png", 10_000, 10_000)
     bomb(pictures / "dog/huge.png", 60_000, 60_000)
     Image.fromarray(np.zeros((4, 4), np.float32)).save(pictures / "dog/float.tiff")
+    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(pictures / "dog/deep.tiff")
     lines = faults(pictures, tmp_path).splitlines()
     assert lines[0].endswith("faults found: 7; mend them:")
     told = dict(line.split(": ", 1) for line in lines[1:])
     assert told["cat/text.jpg"] == told["cat/empty.png"] == "not an image, or damaged"
     assert "truncated" in told["dog/cut.jpg"]
-    assert told["dog/bomb.png"] == "9000 x 9000 pixels, more than 64,000,000"
-    assert told["dog/large.png"] == "10000 x 10000 pixels, more than 64,000,000"
-    assert "bomb" in told["dog/huge.png"]
+    assert told["dog/bomb.png"] == "9000 x 9000 pixels, more than 64,000,000; save it smaller"
+    assert told["dog/huge.png"] == "60000 x 60000 pixels, more than 64,000,000; save it smaller"
     assert "floating-point" in told["dog/float.tiff"]
+    assert "samples beyond 16 bits" in told["dog/deep.tiff"]
     assert not (tmp_path / "cache").exists()
 
 
@@ -156,13 +161,128 @@ def test_many_bad_files_are_counted(pictures, tmp_path):
     assert len(lines) == 12
 
 
-def test_other_files_and_hidden_ones_are_passed_over(pictures, tmp_path):
+def test_what_is_passed_over_is_counted_by_its_reason(pictures, tmp_path):
     (pictures / "cat/notes.txt").write_text("no image")
     (pictures / "cat/.thumb.jpg").write_text("no image")
+    (pictures / "cat/photo.HEIC").write_text("no image that Pillow reads")
+    (pictures / "cat/a.a name that goes on").write_text("no image")
     (pictures / ".git").mkdir()
     (pictures / "readme.md").write_text("no class")
-    bundle = load(spec(pictures, tmp_path))
-    assert len(bundle.train) + len(bundle.valid) + len(bundle.test) == 20
+    image(pictures / "stray.png")
+    image(pictures / "@eaDir/cat/SYNOPHOTO_THUMB_M.jpg")
+    image(pictures / "dog/@eaDir/SYNOPHOTO_THUMB_M.jpg")
+    image(pictures / "__MACOSX/cat/0.png")
+    (pictures / "dog/cats").symlink_to("../cat")
+    (pictures / "dog/up").symlink_to("..")
+    (pictures / "dog/up.png").symlink_to("..")
+    pages = [Image.new("L", (4, 4), grey) for grey in (9, 10, 11)]
+    pages[0].save(pictures / "dog/pages.tiff", save_all=True, append_images=pages[1:])
+    bundle = load(spec(pictures, tmp_path, train_size=9))
+    assert bundle.about["images"] == {"train": 9, "valid": 2, "test": 4}
+    assert bundle.about["passed_over"] == {
+        "hidden": 2,
+        "folder @eaDir": 2,
+        "folder __MACOSX": 1,
+        "link to a folder": 3,
+        "outside the class folders": 1,
+        ".txt": 1,
+        ".heic": 1,
+        ".md": 1,
+        "without a suffix": 1,
+        "further frames or pages": 2,
+        "left by data.train_size": 6,
+    }
+
+
+def test_many_kinds_of_other_files_are_added_up(pictures, tmp_path):
+    for number in range(30):
+        (pictures / f"cat/a.x{number}").write_text("no image")
+    passed = load(spec(pictures, tmp_path)).about["passed_over"]
+    assert len(passed) == 11
+    assert passed["of other kinds"] == 20
+
+
+def test_images_below_the_folder_of_a_class_are_of_that_class(pictures, tmp_path):
+    for number in range(3):
+        image(pictures / f"cat/from web/2019/{number}.png", (50 + number, 0, 0))
+    bundle = load(spec(pictures, tmp_path, valid_size=0))
+    both = torch.cat([bundle.train.labels, bundle.test.labels])
+    assert torch.bincount(both).tolist() == [13, 10]
+    assert bundle.about["passed_over"] == {}
+    shutil.rmtree(pictures / "cat/from web/2019")
+    for number in range(10):
+        (pictures / f"cat/{number}.png").rename(pictures / f"cat/from web/{number}.png")  # none directly in it
+    assert load(spec(pictures, tmp_path)).num_classes == 2
+
+
+@for_each("names", [("train", "val", "test"), ("Train", "VALID", "Test"), ("training_set", "validation", "test set")])
+def test_the_folders_of_splits_may_be_called_in_several_ways(names, tmp_path):
+    place = tmp_path / names[0] / "all"
+    for share, name in enumerate(names):
+        for label, of in enumerate(("cat", "dog")):
+            for number in range(4 - share):
+                image(place / name / of / f"{number}.png", (100 * share + 10 * label + number, 0, 0))
+    bundle = load(spec(place, place.parent, valid_size=100))
+    assert reds(bundle.train) == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert reds(bundle.valid) == [100, 101, 102, 110, 111, 112]
+    assert reds(bundle.test) == [200, 201, 210, 211]
+    assert torch.equal(bundle.valid.images[:, 0, 0, 0] >= 110, bundle.valid.labels == 1)
+    assert bundle.about["images"] == {"train": 8, "valid": 6, "test": 4}
+    shutil.rmtree(place / names[2])
+    bundle = load(spec(place, place.parent, test_share=0.25))
+    assert reds(bundle.valid) == [100, 101, 102, 110, 111, 112]
+    assert [len(bundle.train), len(bundle.test)] == [6, 2]
+    assert set(reds(bundle.test)) <= {0, 1, 2, 3, 10, 11, 12, 13}
+    shutil.rmtree(place / names[0])
+    assert "a split by the name, but there is no train folder\nname" in faults(place, place.parent)
+
+
+def test_a_class_may_be_called_as_a_split_is(pictures, tmp_path):
+    for name in ("train", "test"):
+        image(pictures / name / "a.png")
+    assert load(spec(pictures, tmp_path)).classes == ("cat", "dog", "test", "train")
+    (pictures / "test/a.png").unlink()
+    (pictures / "test").rmdir()
+    image(pictures / "train/steam/b.png")
+    told = faults(pictures, tmp_path)
+    assert ": train: a split by the name, but cat, dog lies beside it\nif it is a class, rename it" in told
+
+
+def test_folders_beside_those_of_splits_are_counted(pictures, tmp_path):
+    both = tmp_path / "both"
+    shutil.copytree(pictures, both / "train")
+    shutil.copytree(pictures, both / "test")
+    image(both / "unlabelled/a.png")
+    (both / "docs").mkdir()
+    assert load(spec(both, tmp_path)).about["passed_over"] == {"outside the class folders": 1}
+    shutil.copytree(pictures, both / "testing")
+    assert "two folders for one split\nkeep one" in faults(both, tmp_path)
+
+
+def test_images_for_testing_without_classes_are_refused(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "both/train")
+    image(tmp_path / "both/test/1.png")
+    assert "test: no images in folders of classes" in faults(tmp_path / "both", tmp_path)
+
+
+def test_classes_are_told_by_their_names_however_these_are_written(tmp_path):
+    for split, form in (("train", "NFC"), ("val", "NFC"), ("test", "NFD")):
+        for number, name in enumerate(("café", "Übung", "z")):
+            if (split, name) != ("test", "z"):
+                image(tmp_path / "all" / split / unicodedata.normalize(form, name) / "a.png", (number, 0, 0))
+    bundle = load(spec(tmp_path / "all", tmp_path))
+    assert bundle.classes == ("café", "z", "Übung")
+    assert bundle.test.labels.tolist() == [0, 2]
+    assert bundle.test.images[:, 0, 0, 0].tolist() == [0, 1]
+    assert any(doubt == "test has no images of 1 of 3 classes: z" for doubt in bundle.about["warnings"])
+    image(tmp_path / "all/test/Z/a.png")
+    assert "test/Z: no such class for training" in faults(tmp_path / "all", tmp_path)
+    (tmp_path / "all/test/Z/a.png").rename(tmp_path / "all/test/Z/a.txt")
+    image(tmp_path / "all/train/Z/a.png")
+    doubts = load(spec(tmp_path / "all", tmp_path)).about["warnings"]
+    assert "2 classes differ from another in capitals only: Z, z" in doubts
+    image(tmp_path / "all/train" / unicodedata.normalize("NFD", "café") / "a.png")
+    assert "there twice, its accents written in two ways" in faults(tmp_path / "all", tmp_path)
 
 
 def test_folders_that_are_no_data_set(pictures, tmp_path):
@@ -174,15 +294,19 @@ def test_folders_that_are_no_data_set(pictures, tmp_path):
     (tmp_path / "none").mkdir()
     assert "0 class folders in" in faults(tmp_path / "none", tmp_path)
     image(tmp_path / "half/train/cat/a.png")
-    assert "one of train and test" in faults(tmp_path / "half", tmp_path)
+    assert f"1 class folders in {tmp_path}/half/train; needed are 2" in faults(tmp_path / "half", tmp_path)
+    around = tmp_path / "around"
+    around.mkdir()
+    pictures.rename(around / "pictures")
+    assert f"if the classes lie in pictures, set data.path={around}/pictures" in faults(around, tmp_path)
 
 
 def test_classes_of_train_and_test_must_be_the_same(tmp_path):
     for name in ("train/cat", "train/dog", "test/cat", "test/cow"):
         image(tmp_path / "both" / name / "a.png")
     told = faults(tmp_path / "both", tmp_path)
-    assert "test/cow: no such class in train" in told
-    assert "test/dog: missing" in told
+    assert "test/cow: no such class for training; did you mean cat?" not in told
+    assert "test/cow: no such class for training" in told
 
 
 def test_too_few_images_for_the_validation_asked_for(pictures, tmp_path):
@@ -226,8 +350,11 @@ def test_names_that_are_no_text_are_printed_escaped(pictures, tmp_path):
 
 def test_an_unreadable_folder_is_no_traceback(pictures, tmp_path, monkeypatch):
     def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+        if path.endswith("/cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
 
+    scandir = os.scandir
     monkeypatch.setattr(os, "scandir", refuse)
     assert "cat: Permission denied" in faults(pictures, tmp_path)
 
@@ -246,6 +373,119 @@ def decodes(monkeypatch):
     return seen
 
 
+def noise(path, seed, size=(8, 8), low=0, high=256):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(low, high, size, dtype=np.uint8)).save(path)
+
+
+def test_images_of_one_colour_or_few_levels_are_counted(tmp_path):
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(6):
+            noise(tmp_path / f"all/{name}/{number}.png", 10 * label + number)
+    ink = np.zeros((8, 8, 4), np.uint8)
+    ink[2:5, 2:5, 3] = 255
+    Image.fromarray(ink).save(tmp_path / "all/cat/ink.png")  # black on nothing
+    bright = Image.fromarray(np.random.default_rng(0).integers(0, 4096, (8, 8)).astype(np.uint16))
+    bright.save(tmp_path / "all/dog/twelve of sixteen bits.png")
+    noise(tmp_path / "all/dog/classes.png", 0, high=5)
+    few = "2 of 15 images span fewer than 16 of 256 levels; one is dog/classes.png"
+    assert load(spec(tmp_path / "all", tmp_path)).about["warnings"] == [few]
+    doubts = load(spec(tmp_path / "all", tmp_path, background="black")).about["warnings"]
+    plain = "1 of 15 images have one colour only; what is transparent shows data.background; one is cat/ink.png"
+    assert doubts == [plain, few]
+
+
+def test_images_that_stand_in_two_splits_or_classes_are_counted(tmp_path):
+    for split, numbers in (("train", range(6)), ("val", range(5, 8)), ("test", range(3, 6))):
+        for label, name in enumerate(("cat", "dog")):
+            for number in numbers:
+                noise(tmp_path / f"all/{split}/{name}/{number}.png", 10 * label + number)
+    noise(tmp_path / "all/train/dog/again.png", 0)
+    noise(tmp_path / "all/train/dog/twice.png", 11)  # of one class, which is common
+    assert load(spec(tmp_path / "all", tmp_path)).about["warnings"] == [
+        "2 of 6 valid images are training images too, to be known by heart; one is val/cat/5.png and train/cat/5.png",
+        "6 of 6 test images are training images too, to be known by heart; one is test/cat/3.png and train/cat/3.png",
+        "1 images are in another class too; one is train/dog/again.png and train/cat/0.png",
+    ]
+
+
+def test_images_set_apart_for_testing_are_looked_up_among_those_for_training(tmp_path):
+    for number in range(20):
+        noise(tmp_path / f"all/cat/{number}.png", number % 10)
+        noise(tmp_path / f"all/dog/{number}.png", 100 + number)
+    (doubt,) = load(spec(tmp_path / "all", tmp_path)).about["warnings"]
+    assert "of 8 test images are training images too" in doubt
+
+
+@for_each("orientation", range(1, 9))
+def test_photographs_are_turned_as_viewers_turn_them(orientation, tmp_path):
+    rng = np.random.default_rng(orientation)
+    upright = rng.integers(0, 256, (2, 2), dtype=np.uint8).repeat(16, 0).repeat(8, 1)
+    first_row_and_column = {  # where these are in the picture as it is seen: the words of the EXIF standard
+        1: "top left", 2: "top right", 3: "bottom right", 4: "bottom left",
+        5: "left top", 6: "right top", 7: "right bottom", 8: "left bottom",
+    }  # fmt: skip
+    row, column = first_row_and_column[orientation].split()
+    grid = upright if row in ("top", "bottom") else upright.T
+    grid = grid[::-1] if row in ("bottom", "right") else grid
+    stored = Image.fromarray(np.ascontiguousarray(grid[:, ::-1] if column in ("bottom", "right") else grid))
+    exif = Image.Exif()
+    exif[274] = orientation
+    for suffix in ("jpg", "png", "webp", "tiff"):
+        stored.save(tmp_path / f"a.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+        pixels, wrong = image_folder.decode_all(str(tmp_path), [f"a.{suffix}"], 32, 1, mean_bytes=1)
+        assert wrong == []
+        wanted = np.asarray(Image.fromarray(upright).resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(pixels[0, 0].astype(int) - wanted).mean() < 3, suffix
+
+
+def test_damaged_metadata_leave_a_picture_as_it_is(tmp_path):
+    Image.new("L", (8, 8), 9).save(tmp_path / "a.jpg", exif=b"Exif\0\0no TIFF at all")
+    pixels, wrong = image_folder.decode_all(str(tmp_path), ["a.jpg"], 8, 1, mean_bytes=1)
+    assert wrong == []
+    assert (pixels == 9).all()
+
+
+def test_sixteen_bits_and_palettes_may_be_transparent(tmp_path):
+    deep = Image.fromarray(np.array([[0, 51_400]], np.uint16))
+    deep.save(tmp_path / "deep.png", transparency=0)
+    flat = Image.new("P", (2, 1))
+    flat.putpalette([10, 10, 10, 200, 200, 200])
+    flat.putpixel((1, 0), 1)
+    flat.save(tmp_path / "flat.png", transparency=0)
+    for background, ground in (("white", 255), ("black", 0)):
+        pixels, wrong = image_folder.decode_all(
+            str(tmp_path), ["deep.png", "flat.png"], 2, 1, mean_bytes=1, background=background
+        )
+        assert wrong == []
+        assert pixels[:, 0, 0].tolist() == [[ground, 200]] * 2
+
+
+def test_twelve_bits_of_a_tiff_are_scaled_by_their_depth():
+    samples = Image.fromarray(np.array([[0, 4095, 2048]], np.uint16))
+    assert np.asarray(decode._flat(samples, 255, 12)).tolist() == [[0, 255, 128]]
+    samples.tag_v2 = {258: (12,)}
+    assert decode._bits(samples) == 12
+
+
+@for_each("progressive", [False, True])
+def test_a_photograph_of_many_pixels_is_decoded_small(progressive, tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 64 * 64)
+    Image.new("L", (160, 120), 90).save(tmp_path / "a.jpg", progressive=progressive)
+    pixels, wrong = image_folder.decode_all(str(tmp_path), ["a.jpg"], 8, 1, mean_bytes=1)
+    if progressive:  # is held whole while it is decoded
+        assert wrong == [("a.jpg", "160 x 120 pixels, more than 4,096; save it smaller")]
+    else:
+        assert wrong == []
+        assert (pixels == 90).all()
+
+
+def test_the_home_folder_may_be_a_tilde(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    load(spec("~/pictures", "~/roots"))
+    assert (tmp_path / "roots/cache").is_dir()
+
+
 def test_the_second_time_the_cache_answers(pictures, tmp_path, decodes):
     first = load(spec(pictures, tmp_path))
     assert load(spec(pictures, tmp_path, test_share=0.5, flip=True)).num_classes == 2
@@ -254,19 +494,52 @@ def test_the_second_time_the_cache_answers(pictures, tmp_path, decodes):
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npz"]
 
 
-@pytest.mark.parametrize("change", ["edit", "rename", "add", "size"])
+@pytest.mark.parametrize("change", ["edit", "add", "size", "channels", "background"])
 def test_any_change_is_decoded_anew(change, pictures, tmp_path, decodes):
+    image(pictures / "cat/3.png", (1, 2, 3, 0), mode="RGBA")
     before = load(spec(pictures, tmp_path))
     if change == "edit":
         image(pictures / "cat/3.png", (99, 0, 0))
-        os.utime(pictures / "cat/3.png", ns=(1, 1))
-    elif change == "rename":
-        (pictures / "cat/3.png").rename(pictures / "cat/x.png")
     elif change == "add":
         image(pictures / "dog/x.png")
-    after = load(spec(pictures, tmp_path, size=7 if change == "size" else 8))
+    keys = {"size": {"size": 7}, "channels": {"channels": 1}, "background": {"background": "black"}}
+    after = load(spec(pictures, tmp_path, **keys.get(change, {})))
     assert len(decodes) == (41 if change == "add" else 40)
     assert after.fingerprint != before.fingerprint
+
+
+def test_the_pixels_are_those_of_the_files_whatever_their_names_sizes_and_times_say(pictures, tmp_path):
+    for path in pictures.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    before = load(spec(pictures, tmp_path))
+    file = pictures / "dog/7.bmp"
+    state = file.stat()
+    image(file, (33, 0, 0))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file.stat().st_size == state.st_size
+    after = load(spec(pictures, tmp_path))
+    assert after.fingerprint != before.fingerprint
+    assert 33 in reds(after.train) + reds(after.valid) + reds(after.test)
+
+
+def test_equal_files_have_one_cache_wherever_they_lie(pictures, tmp_path, decodes):
+    before = load(spec(pictures, tmp_path))
+    shutil.copytree(pictures, tmp_path / "moved", copy_function=shutil.copyfile)
+    assert load(spec(tmp_path / "moved", tmp_path)).fingerprint == before.fingerprint
+    assert len(decodes) == 20
+
+
+def test_files_that_change_while_they_are_read_are_not_kept(pictures, tmp_path, monkeypatch):
+    real = image_folder.decode_all
+
+    def changed(*arguments, **keys):
+        image(pictures / "cat/0.png", (7, 7, 7))
+        return real(*arguments, **keys)
+
+    monkeypatch.setattr(image_folder, "decode_all", changed)
+    assert "changed while they were read\nrun it again" in faults(pictures, tmp_path)
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text"])

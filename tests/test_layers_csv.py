@@ -146,7 +146,7 @@ def test_a_figure_that_is_not_finite_is_null_in_the_summary() -> None:
     _, _, model = parts()
     gap = LayerGap(1, "1", "BatchLayer", 5, math.nan, math.inf, -math.inf, 0.5, None)
     config, _, _ = parts()
-    made = summarize(Outcome(layers=[[gap]]), model, [config.norm], BATCH, 1.0)
+    made = summarize(Outcome(layers=[[gap]]), model, [config.norm], BATCH, 1.0, {})
     assert made["layers"]["1"] == {
         "depth": 1,
         "channels": 5,

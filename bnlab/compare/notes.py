@@ -301,7 +301,7 @@ def _environments(evidence: Evidence) -> Iterator[str]:
     reference = next((row.label for row in evidence.rows if row.is_baseline), evidence.arms[0].label)
     mixed: list[str] = []
     apart: dict[str, list[str]] = {}  # pairs of arms -> in what their environments differ
-    for key in dict.fromkeys(key for environment in evidence.environments for key in environment):
+    for key in dict.fromkeys(key for environment in evidence.environments for key in environment if key != "data"):
         values = list(dict.fromkeys(str(environment.get(key)) for environment in evidence.environments))
         if len(values) < 2:
             continue

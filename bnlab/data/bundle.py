@@ -7,8 +7,10 @@ depends on no run's seed, so that all arms of a comparison select on the same sa
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,11 +39,17 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What the files of a data set hold: class names, and the training and test images as published."""
+    """What the files of a data set hold: class names, and the training and test images as published.
+
+    Of a user's own files also what was passed over, by reason, and what is odd about them, a sentence each.
+    """
 
     classes: tuple[str, ...]
     train: Split
     test: Split
+    valid: Split | None = None  # None: a part of the training images
+    passed_over: dict[str, int] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +62,7 @@ class DataBundle:
     valid: Split
     test: Split
     fingerprint: str
+    about: Mapping[str, Any] = field(default_factory=dict)  # of a user's own files: what a run's record says of them
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -99,16 +108,28 @@ def load(spec: DataSpec) -> DataBundle:
     """
     parts = spec.read()
     available = len(parts.train)
+    if parts.valid is not None:
+        spec = replace(spec, valid_size=0)
     count = spec.check_sizes(available)
     spec.augment.check(*parts.train.images.shape[2:])
-    for split in (parts.train, parts.test):
+    for split in (parts.train, parts.test, *([parts.valid] if parts.valid is not None else [])):
         if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(parts.classes):
             raise DataError(f"{spec.name}: a label is outside 0 to {len(parts.classes) - 1}; the files are damaged")
     order = stratified_order(parts.train.labels)
     train = parts.train.take(order[:count])
-    valid = parts.train.take(order[available - spec.valid_size :])
+    rest = parts.train.take(order[available - spec.valid_size :])
+    valid = rest if parts.valid is None else parts.valid
     digest = _fingerprint(parts.classes, train, valid, parts.test)
-    return DataBundle(spec.name, parts.classes, train, valid, parts.test, digest)
+    about: dict[str, Any] = {}
+    if parts.passed_over is not None:
+        unused = available - count - spec.valid_size
+        about = {
+            "classes": len(parts.classes),
+            "images": {"train": count, "valid": len(valid), "test": len(parts.test)},
+            "passed_over": parts.passed_over | ({"left by data.train_size": unused} if unused else {}),
+            "warnings": list(parts.warnings),
+        }
+    return DataBundle(spec.name, parts.classes, train, valid, parts.test, digest, about)
 
 
 def stratified_order(labels: Tensor) -> Tensor:
@@ -129,8 +150,14 @@ def stratified_order(labels: Tensor) -> Tensor:
 
 def hold_out(samples: Split, count: int) -> tuple[Split, Split]:
     """Split off `count` samples as a test split, for data sets that publish none: (training images, test images)."""
-    order = stratified_order(samples.labels)
-    return samples.take(order[: len(samples) - count]), samples.take(order[len(samples) - count :])
+    train, test = hold_out_rows(samples.labels, count)
+    return samples.take(train), samples.take(test)
+
+
+def hold_out_rows(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the rows that `hold_out` keeps for training, and the `count` for testing."""
+    order = stratified_order(labels)
+    return order[: len(labels) - count], order[len(labels) - count :]
 
 
 def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:

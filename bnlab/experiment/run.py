@@ -197,9 +197,10 @@ def _train(
             config.model.strategies(config.norm),
             config.batch_of_statistics(workers.size),
             wall.seconds,
+            where,
             config.eval.stats,
         )
-        | {"samples": evaluator.samples, "environment": where},
+        | {"samples": evaluator.samples},
     )
     return outcome
 

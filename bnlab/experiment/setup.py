@@ -119,14 +119,18 @@ def model_of(config: Config, bundle: DataBundle, workers: Workers = ALONE) -> nn
 
 
 def environment_of(device: torch.device, bundle: DataBundle, workers: int) -> dict[str, Any]:
-    """Return where and on what a run goes: versions, processor, device, threads, workers, the data's fingerprint."""
-    return environment() | {
+    """Return where and on what a run goes: versions, processor, device, threads, workers, and of the data its mark.
+
+    Of a user's own images also how many are used and passed over, and what is odd about them.
+    """
+    where = environment() | {
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "workers": workers,
         "data_fingerprint": bundle.fingerprint,
     }
+    return where | ({"data": dict(bundle.about)} if bundle.about else {})
 
 
 def to_device(model: nn.Module, config: Config, device: torch.device) -> nn.Module:

@@ -15,6 +15,7 @@ from bnlab.metrics import warnings_of
 from bnlab.report.chart import Axis
 from bnlab.report.console import Terminal
 from bnlab.report.curves import chart, finite, mapping, over_steps, side_by_side
+from bnlab.report.data_report import images_passed_over, images_used
 from bnlab.report.figures import number, significant
 from bnlab.report.layers_report import by_depth, over_training
 from bnlab.report.table import Column, draw, joined
@@ -42,11 +43,14 @@ _ENDED = {"done": "green", "running": "cyan", "queued": "cyan"}  # anything else
 def run_page(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path, out: Terminal) -> Group:
     """Return what to print of the run in `folder`; `summary` is empty where the run wrote none (failed, killed)."""
     state = str(summary.get("state") or status.get("state", "unknown"))
+    environment = mapping(summary.get("environment"))
     facts: list[tuple[str, Iterable[str]]] = [
         ("state", _state(state, summary, status, folder)),
         *_outcome(summary),
         *_configuration(mapping(summary.get("config")) or mapping(status.get("config"))),
-        ("machine", _machine(mapping(summary.get("environment")))),
+        ("images", [images_used(environment)]),
+        ("passed over", [images_passed_over(environment)]),
+        ("machine", _machine(environment)),
     ]
     told = [(name, text) for name, parts in facts if (text := ", ".join(part for part in parts if part))]
     shown = [*joined([str(folder)], out, "bold"), *_pairs(told, out, _ENDED.get(state, "red"))]

@@ -19,6 +19,7 @@ from bnlab.record.plain_files import read_plain
 from bnlab.record.read import Run, read_runs
 from bnlab.record.run_folder import read_status
 from bnlab.report.console import messages, results
+from bnlab.report.data_report import images_passed_over, images_used
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, JobResult, ResultState
 
@@ -153,6 +154,8 @@ def summarize(
     }
     for run in runs:
         out.say(lines[run.folder])
+    for line in dict.fromkeys(filter(None, map(_data_line, runs))):
+        out.say(line)
     doubts = Counter(
         warning for run in runs if run.summary for warning in warnings_of(run.summary, run.config.get("eval.stats"))
     )
@@ -183,6 +186,12 @@ def _with_result(run: Run, result: JobResult | None) -> Run:
     if result is None or run.state in ("done", "diverged") or run.error:
         return run
     return replace(run, state=result.state, error=result.reason or None)
+
+
+def _data_line(run: Run) -> str:
+    """Return how many of the user's own images a run used, and what was passed over; nothing for other data sets."""
+    used, passed = images_used(run.environment), images_passed_over(run.environment)
+    return used and f"{run.config.get('data.path')}: {used}" + (f"; passed over: {passed}" if passed else "")
 
 
 def _line(run: Run, arm: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ def summarize(
     used: Sequence[Strategy],
     batch_size: int,
     wall_seconds: float,
+    environment: Mapping[str, Any],
     eval_stats: str = "running",
 ) -> dict[str, Any]:
     """Return the outcome as JSON-ready values; a figure that is not finite becomes null.
@@ -51,6 +52,7 @@ def summarize(
         "facts": asdict(used[0].facts),
         "layers": _by_name(outcome.layers),
         "curve": {name: _finite(values) for name, values in outcome.curve.items()},
+        "environment": environment,
     }
     return summary | {"warnings": warnings_of(summary, eval_stats)}
 

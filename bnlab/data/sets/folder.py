@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bnlab.data.dataset import DataSpec, datasets
@@ -17,16 +18,17 @@ if TYPE_CHECKING:
 @datasets.register("folder")
 @dataclass(frozen=True, kw_only=True)
 class Folder(DataSpec):
-    """Your own images: path/train/CLASS/*.jpg with path/test/CLASS/*.jpg, or path/CLASS/*.jpg, which is split."""
+    """Your own images: path/CLASS/*.jpg, which is split, or path/train/CLASS/*.jpg with folders val, test or both."""
 
     source = Source("your own images, data.path=...", "yours", "as found", "CxSxS", None)
 
     valid_size: int = param(
-        100, "samples taken from the training images for validation, the same for every seed", low=0
+        100, "samples taken from the training images for validation, if there is no folder for it", low=0
     )
     path: str = param("", "folder of the images, relative to the working directory")
     size: int = param(32, "images are resized to size x size pixels", low=1, high=1024)
     channels: Literal[1, 3] = param(3, "1 for grey, 3 for colour")
+    background: Literal["white", "black"] = param("white", "what is transparent in an image shows this")
     test_share: float = param(
         0.2, "share of each class kept for testing, if there is no test folder", above=0, high=0.9
     )
@@ -37,4 +39,5 @@ class Folder(DataSpec):
 
         if not self.path:
             raise ConfigError("data.path: must name the folder of images, for example data.path=pictures")
-        return read_folder(self.path, self.root, self.size, self.channels, self.test_share)
+        path, root = (str(Path(place).expanduser()) for place in (self.path, self.root))
+        return read_folder(path, root, self.size, self.channels, self.test_share, self.background)

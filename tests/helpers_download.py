@@ -26,6 +26,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, b"x" * len(data))
         elif word == "endless":
             self.answer(200, data + b"x" * 5_000_000)
+        elif word == "long":
+            self.answer(200, data[:3], length="9" * 5000)
+        elif word == "slow":
+            self.server.done.wait(0.3)
+            self.answer(200, data)
         elif word == "no range" or first == 0:
             self.answer(200, data, stop=word)
         elif word == "another range":
@@ -35,10 +40,10 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(206, data[first:], range=f"bytes {first}-{len(data) - 1}/{len(data)}", stop=word)
 
-    def answer(self, code, data, type="application/octet-stream", range=None, stop=""):
+    def answer(self, code, data, type="application/octet-stream", range=None, stop="", length=None):
         self.send_response(code)
         self.send_header("Content-Type", type)
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", length or str(len(data)))
         if range:
             self.send_header("Content-Range", range)
         self.end_headers()

@@ -183,7 +183,7 @@ def small_mnist(tmp_path, monkeypatch):
         (file,) = archive.files
         data = idx(array)
         (tmp_path / file.path).write_bytes(data)
-        archives.append(dataclasses.replace(archive, files=(dataclasses.replace(file, size=len(data)),)))
+        archives.append(dataclasses.replace(archive, files=(dataclasses.replace(file, size=len(data), md5=None),)))
     source = dataclasses.replace(datasets["mnist"].source, archives=tuple(archives))
     monkeypatch.setattr(datasets["mnist"], "source", source)
     monkeypatch.setattr(datasets["mnist"], "num_train", 12)
@@ -222,6 +222,59 @@ def test_a_label_out_of_range_is_refused(small_mnist):
     root, _ = small_mnist
     (root / "MNIST/raw/t10k-labels-idx1-ubyte").write_bytes(idx(np.array([0, 1, 2, 77])))
     with pytest.raises(DataError, match="a label is outside 0 to 9"):
+        load(make("mnist", root=str(root), valid_size=2))
+
+
+@pytest.fixture
+def known_mnist(small_mnist, monkeypatch):
+    """The small MNIST with its MD5s, and a Fashion-MNIST of the same sizes; returns the root and that one's bytes."""
+    root, _ = small_mnist
+    strangers = {}
+    for name in ("mnist", "fashion_mnist"):
+        archives = []
+        sizes = [archive.files[0].size for archive in datasets["mnist"].source.archives]
+        for archive, size in zip(datasets[name].source.archives, sizes, strict=True):
+            path = archive.files[0].path
+            data = (root / path).read_bytes() if name == "mnist" else bytes([len(strangers)]) * size
+            if name != "mnist":
+                strangers[Path(path).name] = data
+            file = dataclasses.replace(archive.files[0], size=size, md5=hashlib.md5(data).hexdigest())
+            archives.append(dataclasses.replace(archive, files=(file,)))
+        monkeypatch.setattr(
+            datasets[name], "source", dataclasses.replace(datasets[name].source, archives=tuple(archives))
+        )
+    return root, strangers
+
+
+@pytest.mark.parametrize("changed", range(4))
+def test_files_of_another_content_are_noticed_whatever_their_size(changed, known_mnist):
+    root, strangers = known_mnist
+    load(make("mnist", root=str(root), valid_size=2))
+    path = root / datasets["mnist"].source.files[changed].path
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"mnist: file {path}: MD5 [0-9a-f]{{32}}, expected [0-9a-f]{{32}}\nget it"):
+        load(make("mnist", root=str(root), valid_size=2))
+    assert datasets["mnist"].source.status(root).state == "damaged"
+    path.write_bytes(strangers[path.name])
+    with pytest.raises(DataError, match=rf"mnist: {path} is a file of fashion_mnist\n.*{root}/FashionMNIST/raw/"):
+        load(make("mnist", root=str(root), valid_size=2))
+
+
+def test_what_lies_nearby_is_named(known_mnist, monkeypatch):
+    root, _ = known_mnist
+    for deep in ("MNIST", "MNIST/raw"):
+        with pytest.raises(DataError, match=rf"it lies in {root}: set data.root={root}\nget it"):
+            load(make("mnist", root=str(root / deep), valid_size=2))
+    file = root / "MNIST/raw/train-images-idx3-ubyte"
+    monkeypatch.setenv("HOME", str(root))
+    load(make("mnist", root="~", valid_size=2))
+    file.rename(root / "train-images.idx3-ubyte")
+    with pytest.raises(DataError, match=rf"{root}/train-images.idx3-ubyte is there: rename it to {file}\nget it"):
+        load(make("mnist", root=str(root), valid_size=2))
+    (root / "train-images.idx3-ubyte").rename(f"{file}.gz")
+    with pytest.raises(DataError, match=rf"{file}.gz is there: `bnlab data fetch mnist --root {root}` unpacks it"):
         load(make("mnist", root=str(root), valid_size=2))
 
 
@@ -269,7 +322,7 @@ def test_cifar10_with_a_wrong_checksum_is_named_and_never_unpickled(small_cifar1
     path = root / "cifar-10-batches-py/data_batch_3"
     stored = path.read_bytes()
     path.write_bytes(stored[:-9] + b"X" + stored[-8:])
-    with pytest.raises(DataError, match=r"cifar10: .* MD5 differs: cifar-10-batches-py/data_batch_3\nremove"):
+    with pytest.raises(DataError, match=r"cifar10: file .*cifar-10-batches-py/data_batch_3: MD5 .*, expected .*\nget"):
         load(make("cifar10", root=str(root), valid_size=1))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bnlab.cli import main
 
@@ -148,6 +149,10 @@ OTHER_PROGRAMS: dict[str, Callable[[list[str]], None]] = {
 def terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     (tmp_path / "mypackage").mkdir()
     (tmp_path / "mypackage" / "nets.py").write_text(MODULE)
+    for number in range(200):
+        place = tmp_path / "photos" / ("cat", "dog")[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 100).save(place)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, value in {**ALONE, "COLUMNS": "100"}.items():

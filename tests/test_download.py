@@ -10,6 +10,7 @@ import shutil
 import socket
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers_download import HTML, Handler, Server
@@ -87,6 +88,70 @@ def test_only_what_is_missing_is_fetched_and_an_archive_put_there_is_used(server
     assert [path for path, _ in server.asked] == ["/some/where/part2.gz"]
 
 
+def test_a_file_of_the_users_is_kept_until_another_is_there(server, set_of_two, tmp_path):
+    mine = tmp_path / "Two/raw/part1.gz"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    server.script = ["gone"]
+    with pytest.raises(DataError, match=r"to lie at .*part1\.gz; what lies there is something else, and is kept"):
+        fetch("mnist", tmp_path)
+    assert mine.read_bytes() == b"mine"
+    server.script = ["serve"]
+    fetch("mnist", tmp_path)
+    assert mine.read_bytes() == server.files["part1.gz"]
+
+
+def with_checksums(monkeypatch, wanted):
+    source = datasets["mnist"].source
+    archives = [
+        dataclasses.replace(
+            archive,
+            files=tuple(
+                dataclasses.replace(file, md5=hashlib.md5(wanted[file.path]).hexdigest()) for file in archive.files
+            ),
+        )
+        for archive in source.archives
+    ]
+    monkeypatch.setattr(datasets["mnist"], "source", dataclasses.replace(source, archives=tuple(archives)))
+
+
+def test_an_archive_packed_by_somebody_else_is_used_for_what_it_holds(server, set_of_two, tmp_path, monkeypatch):
+    with_checksums(monkeypatch, set_of_two)
+    for path, data in set_of_two.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{path}.gz").write_bytes(gzip.compress(data, 1))
+    fetch("mnist", tmp_path)
+    assert holds(tmp_path, set_of_two)
+    assert server.asked == []
+    for content in (gzip.compress(data[:-1] + b"?"), gzip.compress(bytes(10_000_000)), b"", gzip.compress(data)[:-9]):
+        (tmp_path / path).unlink()
+        (tmp_path / f"{path}.gz").write_bytes(content)
+        fetch("mnist", tmp_path)
+        assert holds(tmp_path, set_of_two)
+        assert left_over(tmp_path) == []
+
+
+def test_files_of_another_content_are_fetched_anew(server, set_of_two, tmp_path, monkeypatch):
+    with_checksums(monkeypatch, set_of_two)
+    for path, data in set_of_two.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(data[:-1] + b"?")
+    fetch("mnist", tmp_path)
+    assert holds(tmp_path, set_of_two)
+
+
+def test_of_several_fetches_at_once_one_downloads_and_the_others_wait(server, set_of_two, tmp_path):
+    server.script = ["slow"]
+    waited: list[int] = []
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(fetch, "mnist", tmp_path, waiting=lambda: waited.append(1)) for _ in range(3)]
+        assert [end.result() for end in ends] == [tmp_path] * 3
+    assert holds(tmp_path, set_of_two)
+    assert len(server.asked) == 2
+    assert len(waited) == 2
+    assert left_over(tmp_path) == []
+
+
 def test_a_cut_off_download_goes_on_by_itself(server, set_of_two, tmp_path):
     server.script = ["cut", "serve"]
     fetch("mnist", tmp_path)
@@ -142,6 +207,7 @@ def test_a_complete_part_needs_no_server(server, set_of_two, tmp_path):
         ("gone", "HTTP status 404"),
         ("html", f"checksum differs: {len(HTML)} bytes of HTML with MD5 {hashlib.md5(HTML).hexdigest()}; removed"),
         ("garbage", r"checksum differs: [\d,]+ bytes with MD5 [0-9a-f]{32}; removed"),
+        ("long", r"checksum differs: 3 bytes with MD5 [0-9a-f]{32}; removed"),
         ("endless", r"checksum differs: [\d,]+ bytes with MD5 [0-9a-f]{32}; removed"),
         ("silent", r"no answer in 0\.3 s"),
         ("stall", r"stalled: nothing came for 0\.3 s"),
@@ -262,7 +328,8 @@ def test_a_tar_gives_the_files_expected_and_no_others(server, tmp_path, monkeypa
     tar_source(server, monkeypatch, members, (File("in/one", 1), File("in/two", None)))
     root = tmp_path / "root"
     fetch("cifar10", root)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["all.tar.gz", "one", "two"]
+    there = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert there == [".cifar10.lock", "all.tar.gz", "one", "two"]
     assert (root / "in/two").read_bytes() == b"22"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -44,10 +45,11 @@ def fetch(
     NAME is one of `bnlab data list`.
     """
     from bnlab.data import download
-    from bnlab.report.console import results
+    from bnlab.report.console import messages, results
     from bnlab.report.display import download_meter
 
     for name in names:
+        waits = partial(messages().say, f"{name}: another process fetches it; waiting")
         with download_meter(sys.stderr, name) as meter:
-            folder = download.fetch(name, root, mirror=mirror, timeout=timeout, report=meter)
+            folder = download.fetch(name, root, mirror=mirror, timeout=timeout, report=meter, waiting=waits)
         results().say(f"{name}: in {folder}")

@@ -12,7 +12,9 @@ import shutil
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +26,8 @@ Report = Callable[[int, int], None]
 
 CHUNK = 1 << 18
 ATTEMPTS = 3  # at one mirror, as long as each of them brings something
+LONGEST_SIZE = 18  # digits of a Content-Length; Python refuses to read those of 4,300
+LARGEST = 1 << 30  # bytes that a file of no published size may unpack to
 
 
 class _Failed(Exception):
@@ -35,14 +39,20 @@ class _CutOff(_Failed):
 
 
 def fetch(
-    name: str, root: str | Path, mirror: str | None = None, timeout: float = 20.0, report: Report | None = None
+    name: str,
+    root: str | Path,
+    mirror: str | None = None,
+    timeout: float = 20.0,
+    report: Report | None = None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Path:
     """Download what is missing of a data set, unpack it in torchvision's layout, and return the root.
 
     The published mirrors are tried in order; `mirror`, the URL of a folder, replaces them. `timeout` in seconds holds
     for connecting and for every wait for more bytes (looking up the name is up to the system). `report(bytes so far,
-    bytes in all)` is called as they come. Archives stay beside the unpacked files, as torchvision leaves them; one that
-    was put there by hand is used.
+    bytes in all)` is called as they come; `waiting()` once where another process fetches the same set: it has its turn
+    first. Archives stay beside the unpacked files, as torchvision leaves them. One that was put there by hand is used
+    if it holds the published files, however it was packed, and is kept until another is there.
     Errors: ConfigError if there is nothing to download under that name; DataError if no mirror delivers, if there is no
     space, or if the folder cannot be written. Bytes with a wrong checksum are removed.
     """
@@ -50,22 +60,55 @@ def fetch(
     if mirror is not None and not mirror.startswith(("http://", "https://")):
         raise ConfigError(f"mirror={mirror}: must begin with http:// or https://")
     base = Path(root)
-    todo = [archive for archive in source.archives if any(file.fault(base) for file in archive.files)]
-    total, before = sum(archive.size for archive in todo), 0
+    if source.status(base).state == "present":
+        return base
     try:
-        for archive in todo:
-            archive.path(base).parent.mkdir(parents=True, exist_ok=True)
-        _check_space(todo, base)
-        for archive in todo:
-            _obtain(
-                name, archive, base, (mirror,) if mirror else source.mirrors, timeout, _offset(report, before, total)
-            )
-            _unpack(archive, base)
-            before += archive.size
+        with _alone(base, name, waiting):
+            todo = [archive for archive in source.archives if any(file.fault(base) for file in archive.files)]
+            total, before = sum(archive.size for archive in todo), 0
+            for archive in todo:
+                archive.path(base).parent.mkdir(parents=True, exist_ok=True)
+            _check_space(todo, base)
+            for archive in todo:
+                if not _unpack_there(archive, base):
+                    mirrors = (mirror,) if mirror else source.mirrors
+                    _obtain(name, archive, base, mirrors, timeout, _offset(report, before, total))
+                    _unpack(archive, base)
+                before += archive.size
     except OSError as error:
         where = error.filename or base
         raise DataError(f"{name}: cannot write {where}: {error.strerror or error}") from error
     return base
+
+
+@contextmanager
+def _alone(base: Path, name: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the data set meanwhile; the lock of a process that died ends with it."""
+    from filelock import FileLock, Timeout
+
+    base.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(base / f".{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unpack_there(archive: Archive, base: Path) -> bool:
+    """Unpack the archive that lies there, and return whether it holds the published files."""
+    path = archive.path(base)
+    if not path.is_file() or not (all(file.md5 for file in archive.files) or md5_of(path) == archive.md5):
+        return False
+    try:
+        _unpack(archive, base)
+    except (DataError, EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile):
+        return False
+    return True
 
 
 def _source(name: str) -> Source:
@@ -104,10 +147,6 @@ def _obtain(
 ) -> None:
     """Bring the archive under its final name, verified."""
     path, part = archive.path(base), _part(archive, base)
-    if path.exists():
-        if md5_of(path) == archive.md5:
-            return
-        path.unlink()
     failures = []
     for mirror in mirrors:
         url = f"{mirror.rstrip('/')}/{archive.name}"
@@ -118,9 +157,10 @@ def _obtain(
         else:
             part.replace(path)
             return
+    there = "; what lies there is something else, and is kept" if path.exists() else ""
     raise DataError(
         f"{name}: could not fetch {'; '.join(failures)}\n"
-        f"wanted: {archive.name}, {archive.size:,} bytes, MD5 {archive.md5}, to lie at {path}\n"
+        f"wanted: {archive.name}, {archive.size:,} bytes, MD5 {archive.md5}, to lie at {path}{there}\n"
         "run it again to go on from what came, put the file there by hand, or use data=digits, which needs no download"
     )
 
@@ -170,7 +210,7 @@ def _receive(url: str, archive: Archive, part: Path, have: int, timeout: float, 
             raise _Failed("the server sent another range than the one asked for")
         size = have if resumed else 0
         length = response.headers.get("Content-Length", "")
-        whole = size + int(length) if length.isdecimal() else None
+        whole = size + int(length) if length.isdecimal() and len(length) <= LONGEST_SIZE else None
         with part.open("ab" if resumed else "wb") as stream:
             meter(size)
             while size <= archive.size and (chunk := _chunk(response, timeout)):
@@ -240,11 +280,14 @@ def _write(stream: IO[bytes] | gzip.GzipFile, file: File, base: Path) -> None:
     target = base / file.path
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
+    left = (LARGEST if file.size is None else file.size) + 1  # one too many is enough to tell
     try:
         with temporary.open("wb") as out:
-            shutil.copyfileobj(stream, out, CHUNK)
+            while chunk := stream.read(min(CHUNK, left)):
+                out.write(chunk)
+                left -= len(chunk)
+        if wrong := file.wrong(temporary):
+            raise DataError(f"{target}: {wrong} after unpacking")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    if fault := file.fault(base):
-        raise DataError(f"{target}: {fault} after unpacking")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,13 +21,17 @@ class File:
     md5: str | None = None
 
     def fault(self, root: Path) -> str | None:
-        """Return what is wrong with the file at a glance, by its size, or None."""
+        """Return what is wrong with the file under `root`, or None; see `wrong`."""
         path = root / self.path
-        if not path.is_file():
-            return "missing"
+        return self.wrong(path) if path.is_file() else "missing"
+
+    def wrong(self, path: Path) -> str | None:
+        """Return what tells that these are other bytes than published, or None; files of the right size are read."""
         size = path.stat().st_size
         if size == 0 or (self.size is not None and size != self.size):
             return f"{size:,} bytes" + (f", expected {self.size:,}" if self.size is not None else "")
+        if self.md5 and (md5 := md5_of(path)) != self.md5:
+            return f"MD5 {md5}, expected {self.md5}"
         return None
 
 
@@ -72,34 +78,56 @@ class Source:
         broken = any(fault != "missing" for _, fault in faults)
         return Status("damaged" if broken else "missing" if faults else "present", faults, on_disk)
 
-    def require(self, name: str, root: str | Path) -> None:
-        """Check by their sizes that all files are there. Errors: DataError naming what is missing or damaged."""
+    def require(self, name: str, root: Path) -> None:
+        """Check that all files are there, as published. Errors: DataError naming what is missing, damaged or other."""
         there = self.status(root)
         if there.state == "present":
             return
         advice = f"get it with `bnlab data fetch {name} --root {root}`, or use data=digits, which needs no download"
         if there.state == "damaged":
             path, fault = next(pair for pair in there.faults if pair[1] != "missing")
-            raise DataError(f"{name}: file {Path(root) / path}: {fault}\n{advice}")
+            raise DataError(f"{name}: file {root / path}: {fault}\n{advice}")
         path = there.faults[0][0]
         archive = next(a for a in self.archives if path in [file.path for file in a.files])
+        hint = self._hint(name, root, archive)
         raise DataError(
-            f"{name}: not in {root}: {path}, from {archive.name} ({archive.size:,} bytes, MD5 {archive.md5})\n{advice}"
+            f"{name}: not in {root}: {path}, from {archive.name} ({archive.size:,} bytes, MD5 {archive.md5})\n"
+            + (f"{hint}\n" if hint else "")
+            + advice
         )
 
-    def damaged_by_checksum(self, root: str | Path) -> list[str]:
-        """Return the paths of files whose published MD5 differs; reads them whole."""
-        base = Path(root)
-        return [file.path for file in self.files if file.md5 and md5_of(base / file.path) != file.md5]
+    def _hint(self, name: str, root: Path, archive: Archive) -> str | None:
+        """Return what lies near `root` and may be what is looked for."""
+        for above in (os.path.normpath(root / ".."), os.path.normpath(root / "../..")):
+            if all((Path(above) / file.path).is_file() for file in self.files):
+                return f"it lies in {above}: set data.root={above}"
+        if archive.path(root).is_file():
+            return (
+                f"{archive.path(root)} is there: `bnlab data fetch {name} --root {root}` unpacks it, without a download"
+            )
+        for place in dict.fromkeys((root / archive.folder, root)):
+            for file in archive.files:
+                wanted = _plain(Path(file.path).name)
+                for there in sorted(place.iterdir()) if place.is_dir() else ():
+                    if _plain(there.name.removesuffix(".gz")) == wanted and there.is_file():
+                        right = root / file.path
+                        ending = ".gz" if there.name.endswith(".gz") else ""
+                        return f"{there} is there: rename it to {right}{ending}"
+        return None
 
 
 @dataclass(frozen=True)
 class Status:
-    """What lies on disk of a data set; `faults` are (path, what is wrong), judged by size alone."""
+    """What lies on disk of a data set; `faults` are (path, what is wrong)."""
 
     state: Literal["present", "missing", "damaged", "yours"]
     faults: tuple[tuple[str, str], ...]
     bytes_on_disk: int
+
+
+def _plain(name: str) -> str:
+    """Return a file's name without what downloads change: `train-images.idx3-ubyte`."""
+    return re.sub(r"\W", "", name).lower()
 
 
 def md5_of(path: Path) -> str:

@@ -3,8 +3,8 @@
 Archives, checksums and mirrors are those that torchvision publishes in its classes. They are repeated here because
 importing torchvision takes seconds that a listing or an error message should not; a test holds both equal.
 
-Files are checked by size before torchvision sees them, because its own complaints about damaged files are bare
-assertions.
+Files are checked by size and MD5 before torchvision sees them: its complaints about damaged files are bare assertions,
+and files of another set under the same names and of the same sizes are no complaint at all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bnlab.data.dataset import DataSpec, datasets
-from bnlab.data.sources import Archive, File, Source
+from bnlab.data.sources import Archive, File, Source, md5_of
 from bnlab.errors import DataError
 from bnlab.schema import param
 
@@ -34,8 +34,13 @@ class Torchvision(DataSpec):
     )
 
     def read(self) -> Parts:
-        """Read the raw files. Errors: DataError naming the file that is missing or damaged, and how to get it."""
-        self.source.require(self.name, self.root)
+        """Read the raw files. Errors: DataError naming the file that is missing or not as published, and what to do."""
+        root = Path(self.root).expanduser()
+        try:
+            self.source.require(self.name, root)
+        except DataError:
+            self._refuse_another(root)
+            raise
         import torchvision.datasets
 
         from bnlab.data.bundle import Parts
@@ -44,15 +49,30 @@ class Torchvision(DataSpec):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # numpy's remarks on the age of CIFAR's pickles
-                train, test = (reader(Path(self.root), train=part, download=False) for part in (True, False))
+                train, test = (reader(root, train=part, download=False) for part in (True, False))
             return Parts(tuple(train.classes), _split(train), _split(test))
         except Exception as error:  # torchvision raises whatever its parser happens to meet
-            wrong = self.source.damaged_by_checksum(self.root)
-            what = f"MD5 differs: {', '.join(wrong)}" if wrong else f"{type(error).__name__}: {error}"
             raise DataError(
-                f"{self.name}: the files in {self.root} are damaged: {what}\n"
-                f"remove them, and get them with `bnlab data fetch {self.name} --root {self.root}`"
+                f"{self.name}: the files in {root} are damaged: {type(error).__name__}: {error}\n"
+                f"remove them, and get them with `bnlab data fetch {self.name} --root {root}`"
             ) from error
+
+    def _refuse_another(self, root: Path) -> None:
+        """Raise the DataError that names the set whose files lie under the names of this one, if any do."""
+        others = {
+            file.md5: (name, file.path)
+            for name in datasets
+            if name != self.name
+            for file in datasets[name].source.files
+        }
+        for file in self.source.files:
+            path = root / file.path
+            if path.is_file() and path.stat().st_size == file.size and (other := others.get(md5_of(path))):
+                raise DataError(
+                    f"{self.name}: {path} is a file of {other[0]}\n"
+                    f"to use that, move it to {root / other[1]} and set data={other[0]}\n"
+                    f"to get {self.name}, move it away, and `bnlab data fetch {self.name} --root {root}`"
+                )
 
 
 def _split(read: Any) -> Split:
@@ -65,10 +85,10 @@ def _split(read: Any) -> Split:
     return Split(images.contiguous(), torch.as_tensor(read.targets, dtype=torch.int64))
 
 
-def _idx_archives(folder: str, *published: tuple[str, int, str, int]) -> tuple[Archive, ...]:
+def _idx_archives(folder: str, *published: tuple[str, int, str, int, str]) -> tuple[Archive, ...]:
     return tuple(
-        Archive(name, size, md5, folder, (File(f"{folder}/{name.removesuffix('.gz')}", unpacked),))
-        for name, size, md5, unpacked in published
+        Archive(name, size, md5, folder, (File(f"{folder}/{name.removesuffix('.gz')}", unpacked, inside),))
+        for name, size, md5, unpacked, inside in published
     )
 
 
@@ -90,10 +110,34 @@ class Mnist(Torchvision):
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
         _idx_archives(
             "MNIST/raw",
-            ("train-images-idx3-ubyte.gz", 9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873", 47_040_016),
-            ("train-labels-idx1-ubyte.gz", 28_881, "d53e105ee54ea40749a09fcbcd1e9432", 60_008),
-            ("t10k-images-idx3-ubyte.gz", 1_648_877, "9fb629c4189551a2d022fa330f9573f3", 7_840_016),
-            ("t10k-labels-idx1-ubyte.gz", 4_542, "ec29112dd5afa0611ce80d1b7f02629c", 10_008),
+            (
+                "train-images-idx3-ubyte.gz",
+                9_912_422,
+                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+                47_040_016,
+                "6bbc9ace898e44ae57da46a324031adb",
+            ),
+            (
+                "train-labels-idx1-ubyte.gz",
+                28_881,
+                "d53e105ee54ea40749a09fcbcd1e9432",
+                60_008,
+                "a25bea736e30d166cdddb491f175f624",
+            ),
+            (
+                "t10k-images-idx3-ubyte.gz",
+                1_648_877,
+                "9fb629c4189551a2d022fa330f9573f3",
+                7_840_016,
+                "2646ac647ad5339dbf082846283269ea",
+            ),
+            (
+                "t10k-labels-idx1-ubyte.gz",
+                4_542,
+                "ec29112dd5afa0611ce80d1b7f02629c",
+                10_008,
+                "27ae3e4e09519cfbb04c329615203637",
+            ),
         ),
     )
 
@@ -116,10 +160,34 @@ class FashionMnist(Torchvision):
         ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
         _idx_archives(
             "FashionMNIST/raw",
-            ("train-images-idx3-ubyte.gz", 26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 47_040_016),
-            ("train-labels-idx1-ubyte.gz", 29_515, "25c81989df183df01b3e8a0aad5dffbe", 60_008),
-            ("t10k-images-idx3-ubyte.gz", 4_422_102, "bef4ecab320f06d8554ea6380940ec79", 7_840_016),
-            ("t10k-labels-idx1-ubyte.gz", 5_148, "bb300cfdad3c16e7a12a480ee83cd310", 10_008),
+            (
+                "train-images-idx3-ubyte.gz",
+                26_421_880,
+                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                47_040_016,
+                "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            ),
+            (
+                "train-labels-idx1-ubyte.gz",
+                29_515,
+                "25c81989df183df01b3e8a0aad5dffbe",
+                60_008,
+                "9018921c3c673c538a1fc5bad174d6f9",
+            ),
+            (
+                "t10k-images-idx3-ubyte.gz",
+                4_422_102,
+                "bef4ecab320f06d8554ea6380940ec79",
+                7_840_016,
+                "8181f5470baa50b63fa0f6fddb340f0a",
+            ),
+            (
+                "t10k-labels-idx1-ubyte.gz",
+                5_148,
+                "bb300cfdad3c16e7a12a480ee83cd310",
+                10_008,
+                "15d484375f8d13e6eb1aabb0c3f46965",
+            ),
         ),
     )
 

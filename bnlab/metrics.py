@@ -364,7 +364,7 @@ def uses_running(stats: object) -> bool:
 
 
 def warnings_of(run: Summary, stats: object = None) -> list[str]:
-    """Return what in a run's figures and data makes its evaluation, with these `eval.stats`, doubtful; one sentence each."""
+    """Return what in a run's figures and data makes it doubtful under these `eval.stats`, one sentence each."""
     warnings = _data_warnings(run)
     bare = run.get("unnormalizable_batches")
     if bare:

@@ -24,7 +24,7 @@ from bnlab.conformance.card import examine
 from bnlab.conformance.findings import Card, Finding
 from bnlab.conformance.proving import CHECKS, apart
 from bnlab.conformance.subject import Subject, of_factory, of_function, of_strategy
-from bnlab.errors import ConfigError
+from bnlab.errors import BnlabError, ConfigError
 from bnlab.norms.strategy import Facts, strategies
 from bnlab.report.check_report import CARD_FORMATS, card_table, error_text, matrix_table
 from bnlab.report.console import Terminal
@@ -353,16 +353,55 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("own_norms:words", "must return a torch.nn.Module, not str"),
         ("own_norms:halved", r"must return the shape of its input \(8, 32, 4, 3\), not shape \(8, 32, 2, 1\)"),
         ("own_norms:refuses", "fails: RuntimeError: not today"),
-        ("own_norms:flat", r"fails on an input \(8, 32, 4, 3\): ValueError: expected 2D or 3D"),
         ("broken_norms:make", "importing broken_norms fails: OSError: no such thing"),
-        ("script:make", "importing script fails: SystemExit: usage: script"),
-        ("needy_norms:make", "importing needy_norms fails: No module named 'not_there_at_all'"),
+        ("needy_norms:make", "importing needy_norms fails: ModuleNotFoundError: No module named 'not_there_at_all'"),
     ],
 )
 def test_a_factory_that_is_none(place: Path, path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         of_factory(path)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_script_that_ends_the_program_is_told_so(place: Path) -> None:
+    with pytest.raises(BnlabError, match="importing script ends the program: SystemExit: usage: script") as caught:
+        of_factory("script:make")
+    assert caught.value.exit_code == 1
+
+
+@for_each(
+    ("path", "axes", "flat"),
+    [
+        ("torch.nn:BatchNorm1d", 1, True),
+        ("torch.nn:BatchNorm3d", 3, False),
+        ("torch.nn:LayerNorm", 0, True),
+        ("torch.nn:LazyBatchNorm2d", 2, False),
+    ],
+)
+def test_a_module_is_tried_on_the_inputs_it_takes(path: str, axes: int, flat: bool) -> None:
+    card = examine(of_factory(path))
+    assert (card.axes, not card.images_only) == (axes, flat)
+    assert {each.about.key for each in card.findings if each.failed} <= {"one_sample"}  # torch refuses one value
+    held = {each.about.key: each.found for each in card.findings}
+    layer = "LayerNorm" in path
+    assert (held["mates_train"], held["past"], held["bias"]) == (layer, layer, not layer)
+    assert held["mates_eval"]
+    assert held["folding"] is not layer
+    assert held["one_pixel"] is (None if layer else True)
+    kind = ("vectors only", "sequences and vectors", "images only", "volumes only")[axes]
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    Terminal(stream).print(card_table(card, Terminal(stream)))
+    stream.seek(0)
+    assert kind in stream.read()
+
+
+def test_a_module_of_which_nothing_can_be_measured_has_no_card() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("never")
+
+    with pytest.raises(ConfigError, match="broken: nothing can be measured: fails: RuntimeError: never"):
+        examine(of_function("broken", lambda channels: Broken()))
 
 
 def test_the_number_of_channels_suits_the_module(place: Path) -> None:

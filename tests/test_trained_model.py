@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers_cli import SHORT, bnlab
@@ -141,9 +143,22 @@ def _lightning(state: dict[str, Tensor]) -> dict[str, Any]:
     return {"epoch": 3, "state_dict": {f"model._orig_mod.{name}": value for name, value in state.items()}}
 
 
+def _beside(state: dict[str, Tensor], **more: Any) -> dict[str, Any]:
+    return {"state_dict": dict(state), **more}
+
+
 @pytest.mark.parametrize(
     "packed",
     [
+        lambda state: {"epoch": 1, "ema": dict(state)},
+        lambda state: {"net": {f"module.{name}": value for name, value in state.items()}, "acc": 91.2},
+        lambda state: {"checkpoint": {"network": {"params": dict(state)}}},
+        lambda state: {"n_averaged": torch.tensor(5)} | {f"module.{name}": value for name, value in state.items()},
+        lambda state: {name.replace("conv.", "conv.module."): value for name, value in state.items()},
+        lambda state: {f"model.{name}": v for name, v in state.items()} | {"criterion.weight": torch.ones(10)},
+        lambda state: dict(state) | {"aux.weight": torch.zeros(3)},
+        lambda state: _beside(state, best=np.float64(91.2), curve=np.arange(3), seen=np.int64(4), done=np.bool_(True)),
+        lambda state: _beside(state, args=argparse.Namespace(lr=0.1, out=Path("x")), optimizer={"state": {0: {}}}),
         lambda state: state,
         dict,
         lambda state: {"model": state, "step": 3},
@@ -153,13 +168,17 @@ def _lightning(state: dict[str, Tensor]) -> dict[str, Any]:
         _lightning,
         lambda state: {name: value for name, value in state.items() if name != "bn.num_batches_tracked"},
     ],
-    ids=["plain", "dict", "model", "nested", "parallel", "parallel-nested", "lightning-compiled", "uncounted"],
+    ids=[
+        *["ema", "net", "three keys", "averaged", "part parallel", "criterion", "another head", "numpy", "namespace"],
+        *["plain", "dict", "model", "nested", "parallel", "parallel-nested", "lightning-compiled", "uncounted"],
+    ],
 )
 def test_weights_are_found_however_a_script_packed_them(place: Path, packed: Callable[[Any], Any]) -> None:
     trained = net()
     trained(torch.randn(4, 1, 8, 8))
     torch.save(packed(trained.state_dict()), place / "weights.pt")
     found = own("Net", place / "weights.pt")
+    assert found.is_untrained is False
     assert found.label == f"mymodels:Net with {place / 'weights.pt'}"
     known = trained.state_dict()
     for name, value in found.model.state_dict().items():
@@ -176,7 +195,7 @@ def test_a_name_of_the_model_that_looks_like_a_wrapper_is_kept(place: Path) -> N
     assert torch.equal(
         own("wrapped", place / "own.pt").model.state_dict()["module.fc.bias"], net().state_dict()["fc.bias"]
     )
-    assert "lacks module.conv.weight" in refusal(RecordError, lambda: own("wrapped", place / "other.pt"))
+    assert own("wrapped", place / "other.pt").place.names["module.conv.weight"] == "0.conv.weight"
 
 
 def test_a_model_that_shapes_itself_by_its_input_is_taken(place: Path) -> None:
@@ -189,13 +208,16 @@ def test_a_model_that_shapes_itself_by_its_input_is_taken(place: Path) -> None:
         (lambda: net(), "refused ("),
         (lambda: [1, 2], "refused (holds a list)"),
         (lambda: {0: torch.ones(1)}, "holds no state dict"),
-        (lambda: {"epoch": 3}, "lacks conv.weight, conv.bias, bn.weight, … (8 in all); also has epoch"),
+        (lambda: {"epoch": 3}, "holds no state dict"),
+        (
+            lambda: nn.BatchNorm2d(4).state_dict(),
+            "lacks conv.weight, conv.bias, bn.weight, … (8 in all); also has weight",
+        ),
         (lambda: nn.Linear(2, 2).state_dict(), "also has weight, bias"),
         (
             lambda: net().state_dict() | {"fc.bias": torch.zeros(7)},
             "does not fit the model: fc.bias is (7,) in the file, (10,) in the model",
         ),
-        (lambda: net().state_dict() | {"ema": torch.zeros(1)}, "does not fit the model: also has ema"),
         (lambda: net().state_dict() | {"fc.bias": "seven"}, "does not fit the model: "),
     ],
 )
@@ -204,6 +226,44 @@ def test_a_file_that_does_not_fit_is_refused_by_name(place: Path, content: Calla
     message = refusal(RecordError, lambda: own("Net", place / "weights.pt"))
     assert message.startswith(f"{place / 'weights.pt'}: ")
     assert said in message
+
+
+def test_a_key_chooses_among_weights_and_the_choice_is_said(place: Path) -> None:
+    first, second = net().state_dict(), {name: value + 1 for name, value in net().state_dict().items()}
+    torch.save({"state_dict": first, "state_dict_ema": second, "epoch": 3}, place / "two.pt")
+    found = own("Net", place / "two.pt")
+    assert torch.equal(found.model.state_dict()["fc.bias"], first["fc.bias"])
+    assert "weights: state_dict, not state_dict_ema (--key)" in found.about
+    chosen = find(DATA, "mymodels:Net", place / "two.pt", "digits", key="state_dict_ema")
+    assert torch.equal(chosen.model.state_dict()["fc.bias"], second["fc.bias"])
+    assert chosen.place.keys == ("state_dict_ema",)
+    message = refusal(ConfigError, lambda: find(DATA, "mymodels:Net", place / "two.pt", "digits", key="state_dict_ena"))
+    assert "--key state_dict_ena: " in message
+    assert "did you mean state_dict_ema?" in message
+    with pytest.raises(ConfigError, match="--key x: only with --checkpoint"):
+        find(DATA, "mymodels:Net", None, "digits", key="x")
+
+
+def test_a_file_that_is_no_torch_file_of_tensors_is_refused_by_what_it_holds(place: Path) -> None:
+    torch.save(net(), place / "whole.pt")
+    np.savez(place / "weights.npz", **{name: value.numpy() for name, value in net().state_dict().items()})
+    torch.jit.save(torch.jit.trace(net().eval(), torch.zeros(1, 1, 8, 8)), place / "traced.pt")
+    (place / "weights.safetensors").write_bytes(b"\0" * 16)
+    for name, why in {
+        "whole.pt": "it holds mymodels.Net, and to make one runs its code",
+        "weights.npz": "arrays of numpy.savez",
+        "traced.pt": "TorchScript",
+        "weights.safetensors": "safetensors is not installed|SafetensorError",
+    }.items():
+        with pytest.raises(RecordError, match=f"{name}: refused ..?({why}).*\n.*let the factory load the file"):
+            own("Net", place / name)
+
+
+def test_a_safetensors_file_is_read_where_its_library_is_installed(place: Path) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    library.save_file(net().state_dict(), place / "weights.safetensors")
+    found = own("Net", place / "weights.safetensors").model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in net().state_dict().items())
 
 
 def test_a_missing_file_is_named(place: Path) -> None:
@@ -215,12 +275,10 @@ def test_a_missing_file_is_named(place: Path) -> None:
     ("factory", "said"),
     [
         ("broken", "called without arguments it fails: OSError: no weights on this disk"),
-        ("quits", "called without arguments it fails: SystemExit: 3"),
         ("needy", "called without arguments it fails: TypeError: "),
         ("number", "must return a torch.nn.Module, not int"),
-        ("Pair", "must return logits of shape (2, 10 or more) for 2 images of 10 classes, not tuple"),
-        ("few", "for 2 images of 10 classes, not shape (2, 4)"),
-        ("colour", "fails on images of shape (2, 1, 8, 8) (N, C, H, W): RuntimeError: "),
+        ("few", "for 2 images of 10 classes: in evaluation mode it returns shape (2, 4)"),
+        ("colour", "on images of shape (2, 1, 8, 8) (N, C, H, W) it fails: RuntimeError: "),
     ],
 )
 def test_a_model_that_cannot_be_examined_is_refused(place: Path, factory: str, said: str) -> None:
@@ -239,6 +297,226 @@ def test_what_has_no_meaning_beside_a_module_is_refused(place: Path) -> None:
     assert "no such key; did you mean data.path?" in refusal(
         ConfigError, lambda: own("Net", None, "data.paths=3", data="folder")
     )
+
+
+# ---------------------------------------------------------------- a module that needs care
+
+CARE = """
+import os
+import sys
+from collections import namedtuple
+from dataclasses import dataclass
+import torch
+from torch import nn
+from mymodels import Net
+
+Outputs = namedtuple("Outputs", ["logits", "aux"])
+
+
+@dataclass
+class Held:
+    main: torch.Tensor
+    other: torch.Tensor
+
+
+class Returning(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.net = kind, Net()
+
+    def forward(self, x):
+        y = self.net(x)
+        if self.kind == "auxiliary":
+            return Outputs(y, -y) if self.training else y
+        return {
+            "dict": lambda: {"logits": y, "hidden": x},
+            "tuple": lambda: (y, x.flatten(1)),
+            "nested": lambda: {"heads": (y, x)},
+            "two": lambda: Held(y, -y),
+            "more": lambda: torch.cat([y, y], 1),
+            "one number": lambda: y[:, :1],
+            "map": lambda: y[:, :, None, None].expand(-1, -1, 8, 8),
+            "squeezed": lambda: y.squeeze(),
+            "none": lambda: None,
+            "exits": lambda: sys.exit(4),
+        }[self.kind]()
+
+
+def named(kind):
+    return lambda: Returning(kind)
+
+
+auxiliary, dictionary, pair, nested, two, more, number, map_, squeezed, nothing, exits = map(named, [
+    "auxiliary", "dict", "tuple", "nested", "two", "more", "one number", "map", "squeezed", "none", "exits"])
+
+
+def noisy():
+    print("hello from the factory")
+    os.system("echo hello from a process")
+    return Net()
+
+
+def quits():
+    sys.exit(3)
+
+
+def raises():
+    raise BaseException("enough")
+
+
+def compiled():
+    return torch.compile(Net(), backend="eager")
+
+
+def parallel():
+    return nn.DataParallel(Net())
+
+
+def inside():
+    net = Net()
+    net.bn = torch.compile(nn.DataParallel(net.bn), backend="eager")
+    return net
+
+
+def scripted():
+    return torch.jit.trace(Net().eval(), torch.zeros(2, 1, 8, 8))
+
+
+def half():
+    return Net().half()
+
+
+def brain():
+    return Net().bfloat16()
+
+
+def double():
+    return Net().double()
+
+
+def frozen():
+    net = nn.Sequential(Net(), nn.BatchNorm1d(10), nn.Dropout())
+    net[0].eval()
+    return net
+
+
+def handed_over():
+    return Net().eval()
+"""
+
+
+@pytest.fixture
+def care(place: Path) -> Iterator[Path]:
+    (place / "mycare.py").write_text(CARE)
+    sys.modules.pop("mycare", None)
+    yield place
+    sys.modules.pop("mycare", None)
+
+
+def careful(factory: str, output: str | None = None) -> TrainedModel:
+    return find(DATA, f"mycare:{factory}", None, "digits", output=output)
+
+
+def test_logits_are_found_among_what_a_model_returns(care: Path) -> None:
+    images = torch.zeros(3, 1, 8, 8)
+    for factory, output, name in [
+        ("auxiliary", None, None),
+        ("dictionary", None, "logits"),
+        ("pair", None, "0"),
+        ("nested", None, "heads.0"),
+        ("two", "other", "other"),
+        ("two", "main", "main"),
+    ]:
+        found = careful(factory, output)
+        with torch.no_grad():
+            logits = found.model(images)
+            expected = found.model.net(images)  # type: ignore[operator]
+        assert torch.equal(logits, -expected if name == "other" else expected), factory
+        assert (f"output {name}" in found.about) == (name is not None), factory
+    training = careful("auxiliary").model.train()
+    assert training(images).shape == (3, 10)
+    assert "20 outputs for 10 classes" in careful("more").about
+    squeezed = careful("squeezed")
+    assert squeezed.model(images[:1]).shape == (1, 10)
+    assert any("loses the batch axis of a single image" in said for said in squeezed.about)
+
+
+@pytest.mark.parametrize(
+    ("factory", "output", "said", "way_out"),
+    [
+        ("two", None, "in evaluation mode it returns a Held with main (2, 10), other (2, 10)", "--output main"),
+        ("two", "aux", "--output aux: in evaluation mode it returns a Held", "there are: main, other"),
+        ("number", None, "it returns shape (2, 1)", "as of regression"),
+        ("map_", None, "it returns shape (2, 10, 8, 8)", "as of segmentation"),
+        ("nothing", None, "it returns a NoneType", "returns its logits alone"),
+        ("scripted", None, "holds TorchScript (TopLevelTracedModule)", "return the nn.Module that was"),
+    ],
+)
+def test_what_gives_no_logits_is_refused_with_a_way_out(
+    care: Path, factory: str, output: str | None, said: str, way_out: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        careful(factory, output)
+    first, _, second = str(caught.value).partition("\n")
+    assert said in first
+    assert way_out in second
+
+
+@pytest.mark.parametrize("factory", ["compiled", "parallel", "inside"])
+def test_a_wrapper_is_taken_off_and_names_stay_those_of_the_file(care: Path, factory: str) -> None:
+    found = careful(factory)
+    assert [name for name, _ in found.model.named_modules()] == ["", "conv", "bn", "fc"]
+    assert any(said.endswith("taken off") for said in found.about)
+    import mycare  # type: ignore[import-not-found]
+
+    assert list(found.place.names.values()) == list(getattr(mycare, factory)().state_dict())
+
+
+@pytest.mark.parametrize(("factory", "dtype"), [("half", "float16"), ("brain", "bfloat16"), ("double", "float64")])
+def test_a_model_is_fed_its_own_dtype(care: Path, factory: str, dtype: str) -> None:
+    found = careful(factory)
+    assert f"in {dtype}" in found.about
+    assert found.model(torch.zeros(2, 1, 8, 8)).dtype == getattr(torch, dtype)
+
+
+def test_what_the_factory_froze_stays_frozen_and_is_said(care: Path) -> None:
+    found = careful("frozen")
+    assert "1 of 2 norm layers are in eval mode as the factory left them" in found.about
+    net, norm, dropout = found.model.train()  # type: ignore[misc]
+    assert not any(module.training for module in net.modules())
+    assert norm.training
+    assert dropout.training
+    whole = careful("handed_over")
+    assert whole.model.train().bn.training  # type: ignore[union-attr]
+    assert not any("eval mode" in said for said in whole.about)
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("quits", "called without arguments it ends the program: SystemExit: 3"),
+        ("raises", "called without arguments it ends the program: BaseException: enough"),
+        ("exits", "on images of shape (2, 1, 8, 8) (N, C, H, W) it ends the program: SystemExit: 4"),
+    ],
+)
+def test_a_module_that_ends_the_program_is_told_with_exit_code_1(care: Path, factory: str, said: str) -> None:
+    with pytest.raises(BnlabError) as caught:
+        careful(factory)
+    assert caught.value.exit_code == 1
+    assert said in str(caught.value)
+
+
+def test_what_a_module_prints_goes_to_stderr(care: Path) -> None:
+    options = ["--data", "digits", "--samples", "64", *DATA, "--format", "csv"]
+    done = bnlab("probe", "--module", "mycare.py:noisy", *options, cwd=care)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("table,split,name,metric,value,low,high,n\n")
+    assert "hello" not in done.stdout
+    assert "hello from the factory" in done.stderr
+    assert "hello from a process" in done.stderr
+    missing = bnlab("probe", "--module", "nowhere.py:noisy", *options, cwd=care)
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "there is no file nowhere.py" in missing.stderr
 
 
 # ---------------------------------------------------------------- a run

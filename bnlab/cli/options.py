@@ -114,6 +114,14 @@ Weights = Annotated[
     Optional[Path],
     typer.Option("--checkpoint", metavar="FILE", help="A file of weights: of --module, or instead of the run's own."),
 ]
+Key = Annotated[
+    Optional[str],
+    typer.Option("--key", metavar="NAME", help="Where in --checkpoint the weights stand, such as state_dict_ema."),
+]
+Output = Annotated[
+    Optional[str],
+    typer.Option("--output", metavar="NAME", help="Which of several tensors that --module returns are its logits."),
+]
 Data = Annotated[
     Optional[str],
     typer.Option("--data", metavar="NAME", help="Data set for --module: mnist, ... or folder with data.path=FOLDER."),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from bnlab.cli.options import Data, Format, Module, Targets, Weights, number_in
+from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, number_in
 
 
 def probe(
     targets: Targets = None,
     module: Module = None,
     weights: Weights = None,
+    key: Key = None,
+    output: Output = None,
     data: Data = None,
     samples: Annotated[
         int, number_in("--samples", int, 2, help="Training samples for the population statistics, at most.")
@@ -32,7 +34,7 @@ def probe(
 
     with working(messages()) as tell:
         tell("reading model and data")
-        trained = find(targets or [], module, weights, data)
+        trained = find(targets or [], module, weights, data, key, output)
         tell(f"probing {trained.label}")
         with trained.examined():
             probes = [trained.probe("train"), trained.probe("test")]

@@ -8,7 +8,7 @@ from typing import Annotated, Optional, cast
 
 import typer
 
-from bnlab.cli.options import Data, Format, Module, Targets, Weights, number_in, one_of
+from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, number_in, one_of
 
 
 def recalibrate(
@@ -26,6 +26,8 @@ def recalibrate(
     ] = None,
     module: Module = None,
     weights: Weights = None,
+    key: Key = None,
+    output: Output = None,
     data: Data = None,
     format: Format = "table",
 ) -> None:
@@ -54,7 +56,7 @@ def recalibrate(
         check_new_file(out)  # before anything is read
     with working(err) as tell:
         tell("reading model and data")
-        trained = find(targets or [], module, weights, data)
+        trained = find(targets or [], module, weights, data, key, output)
         file, count = new_file(trained, weights, how, samples, out)
         if samples is not None and count < min(samples, len(trained.train)):
             of = f"whole batches of {trained.batch_size} are taken"
@@ -68,5 +70,6 @@ def recalibrate(
         terminal.print(recalibration_tables(report, terminal))
     else:
         terminal.emit(TIDY_FORMATS[format](recalibration_head(report), recalibration_rows(report)))
-    named = [word for option, value in (("--module", module), ("--data", data)) if value for word in (option, value)]
+    options = (("--module", module), ("--data", data), ("--key", key), ("--output", output))
+    named = [word for option, value in options if value for word in (option, value)]
     err.say(f"{shlex.join(['bnlab', 'probe', *(targets or []), *named, '--checkpoint', str(file)])} examines it")

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from bnlab.cli.options import Data, Format, Module, Targets, Weights, number_in, unknown
+from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, number_in, unknown
 
 
 def shift(
@@ -28,6 +28,8 @@ def shift(
     batch_size: Annotated[int, number_in("--batch-size", int, 1, help="Test samples in a batch.")] = 64,
     module: Module = None,
     weights: Weights = None,
+    key: Key = None,
+    output: Output = None,
     data: Data = None,
     format: Format = "table",
 ) -> None:
@@ -49,7 +51,7 @@ def shift(
     names = _chosen("--shift", shifts, SHIFTS)
     statistics = _chosen("--stats", stats, STATS)
     severities = [int(text) for text in _chosen("--severity", [severity], [str(known) for known in SEVERITIES])]
-    trained = find(targets or [], module, weights, data)
+    trained = find(targets or [], module, weights, data, key, output)
     with working(messages()) as tell:
         study = shift_study(trained, names, severities, statistics, batch_size, tell)
     out = results()

@@ -12,8 +12,10 @@ import torch
 
 from bnlab.conformance import dependence, edges, exactness  # noqa: F401  (they enter properties, in the order of the card)
 from bnlab.conformance.findings import Card, Finding
+from bnlab.conformance.own_code import described
 from bnlab.conformance.proving import CHECKS, Check
-from bnlab.conformance.subject import Bench, Subject, described
+from bnlab.conformance.subject import Bench, Subject
+from bnlab.errors import ConfigError
 
 
 def examine(subject: Subject) -> Card:
@@ -23,7 +25,11 @@ def examine(subject: Subject) -> Card:
         torch.manual_seed(0)
         bench = Bench(subject)
         findings = [_find(check, bench) for check in CHECKS.values()]
-    return Card(subject.label, subject.facts is not None, bench.channels, bench.samples, not bench.takes_flat, findings)
+    if subject.facts is None and all(finding.failed for finding in findings):
+        raise ConfigError(f"{subject.label}: nothing can be measured: {findings[0].note}")
+    axes = len(subject.spaces[0]) if subject.spaces else 0
+    declares, flat = subject.facts is not None, bench.takes_flat
+    return Card(subject.label, declares, bench.channels, bench.samples, not flat, findings, axes)
 
 
 def _find(check: Check, bench: Bench) -> Finding:

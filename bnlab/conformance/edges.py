@@ -28,7 +28,7 @@ def one_sample(bench: Bench) -> Measured:
     """
     errors, notes = [], []
     for trial in bench.trials:
-        edges = [trial.x[:1]] if trial.x.dim() == 2 else [trial.x[:1], trial.x[:1, :, :1, :1]]
+        edges = [trial.x[:1]] if trial.x.dim() == 2 else [trial.x[:1], _one_pixel_of(trial.x[:1])]
         for x in edges:
             module = trial.copy()
             if flaw := flaw_of(module.train(), x):
@@ -48,17 +48,25 @@ def one_sample(bench: Bench) -> Measured:
 
 
 @proves("one_pixel", COPES, "1×1")
-def one_pixel(bench: Bench) -> Measured:
+def one_pixel(bench: Bench) -> Measured | None:
     """Images of one pixel train, as an input (N, C) does."""
     errors = []
+    if not bench.spatial:
+        return None
     for trial in bench.spatial:
-        x = trial.x[:, :, :1, :1].contiguous()
+        x = _one_pixel_of(trial.x)
         if flaw := flaw_of(trial.copy().train(), x):
             return Measured(None, flaw=flaw)
         if bench.takes_flat:
-            errors += [apart(trial.train(x[:, :, 0, 0])[:, :, None, None], trial.train(x))]
-            errors += [apart(trial.evaluate(x[:, :, 0, 0])[:, :, None, None], trial.evaluate(x))]
+            errors += [apart(trial.train(x.flatten(1)).view_as(x), trial.train(x))]
+            errors += [apart(trial.evaluate(x.flatten(1)).view_as(x), trial.evaluate(x))]
     return Measured(worst(errors) if errors else None)
+
+
+def _one_pixel_of(x: Tensor) -> Tensor:
+    for axis in range(2, x.dim()):
+        x = x.narrow(axis, 0, 1)
+    return x.contiguous()
 
 
 @proves("ragged", COPES, "ragged")
@@ -189,9 +197,9 @@ def _layouts(x: Tensor) -> Iterator[Tensor]:
     if x.dim() == 2:
         yield x.t().contiguous().t()
         return
-    yield x.contiguous(memory_format=torch.channels_last)
-    n, c, h, w = x.shape
-    larger = x.new_zeros(n, 2 * c, 2 * h, w)
+    yield x.movedim(1, -1).contiguous().movedim(-1, 1)
+    n, c, first, *rest = x.shape
+    larger = x.new_zeros(n, 2 * c, 2 * first, *rest)
     part = larger[:, ::2, ::2]
     part.copy_(x)
     yield part

@@ -36,11 +36,11 @@ def folding(bench: Bench) -> Measured:
     for trial in bench.trials:
         module = trial.copy().eval()
         scale, shift = _scale_and_shift(module, trial.x)
-        space = trial.x.dim() == 4
-        weights = trial.random(bench.channels, 5, *((3, 3) if space else ()), salt=1)
+        space = {2: (), 3: (8,), 4: (6, 5), 5: (4, 5, 4)}[trial.x.dim()]
+        weights = trial.random(bench.channels, 5, *[3] * len(space), salt=1)
         bias = trial.random(bench.channels, salt=2)
-        inputs = trial.random(len(trial.x), 5, *((6, 5) if space else ()))
-        before = F.conv2d if space else F.linear
+        inputs = trial.random(len(trial.x), 5, *space)
+        before = (F.linear, F.conv1d, F.conv2d, F.conv3d)[len(space)]
         merged = weights * scale.view(-1, *(1,) * (weights.dim() - 1))
         errors.append(apart(module(before(inputs, weights, bias)), before(inputs, merged, shift + scale * bias)))
     return Measured(worst(errors))

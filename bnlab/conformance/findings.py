@@ -47,6 +47,7 @@ class Card:
     batch: int  # samples
     images_only: bool  # it is undefined for an input (N, C)
     findings: Sequence[Finding]
+    axes: int = 2  # of its inputs behind (N, C): 1 sequences, 2 images, 3 volumes; 0: it takes (N, C) alone
 
     @property
     def contradictions(self) -> list[Finding]:

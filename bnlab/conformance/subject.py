@@ -6,25 +6,24 @@ Everything random comes from fixed generators, so a card is the same on every ca
 from __future__ import annotations
 
 import copy
-import importlib
-import pkgutil
-import sys
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields, replace
-from functools import cached_property, reduce
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
-from bnlab.errors import ConfigError, did_you_mean
+from bnlab.conformance.own_code import described, load_factory, own_code
+from bnlab.errors import ConfigError
 from bnlab.norms.formula import batch_axes, moments
 from bnlab.norms.running import RunningLayer
 from bnlab.norms.strategy import Facts, Strategy
 
 CHANNELS = (32, 16, 24, 64, 48, 60, 96, 128, 256)  # the first that the layer accepts
-SPACES = ((4, 3), (5, 5), ())  # H x W of the random batches; (): an input (N, C)
+IMAGES, SEQUENCES, VOLUMES = ((4, 3), (5, 5)), ((12,), (5,)), ((2, 3, 2), (3, 2, 2))  # axes behind (N, C)
 SEEDS = 2  # of each shape
 STEPS = 3  # of training before anything is measured
 NO_EPS = 1e-30
@@ -40,6 +39,7 @@ class Subject:
     transform: Callable[[Tensor], Tensor] | None = None  # of the weights before it
     takes_batch: Callable[[int], bool] = lambda size: True
     without_eps: Callable[[], Subject | None] = lambda: None  # the same with epsilon next to nothing, if it has one
+    spaces: tuple[tuple[int, ...], ...] = IMAGES  # of the random batches, beside an input (N, C) where it is defined
 
 
 def of_strategy(strategy: Strategy) -> Subject:
@@ -80,14 +80,18 @@ def _text(value: Any) -> str:
 def of_factory(path: str) -> Subject:
     """Return the subject of `package.module:factory`, a function of the number of channels that returns a module.
 
-    Errors: ConfigError when there is no such module or function, or it makes nothing that normalizes (N, C, H, W).
+    Errors: ConfigError when there is no such module or function, or it makes nothing that normalizes (N, C, H, W),
+    (N, C, L), (N, C, D, H, W) or (N, C).
     """
-    factory = load_factory(path)
-    _try_out(path, factory)
-    return of_function(path, factory)
+    with own_code(path, "called with a number of channels it"):
+        make = _made(load_factory(path))
+        spaces = _spaces_of(path, make)
+        return of_function(path, _ready(make, next(iter(spaces), ())), spaces)
 
 
-def of_function(label: str, factory: Callable[[int], nn.Module]) -> Subject:
+def of_function(
+    label: str, factory: Callable[[int], nn.Module], spaces: tuple[tuple[int, ...], ...] = IMAGES
+) -> Subject:
     """Return the subject of a function of the number of channels; nothing is declared of what it makes.
 
     Its epsilon is whatever its modules hold as attribute `eps`.
@@ -100,45 +104,39 @@ def of_function(label: str, factory: Callable[[int], nn.Module]) -> Subject:
         return module
 
     def without_eps() -> Subject | None:
-        return Subject(label, make) if _with_eps(factory(accepted_channels(factory))) else None
+        return Subject(label, make, spaces=spaces) if _with_eps(factory(accepted_channels(factory))) else None
 
-    return Subject(label, factory, without_eps=without_eps)
+    return Subject(label, factory, without_eps=without_eps, spaces=spaces)
 
 
 def _with_eps(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if isinstance(getattr(part, "eps", None), float)]
 
 
-def load_factory(path: str) -> Callable[..., Any]:
-    """Return what `package.module:name` names, importable or in the working directory. Errors: ConfigError."""
-    name, colon, attribute = path.partition(":")
-    if not (name and colon and attribute):
-        raise ConfigError(f"--module {path}: must be package.module:factory, such as mylayers:make_norm")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(f"--module {path}: importing {name} fails: {error}") from error
-        near = did_you_mean(name, [module.name for module in pkgutil.iter_modules([str(Path.cwd())])])
-        raise ConfigError(f"--module {path}: no module {name} in this folder or installed{near}") from error
-    except (Exception, SystemExit) as error:  # SystemExit: a script that parses the command line
-        raise ConfigError(f"--module {path}: importing {name} fails: {described(error)}") from error
-    try:
-        factory = reduce(getattr, attribute.split("."), module)
-    except AttributeError as error:
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise ConfigError(f"--module {path}: {name} has no {attribute}{did_you_mean(attribute, known)}") from error
-    if not callable(factory):
-        raise ConfigError(f"--module {path}: {attribute} must be a function or a class")
+def _made(factory: Callable[..., Any]) -> Callable[[int], Any]:
+    """Return what makes a module for a number of channels; torch's lazy classes take none, and learn it when called."""
+    if isinstance(factory, type) and issubclass(factory, LazyModuleMixin):
+        return lambda channels: factory()
     return factory
 
 
-def _try_out(path: str, factory: Callable[[int], Any]) -> None:
+def _ready(make: Callable[[int], nn.Module], space: tuple[int, ...]) -> Callable[[int], nn.Module]:
+    """Return `make` with modules that shape themselves by their first input already shaped."""
+
+    def made(channels: int) -> nn.Module:
+        module = make(channels)
+        if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+            module.eval()(torch.zeros(2, channels, *space))
+        return module.train()
+
+    return made
+
+
+def _spaces_of(path: str, make: Callable[[int], Any]) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of the first kind of input that the module takes: images, sequences, volumes or vectors."""
     try:
-        channels = accepted_channels(factory)
-        module = factory(channels)
+        channels = accepted_channels(make)
+        module = make(channels)
     except Exception as error:
         raise ConfigError(
             f"--module {path}: called with {CHANNELS[0]} channels it fails: {described(error)}"
@@ -148,20 +146,23 @@ def _try_out(path: str, factory: Callable[[int], Any]) -> None:
             f"--module {path}: must return a torch.nn.Module, not {type(module).__name__}\n"
             "give a function (or a class) that takes the number of channels"
         )
-    x = torch.randn(8, channels, 4, 3, generator=torch.Generator().manual_seed(0))
-    try:
-        y = module.train()(x)
-    except Exception as error:
-        raise ConfigError(f"--module {path}: fails on an input {tuple(x.shape)}: {described(error)}") from error
-    if not isinstance(y, Tensor) or y.shape != x.shape:
-        what = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise ConfigError(f"--module {path}: must return the shape of its input {tuple(x.shape)}, not {what}")
-
-
-def described(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its message."""
-    message = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    refusals = []
+    for spaces in (IMAGES, SEQUENCES, VOLUMES, ()):
+        x = torch.randn(8, channels, *next(iter(spaces), ()), generator=torch.Generator().manual_seed(0))
+        try:
+            y = make(channels).train()(x)
+        except Exception as error:
+            refusals.append(f"fails on an input {tuple(x.shape)}: {described(error)}")
+            continue
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            what = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            refusals.append(f"must return the shape of its input {tuple(x.shape)}, not {what}")
+            continue
+        return spaces
+    raise ConfigError(
+        f"--module {path}: {refusals[0]}\n(N, C), (N, C, L) and (N, C, D, H, W) were tried too; "
+        "give a function of the number of channels"
+    )
 
 
 def accepted_channels(make: Callable[[int], Any]) -> int:
@@ -232,13 +233,13 @@ class Bench:
     @cached_property
     def trials(self) -> list[Trial]:
         """The trained modules with their batches: each shape that is defined, with each seed."""
-        spaces = [space for space in SPACES if space or self.takes_flat]
+        spaces = [*self.subject.spaces, *([()] if self.takes_flat else [])]
         return [self._trial(space, seed) for space in spaces for seed in range(SEEDS)]
 
     @property
     def spatial(self) -> list[Trial]:
-        """The trials with H x W."""
-        return [trial for trial in self.trials if trial.x.dim() == 4]
+        """The trials with more axes than (N, C)."""
+        return [trial for trial in self.trials if trial.x.dim() > 2]
 
     @cached_property
     def takes_flat(self) -> bool:

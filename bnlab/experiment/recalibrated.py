@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor, nn
-
 from bnlab.errors import IncompatibleError
-from bnlab.experiment.trained_model import INSIDE, TrainedModel
+from bnlab.experiment.trained_model import TrainedModel
 from bnlab.measure.recalibration import (
     Recalibration,
     Stats,
@@ -31,7 +28,8 @@ def new_file(
     it exists; IncompatibleError where there is nothing to recalibrate; EnvironmentFault.
     """
     try:
-        check_recalibratable(trained.model)
+        with trained.examined():
+            check_recalibratable(trained.model)
     except IncompatibleError as error:
         raise IncompatibleError(f"{trained.label}: {error}") from error
     count = samples_used(trained.train, stats, samples, trained.batch_size)
@@ -62,30 +60,14 @@ def save(file: Path, trained: TrainedModel, weights: Path | None, new: Recalibra
 
     Without an old file, as of a module without weights, it is the model's state dict.
     """
-    old = trained.model.state_dict() if trained.state is None else trained.state
-    if trained.state is None and weights is not None:
-        old = checkpoint.load_file(weights)
-    entries = new_entries(trained.model, new.statistics)
-    inside = next((key for key in INSIDE if isinstance(old.get(key), Mapping)), None)
-    if inside is None:
-        state = _replaced(old, entries, trained.model)
-    else:
-        state = {**old, inside: _replaced(old[inside], entries, trained.model)}
-        if trained.folder is not None:
-            state["recalibrated"] = {"stats": new.stats, "samples": new.samples}
+    place = trained.place
+    content = trained.state if weights is None else checkpoint.load_file(weights)
+    if content is None:
+        content = {place.names[name]: value for name, value in trained.model.state_dict().items()}
+    inside = cast(dict[str, Any], copy.copy(place.state_in(content)))  # with what torch keeps beside the tensors
+    entries = new_entries(trained.model, new.statistics)  # some old files lack the counts
+    inside.update({place.names[name]: value for name, value in entries.items() if name in place.names})
+    state = place.replaced(content, inside)
+    if trained.folder is not None and place.keys:
+        state["recalibrated"] = {"stats": new.stats, "samples": new.samples}
     checkpoint.save_file(file, state)
-
-
-def _replaced(weights: Mapping[str, Any], entries: Mapping[str, Tensor], model: nn.Module) -> dict[str, Any]:
-    """Return `weights` with `entries` in their places, also where all names stand below that of a wrapper.
-
-    Where a model loads names of its own, they are those of its state dict.
-    """
-    needed = [name for name in entries if not name.endswith("num_batches_tracked")]  # some old files lack the counts
-    parts = next(iter(weights)).split(".")
-    wrappers = ("".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts)))
-    prefix = next((each for each in wrappers if all(each + name in weights for name in needed)), None)
-    # a copy with what torch keeps beside the tensors
-    new = cast(dict[str, Any], copy.copy(model.state_dict() if prefix is None else weights))
-    new.update({name: value for key, value in entries.items() if (name := (prefix or "") + key) in new})
-    return new

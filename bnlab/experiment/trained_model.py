@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
-from torch.nn.parameter import is_lazy
+from torch import nn
 
 from bnlab.config import compose
-from bnlab.conformance.subject import described, load_factory
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle
-from bnlab.errors import BnlabError, ConfigError, RecordError
+from bnlab.errors import ConfigError, RecordError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of, to_device
+from bnlab.experiment.user_module import UserModule
+from bnlab.experiment.weights import Place, load_weights
 from bnlab.measure.probe_batches import Probe, probe_indices
 from bnlab.models.model import norm_layers
 from bnlab.record.origin import check_places
@@ -34,8 +32,6 @@ from bnlab.training.trainer import precision_of
 ADJUSTABLE = ("data.root", "data.path", "eval.batch_size", "eval.probe_samples", "eval.prior", "trainer.device",
               "trainer.threads")  # fmt: skip
 MODULE_KEYS = ("data", "eval", "trainer", "seed", "model.input_norm")  # what has a meaning for a module of the user's
-INSIDE = ("model", "state_dict", "model_state_dict")  # where files of training scripts keep the weights
-NAMED = 3  # keys that a message names, then a count
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,8 @@ class TrainedModel:
     batch_size: int  # samples that a training step takes its statistics from
     state: Mapping[str, Any] | None  # the checkpoint of a run; None: a module
     folder: Path | None  # of a run
+    place: Place  # of its weights in their file; of a module without one, its names in its own state dict
+    module: UserModule | None = None
     is_untrained: bool = False  # a module without weights of its own
 
     @property
@@ -59,7 +57,8 @@ class TrainedModel:
         if self.folder is not None:
             return (data, f"norm={config.norm.name}", f"model={config.model.name}")
         images = "images in [0, 1]" if config.model.input_norm == "none" else "images standardized"
-        return (data, type(self.model).__name__, images, *(["weights as the factory makes them"] * self.is_untrained))
+        said = ["weights as the factory makes them"] if self.is_untrained else self.place.about
+        return (data, type(self.model).__name__, images, *said, *(self.module.about if self.module else ()))
 
     @property
     def step(self) -> int | None:
@@ -70,17 +69,8 @@ class TrainedModel:
     @contextmanager
     def examined(self) -> Iterator[None]:
         """Let forward passes run as those of training did; what a user's own module raises becomes a ConfigError."""
-        try:
-            with precision_of(self.config.trainer, self.device)():
-                yield
-        except BnlabError:
-            raise
-        except Exception as error:
-            if self.folder is not None:
-                raise
-            raise ConfigError(
-                f"--module {self.label}: fails in training mode or in batches of another size: {described(error)}"
-            ) from error
+        with self.module.examined() if self.module else nullcontext(), precision_of(self.config.trainer, self.device)():
+            yield
 
     @cached_property
     def train(self) -> Batches:
@@ -112,10 +102,21 @@ class TrainedModel:
         )
 
 
-def find(targets: Sequence[str], module: str | None, weights: Path | None, data: str | None) -> TrainedModel:
+def find(
+    targets: Sequence[str],
+    module: str | None,
+    weights: Path | None,
+    data: str | None,
+    key: str | None = None,
+    output: str | None = None,
+) -> TrainedModel:
     """Return what a command line names: `RUN [KEY=VALUE]...`, or overrides beside a module. Errors: as below."""
+    if key is not None and weights is None:
+        raise ConfigError(f"--key {key}: only with --checkpoint, whose weights it names")
     if module is not None:
-        return of_module(module, weights, [*([f"data={data}"] if data else []), *targets])
+        return of_module(module, weights, [*([f"data={data}"] if data else []), *targets], key, output)
+    if output is not None:
+        raise ConfigError(f"--output {output}: only with --module; a run's model returns its logits alone")
     if data is not None:
         raise ConfigError(f"--data {data}: only with --module; a run knows its data\nset data.root=... if it has moved")
     if not targets or ("=" in targets[0] and not Path(targets[0]).exists()):
@@ -125,10 +126,12 @@ def find(targets: Sequence[str], module: str | None, weights: Path | None, data:
             raise ConfigError(
                 f"{other}: only overrides can follow RUN, such as data.root=...; one run is examined at a time"
             )
-    return of_run(Path(targets[0]), weights, targets[1:])
+    return of_run(Path(targets[0]), weights, targets[1:], key)
 
 
-def of_run(folder: Path, weights: Path | None = None, overrides: Sequence[str] = ()) -> TrainedModel:
+def of_run(
+    folder: Path, weights: Path | None = None, overrides: Sequence[str] = (), key: str | None = None
+) -> TrainedModel:
     """Return the model of the run in `folder`, with the weights of its newest checkpoint or of the file `weights`.
 
     `overrides` may set what is in ADJUSTABLE. Errors: ConfigError, RecordError when there is no run or no checkpoint.
@@ -143,7 +146,7 @@ def of_run(folder: Path, weights: Path | None = None, overrides: Sequence[str] =
     state = checkpoint.load(folder) if weights is None else checkpoint.load_file(weights)
     bundle, device = _bundle_and_device(config)
     model = model_of(config, bundle)
-    _load_weights(model, state, str(weights or folder))
+    place = load_weights(model, state, str(weights or folder), key)
     trained = TrainedModel(
         str(folder if weights is None else weights),
         to_device(model, config, device).eval(),
@@ -153,6 +156,7 @@ def of_run(folder: Path, weights: Path | None = None, overrides: Sequence[str] =
         config.batch_of_statistics(_workers(summary)),
         state,
         folder,
+        place,
     )
     if "recalibrated" in state:  # the counts began anew, and schedules are told from them: they stay at their end
         return trained
@@ -162,44 +166,43 @@ def of_run(folder: Path, weights: Path | None = None, overrides: Sequence[str] =
     return trained
 
 
-def of_module(factory: str, weights: Path | None, overrides: Sequence[str]) -> TrainedModel:
+def of_module(
+    factory: str,
+    weights: Path | None,
+    overrides: Sequence[str],
+    key: str | None = None,
+    output: str | None = None,
+) -> TrainedModel:
     """Return the model that `package.module:factory()` makes, with the state dict in `weights` if there is one.
 
+    `key` says where in the file it stands, `output` which of several tensors that the model returns are its logits.
     `overrides` name the data and may set what is in MODULE_KEYS. `model.input_norm=none` gives raw images in [0, 1],
     `standardize`, the default, those less the mean over the standard deviation of the training split; augmentation and
     `data.batch_size` should be those of the model's training. Without weights, those that the factory draws from the
-    seed are taken. Errors: ConfigError, RecordError.
+    seed are taken. Errors: ConfigError, RecordError; as of `own_code`.
     """
     config = _module_config(factory, overrides)
     torch.manual_seed(config.seed)
-    make = load_factory(factory)
-    try:
-        model = make()
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"--module {factory}: called without arguments it fails: {described(error)}\n"
-            "name a function or a class that takes none and returns the model"
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"--module {factory}: must return a torch.nn.Module, not {type(model).__name__}\n"
-            "give a function or a class that takes no arguments"
-        )
+    module = UserModule(factory, output)
+    place = Place(names=module.names)
     if weights is not None:
-        _load_weights(model, checkpoint.load_file(weights), str(weights))
+        place = load_weights(module.model, checkpoint.load_file(weights), str(weights), key)
     bundle, device = _bundle_and_device(config)
     trained = TrainedModel(
         factory if weights is None else f"{factory} with {weights}",
-        to_device(model, config, device).eval(),
+        to_device(module.model, config, device).eval(),
         config,
         bundle,
         device,
         config.data.batch_size,
         None,
         None,
+        place,
+        module,
         weights is None,
     )
-    _check_logits(factory, trained)
+    with trained.examined():
+        module.ready_for(next(trained.test.sequential(2))[0], bundle.num_classes)
     return trained
 
 
@@ -230,80 +233,7 @@ def _bundle_and_device(config: Config) -> tuple[DataBundle, torch.device]:
     return bundle_of(config.data), device_of(config.trainer.device)
 
 
-def _load_weights(model: nn.Module, loaded: Mapping[str, Any], source: str) -> None:
-    """Put the weights that a file holds into `model`. Errors: RecordError naming what does not fit."""
-    inner = next((loaded[key] for key in INSIDE if isinstance(loaded.get(key), Mapping)), loaded)
-    known = model.state_dict()
-    if not all(isinstance(name, str) for name in inner):
-        raise RecordError(f"{source}: holds no state dict\nsave model.state_dict()")
-    weights = _without_wrapper(inner, known)
-    problems = _mismatches(weights, known)
-    if not problems:
-        try:
-            model.load_state_dict(weights)
-        except (RuntimeError, TypeError) as error:  # of a module that loads in a way of its own
-            problems = [" ".join(line.strip() for line in str(error).splitlines()[:2])]
-    if problems:
-        raise RecordError(
-            f"{source}: does not fit the model: {'; '.join(problems)}\n"
-            "make the model as in training, and save model.state_dict()"
-        )
-
-
-def _without_wrapper(weights: Mapping[str, Any], known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the weights by the model's own names, where all of them stand below a wrapper such as DataParallel."""
-    names = copy.copy(weights)  # with what torch keeps beside the tensors
-    while names and not known.keys() & names.keys():
-        prefix = next(iter(names)).partition(".")[0] + "."
-        if not all(name.startswith(prefix) for name in names):
-            return weights
-        consume_prefix_in_state_dict_if_present(cast(dict[str, Any], names), prefix)
-    return names
-
-
-def _mismatches(weights: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    """Say which names are missing, unknown, or hold another shape; counts of batches may be missing (torch < 0.4.1)."""
-    missing = [name for name in known if name not in weights and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in weights if name not in known]
-    shapes = [
-        f"{name} is {tuple(value.shape)} in the file, {tuple(known[name].shape)} in the model"
-        for name, value in weights.items()
-        if isinstance(value, Tensor) and _has_shape(known.get(name)) and value.shape != known[name].shape
-    ]
-    kinds = [("lacks", missing), ("also has", unknown), ("", shapes)]
-    return [
-        f"{what} {', '.join(names[:NAMED])}{f', … ({len(names):,} in all)' if len(names) > NAMED else ''}".lstrip()
-        for what, names in kinds
-        if names
-    ]
-
-
-def _has_shape(value: object) -> bool:
-    return isinstance(value, Tensor) and not is_lazy(value)
-
-
 def _workers(summary: Mapping[str, Any]) -> int:
     environment = summary.get("environment")
     workers = environment.get("workers", 1) if isinstance(environment, Mapping) else 1
     return workers if isinstance(workers, int) and workers > 0 else 1
-
-
-def _check_logits(factory: str, trained: TrainedModel) -> None:
-    """Refuse a model that cannot take the images, or gives no logits for their classes."""
-    images, _ = next(trained.test.sequential(2))
-    shape, classes = tuple(images.shape), trained.bundle.num_classes
-    try:
-        with torch.no_grad(), precision_of(trained.config.trainer, trained.device)():
-            logits = trained.model(images)
-    except Exception as error:
-        raise ConfigError(
-            f"--module {factory}: fails on images of shape {shape} (N, C, H, W): {described(error)}\n"
-            "let the factory adapt the model to them; of data=folder, data.channels and data.size can be set"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images) or logits.shape[1] < classes:
-        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(
-            f"--module {factory}: must return logits of shape ({len(images)}, {classes} or more) for "
-            f"{len(images)} images of {classes} classes, not {what}\n"
-            "let the factory wrap the model in a module that returns its logits alone"
-        )

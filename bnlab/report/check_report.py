@@ -46,7 +46,8 @@ def yes_no(value: bool | None) -> str:
 def card_table(card: Card, out: Terminal) -> Group:
     """Return one card, as wide as the console."""
     about = [card.subject, count_of(card.channels, "channel"), f"batches of up to {card.batch}"]
-    about.append("images only" if card.images_only else "images and vectors")
+    kind = ("vectors", "sequences", "images", "volumes")[card.axes]
+    about.append(f"{kind} only" if card.images_only or not card.axes else f"{kind} and vectors")
     groups = [finding.about.group for finding in card.findings]
     above = {row: group for row, group in enumerate(groups) if group not in groups[:row]}
     marks = [_MARKS[finding.contradicts if finding.expected is not None else None] for finding in card.findings]
@@ -123,8 +124,9 @@ def _verdict(cards: Sequence[Card], out: Terminal) -> Iterator[Text]:
 def as_json(cards: Sequence[Card]) -> str:
     """Return JSON: of one card the object itself, of several `{"schema": 1, "cards": [...]}` of such objects.
 
-    A card is {"schema", "subject", "channels", "batch", "images_only", "contradictions", "properties": {key: {"group",
-    "meaning", "declared", "holds", "error", "contradicts", "failed", "note"}}}; what is unknown or not finite is null.
+    A card is {"schema", "subject", "channels", "batch", "images_only", "axes", "contradictions", "properties": {key:
+    {"group", "meaning", "declared", "holds", "error", "contradicts", "failed", "note"}}}; what is unknown or not finite
+    is null.
     """
     documents = [_document(card) for card in cards]
     return json_text(documents[0] if len(documents) == 1 else {"schema": SCHEMA, "cards": documents})
@@ -171,6 +173,7 @@ def _document(card: Card) -> dict[str, Any]:
         "channels": card.channels,
         "batch": card.batch,
         "images_only": card.images_only,
+        "axes": card.axes,
         "contradictions": len(card.contradictions),
         "properties": {finding.about.key: _finding(finding) for finding in card.findings},
     }

@@ -9,17 +9,21 @@ Whichever is read: a regular file of bounded size, which cannot come to more in 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import io
 import os
+import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy._core import multiarray
 
 from bnlab.errors import ConfigError, RecordError
 from bnlab.record.plain_files import cannot_write, open_plain, read_plain, remove_leftovers, write_bytes
@@ -27,6 +31,7 @@ from bnlab.record.plain_files import cannot_write, open_plain, read_plain, remov
 CURRENT, PREVIOUS, DIGESTS = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256"
 LARGEST_DIGESTS = 4096  # bytes
 LARGEST = 4 * 2**30  # bytes of a checkpoint, a thousand million float32 weights; bnlab's own have some millions
+WAYS_OUT = "save model.state_dict() alone, or let the factory load the file: omit --checkpoint"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -80,6 +85,7 @@ def read_state(path: Path, known: Collection[str] | None = None, *, follow: bool
     Errors: RecordError for what is no regular file, is larger than LARGEST, has another digest, would unpack to more
     than it is, would run code or holds no dictionary.
     """
+    names: list[str] = []
     try:
         with open(open_plain(path.resolve() if follow else path, os.O_RDONLY), "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > LARGEST:
@@ -89,16 +95,17 @@ def read_state(path: Path, known: Collection[str] | None = None, *, follow: bool
             file.seek(0)
             if file.read(2) == b"PK":
                 with zipfile.ZipFile(file) as archive:
+                    names = archive.namelist()
                     if sum(entry.file_size for entry in archive.infolist()) > size:  # torch compresses nothing
                         raise RecordError(f"{path}: refused (unpacks to more than its {size:,} bytes)")
             file.seek(0)
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = _foreign(file, path) if follow else torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
     except RecordError:
         raise
     except Exception as error:  # torch raises many kinds for a file that it will not read
-        raise RecordError(f"{path}: refused ({type(error).__name__})") from error
+        raise RecordError(f"{path}: refused ({_why(names, error)})") from error
     if not isinstance(state, dict):
         raise RecordError(f"{path}: refused (holds a {type(state).__name__})")
     return state
@@ -134,7 +141,36 @@ def load_file(path: Path) -> dict[str, Any]:
             raise
         if "sha256" in str(error):
             raise RecordError(f"{error} from that in {beside.name}") from error
-        raise RecordError(f"{error}\nonly tensors and plain values are read; save model.state_dict()") from error
+        raise RecordError(f"{error}\n{WAYS_OUT}") from error
+
+
+def _foreign(file: BinaryIO, path: Path) -> Any:
+    """Read a file of whatever training script; what such scripts save beside weights is made where it runs no code."""
+    if path.suffix == ".safetensors":
+        import safetensors.torch  # of the extra safetensors
+
+        return safetensors.torch.load(file.read())
+    numbers = [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"]
+    arrays = [
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")
+    ]
+    paths = [(PurePosixPath, f"pathlib.{kind}") for kind in ("PosixPath", "_local.PosixPath")]
+    with torch.serialization.safe_globals([argparse.Namespace, np.dtype, np.ndarray, *numbers, *arrays, *paths]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _why(names: Sequence[str], error: Exception) -> str:
+    """Say why a file was not read, from what is in its archive and what was raised."""
+    if isinstance(error, ModuleNotFoundError):
+        return "safetensors is not installed: pip install 'bnlab[safetensors]'"
+    if any(name.endswith(".npy") for name in names):
+        return "arrays of numpy.savez"
+    if any(name.endswith("constants.pkl") for name in names):
+        return "TorchScript"
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    return type(error).__name__ if foreign is None else f"it holds {foreign[1]}, and to make one runs its code"
 
 
 def check_new_file(path: Path) -> None:

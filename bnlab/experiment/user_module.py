@@ -1,0 +1,217 @@
+"""A model of the user's own, made ready to be examined as one of bnlab's: unwrapped, fed its dtype, its logits found.
+
+What the factory settled stays: layers that it froze stay in evaluation mode, momentum is its own. All that is done to
+the model is hooks on the whole and the `train` of frozen layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.conformance.own_code import load_factory, own_code
+from bnlab.errors import BnlabError, ConfigError
+from bnlab.measure.layer_statistics import normalizations
+
+WRAP_IT = "let the factory wrap the model in a module that returns its logits alone"
+
+
+class UserModule:
+    """The model that `package.module:factory()` makes.
+
+    `output` names its logits where it returns several tensors: the key of a dict, the field of an object, the place in
+    a tuple. Errors: ConfigError; as of `own_code`.
+    """
+
+    def __init__(self, factory: str, output: str | None = None) -> None:
+        self.factory, self.output = factory, output
+        make = load_factory(factory)
+        way_out = "name a function or a class that takes none and returns the model"
+        with own_code(factory, "called without arguments it", way_out):
+            model = make()
+            if not isinstance(model, nn.Module):
+                raise ConfigError(
+                    f"--module {factory}: must return a torch.nn.Module, not {type(model).__name__}\n"
+                    "give a function or a class that takes no arguments"
+                )
+            written = list(model.state_dict())
+            self.model, wrappers = _unwrapped(model)
+            self.names = dict(zip(self.model.state_dict(), written, strict=True))  # -> as its own state dict has them
+        self.about = [f"{', '.join(wrappers)} taken off"] if wrappers else []
+        scripted = next((each for each in self.model.modules() if isinstance(each, torch.jit.ScriptModule)), None)
+        if scripted is not None:
+            raise ConfigError(
+                f"--module {factory}: holds TorchScript ({type(scripted).__name__}), which hooks cannot look into\n"
+                "let the factory return the nn.Module that was scripted or traced"
+            )
+        self.about += _keep_frozen(self.model)
+        self._doing = "called with images it"
+        self._chosen: str | None = None
+        self._width = 0
+        self._was_put_back = False
+
+    def ready_for(self, images: Tensor, classes: int) -> None:
+        """Feed the model its own dtype, and let it return its logits for `classes`; try it on two `images`.
+
+        Errors: ConfigError where it cannot take them, or gives no logits.
+        """
+        self._classes = classes
+        dtype = next((p.dtype for p in _floating(self.model)), torch.float32)
+        if dtype != torch.float32:
+            self.about.append(f"in {str(dtype).removeprefix('torch.')}")
+
+        def before(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            mode = "training" if model.training else "evaluation"
+            self._doing = f"in {mode} mode on a batch of {len(inputs[0]):,} it"
+            return (inputs[0].to(dtype), *inputs[1:])
+
+        self.model.register_forward_pre_hook(before)
+        self.model.register_forward_hook(lambda model, inputs, output: self._logits(output, len(inputs[0])))
+        shape = tuple(images.shape)
+        way_out = "let the factory adapt the model to them; of data=folder, data.channels and data.size can be set"
+        with torch.no_grad(), own_code(self.factory, f"on images of shape {shape} (N, C, H, W) it", way_out):
+            logits = self.model(images)
+            if self._chosen:
+                self.about.append(f"output {self._chosen}")
+            if logits.shape[1] > classes:
+                self.about.append(f"{logits.shape[1]:,} outputs for {classes:,} classes")
+        self.about += self._alone(images)
+
+    def _alone(self, images: Tensor) -> list[str]:
+        """Say what becomes of a single image, where that is not what becomes of two."""
+        try:
+            with torch.no_grad(), own_code(self.factory, ""):
+                self.model(images[:1])
+        except BnlabError as error:
+            reason = str(error).partition("\n")[0].rpartition(" fails: ")[2]
+            return [f"fails on a batch of one image ({reason})"]
+        return ["loses the batch axis of a single image, as squeeze() does; it is put back here"] * self._was_put_back
+
+    @contextlib.contextmanager
+    def examined(self) -> Iterator[None]:
+        """Let it run without torch.compile, whose graphs do not call hooks; what it raises becomes an error."""
+        compiles = "torch._dynamo" in sys.modules  # of seconds to import
+        eagerly = torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
+        with eagerly, own_code(self.factory, lambda: self._doing):
+            yield
+
+    def _logits(self, output: Any, samples: int) -> Tensor:
+        """Return the logits (N, outputs) among what the model returned for `samples` images."""
+        named = dict(_tensors(output))
+        if self.output is not None and "" not in named:
+            if self.output not in named:
+                raise ConfigError(
+                    f"--output {self.output}: {self._returned(output)}\nthere are: {', '.join(named) or 'none'}"
+                )
+            named = {self.output: named[self.output]}
+        if samples == 1:  # give the logits back the axis that `squeeze()` takes from them
+            lost = {name for name, t in named.items() if t.dim() == 1 and len(t) == self._width}
+            self._was_put_back = self._was_put_back or bool(lost)
+            named = {name: t[None] if name in lost else t for name, t in named.items()}
+        fits = [name for name, t in named.items() if t.dim() == 2 and len(t) == samples and t.shape[1] >= self._classes]
+        exact = [name for name in fits if named[name].shape[1] == self._classes]
+        fits = fits if len(fits) == 1 else exact or fits
+        if len(fits) > 1:
+            fits = [name for name in fits if name.rpartition(".")[2] == "logits"][:1] or fits
+        if len(fits) != 1:
+            raise ConfigError(
+                f"--module {self.factory}: must return logits of shape ({samples}, {self._classes} or more) for "
+                f"{samples} images of {self._classes} classes: {self._returned(output)}\n"
+                + (f"name one of them: --output {fits[0]}" if fits else f"{_kind(named)}{WRAP_IT}")
+            )
+        self._chosen = fits[0]
+        self._width = named[fits[0]].shape[1]
+        return named[fits[0]]
+
+    def _returned(self, output: Any) -> str:
+        mode = "training" if self.model.training else "evaluation"
+        if isinstance(output, Tensor):
+            return f"in {mode} mode it returns shape {tuple(output.shape)}"
+        held = [f"{name} {tuple(tensor.shape)}" for name, tensor in _tensors(output)]
+        return f"in {mode} mode it returns a {type(output).__name__}" + (f" with {', '.join(held)}" if held else "")
+
+
+def _floating(model: nn.Module) -> Iterator[Tensor]:
+    for held in (model.parameters(), model.buffers()):
+        yield from (tensor for tensor in held if tensor.is_floating_point())
+
+
+def _kind(named: Mapping[str, Tensor]) -> str:
+    """Say what a model that gives no logits may be for."""
+    if any(tensor.dim() == 4 and tensor[0, 0].numel() > 1 for tensor in named.values()):
+        return "maps of an image, as of segmentation, are not compared; otherwise "
+    if named and all(tensor.dim() == 1 or tensor[0].numel() == 1 for tensor in named.values()):
+        return "one number an image, as of regression, has no classes to compare; otherwise "
+    return ""
+
+
+def _tensors(output: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in what a model returned, each with its name: `logits`, `0`, `heads.main`."""
+    if isinstance(output, Tensor):
+        yield name, output
+        return
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(output, Mapping):
+        parts = output.items()
+    elif hasattr(output, "_fields"):
+        parts = zip(output._fields, output, strict=True)
+    elif isinstance(output, (tuple, list)):
+        parts = enumerate(output)
+    elif dataclasses.is_dataclass(output) or hasattr(output, "logits"):
+        parts = vars(output).items()
+    for key, value in parts:
+        yield from _tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """Return the model without what runs it otherwise, at the top and inside, and the names of what was taken off."""
+    kinds = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    taken: dict[str, None] = {}
+
+    def bare(module: nn.Module) -> nn.Module:
+        while True:
+            if isinstance(module, kinds):
+                taken[type(module).__name__] = None
+                module = module.module
+            elif isinstance(inner := module._modules.get("_orig_mod"), nn.Module):
+                taken["torch.compile"] = None
+                module = inner
+            else:
+                return module
+
+    model = bare(model)
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = bare(child)
+    return model, list(taken)
+
+
+def _keep_frozen(model: nn.Module) -> list[str]:
+    """Let `train` leave in evaluation mode what the factory left there; say how many normalization layers these are.
+
+    A model that is in evaluation mode as a whole has been handed over so, and nothing of it is frozen.
+    """
+    frozen = [module for module in model.modules() if not module.training]
+    if len(frozen) == sum(1 for _ in model.modules()):
+        return []
+    for module in frozen:
+        vars(module)["train"] = _train_all_but(module)
+    layers = normalizations(model).values()
+    count = sum(layer in frozen for layer in layers)
+    return [f"{count} of {len(layers)} norm layers are in eval mode as the factory left them"] if count else []
+
+
+def _train_all_but(module: nn.Module) -> Any:
+    def train(mode: bool = True) -> nn.Module:
+        type(module).train(module, mode)
+        module.training = False
+        return module
+
+    return train

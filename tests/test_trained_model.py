@@ -244,6 +244,7 @@ def test_a_key_chooses_among_weights_and_the_choice_is_said(place: Path) -> None
         find(DATA, "mymodels:Net", None, "digits", key="x")
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")  # of TorchScript
 def test_a_file_that_is_no_torch_file_of_tensors_is_refused_by_what_it_holds(place: Path) -> None:
     torch.save(net(), place / "whole.pt")
     np.savez(place / "weights.npz", **{name: value.numpy() for name, value in net().state_dict().items()})
@@ -441,6 +442,7 @@ def test_logits_are_found_among_what_a_model_returns(care: Path) -> None:
     assert any("loses the batch axis of a single image" in said for said in squeezed.about)
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")  # of TorchScript
 @pytest.mark.parametrize(
     ("factory", "output", "said", "way_out"),
     [

@@ -40,16 +40,16 @@ class UserModule:
                     f"--module {factory}: must return a torch.nn.Module, not {type(model).__name__}\n"
                     "give a function or a class that takes no arguments"
                 )
+            scripted = next((each for each in model.modules() if isinstance(each, torch.jit.ScriptModule)), None)
+            if scripted is not None:
+                raise ConfigError(
+                    f"--module {factory}: holds TorchScript ({type(scripted).__name__}), which hooks cannot look into\n"
+                    "let the factory return the nn.Module that was scripted or traced"
+                )
             written = list(model.state_dict())
             self.model, wrappers = _unwrapped(model)
             self.names = dict(zip(self.model.state_dict(), written, strict=True))  # -> as its own state dict has them
         self.about = [f"{', '.join(wrappers)} taken off"] if wrappers else []
-        scripted = next((each for each in self.model.modules() if isinstance(each, torch.jit.ScriptModule)), None)
-        if scripted is not None:
-            raise ConfigError(
-                f"--module {factory}: holds TorchScript ({type(scripted).__name__}), which hooks cannot look into\n"
-                "let the factory return the nn.Module that was scripted or traced"
-            )
         self.about += _keep_frozen(self.model)
         self._doing = "called with images it"
         self._chosen: str | None = None

@@ -17,7 +17,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -31,6 +31,7 @@ from bnlab.record.plain_files import cannot_write, open_plain, read_plain, remov
 CURRENT, PREVIOUS, DIGESTS = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256"
 LARGEST_DIGESTS = 4096  # bytes
 LARGEST = 4 * 2**30  # bytes of a checkpoint, a thousand million float32 weights; bnlab's own have some millions
+OTHERS = {".npy'": "arrays of numpy.savez", "/constants.pkl'": "TorchScript"}  # archives of another kind, by a name
 WAYS_OUT = "save model.state_dict() alone, or let the factory load the file: omit --checkpoint"
 
 
@@ -85,7 +86,6 @@ def read_state(path: Path, known: Collection[str] | None = None, *, follow: bool
     Errors: RecordError for what is no regular file, is larger than LARGEST, has another digest, would unpack to more
     than it is, would run code or holds no dictionary.
     """
-    names: list[str] = []
     try:
         with open(open_plain(path.resolve() if follow else path, os.O_RDONLY), "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > LARGEST:
@@ -95,7 +95,8 @@ def read_state(path: Path, known: Collection[str] | None = None, *, follow: bool
             file.seek(0)
             if file.read(2) == b"PK":
                 with zipfile.ZipFile(file) as archive:
-                    names = archive.namelist()
+                    if kind := next((kind for part, kind in OTHERS.items() if part in str(archive.namelist())), None):
+                        raise RecordError(f"{path}: refused ({kind})")
                     if sum(entry.file_size for entry in archive.infolist()) > size:  # torch compresses nothing
                         raise RecordError(f"{path}: refused (unpacks to more than its {size:,} bytes)")
             file.seek(0)
@@ -105,7 +106,7 @@ def read_state(path: Path, known: Collection[str] | None = None, *, follow: bool
     except RecordError:
         raise
     except Exception as error:  # torch raises many kinds for a file that it will not read
-        raise RecordError(f"{path}: refused ({_why(names, error)})") from error
+        raise RecordError(f"{path}: refused ({_why(error)})") from error
     if not isinstance(state, dict):
         raise RecordError(f"{path}: refused (holds a {type(state).__name__})")
     return state
@@ -161,14 +162,10 @@ def _foreign(file: BinaryIO, path: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _why(names: Sequence[str], error: Exception) -> str:
-    """Say why a file was not read, from what is in its archive and what was raised."""
+def _why(error: Exception) -> str:
+    """Say why a file was not read, from what was raised."""
     if isinstance(error, ModuleNotFoundError):
         return "safetensors is not installed: pip install 'bnlab[safetensors]'"
-    if any(name.endswith(".npy") for name in names):
-        return "arrays of numpy.savez"
-    if any(name.endswith("constants.pkl") for name in names):
-        return "TorchScript"
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     return type(error).__name__ if foreign is None else f"it holds {foreign[1]}, and to make one runs its code"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
+import sys
 import tarfile
 import unicodedata
 from pathlib import Path
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from helpers_cases import for_each
+from helpers_cli import SHORT
 from helpers_images import bomb
+from helpers_training import train
 from PIL import Image
 
 from bnlab.data import decode, image_folder
@@ -21,6 +25,11 @@ from bnlab.data.bundle import load
 from bnlab.data.dataset import datasets
 from bnlab.data.decode import printable
 from bnlab.errors import ConfigError, DataError
+from bnlab.metrics import warnings_of
+from bnlab.report.console import Terminal
+from bnlab.report.data_report import images_passed_over, images_used
+from bnlab.report.run_report import run_page
+from bnlab.runner import monitor
 from bnlab.schema import parse
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
@@ -478,6 +487,31 @@ def test_a_photograph_of_many_pixels_is_decoded_small(progressive, tmp_path, mon
     else:
         assert wrong == []
         assert (pixels == 90).all()
+
+
+def test_a_run_says_what_was_used_and_passed_over(tmp_path, capsys):
+    for number in range(40):
+        noise(tmp_path / f"all/{('cat', 'dog')[number % 2]}/{number // 2 % 19}-{number // 38}.png", number // 2 % 19)
+    (tmp_path / "all/cat/notes.txt").write_text("no image")
+    keys = [f"data.path={tmp_path}/all", f"data.root={tmp_path}", "data.size=8", "data.valid_size=4"]
+    train(["data=folder", *keys, "data.batch_size=8", *SHORT, "trainer.steps=2", "eval.every=1"], tmp_path / "run")
+    about = json.loads((tmp_path / "run/environment.json").read_text())["data"]
+    assert about["images"] == {"train": 28, "valid": 4, "test": 8}
+    assert about["passed_over"] == {".txt": 1}
+    assert len(about["warnings"]) == 2
+    assert monitor.summarize(tmp_path / "run", False, "", None, {}) == 0
+    told = capsys.readouterr()
+    used, passed = "40 images of 2 classes: 28 train, 4 valid, 8 test", "1 .txt"
+    assert f"\n{tmp_path}/all: {used}; passed over: {passed}\n" in told.out
+    assert all(f"warning: {doubt}\n" in told.err for doubt in about["warnings"])
+    out = Terminal(sys.stdout)
+    out.print(run_page(json.loads((tmp_path / "run/summary.json").read_text()), {}, tmp_path / "run", out))
+    page = " ".join(capsys.readouterr().out.split())
+    assert f"images {used} passed over {passed} machine" in page
+    assert about["warnings"][0] in page
+    for strange in (None, [], {"images": 3, "passed_over": [1], "warnings": "text"}, {"images": {"train": "x"}}):
+        assert images_used({"data": strange}) == images_passed_over({"data": strange}) == ""
+        assert warnings_of({"environment": {"data": strange}}) == []
 
 
 def test_the_home_folder_may_be_a_tilde(pictures, tmp_path, monkeypatch):

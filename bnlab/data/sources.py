@@ -109,7 +109,7 @@ class Source:
             for file in archive.files:
                 wanted = _plain(Path(file.path).name)
                 for there in sorted(place.iterdir()) if place.is_dir() else ():
-                    if _plain(there.name.removesuffix(".gz")) == wanted and there.is_file():
+                    if _plain(there.name.removesuffix(".gz")) == wanted and not there.is_dir():
                         right = root / file.path
                         ending = ".gz" if there.name.endswith(".gz") else ""
                         return f"{there} is there: rename it to {right}{ending}"

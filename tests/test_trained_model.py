@@ -383,6 +383,40 @@ def scripted():
     return torch.jit.trace(Net().eval(), torch.zeros(2, 1, 8, 8))
 
 
+class Own(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.register_buffer("running_std", torch.ones(4))
+
+    def forward(self, x):
+        if self.training or self.how == "leaky":
+            with torch.no_grad():
+                self.running_std.lerp_(x.std((0, 2, 3)) + 2, 0.1)
+        if self.how == "by gradient" and torch.is_grad_enabled():
+            return x * 100
+        return x / self.running_std[:, None, None]
+
+
+def passing_by():
+    net = Net()
+    bn = net.bn
+    net.bn = nn.Identity()
+    net.kept = bn
+    return net
+
+
+def own(how):
+    def make():
+        net = Net()
+        net.bn = Own(how)
+        return net
+    return make
+
+
+running_std, leaky, by_gradient = map(own, ["plain", "leaky", "by gradient"])
+
+
 def half():
     return Net().half()
 
@@ -462,6 +496,26 @@ def test_what_gives_no_logits_is_refused_with_a_way_out(
     first, _, second = str(caught.value).partition("\n")
     assert said in first
     assert way_out in second
+
+
+def test_what_cannot_be_measured_by_layer_is_named(care: Path) -> None:
+    for factory, said in {
+        "running_std": ["keeps something in training that bnlab does not read: bn (Own)"],
+        "leaky": ["changes in evaluation, which then depends on what was evaluated before: bn (Own)"],
+        "by_gradient": [
+            "evaluation depends on torch.is_grad_enabled(): it is measured without gradients",
+            "keeps something in training that bnlab does not read: bn (Own)",
+        ],
+        "passing_by": ["never called, so nothing of it is measured: kept (BatchNorm2d)"],
+        "handed_over": [],
+    }.items():
+        found = careful(factory)
+        assert found.module is not None
+        assert found.module.unseen == said, factory
+        assert [each for each in found.about if each in said] == said
+    done = bnlab("recalibrate", "--module", "mycare:running_std", "--data", "digits", *DATA, cwd=care)
+    assert done.returncode == 2
+    assert "keeps something in training that bnlab does not read: bn (Own)" in done.stderr
 
 
 @pytest.mark.parametrize("factory", ["compiled", "parallel", "inside"])

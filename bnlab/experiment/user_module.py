@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bnlab.conformance.own_code import load_factory, own_code
 from bnlab.errors import BnlabError, ConfigError
 from bnlab.measure.layer_statistics import normalizations
+from bnlab.measure.unseen import unseen
 
 WRAP_IT = "let the factory wrap the model in a module that returns its logits alone"
 
@@ -51,6 +52,7 @@ class UserModule:
             self.names = dict(zip(self.model.state_dict(), written, strict=True))  # -> as its own state dict has them
         self.about = [f"{', '.join(wrappers)} taken off"] if wrappers else []
         self.about += _keep_frozen(self.model)
+        self.unseen: list[str] = []  # what of it cannot be measured
         self._doing = "called with images it"
         self._chosen: str | None = None
         self._width = 0
@@ -81,7 +83,8 @@ class UserModule:
                 self.about.append(f"output {self._chosen}")
             if logits.shape[1] > classes:
                 self.about.append(f"{logits.shape[1]:,} outputs for {classes:,} classes")
-        self.about += self._alone(images)
+            self.unseen = unseen(self.model, images)
+        self.about += [*self._alone(images), *self.unseen]
 
     def _alone(self, images: Tensor) -> list[str]:
         """Say what becomes of a single image, where that is not what becomes of two."""

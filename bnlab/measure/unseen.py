@@ -1,0 +1,69 @@
+"""What of a model of others cannot be measured layer by layer, found by a few forward passes; the model comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.measure.layer_statistics import normalizations
+from bnlab.measure.modes import evaluating, preserved
+from bnlab.measure.population_statistics import hooked
+
+NAMED = 3  # layers that a sentence names, then a count
+
+
+@torch.no_grad()
+def unseen(model: nn.Module, images: Tensor) -> list[str]:
+    """Return in words, each with the layers: normalizations that are never called, as where a function reads their
+    buffers; buffers that evaluation changes; buffers that training changes and no known layer keeps; and whether
+    evaluation depends on the gradient mode. `images` is a batch of two or more.
+    """
+    known, called, said = normalizations(model), set(), []
+    with preserved(model), evaluating(model):
+        before = _buffers(model)
+        with hooked(known.values(), lambda layer, x: called.add(layer)):
+            plain = model(images)
+        if passed_by := [name for name, layer in known.items() if layer not in called]:
+            said.append(f"never called, so nothing of it is measured: {_listed(passed_by, model)}")
+        if moved := _changed(before, model):
+            said.append(
+                f"changes in evaluation, which then depends on what was evaluated before: {_listed(moved, model)}"
+            )
+        with torch.enable_grad():
+            tracked = model(images).detach()
+        if not moved and not torch.allclose(tracked.double(), plain.double(), rtol=1e-3, atol=1e-3):
+            said.append("evaluation depends on torch.is_grad_enabled(): it is measured without gradients")
+    with preserved(model), suppress(Exception), torch.enable_grad():
+        model.train()
+        before = _buffers(model)
+        model(images)
+        foreign = [name for name in _changed(before, model) if name not in known]
+        if foreign := [name for name in foreign if name not in moved]:
+            said.append(f"keeps something in training that bnlab does not read: {_listed(foreign, model)}")
+    return said
+
+
+def _buffers(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the floating buffers by module."""
+    return {
+        name: {key: held.clone() for key, held in module.named_buffers(recurse=False) if held.is_floating_point()}
+        for name, module in model.named_modules()
+    }
+
+
+def _changed(before: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> list[str]:
+    now = _buffers(model)
+    return [
+        name
+        for name, held in before.items()
+        if any(not torch.equal(value.nan_to_num(), now[name][key].nan_to_num()) for key, value in held.items())
+    ]
+
+
+def _listed(names: Iterable[str], model: nn.Module) -> str:
+    modules = dict(model.named_modules())
+    each = [f"{name or 'the model'} ({type(modules[name]).__name__})" for name in names]
+    return f"{', '.join(each[:NAMED])}{f', … ({len(each):,} in all)' if len(each) > NAMED else ''}"

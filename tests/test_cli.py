@@ -376,6 +376,30 @@ def test_completion_of_overrides(
     assert expected in overrides(typed)
 
 
+def test_completion_sees_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnlab.config.completion import overrides
+
+    lines: dict[tuple[str, ...], list[str]] = {
+        ("norm", "=", "ghost", "norm.s"): ["norm.size="],
+        ("-m", "norm", "=", "batch,ghost", "norm.s"): [],
+        ("data", "=", "folder", "data.pat"): ["data.path="],
+        ("data.pat",): [],
+        ("norm", "=", "ghost", "norm.size", "=", "4", "norm.s"): ["norm.size="],
+        ("norm", "=", "gohst", "norm.s"): [],
+        ("norm", "="): ["batch", "dyt", "frn", "frozen", "ghost", "group", "instance", "layer", "none", "online",
+                        "population", "renorm", "rms", "streaming", "sync", "weight_std"],
+        ("data.root", "=", "a b", "trainer.ep"): ["trainer.epochs="],
+        ("trainer.device", "=", "cuda", ":"): [],
+    }  # fmt: skip
+    for words, expected in lines.items():
+        monkeypatch.setenv("COMP_WORDS", "\n".join(["bnlab", "train", *words]))
+        monkeypatch.setenv("COMP_CWORD", str(1 + len(words)))
+        assert overrides(words[-1]) == expected, words
+    monkeypatch.delenv("COMP_WORDS")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "bnlab train norm=ghost norm.s")  # of zsh and fish
+    assert overrides("norm.s") == ["norm.size="]
+
+
 def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
     script = bnlab("--show-completion", "bash", cwd=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_BNLAB_COMPLETE" in script.stdout

@@ -144,7 +144,7 @@ def test_options_of_commands_are_checked_before_anything_starts(tmp_path: Path) 
         ("train", "x" * 300 + "=1"): f"{'x' * 300}: no such key; it has 300 letters\n",
         ("train", "norm=" + "x" * 5000): " … ",
         ("train", "--dry-run", "model=mlp", f"model.widths={[2**16] * 64}"): "by model.widths",
-        ("train", "--dry-run", "model=mlp", "model.widths=[99999999999]"): "model.widths=99999999999: must be at ",
+        ("train", "--dry-run", "model=mlp", "model.widths=[99999999999]"): "at most 65536 (units of each hidden layer)",
         ("resume",): "FOLDER",
         ("resume", "nowhere"): "nowhere: is not a folder",
         ("resume", "empty"): "empty: holds neither a run nor a sweep",

@@ -6,28 +6,43 @@ import os
 
 
 def overrides(incomplete: str) -> list[str]:
-    """Return what may follow `incomplete`; nothing when anything goes wrong: a shell must not see an error here."""
+    """Return what may follow `incomplete`; nothing when anything goes wrong: a shell must not see an error here.
+
+    The overrides before it count: after `norm=ghost` the keys are those of ghost. Of a group that is swept they are not
+    the same in all jobs, so none is offered.
+    """
     from bnlab.config import compose
 
-    word, cut = _word(incomplete)
+    earlier, word, cut = _line(incomplete)
+    swept = tuple(f"{line.partition('=')[0]}." for line in earlier if "," in line)
+    plain = [line for line in earlier if "," not in line and not any(map(str.isspace, line))]
     try:
-        return [completion[cut:] for completion in compose.complete(word)]
+        completions = compose.complete(" ".join([*plain, word]))
     except Exception:
         return []
+    return [completion[cut:] for completion in completions if not completion.startswith(swept)]
 
 
-def _word(incomplete: str) -> tuple[str, int]:
-    """Return the whole word being typed and how much of a completion the shell already has.
+def _line(incomplete: str) -> tuple[list[str], str, int]:
+    """Return the overrides before, the whole word being typed, and how much of a completion the shell already has.
 
-    bash splits words at `=`: of `norm=b` it passes `b` alone, so the key is read from the words before.
+    bash splits words at `=` and `:`, and of `norm=b` it passes `b` alone.
     """
-    words = os.environ.get("COMP_WORDS", "").split()
-    position = os.environ.get("COMP_CWORD", "")
-    at = int(position) if position.isdecimal() else 0
-    if 0 < at < len(words) and words[at] == "=":
-        key = words[at - 1]
-        return f"{key}=", len(key) + 1
-    if 2 <= at <= len(words) and words[at - 1] == "=":
-        key = words[at - 2]
-        return f"{key}={incomplete}", len(key) + 1
-    return incomplete, 0
+    text, position = os.environ.get("COMP_WORDS", ""), os.environ.get("COMP_CWORD", "")
+    words = text.split("\n" if "\n" in text else None)
+    if not (position.isdecimal() and 0 < int(position) <= len(words)):
+        words, position = os.environ.get("_TYPER_COMPLETE_ARGS", "").removesuffix(incomplete).split(), ""
+    tokens = [*words[: int(position)], *words[int(position) :][:1]] if position else [*words, incomplete]
+    if position and int(position) == len(words):
+        tokens.append("")
+    lines: list[str] = []
+    is_open = False  # the next token belongs to the word before
+    for token in tokens:
+        if lines and (is_open or token in ("=", ":")):
+            lines[-1] += token
+        else:
+            lines.append(token)
+        is_open = bool(position) and token in ("=", ":")
+    last = "" if is_open else tokens[-1]
+    earlier = [line for line in lines[:-1] if "=" in line and not line.startswith("-")]
+    return earlier, lines[-1], len(lines[-1]) - len(last) if position else 0

@@ -346,12 +346,12 @@ def show_info(overrides: Sequence[str], what: str, extra_dir: Path | None = None
     sys.stdout.write(shown.getvalue())
 
 
-def complete(word: str) -> list[str]:
-    """Return the completions of a partly typed override, from Hydra's own engine."""
+def complete(line: str) -> list[str]:
+    """Return the completions of the last of a line of overrides, partly typed, from Hydra's own engine."""
     from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
     from bnlab.config.hydra_session import session
 
     with session() as loader:
-        completions: list[str] = DefaultCompletionPlugin(loader)._query(CONFIG_NAME, word)
+        completions: list[str] = DefaultCompletionPlugin(loader)._query(CONFIG_NAME, line)
         return completions

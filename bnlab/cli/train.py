@@ -63,7 +63,7 @@ def train(
         if (folder := slurm.earlier(RUNS, lines)) is not None:
             # the jobs that a search began are finished, by the launcher of this same command line
             own = [line for line in compose.hydra_lines(lines) if "hydra.sweeper" not in line.replace("/", ".")]
-            again = own if multirun else ()
+            again = own if (folder / "sweep.json").exists() else ()
             code = resume(folder, again, options, config_dir=config_dir, dry_run=dry_run, known=lines)
         else:
             code = launch(lines, multirun, config_dir, options, dry_run)

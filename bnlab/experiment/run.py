@@ -76,6 +76,7 @@ def _check_model(config: Config, workers: Workers) -> None:
     bundle = bundle_of(config.data)
     batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
     check_memory(config, bundle)
+    config.data.augment.check(*bundle.image_shape[1:])
     model = model_of(config, bundle, workers)
     check_eval(model, config.eval)
     for layer in bnlab_layers(model):

@@ -513,9 +513,11 @@ def test_what_cannot_be_measured_by_layer_is_named(care: Path) -> None:
         assert found.module is not None
         assert found.module.unseen == said, factory
         assert [each for each in found.about if each in said] == said
-    done = bnlab("recalibrate", "--module", "mycare:running_std", "--data", "digits", *DATA, cwd=care)
-    assert done.returncode == 2
-    assert "keeps something in training that bnlab does not read: bn (Own)" in done.stderr
+    for factory, name in (("running_std", "bn (Own)"), ("passing_by", "kept (BatchNorm2d)")):
+        done = bnlab("recalibrate", "--module", f"mycare:{factory}", "--data", "digits", *DATA, cwd=care)
+        assert done.returncode == 2
+        assert "nothing to recalibrate" in done.stderr
+        assert name in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("factory", ["compiled", "parallel", "inside"])

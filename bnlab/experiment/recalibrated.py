@@ -31,8 +31,7 @@ def new_file(
         with trained.examined():
             check_recalibratable(trained.model)
     except IncompatibleError as error:
-        beside = trained.module.unseen if trained.module else []
-        raise IncompatibleError("\n".join([f"{trained.label}: {error}", *beside])) from error
+        raise IncompatibleError(f"{trained.label}: {error}") from error
     count = samples_used(trained.train, stats, samples, trained.batch_size)
     folder = trained.folder or (Path() if weights is None else weights.parent)
     file = out or folder / f"recalibrated-{stats}-{count}.pt"

@@ -15,7 +15,7 @@ from torch import nn
 from bnlab.config import compose
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle
-from bnlab.errors import ConfigError, RecordError
+from bnlab.errors import ConfigError, IncompatibleError, RecordError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of, to_device
 from bnlab.experiment.user_module import UserModule
@@ -70,7 +70,11 @@ class TrainedModel:
     def examined(self) -> Iterator[None]:
         """Let forward passes run as those of training did; what a user's own module raises becomes a ConfigError."""
         with self.module.examined() if self.module else nullcontext(), precision_of(self.config.trainer, self.device)():
-            yield
+            try:
+                yield
+            except IncompatibleError as error:  # with what may be the reason
+                unseen = self.module.unseen if self.module else []
+                raise IncompatibleError("\n".join([str(error), *unseen])) from error
 
     @cached_property
     def train(self) -> Batches:

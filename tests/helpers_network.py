@@ -71,6 +71,15 @@ class Norm:
         """What is left of the initial statistics, where they fade."""
         return (1 - MOMENTUM) ** UPDATES if self.kind not in ("streaming", "online", "population", "frozen") else None
 
+    def shown(self, mean: Array, var: Array) -> float | None:
+        """That share where the running statistics are nearer to the mix with it than to `mean` and `var`."""
+
+        def apart(share: float) -> float:
+            m, v = (1 - share) * mean, (1 - share) * var + share
+            return float(((self.mean - m) ** 2 / var + ((self.var - v) / var) ** 2 / 2).mean())
+
+        return self.left if self.left is not None and apart(self.left) < apart(0.0) else None
+
     def shrinkage(self, samples: int, pixels: int) -> float:
         """The expected biased variance of a batch, over that of all."""
         values = {"ghost": GHOST * pixels, "torch instance": pixels}.get(self.kind, samples * pixels)
@@ -139,6 +148,7 @@ class Reference:
     readout: Array
     dropout: Callable[[Array], Array] | None = None
     inputs: list[Array] = field(default_factory=list)  # of each norm, in the last pass
+    shares: list[float | None] = field(default_factory=list)  # of the initial statistics, by norm, as `stages` found
 
     def logits(self, x: Array, normalize: Callable[[int, Array], Array], *, drop: bool = False) -> Array:
         self.inputs = []
@@ -162,6 +172,15 @@ class Reference:
     def stored(self, x: Array, statistics: Stored) -> Array:
         return self.logits(x, lambda i, h: self.norms[i].with_statistics(h, *statistics[i]))
 
+    def stored_in_batches(self, x: Array, statistics: Stored, size: int, draw: int, *, drop: bool) -> Array:
+        """With stored statistics, in the batches of `draw`, so that masks are drawn as in `training`."""
+        order = batching(len(x), size, draw).numpy()
+        found = np.empty((len(x), len(self.readout)))
+        for start in range(0, len(x), size):
+            rows = order[start : start + size]
+            found[rows] = self.logits(x[rows], lambda i, h: self.norms[i].with_statistics(h, *statistics[i]), drop=drop)
+        return found
+
     def own(self, x: Array, size: int) -> Array:
         """In evaluation, each batch with its own statistics; with a single value a channel the running ones."""
 
@@ -176,7 +195,7 @@ class Reference:
     def running(self) -> Stored:
         return [(norm.mean, norm.var) for norm in self.norms]
 
-    def population(self, x: Array, factors: Sequence[float] | None = None) -> Stored:
+    def population(self, x: Array, factors: Sequence[float] | None = None, *, drop: bool = False) -> Stored:
         """Layer after layer over the training set, each variance times its factor."""
         found: Stored = []
 
@@ -185,7 +204,7 @@ class Reference:
             found.append((mean, var * (factors[i] if factors else 1.0)))
             return self.norms[i].with_statistics(h, *found[-1])
 
-        self.logits(x, normalize)
+        self.logits(x, normalize, drop=drop)
         return found
 
     def precise(self, x: Array, size: int) -> Stored:
@@ -204,13 +223,14 @@ class Reference:
         learn = self.norms[0].learns
         exact = self.population(training_set) if learn else self.running
         biased = self.population(training_set, factors) if learn else self.running
+        self.shares = [norm.shown(mean, var) for norm, (mean, var) in zip(self.norms, exact, strict=True)]
         initial = [
-            (mean, var) if norm.left is None else ((1 - norm.left) * mean, (1 - norm.left) * var + norm.left)
-            for norm, (mean, var) in zip(self.norms, exact, strict=True)
+            ((1 - (left or 0)) * mean, (1 - (left or 0)) * var + (left or 0))
+            for left, (mean, var) in zip(self.shares, exact, strict=True)
         ]
         last = self.population(training_set) if self.norms[0].kind == "population" else self.running
         return {
-            "undropped": np.stack([self.training(x, size, draw) for draw in range(DRAWS)]),
+            "norms": np.stack([self.training(x, size, draw) for draw in range(DRAWS)]),
             "biased": self.stored(x, biased)[None],
             "population": self.stored(x, exact)[None],
             "initial": self.stored(x, initial)[None],

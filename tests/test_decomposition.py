@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_network import DRAWS, KINDS, Array, Flat, interval, kl, nats, right, twins
+from helpers_network import DRAWS, KINDS, Array, Flat, Stored, interval, kl, nats, right, twins
 from helpers_probe import Doubles, probe_of, samples
 from helpers_training import train
 from torch import Tensor, nn
@@ -21,13 +21,14 @@ from bnlab.data.augment import Augment
 from bnlab.data.batches import Batches
 from bnlab.experiment.trained_model import of_run
 from bnlab.interval import Interval
-from bnlab.measure.decomposition import NAMES, Decomposition, Stages, Term, decompose, levels, stages
+from bnlab.measure.decomposition import IMAGE_DRAWS, NAMES, Decomposition, Stages, Term, decompose, levels, stages
+from bnlab.measure.layer_statistics import adopt
 from bnlab.measure.modes import learners
-from bnlab.measure.population_statistics import plan
+from bnlab.measure.population_statistics import plan, population_of
 from bnlab.measure.probe_batches import Probe, batching
 from bnlab.measure.probe_model import ProbeResult, probe
 from bnlab.measure.refresh import refreshed
-from bnlab.measure.verdict import verdict
+from bnlab.measure.verdict import explained, verdict
 
 CLOSE = {"rel": 1e-5, "abs": 2e-6}  # logits are kept in float32
 
@@ -37,8 +38,9 @@ def staged(model: nn.Module, test: Probe, training_set: Batches) -> tuple[Stages
     model.eval()
     how = plan(model, dict.fromkeys(learners(model)), training_set)
     batch, _ = next(test.plain.sequential(test.batch_size))
-    found = stages(model, test, levels(model, how, batch, refreshed(model, training_set)))
-    return found, decompose(model, test, found)
+    at = levels(model, how, batch, refreshed(model, training_set))
+    found = stages(model, test, at)
+    return found, decompose(model, test, found, at)
 
 
 def check_term(term: Term, before: Array, after: Array, labels: Tensor) -> None:
@@ -83,17 +85,21 @@ def test_every_term_is_that_of_the_written_out_network(kind: str, space: bool) -
     for name, logits in chain.items():
         mine = getattr(found, name).numpy()
         np.testing.assert_allclose(np.broadcast_to(mine, logits.shape), logits, rtol=1e-5, atol=2e-6, err_msg=name)
-    assert found.full is found.unaugmented is found.dropless is found.undropped
+    assert found.full is found.norms
+    assert torch.equal(found.running, found.evaluation)
     reads_batch = kind not in ("population", "frozen", "torch instance")
-    assert len(found.undropped) == (DRAWS if reads_batch else 1)
-    steps = [chain[name] for name in (*["undropped"] * 4, "biased", "population", "initial", "running")]
-    for term, before, after in zip(split.terms, steps, steps[1:], strict=False):
-        check_term(term, before, after, labels)
-    check_term(split.total, chain["undropped"], chain["running"], labels)
+    assert len(found.norms) == (DRAWS if reads_batch else 1)
+    names = ("norms", "biased", *["population"] * 3, "initial", *["running"] * 4)
+    for term, (before, after) in zip(split.terms, itertools.pairwise(names), strict=True):
+        check_term(term, chain[before], chain[after], labels)
+    check_term(split.total, chain["norms"], chain["running"], labels)
     check_sum(split)
-    learns, left = reference.norms[0].learns, reference.norms[0].left
+    learns, counted = reference.norms[0].learns, reference.norms[0].left
+    left = max((share for share in reference.shares if share is not None), default=None)
     absent = {term.name for term in split.terms if term.absent}
-    assert absent == {"augmentation", "dropout", "other"} | (set() if learns else set(NAMES[3:6]))
+    never = {"other", *(name for name in NAMES if "dropout" in name or "augmentation" in name)}
+    unshown = learns and left is None and counted is not None
+    assert absent == never | ({"initial statistics"} if unshown else set() if learns else set(NAMES[:5]))
     assert split.initial_left == (None if left is None else pytest.approx(left))
     assert (split.updates, split.momentum) == ((None, None) if left is None else (7, pytest.approx(0.1)))
     assert split.batch_size == 6
@@ -108,40 +114,86 @@ def test_every_term_is_that_of_the_written_out_network(kind: str, space: bool) -
         assert {term.name for term in split.terms if term.moved} == expected
 
 
-@pytest.mark.parametrize("kind", ["batch", "torch batch", "population"])
-def test_dropout_and_augmentation_are_the_outermost_causes(kind: str) -> None:
-    """Flips of images 2 x 3; masks of dropout as torch draws them after the seed of each draw."""
+@pytest.mark.parametrize("kind", ["batch", "torch batch"])
+def test_augmentation_and_dropout_are_in_the_statistics_of_every_stage(kind: str) -> None:
+    """Flips of images 2 x 3; masks of dropout as torch draws them after the seed of each draw; all written out."""
     images, labels = samples(24, (1, 2, 3))
     others, other_labels = samples(30, (1, 2, 3), seed=1)
     net, reference = twins(kind, 6, space=False, dropout=0.25)
     augment = Augment(flip=True)
-    found, split = staged(Flat(net), probe_of(images, labels, 6, augment), Doubles(others, other_labels))
+    training_set = Doubles(others, other_labels, augment)
+    found, split = staged(Flat(net), probe_of(images, labels, 6, augment), training_set)
 
     def masked(x: Array) -> Array:
         return x * F.dropout(torch.ones(x.shape, dtype=torch.float64), 0.25).numpy()
 
+    def mirrored(plain: Tensor, draw: int) -> Array:
+        mirror = augment.draw(len(plain), 0, draw)[-1].bool()[:, None, None, None]
+        return pixels(torch.where(mirror, plain.flip(3), plain).flatten(1)[..., None])
+
     reference.dropout = masked
-    unaugmented, full = [], []
-    flat = images.flatten(1).numpy()[..., None]
-    for draw in range(DRAWS):
+    torch.manual_seed(0)
+    exact = reference.population(mirrored(others, 0), drop=True)
+    torch.manual_seed(0)
+    factors = [norm.shrinkage(6, 1) for norm in reference.norms]
+    biased = reference.population(mirrored(others, 0), factors, drop=True)
+
+    def evaluated(statistics: Stored, *, drop: bool) -> Array:
+        rows = []
+        for draw in range(IMAGE_DRAWS):
+            torch.manual_seed(draw)
+            rows.append(reference.stored_in_batches(mirrored(images, draw), statistics, 6, draw, drop=drop))
+        return np.stack(rows)
+
+    full = []
+    for draw in range(IMAGE_DRAWS):
         torch.manual_seed(draw)
-        unaugmented.append(reference.training(flat, 6, draw, drop=True))
-        mirror = augment.draw(24, 0, draw)[-1].bool()
-        mirrored = torch.where(mirror[:, None, None, None], images.flip(3), images).flatten(1).numpy()[..., None]
-        torch.manual_seed(draw)
-        full.append(reference.training(mirrored, 6, draw, drop=True))
-    chain = reference.stages(flat, others.flatten(1).numpy()[..., None], 6)
-    before = [np.stack(full), np.stack(unaugmented), chain["undropped"]]
-    np.testing.assert_allclose(found.full.numpy(), before[0], rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(found.unaugmented.numpy(), before[1], rtol=1e-5, atol=2e-6)
-    check_term(split.terms[0], before[0], before[1], labels)
-    check_term(split.terms[1], before[1], before[2], labels)
-    check_term(split.total, before[0], chain["running"], labels)
+        full.append(reference.training(mirrored(images, draw), 6, draw, drop=True))
+    shares = [norm.shown(*both) or 0.0 for norm, both in zip(reference.norms, exact, strict=True)]
+    mixed = [((1 - s) * mean, (1 - s) * var + s) for s, (mean, var) in zip(shares, exact, strict=True)]
+    chain = {
+        "full": np.stack(full),
+        "biased": evaluated(biased, drop=True),
+        "population": evaluated(exact, drop=True),
+        "undropped_statistics": evaluated(exact, drop=True),
+        "plain_statistics": evaluated(exact, drop=True),
+        "initial": evaluated(mixed, drop=True),
+        "running": evaluated(reference.running, drop=True),
+        "dropless": evaluated(reference.running, drop=False),
+        "undropped": evaluated(reference.running, drop=False),
+        "evaluation": reference.stored(pixels(images.flatten(1)[..., None]), reference.running)[None],
+    }
+    for name, logits in chain.items():
+        np.testing.assert_allclose(getattr(found, name).numpy(), logits, rtol=1e-5, atol=2e-6, err_msg=name)
+    for term, (before, after) in zip(split.terms, itertools.pairwise(chain.values()), strict=True):
+        check_term(term, before, after, labels)
+    check_term(split.total, chain["full"], chain["evaluation"], labels)
     check_sum(split)
-    assert split.terms[0].absent is None
-    assert split.terms[1].absent is None
-    assert split.terms[2].absent == "nothing but normalization and dropout depends on the mode"
-    assert found.dropless is found.undropped
+    absent = {term.name for term in split.terms if term.absent}
+    assert absent - {"initial statistics"} == {"dropout in statistics", "augmentation in statistics", "other"}
+
+
+def test_statistics_of_other_images_than_training_sees_are_told_from_a_lag() -> None:
+    """The running statistics are put in from plain images without dropout: each of the two is a term of its own."""
+    images, labels = samples(24, (1, 2, 3))
+    others, other_labels = samples(300, (1, 2, 3), seed=1)
+    net, _ = twins("torch batch", 6, space=False, dropout=0.5)
+    training_set = Doubles(others, other_labels, Augment(flip=True))
+    model = Flat(net).eval()
+    for layer, both in population_of(model, training_set, plain=True).items():
+        adopt(layer, *both)
+    found, split = staged(model, probe_of(images, labels, 6, Augment(flip=True)), training_set)
+    check_sum(split)
+    moved = {term.name: term.moved for term in split.terms}
+    assert min(moved["dropout in statistics"], moved["augmentation in statistics"]) > 1e-3
+    assert max(moved["initial statistics"], moved["moving average"]) < 1e-9
+    for layer, both in population_of(model, training_set).items():
+        adopt(layer, *both)
+    found, split = staged(model, probe_of(images, labels, 6, Augment(flip=True)), training_set)
+    moved = {term.name: term.moved for term in split.terms}
+    assert moved["dropout in statistics"] == moved["augmentation in statistics"] == 0
+    assert moved["moving average"] < 1e-9
+    assert found.undropped_statistics is found.population
 
 
 def test_by_hand() -> None:
@@ -156,8 +208,8 @@ def test_by_hand() -> None:
             return F.pad(self.norm(x.flatten(1)), (0, 1))
 
     model = Line()
-    model.norm.running_mean.fill_(2.5)  # type: ignore[union-attr]
-    model.norm.running_var.fill_(4.0)  # type: ignore[union-attr]
+    model.norm.running_mean.fill_(1.0)  # type: ignore[union-attr]
+    model.norm.running_var.fill_(2.25)  # type: ignore[union-attr]
     model.norm.num_batches_tracked.fill_(1)  # type: ignore[union-attr]
     images = torch.tensor([0.0, 2.0, 4.0, 6.0]).double().view(4, 1, 1, 1)
     labels = torch.tensor([1, 1, 0, 0])  # class 0 where y >= 0
@@ -168,30 +220,31 @@ def test_by_hand() -> None:
     expected = [
         together if set(batching(4, 2, draw)[:2].tolist()) in ({0, 1}, {2, 3}) else apart for draw in range(DRAWS)
     ]
-    torch.testing.assert_close(found.undropped[..., 0], torch.stack(expected))
-    assert torch.equal(found.undropped[1, :, 0], apart)
+    torch.testing.assert_close(found.norms[..., 0], torch.stack(expected))
+    assert torch.equal(found.norms[1, :, 0], apart)
     same = sum(row is together for row in expected)
     root = math.sqrt
     rows = {
         "biased": [-3 / root(2.5), -1 / root(2.5), 1 / root(2.5), 3 / root(2.5)],  # 5 (2 - 1)/2
         "population": [-3 / root(5), -1 / root(5), 1 / root(5), 3 / root(5)],
         "initial": [-1.5 / root(3), 0.5 / root(3), 2.5 / root(3), 4.5 / root(3)],  # half of 0 and 1: mean 1.5, var 3
-        "running": [-1.25, -0.25, 0.75, 1.75],
+        "running": [-1 / 1.5, 1 / 1.5, 3 / 1.5, 5 / 1.5],
     }
     for name, row in rows.items():
         torch.testing.assert_close(getattr(found, name)[0, :, 0], torch.tensor(row))
-    # accuracy: half where neighbours stay together, else 1; 1, 1, 3/4 (2 is taken for class 0), 1
+    # accuracy: half where neighbours stay together, else 1; 1, 1, 3/4 (2 is taken for class 0), 3/4
     accuracy = [term.accuracy.value for term in split.terms]
-    assert accuracy == pytest.approx([0, 0, 0, (0.5 * same + 1.0 * (DRAWS - same)) / DRAWS - 1, 0, 0.25, -0.25])
+    assert accuracy == pytest.approx([(0.5 * same + 1.0 * (DRAWS - same)) / DRAWS - 1, 0, 0, 0, 0.25, 0, 0, 0, 0])
 
     def loss(row: list[float]) -> float:
         return sum(math.log1p(math.exp(y if label else -y)) for y, label in zip(row, labels.tolist(), strict=True)) / 4
 
     levels_ = [loss(row) for row in rows.values()]
     batch = sum(loss(row.tolist()) for row in expected) / DRAWS
-    by_hand = [0, 0, 0, batch - levels_[0], *(a - b for a, b in itertools.pairwise(levels_))]
+    biased, of_population, initial, running = levels_
+    by_hand = [batch - biased, biased - of_population, 0, 0, of_population - initial, initial - running, 0, 0, 0]
     assert [term.loss.value for term in split.terms] == pytest.approx(by_hand, abs=1e-6)
-    assert split.terms[5].flips == split.terms[6].flips == 0.25
+    assert (split.terms[4].flips, split.terms[5].flips) == (0.25, 0)
     assert (split.initial_left, split.updates, split.momentum) == (0.5, 1, 0.5)
 
 
@@ -226,8 +279,8 @@ def test_layers_left_frozen_in_training_are_no_cause() -> None:
     model[2].running_mean.fill_(0.3)  # type: ignore[union-attr,operator]
     found, split = of_head(model)
     assert all(term.moved == 0 for term in (*split.terms, split.total))
-    assert len(found.undropped) == 1
-    assert "agree exactly" in verdict(split)
+    assert len(found.norms) == 1
+    assert "agree exactly" in explained(split)
 
 
 def test_spectral_norm_moves_in_training_and_no_later_stage_sees_it() -> None:
@@ -237,7 +290,7 @@ def test_spectral_norm_moves_in_training_and_no_later_stage_sees_it() -> None:
     images, _ = samples(24, (6, 1, 1))
     evaluated = model(images)
     found, split = of_head(model)
-    torch.testing.assert_close(found.running[0].double(), evaluated, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.evaluation[0].double(), evaluated, rtol=1e-5, atol=1e-6)
     check_sum(split)
 
 
@@ -304,12 +357,11 @@ def test_dropout_is_what_switching_dropout_off_takes_away(module: nn.Module, cau
     check_sum(split)
     causes = {"dropout", "other"} if cause == "both" else {cause}
     assert {term.name for term in split.terms if term.moved} == causes
-    assert torch.equal(found.dropless, found.undropped) == (cause == "dropout")
-    said = verdict(split)
+    assert (found.dropless is found.undropped) == (cause == "dropout")
+    said = explained(split)
     main = max(split.terms, key=lambda term: term.moved).name
     assert f"Most of it is {main}" in said
     assert ("neither dropout nor a normalization layer that bnlab can see" in said) == (main == "other")
-    assert ("Nothing needs to be done." in said) == (main == "dropout")
 
 
 def test_a_layer_that_tells_the_mode_from_the_gradient_mode_is_seen_to_differ() -> None:
@@ -386,64 +438,202 @@ def made(total: tuple[float, float], left: float | None = 0.0, batch: int = 64, 
     return Decomposition("test", terms, whole, batch, left, 938, 0.001)
 
 
-def test_each_cause_is_named_with_its_remedy() -> None:
+def test_each_cause_is_named_with_what_it_is() -> None:
     large = (-0.2, 0.5)
-    said = verdict(made(large, batch_noise=0.3, moving_average=0.1, batch=4))
+    said = explained(made(large, batch_noise=0.3, moving_average=0.1, batch=4))
     assert said.startswith("There is a gap: -20.00 points and +0.5000 nats")
     assert "Most of it is batch noise: batches of 4 give" in said
-    assert "larger batches or ghosts" in said
-    said = verdict(made(large, left=0.999**938, initial_statistics=0.3, moving_average=0.2))
-    assert "Most of it is initial statistics: 39.1 %" in said
-    assert "938 updates (0.999^938)" in said
-    assert "bnlab recalibrate" in said
-    said = verdict(made(large, moving_average=0.3))
-    assert "Most of it is moving average" in said
-    assert "raise the momentum" in said
-    said = verdict(made(large, biased_variance=0.3))
-    assert "Most of it is biased variance" in said
-    assert "Take larger batches." in said
-
-
-def test_a_small_gap_needs_nothing() -> None:
-    said = verdict(made((0.001, 0.01), batch_noise=0.01))
-    assert said.startswith("The gap is small")
-    assert said.endswith("Nothing needs to be done.")
-    # but what is left of the initial statistics is told, whatever the gap
-    said = verdict(made((0.001, 0.01), left=0.5, batch_noise=0.01))
-    assert "Besides, 50 % of the initial statistics" in said
-    assert "Nothing" not in said
-    said = verdict(made((0.001, 0.01), left=0.5, initial_statistics=0.01))
-    assert "Recalibrate" in said
-    assert "Nothing" not in said
+    said = explained(made(large, left=0.999**938, initial_statistics=0.3, moving_average=0.2))
+    assert "Most of it is initial statistics: the running statistics are nearer to" in said
+    assert "39.1 % of mean 0 and variance 1, what 938 updates (0.999^938) leave" in said
+    for name in NAMES:
+        assert f"Most of it is {name}: " in explained(made(large, **{name.replace(" ", "_"): 0.3}))
 
 
 def test_what_is_meant_to_move_predictions_does_not_hide_normalization() -> None:
     for cause in ("augmentation", "dropout"):
-        said = verdict(made((-0.2, 0.5), **{cause: 0.9}, batch_noise=0.001))
+        said = explained(made((-0.2, 0.5), **{cause: 0.9}, batch_noise=0.001))
         assert f"Most of it is {cause}" in said
-        assert "Normalization's part is +0.00 points and +0.0000 nats." in said
-        assert said.endswith("Nothing needs to be done.")
-        found = made((-0.2, 0.5), **{"moving_average": 0.3, cause: 0.9})
-        said = verdict(found)
+        assert said.endswith("Normalization's part is +0.00 points and +0.0000 nats.")
+        said = explained(made((-0.2, 0.5), **{"moving_average": 0.3, cause: 0.9}))
         assert f"Most of it is {cause}" in said
         assert "Normalization's part is -20.00 points and +0.5000 nats. Most of that is moving average" in said
-        assert "raise the momentum" in said
 
 
 def test_exact_agreement_is_said_in_those_words() -> None:
     expected = "Training and evaluation mode agree exactly on test: 0 points, 0 nats, no prediction changes."
-    assert verdict(made((0.0, 0.0), left=None)) == expected
+    assert explained(made((0.0, 0.0), left=None)) == expected
     # terms that cancel are no agreement
     found = made((0.0, 0.0), batch_noise=0.1, moving_average=0.1)
-    assert "agree" not in verdict(replace(found, total=replace(found.total, moved=0.0)))
+    assert "agree" not in explained(replace(found, total=replace(found.total, moved=0.0)))
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_has_no_cause(loss: float) -> None:
-    said = verdict(made((0.0, loss), batch_noise=math.nan))
+    said = explained(made((0.0, loss), batch_noise=math.nan))
     assert "not finite" in said
     assert "Most of it" not in said
     assert "nan" not in said
+
+
+# ---------------------------------------------------------------- the whole verdict, on small models
+
+
+def learned(*modules: nn.Module, momentum: float = 0.2, steps: int = 60, size: int = 20) -> nn.Module:
+    """Return a small classifier of `samples` that has learned them."""
+    torch.manual_seed(0)
+    body = modules or (nn.BatchNorm1d(12, momentum=momentum),)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 12), *body, nn.ReLU(), nn.Linear(12, 3)).double().train()
+    images, labels = samples(400, (6, 1, 1), seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(steps):
+        rows = torch.randint(0, 400, (size,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[rows]), labels[rows]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def examined(model: nn.Module, batch_size: int = 20) -> tuple[ProbeResult, str]:
+    images, labels = samples(400, (6, 1, 1), seed=1)
+    test = probe_of(*samples(200, (6, 1, 1), seed=2), batch_size)
+    found = probe(model, [test], Doubles(images, labels), 400)
+    return found, verdict(found, "bnlab recalibrate RUN")
+
+
+def test_a_remedy_is_named_with_what_it_brought() -> None:
+    model = learned()
+    _, said = examined(model)
+    assert "bnlab recalibrate" not in said
+    model[2].running_mean += 4  # type: ignore[index,operator]
+    found, said = examined(model)
+    assert "Most of it is moving average" in said
+    assert "layer 2: means" in said
+    change = found.remedies[0].change
+    images, labels = samples(200, (6, 1, 1), seed=2)
+    with torch.no_grad():
+        before = (model(images).argmax(1) == labels).double().mean().item()
+        x = model[1](model[0](samples(400, (6, 1, 1), seed=1)[0]))  # type: ignore[index]
+        model[2].running_mean, model[2].running_var = x.mean(0), x.var(0, correction=0)  # type: ignore[index]
+        after = (model(images).argmax(1) == labels).double().mean().item()
+    assert (change.accuracy_before.value, change.accuracy_after.value) == (before, after)
+    brought = f"Recalibrating brings test from {100 * before:.2f} to {100 * after:.2f} %"
+    assert brought in said
+    assert said.endswith("on 200 images held out: bnlab recalibrate RUN.")
+
+
+def test_recalibrating_that_would_harm_is_not_advised() -> None:
+    """Weights that need the statistics they have: evaluation is right, training is not."""
+    model = learned()
+    images, labels = samples(400, (6, 1, 1), seed=1)
+    model[2].running_mean += 4  # type: ignore[index,operator]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(300):  # in evaluation mode, as with frozen layers
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    _, said = examined(model)
+    assert "Recalibrating would harm" in said
+    assert "Keep the statistics." in said
+
+
+@pytest.mark.parametrize(("momentum", "advice"), [(0.99, "Lower it in training (0.01"), (0.0, "Raise it in training")])
+def test_a_momentum_of_another_convention_is_named(momentum: float, advice: str) -> None:
+    model = learned(momentum=momentum)
+    if momentum:  # the last batch is a small one, of other images
+        model.train()(samples(400, (6, 1, 1), seed=1)[0][:3] + 1)
+    else:
+        model[2].running_mean += 3  # type: ignore[index,operator]
+    _, said = examined(model.eval())
+    assert f"a momentum of {momentum:g}" in said
+    assert advice in said
+    assert "Recalibrating brings" in said
+
+
+def test_statistics_that_are_not_finite_are_named_and_mended() -> None:
+    model = learned()
+    model[2].running_var[3] = math.nan  # type: ignore[index,operator]
+    found, said = examined(model)
+    assert found.not_finite == ("2",)
+    assert "The running statistics of layer 2 are not finite" in said
+    assert "Recalibrating brings test" in said
+    assert "nan" not in said
+
+
+def test_evaluation_that_reads_its_batch_needs_to_be_told() -> None:
+    found, said = examined(learned(nn.BatchNorm1d(12, track_running_stats=False)))
+    alone, pairs, *_ = found.agreement
+    assert (alone.batch_size, math.isnan(alone.flips)) == (1, True)
+    assert pairs.flips > 0.02
+    assert "Evaluation depends on the batch it is given: a single image cannot be evaluated, against all" in said
+    assert f"{100 * pairs.flips:.2g} % in batches of 2" in said
+    assert "Nothing needs to be done" not in said
+
+
+def test_frozen_layers_are_held_against_the_data() -> None:
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> Frozen:
+            super().train(mode)
+            self[2].eval()
+            return self
+
+    model = Frozen(*learned())
+    model[2].running_mean += 5 * model[2].running_var.sqrt()  # type: ignore[operator,union-attr]
+    found, said = examined(model)
+    (layer,) = found.layers
+    assert layer.frozen
+    assert layer.mean_z == pytest.approx(5, rel=0.1)
+    assert "agree exactly" in said
+    assert "Training leaves layer 2 in evaluation mode (frozen); the statistics held are far" in said
+
+
+def test_a_shared_layer_leaves_only_the_terms_of_the_population_open() -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc = nn.BatchNorm1d(3), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            return self.fc(torch.cat([self.norm(x[:, :3]), self.norm(5 * x[:, 3:] + 9)], 1))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Twins().double().train()
+    images, labels = samples(400, (6, 1, 1), seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    found, said = examined(model.eval())
+    (split,) = found.decompositions
+    assert [term.name for term in split.terms if math.isnan(term.moved)] == list(NAMES[:6])
+    assert all("norm: called more than once" in str(term.absent) for term in split.terms[:6])
+    x = images.flatten(1)
+    both = torch.cat([x[:, :3], 5 * x[:, 3:] + 9])
+    (layer,) = found.layers
+    z = (model.norm.running_mean - both.mean(0)).abs() / both.std(0, correction=0)  # type: ignore[operator]
+    assert layer.mean_z == pytest.approx(z.median().item(), rel=1e-6)
+    assert split.total.loss.value < -0.1
+    assert "There is a gap" in said
+    assert "Training normalizes each call by itself" in said
+    assert [remedy.name for remedy in found.remedies] == ["--stats precise"]
+
+
+def test_a_count_that_the_statistics_contradict_claims_no_initial_share() -> None:
+    model = learned(momentum=0.1, steps=200)
+    model[2].num_batches_tracked.fill_(6)  # type: ignore[index,union-attr,operator]
+    found, said = examined(model)
+    (split,) = found.decompositions
+    term = split.terms[NAMES.index("initial statistics")]
+    assert (term.moved, term.loss.value) == (0, 0)
+    assert term.absent == "53.1 % by the count of updates, which the statistics do not show"
+    assert split.initial_left is found.layers[0].initial_left is None
+    assert "variance 1" not in said
+    model[2].running_mean.mul_(1 - 0.9**6)  # type: ignore[index,union-attr,operator]
+    model[2].running_var.mul_(1 - 0.9**6).add_(0.9**6)  # type: ignore[index,union-attr,operator]
+    found, _ = examined(model)
+    assert found.decompositions[0].initial_left == pytest.approx(0.9**6)
 
 
 # ---------------------------------------------------------------- runs on the digits
@@ -473,10 +663,9 @@ def test_a_low_momentum_leaves_the_initial_statistics(tmp_path: Path) -> None:
         assert cause(split) == "initial statistics"
         assert split.initial_left == pytest.approx(0.999**steps, rel=1e-9)
         assert split.updates == steps
-        said = verdict(split)
-        assert "Most of it is initial statistics" in said
-        assert f"(0.999^{steps})" in said
-        assert "Recalibrate" in said
+        assert "Most of it is initial statistics" in explained(split)
+        assert f"(0.999^{steps})" in explained(split)
+    assert "Recalibrating brings" in verdict(found)
     assert {layer.initial_left for layer in found.layers} == {split.initial_left}
 
 
@@ -485,8 +674,8 @@ def test_a_small_batch_is_noise(tmp_path: Path) -> None:
     for split in found.decompositions:
         assert cause(split) == "batch noise"
         assert split.batch_size == 4
-        assert "batches of 4" in verdict(split)
-        assert "larger batches" in verdict(split)
+        assert "batches of 4" in explained(split)
+    assert "larger batches" in verdict(found)
 
 
 @pytest.mark.parametrize("norm", ["layer", "instance", "group"])
@@ -497,7 +686,7 @@ def test_what_reads_no_batch_has_no_gap_at_all(tmp_path: Path, norm: str) -> Non
             assert (term.moved, term.flips) == (0, 0)
             for each in (term.accuracy, term.loss):
                 assert (each.value, each.low, each.high) == (0, 0, 0)
-        assert "agree exactly" in verdict(split)
+        assert "agree exactly" in explained(split)
     for gap in found.gaps:
         assert (gap.logit_rms, gap.mate_noise, gap.kl.value, gap.flip_rate.value) == (0, 0, 0, 0)
         assert gap.acc_gap.value == gap.loss_gap.value == 0
@@ -507,9 +696,11 @@ def test_what_reads_no_batch_has_no_gap_at_all(tmp_path: Path, norm: str) -> Non
 def test_dropout_and_augmentation_of_a_run(tmp_path: Path) -> None:
     found = probed(tmp_path / "run", "trainer.epochs=2", "model.dropout=0.5", "data.shift=1")
     for split in found.decompositions:
-        augmentation, dropout, *_ = split.terms
-        assert augmentation.absent is dropout.absent is None
-        assert augmentation.loss.value > 0  # shifted images are harder
-        assert dropout.loss.value > 0
-        assert cause(split) in ("augmentation", "dropout")
-        assert "Normalization's part is" in verdict(split)
+        terms = {term.name: term for term in split.terms}
+        assert terms["augmentation"].absent is terms["dropout"].absent is None
+        assert terms["augmentation"].loss.value > 0  # shifted images are harder
+        assert terms["dropout"].loss.value > 0
+        assert abs(terms["moving average"].accuracy.value) < 0.05
+        assert cause(split) in ("augmentation", "dropout", "batch noise")
+    ways = {row.name: row for row in found.curve}
+    assert ways["population"].loss.value != ways["population plain"].loss.value

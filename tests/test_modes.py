@@ -193,8 +193,8 @@ def in_stages(model: nn.Module) -> None:
     how = plan(model, dict.fromkeys(learners(model)), GIVEN.training_set)
     at = levels(model, how, GIVEN.batch, refreshed(model, GIVEN.training_set))
     found = stages(model, GIVEN.train, at)
-    assert len(decompose(model, GIVEN.train, found).terms) == len(decomposition.NAMES)
-    layer_gaps(model, at.population)
+    assert len(decompose(model, GIVEN.train, found, at).terms) == len(decomposition.NAMES)
+    layer_gaps(model, at.population or {})
 
 
 def by_population(model: nn.Module) -> None:
@@ -340,7 +340,7 @@ def test_so_it_is_when_any_phase_is_interrupted(name: str) -> None:
     phases = {function for way in whole.routes for function in way}
     expected = {"_norms_training", "_training", "_stored", "_agreement"}
     if learners(model):
-        expected |= {"plan", "population", "_shrinkage", "precise", "_curve"}
+        expected |= {"plan", "population", "_shrinkage", "precise", "_curve", "_stored_ways"}
     assert expected <= phases
     turns = list(enumerate(middles(whole.routes)))
     if {name.replace("-cnn", "-mlp"), name.replace("-mlp", "-cnn")} <= MODELS.keys() - OTHERS.keys():

@@ -19,6 +19,7 @@ from helpers_cli import bnlab
 from torch import Tensor, nn
 
 from bnlab.cli.recalibrate import recalibrate
+from bnlab.data.augment import Augment
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
@@ -50,10 +51,10 @@ HERE = ["trainer.device=cpu", "trainer.threads=1"]
 class Images(Batches):
     """Random images in float64, (2, 6, 6), of four classes."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, augment: Augment | None = None) -> None:
         draw = torch.Generator().manual_seed(count)
         pixels = torch.randint(0, 256, (count, 2, 6, 6), generator=draw, dtype=torch.uint8)
-        super().__init__(Split(pixels, torch.randint(0, 4, (count,), generator=draw)), batch_size=4)
+        super().__init__(Split(pixels, torch.randint(0, 4, (count,), generator=draw)), batch_size=4, augment=augment)
         self._images = self._images.double()
 
 
@@ -84,7 +85,7 @@ def of_one_forward(model: nn.Module, images: Tensor) -> list[tuple[Tensor, Tenso
 @pytest.mark.parametrize("count", [None, 7])
 def test_statistics_are_those_of_one_forward_over_the_whole_batch(stats: Stats, count: int | None) -> None:
     model, images = network(), Images(23)
-    found = recalibrated(model, images, stats, count, batch_size=23)
+    found = recalibrated(model, images, stats, count, batch_size=23, plain=True)
     whole, _ = next(images.sequential(count or 23))
     expected = of_one_forward(model, whole)
     assert list(found) == [model[1], model[5]]  # type: ignore[index]
@@ -96,7 +97,7 @@ def test_statistics_are_those_of_one_forward_over_the_whole_batch(stats: Stats, 
 def test_precise_pools_whole_batches_each_normalized_by_its_own() -> None:
     model, images = network(), Images(23)
     assert samples_used(images, "precise", None, 5) == 20
-    found = recalibrated(model, images, "precise", None, batch_size=5)
+    found = recalibrated(model, images, "precise", None, batch_size=5, plain=True)
     whole, _ = next(images.sequential(20))
     inputs = [of_one_forward(model, batch)[1] for batch in whole.split(5)]
     means = torch.stack([mean for mean, _ in inputs])
@@ -111,7 +112,7 @@ def test_layers_of_another_kind_keep_what_they_hold() -> None:
     model[1] = strategies["frozen"]().layer(5).double()  # type: ignore[index]
     model[1].running_mean.fill_(0.25)  # type: ignore[index,operator]
     model.eval()
-    found = recalibrated(model, Images(9), "population", None, 4)
+    found = recalibrated(model, Images(9), "population", None, 4, plain=True)
     assert list(found) == [model[5]]  # type: ignore[index]
     inputs: list[Tensor] = []
     model[5].register_forward_pre_hook(lambda _, x: inputs.append(x[0]))  # type: ignore[index]
@@ -124,6 +125,53 @@ def test_a_model_without_averages_is_refused(norm: str) -> None:
     model = nn.Sequential(strategies[norm]().layer(8) if norm != "none" else nn.Identity(), nn.Flatten())
     with pytest.raises(IncompatibleError, match=r"nothing to recalibrate: .*\n.*leave (it|them)"):
         recalibrated(model, Images(8), "population", None, 4)
+
+
+@pytest.mark.parametrize("stats", ["population", "precise"])
+def test_statistics_are_of_what_training_normalizes(stats: Stats) -> None:
+    """Images mirrored as in epoch 0, dropout by its first masks; written out in float64."""
+    model, images = network(), Images(23, Augment(flip=True))
+    mirror = images.augment.draw(23, images.seed, 0)[-1].bool()[:, None, None, None]
+    x, _ = next(images.sequential(23))
+    x = model[0](torch.where(mirror, x.flip(3), x))  # type: ignore[index]
+    first = (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0))
+    x = F.batch_norm(x, None, None, model[1].weight, model[1].bias, training=True).relu()  # type: ignore[index]
+    torch.manual_seed(0)
+    x = model[4](F.dropout(x, 0.5))  # type: ignore[index]
+    second = (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0))
+    found = recalibrated(model, images, stats, None, batch_size=23)
+    torch.testing.assert_close(list(found.values()), [first, second], rtol=1e-10, atol=1e-12)
+    plain = recalibrated(model, images, stats, None, batch_size=23, plain=True)
+    assert not torch.allclose(plain[model[5]][1], second[1], rtol=0.1)  # type: ignore[index]
+
+
+class Folded(nn.Module):
+    """Rows of the images as steps of time, (T, N, C) folded to (T N, C), and a norm that takes pieces of the batch."""
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.pieces = pieces
+        self.mix, self.norm = nn.Linear(12, 4), nn.BatchNorm1d(4)
+        self.last, self.ghosts, self.fc = nn.Linear(24, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.permute(2, 0, 1, 3).flatten(2)  # (T, N, C)
+        rows = self.norm(self.mix(steps).flatten(0, 1)).tanh()
+        x = self.last(rows.view(*steps.shape[:2], -1).transpose(0, 1).flatten(1))
+        return self.fc(torch.cat([self.ghosts(piece) for piece in x.split(self.pieces)]))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("pieces", [9, 40])
+@pytest.mark.parametrize("count", [23, 17])
+def test_rows_and_pieces_of_a_batch_are_not_taken_for_images(count: int, pieces: int) -> None:
+    model, images = Folded(pieces).double().eval(), Images(23)
+    found = recalibrated(model, images, "population", count, batch_size=8)
+    x, _ = next(images.sequential(count))
+    rows = model.mix(x.permute(0, 2, 1, 3).flatten(2))  # (N, T, C): the order of the rows does not count
+    mean, var = rows.mean((0, 1)), rows.var((0, 1), correction=0)
+    torch.testing.assert_close(found[model.norm], (mean, var), rtol=1e-10, atol=1e-12)
+    y = model.last(((rows - mean) / (var + 1e-5).sqrt()).tanh().flatten(1))
+    torch.testing.assert_close(found[model.ghosts], (y.mean(0), y.var(0, correction=0)), rtol=1e-9, atol=1e-12)
 
 
 def test_a_layer_that_is_called_twice_has_statistics_by_precise_only() -> None:
@@ -170,7 +218,7 @@ def test_the_curve_takes_whole_batches_for_precise() -> None:
 
 def test_the_curve_and_the_changes_are_those_of_models_with_these_statistics() -> None:
     model, images, held_out = network(), Images(90), Images(31)
-    found = recalibration(model, images, {"valid": held_out, "test": Images(40)}, "population", None, 8, 16)
+    found = recalibration(model, images, {"valid": held_out, "test": Images(40)}, "population", None, 8, 16, plain=True)
     assert [point.samples for point in found.curve] == [16, 64, 90]
     x, labels = next(held_out.sequential(31))
     logits = []

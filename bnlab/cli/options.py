@@ -7,6 +7,7 @@ the table of its help, where Typer would show their Python type.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -126,6 +127,22 @@ Data = Annotated[
     Optional[str],
     typer.Option("--data", metavar="NAME", help="Data set for --module: mnist, ... or folder with data.path=FOLDER."),
 ]
+
+
+def command_on(
+    name: str,
+    targets: Sequence[str] | None,
+    module: str | None,
+    weights: Path | None,
+    data: str | None,
+    key: str | None = None,
+    output: str | None = None,
+) -> str:
+    """Return the command line of `bnlab NAME` on the same model, as a shell takes it."""
+    options = {"--module": module, "--data": data, "--key": key, "--output": output, "--checkpoint": weights}
+    named = [str(word) for option, value in options.items() if value for word in (option, value)]
+    return shlex.join(["bnlab", name, *(targets or []), *named])
+
 
 # ---------------------------------------------------------------- of commands that look at data sets
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, number_in
+from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, command_on, number_in
 
 
 def probe(
@@ -26,7 +26,7 @@ def probe(
     """
     from bnlab.experiment.trained_model import find
     from bnlab.measure.probe_model import probe as measure
-    from bnlab.measure.verdict import verdict
+    from bnlab.measure.verdict import explained, verdict
     from bnlab.report.console import messages, results
     from bnlab.report.display import working
     from bnlab.report.probe_report import Probed, probe_head, probe_rows, probe_tables
@@ -39,8 +39,9 @@ def probe(
         with trained.examined():
             probes = [trained.probe("train"), trained.probe("test")]
             result = measure(trained.model, probes, trained.train, samples)
-    verdicts = tuple(map(verdict, result.decompositions))
-    report = Probed(trained.label, trained.about, trained.step, trained.batch_size, result, verdicts)
+    said = verdict(result, command_on("recalibrate", targets, module, weights, data, key, output))
+    each = tuple(map(explained, result.decompositions))
+    report = Probed(trained.label, trained.about, trained.step, trained.batch_size, result, said, each)
     out = results()
     if format == "table":
         out.print(probe_tables(report, out))

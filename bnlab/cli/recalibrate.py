@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Optional, cast
 
 import typer
 
-from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, number_in, one_of
+from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, command_on, number_in, one_of
 
 
 def recalibrate(
@@ -24,6 +23,9 @@ def recalibrate(
         Optional[Path],
         typer.Option("--out", metavar="FILE", help="The new file; default: recalibrated-STATS-N.pt beside the old."),
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Take plain images without dropout, not as training sees them.")
+    ] = False,
     module: Module = None,
     weights: Weights = None,
     key: Key = None,
@@ -62,7 +64,7 @@ def recalibrate(
             of = f"whole batches of {trained.batch_size} are taken"
             err.say(f"stats={stats}: {of}, {count} of the {samples} samples asked for")
         tell(f"recalibrating {trained.label}")
-        result = recalibrated(trained, how, samples)
+        result = recalibrated(trained, how, samples, plain=plain)
         save(file, trained, weights, result)
     report = Recalibrated(trained.label, trained.about, str(file), result)
     terminal = results()
@@ -70,6 +72,4 @@ def recalibrate(
         terminal.print(recalibration_tables(report, terminal))
     else:
         terminal.emit(TIDY_FORMATS[format](recalibration_head(report), recalibration_rows(report)))
-    options = (("--module", module), ("--data", data), ("--key", key), ("--output", output))
-    named = [word for option, value in options if value for word in (option, value)]
-    err.say(f"{shlex.join(['bnlab', 'probe', *(targets or []), *named, '--checkpoint', str(file)])} examines it")
+    err.say(f"{command_on('probe', targets, module, file, data, key, output)} examines it")

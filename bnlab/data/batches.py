@@ -90,8 +90,14 @@ class Batches:
                 images = self.augment.pick(self._images, rows[step], drawn[step], channels_last=self.channels_last)
             yield self._ready(images), labels[step]
 
-    def sequential(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every sample once in stored order, not augmented, for evaluation; the last batch may be short."""
+    def sequential(self, batch_size: int, *, augmented: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every sample once in stored order, as evaluation sees it, or augmented as in epoch 0.
+
+        The last batch may be short.
+        """
+        if augmented and self.augment.active:
+            yield from self.in_order(torch.arange(len(self)), batch_size)
+            return
         first = 1 if self.channels_last else 2
         images, margin = self._images, self.augment.margin
         for axis in (first, first + 1) if margin else ():

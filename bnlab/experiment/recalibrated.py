@@ -39,7 +39,7 @@ def new_file(
     return file, count
 
 
-def recalibrated(trained: TrainedModel, stats: Stats, samples: int | None) -> Recalibration:
+def recalibrated(trained: TrainedModel, stats: Stats, samples: int | None, *, plain: bool = False) -> Recalibration:
     """Return the new statistics and what they change on the validation split, else the training probe, and the test
     split; the model is left as it was."""
     judged = {"train": trained.probe("train").plain} if trained.valid is None else {"valid": trained.valid}
@@ -52,6 +52,7 @@ def recalibrated(trained: TrainedModel, stats: Stats, samples: int | None) -> Re
             samples,
             trained.batch_size,
             trained.config.eval.batch_size,
+            plain=plain,
         )
 
 

@@ -78,8 +78,8 @@ class TrainedModel:
 
     @cached_property
     def train(self) -> Batches:
-        """The training split, not augmented."""
-        return device_batches(self.config, self.bundle, self.bundle.train, self.device, training=False)
+        """The training split; in stored order it comes plain, or augmented on request."""
+        return device_batches(self.config, self.bundle, self.bundle.train, self.device, training=True)
 
     @cached_property
     def valid(self) -> Batches | None:

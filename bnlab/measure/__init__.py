@@ -28,7 +28,7 @@ It takes batches on its device, scaled to [0, 1]; of mean and std they are stand
     True
     >>> max(gap.terms, key=lambda term: term.moved).name
     'initial statistics'
-    >>> "Recalibrate" in verdict(gap)
+    >>> "on test" in verdict(probing)
     True
 
 What the running statistics stand for, layer after layer, and a model that has them:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bnlab.measure.modes import evaluating
 from bnlab.measure.population_statistics import Reached, StatisticsPlan, hooked, inputs_of
 from bnlab.norms.formula import batch_axes, per_channel
 from bnlab.norms.running import RunningLayer
@@ -27,7 +26,7 @@ def add_gradient(model: nn.Module, how: StatisticsPlan) -> None:
     gradients are taken by `torch.autograd.grad`, so that no hook of a parameter runs a second time in a step.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with evaluating(model):
+    with how.acting(model):
         (_in_one_pass if how.in_one_pass else _layer_by_layer)(model, how, parameters)
 
 
@@ -37,16 +36,15 @@ def _in_one_pass(model: nn.Module, how: StatisticsPlan, parameters: Sequence[Ten
     terms: list[Tensor] = []
 
     def take(layer: RunningLayer, x: Tensor) -> None:
-        mean, var = _statistics(x[: how.takers[layer]])
+        mean, var = _statistics(how.needed(layer, x))
         terms.append(_term(leaves[layer], mean, var))
         layer.leaves = (mean, var)
         if len(terms) == len(leaves):
-            raise Reached(x)
+            raise Reached
 
-    batch, _ = next(how.images.sequential(how.samples))
     try:
         with hooked(leaves, take):
-            model(batch)
+            model(next(how.batches())[: how.samples])
     except Reached:
         _add(torch.stack(terms).sum(), parameters)
     finally:

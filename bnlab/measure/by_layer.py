@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from bnlab.measure.layer_statistics import Statistics, initial_left, kept, normalizations
+from bnlab.measure.layer_statistics import Statistics, initial_shown, kept, normalizations
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,17 @@ class LayerGap:
     mean_z_max: float
     log_std_ratio: float
     log_std_ratio_max: float  # with its sign
-    initial_left: float | None
+    initial_left: float | None  # None: no such share, or none that the statistics bear out
+    frozen: bool = False  # training leaves it in evaluation mode
 
 
-def layer_gaps(model: nn.Module, reference: Statistics) -> list[LayerGap]:
+def layer_gaps(model: nn.Module, reference: Statistics, frozen: Collection[nn.Module] = ()) -> list[LayerGap]:
     """Return the gap of each layer in `reference`, which is in order of execution."""
     names = {layer: name for name, layer in normalizations(model).items()}
-    return [_gap(depth, names[layer], layer, reference) for depth, layer in enumerate(reference, 1)]
+    return [_gap(depth, names[each], each, reference, each in frozen) for depth, each in enumerate(reference, 1)]
 
 
-def _gap(depth: int, name: str, layer: nn.Module, reference: Statistics) -> LayerGap:
+def _gap(depth: int, name: str, layer: nn.Module, reference: Statistics, frozen: bool) -> LayerGap:
     mean, var = reference[layer]
     running_mean, running_var = kept(layer)
     varies = var != 0  # what is not finite stays in, to be seen
@@ -55,5 +57,6 @@ def _gap(depth: int, name: str, layer: nn.Module, reference: Statistics) -> Laye
         float(z.max()),
         float(ratio.quantile(0.5)),
         float(farthest),
-        initial_left(layer),
+        None if frozen else initial_shown(layer, reference[layer]),
+        frozen,
     )

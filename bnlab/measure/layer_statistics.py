@@ -19,6 +19,7 @@ from bnlab.norms.running import RunningLayer
 from bnlab.norms.strategy import NormLayer, fraction_left
 
 KINDS = (NormLayer, _NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
+LEAST_SHOWN = 0.001  # a smaller share of the initial statistics changes nothing that could bear it out
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]  # of a layer: mean and variance, float64 of shape (C,)
 
 
@@ -57,6 +58,11 @@ def learns_from_batches(layer: nn.Module) -> bool:
     return keeps_statistics(layer) and (isinstance(layer, _NormBase) or hasattr(layer, "momentum"))
 
 
+def reads_batch_in_evaluation(model: nn.Module) -> bool:
+    """Return whether a batch norm of torch's keeps no statistics, and evaluates with those of the batch it is given."""
+    return any(isinstance(layer, _BatchNorm) and not keeps_statistics(layer) for layer in model.modules())
+
+
 def values_read(layer: nn.Module, x: Tensor) -> int | None:
     """Return over how many values of its input `x` a training step takes the biased variance it divides by.
 
@@ -85,6 +91,30 @@ def initial_left(layer: nn.Module) -> float | None:
         mean, var = kept(layer)
         return 1.0 if not mean.any() and bool((var == 1).all()) else None
     return left
+
+
+def distance(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], scale: Tensor) -> float:
+    """Return the mean over channels of dmean^2/scale + dvar^2/(2 scale^2); `scale` is a variance.
+
+    A channel whose scale is 0 is left out.
+    """
+    apart = (one[0] - other[0]).square() / scale + ((one[1] - other[1]) / scale).square() / 2
+    return apart[scale != 0].mean().item()
+
+
+def initial_shown(layer: nn.Module, population: tuple[Tensor, Tensor]) -> float | None:
+    """Return `initial_left` where the running statistics bear it out; None where they do not.
+
+    A count may have been lost and a momentum changed. Statistics that hold a share of mean 0 and variance 1 are nearer
+    to the population's mixed with it than to the population's.
+    """
+    left = initial_left(layer)
+    if left is None or left < LEAST_SHOWN:
+        return left
+    mean, var = population
+    mixed = ((1 - left) * mean, (1 - left) * var + left)
+    held = kept(layer)
+    return left if distance(held, mixed, var) < distance(held, population, var) else None
 
 
 def gatherer(layer: nn.Module) -> Moments | InstanceMoments:

@@ -138,6 +138,32 @@ class _DroppingNothing(TorchFunctionMode):
         return func(*args, **given)
 
 
+@contextmanager
+def as_training(model: nn.Module) -> Iterator[None]:
+    """Let all of the model act as in training; buffers, modes and random states come back."""
+    with preserved(model):
+        model.train()
+        seeded(0)
+        yield
+
+
+@contextmanager
+def normalizing_as_evaluation(model: nn.Module) -> Iterator[None]:
+    """Let all but the normalization layers act as in training, dropout among it; all that changes comes back."""
+    with preserved(model):
+        model.train()
+        for layer in normalizations(model).values():
+            layer.training = False
+        yield
+
+
+def seeded(draw: int) -> None:
+    """Let dropout draw what it draws in every pass of that number; inside of `preserved` only."""
+    torch.default_generator.manual_seed(draw)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(draw)
+
+
 def learners(model: nn.Module) -> list[nn.Module]:
     """Return the layers that average the batches they normalize with, in module order; not those left in evaluation."""
     with evaluating(model):

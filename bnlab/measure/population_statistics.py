@@ -1,9 +1,13 @@
 """Statistics of a whole set of images under the current weights, in chunks of bounded memory; the model comes back.
 
+The images are taken as training sees them, augmented and with dropout: a batch's statistics and their running averages
+are of those. Or they are plain, where a set is evaluated. One draw of each serves all passes.
+
 `population` goes layer after layer: a layer's statistics are taken with the layers before it already normalized by
 theirs, so that they equal those of one forward pass of batch normalization with the batch = the whole set. Each layer
 costs a forward pass over the set, stopped at that layer; a set that is small enough takes one pass for all layers. The
-order is that of execution, seen by hooks, whatever the order in which the model registered its layers.
+order is that of execution, seen by hooks, whatever the order in which the model registered its layers. A layer that a
+pass calls again and again with pieces of the batch has the statistics of all of them.
 
 `precise` is one pass with the layers as in training, pooled over all its batches, as others recalibrate (Wu and
 Johnson, "Rethinking Batch in BatchNorm", 2021).
@@ -12,8 +16,8 @@ Johnson, "Rethinking Batch in BatchNorm", 2021).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,7 +26,14 @@ from torch import Tensor, nn
 from bnlab.data.batches import Batches
 from bnlab.errors import IncompatibleError
 from bnlab.measure.layer_statistics import Statistics, adopt, gatherer, kept, running_layers, statistics_of
-from bnlab.measure.modes import evaluating, restored, training_statistics
+from bnlab.measure.modes import (
+    as_training,
+    evaluating,
+    normalizing_as_evaluation,
+    restored,
+    seeded,
+    training_statistics,
+)
 from bnlab.norms.formula import count_per_channel
 
 # Bytes of the widest activation of a chunk. Where the whole set takes no more than WHOLE_BYTES, one pass serves all
@@ -34,12 +45,11 @@ L = TypeVar("L", bound=nn.Module)
 Takers = Mapping[nn.Module, int | None]  # layers, each with the number of samples its statistics are over; None: all
 
 
-class Reached(Exception):
-    """The forward pass has come to the layer it was for; `input` is what that layer would normalize."""
+LOOKED = 8  # images that tell order, width and mode of the layers' inputs; some layers cannot take a single one
 
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self.input = x
+
+class Reached(Exception):
+    """The forward pass has come to the layer it was for."""
 
 
 @dataclass(frozen=True)
@@ -50,58 +60,119 @@ class StatisticsPlan:
     images: Batches
     samples: int  # the first so many are needed
     chunk: int  # are taken at a time
+    augmented: bool = False  # the images, as in training
+    dropped: bool = False  # all but the normalization layers act as in training: dropout
+    in_pieces: frozenset[nn.Module] = field(default_factory=frozenset)  # called more than once in a pass
+    rows_are_images: bool = True  # in every layer's input
 
     @property
     def in_one_pass(self) -> bool:
         """Whether all samples are taken at once, so that one forward pass serves all layers."""
-        return self.chunk >= self.samples
+        whole = self.rows_are_images or all((limit or self.samples) >= self.samples for limit in self.takers.values())
+        return self.chunk >= self.samples and not self.in_pieces and whole
+
+    @property
+    def plain(self) -> bool:
+        """Whether evaluation sees the images so too."""
+        return not (self.augmented or self.dropped)
+
+    def needed(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return what of the layer's input its statistics are over, where all samples came in one pass."""
+        limit = self.takers[layer]
+        return x if limit is None or limit >= self.samples else x[:limit]
+
+    def acting(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Return the context in which the forward passes run."""
+        return normalizing_as_evaluation(model) if self.dropped else evaluating(model)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the images in chunks; every pass over them drops and augments alike."""
+        if self.dropped:
+            seeded(0)
+        for images, _ in self.images.sequential(self.chunk, augmented=self.augmented):
+            yield images
 
 
-def plan(model: nn.Module, takers: Takers, images: Batches, chunk: int | None = None) -> StatisticsPlan:
+def plan(
+    model: nn.Module, takers: Takers, images: Batches, chunk: int | None = None, *, plain: bool = False
+) -> StatisticsPlan:
     """Return how to take the statistics of `takers` over their first so many of `images`.
 
-    One sample goes through the model in evaluation mode and tells the order and the width of the layers' inputs.
-    `chunk` is the number of samples at a time; None: by the constants above. Errors: IncompatibleError when a layer is
-    called more than once.
+    A few samples go through the model, as in training and as in evaluation, and tell the order and the width of the
+    layers' inputs, and whether they depend on the mode; a whole chunk tells how often each layer is called. `chunk` is
+    the number of samples at a time; None: by the constants above. `plain`: not augmented, without dropout. Errors:
+    IncompatibleError when a layer is called more than once with the same samples.
     """
-    order: dict[nn.Module, int | None] = {}
     if not takers:
-        return StatisticsPlan(order, images, 0, 1)
-    first, _ = next(images.sequential(1))
-    widest = first.nbytes
-
-    def look(layer: nn.Module, x: Tensor) -> None:
-        nonlocal widest
-        if layer in order:
+        return StatisticsPlan({}, images, 0, 1)
+    augmented = images.augment.active and not plain
+    first = next(images.sequential(LOOKED, augmented=augmented))[0]
+    with torch.no_grad(), evaluating(model):
+        seen = _calls(model, takers, first)
+        if plain:
+            dropped = False
+        else:
+            with normalizing_as_evaluation(model):
+                seeded(0)
+                dropped = _differ(seen, _calls(model, takers, first)) or _drops_at_times(model)
+    for layer, inputs in seen.items():
+        if len(inputs) > 1 and max(map(len, inputs)) >= len(first):
             name = next(name for name, module in model.named_modules() if module is layer)
             raise IncompatibleError(
                 f"layer {name}: called more than once in a forward pass, so its statistics are ambiguous\n"
                 "give each call a layer of its own"
             )
-        order[layer] = takers[layer]
-        widest = max(widest, x.nbytes)
-
-    with torch.no_grad(), evaluating(model), hooked(takers, look):
-        model(first)
+    order = {layer: takers[layer] for layer in seen}
     samples = max((min(limit or len(images), len(images)) for limit in order.values()), default=0)
+    widest = max([first.nbytes, *(sum(x.nbytes for x in inputs) for inputs in seen.values())]) // len(first)
     if chunk is None:
         kind = first.device.type
         whole = samples * widest <= WHOLE_BYTES.get(kind, 0)
         chunk = max(1, samples if whole else CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // widest)
-    return StatisticsPlan(order, images, samples, chunk)
+    counts: dict[nn.Module, int] = {}
+    if chunk > len(first):
+        with torch.no_grad(), evaluating(model), hooked(order, lambda layer, _: _count(counts, layer)):
+            model(next(images.sequential(min(chunk, len(images))))[0])
+    in_pieces = {layer for layer, inputs in seen.items() if max(len(inputs), counts.get(layer, 1)) > 1}
+    rows_are_images = all(len(x) == len(first) for inputs in seen.values() for x in inputs)
+    return StatisticsPlan(order, images, samples, chunk, augmented, dropped, frozenset(in_pieces), rows_are_images)
+
+
+def _calls(model: nn.Module, layers: Iterable[nn.Module], images: Tensor) -> dict[nn.Module, list[Tensor]]:
+    """Return the inputs of each layer in one forward pass, by call, in order of execution."""
+    seen: dict[nn.Module, list[Tensor]] = {}
+    with hooked(layers, lambda layer, x: seen.setdefault(layer, []).append(x.clone())):
+        model(images)
+    return seen
+
+
+def _count(counts: dict[nn.Module, int], layer: nn.Module) -> None:
+    counts[layer] = counts.get(layer, 0) + 1
+
+
+def _differ(one: Mapping[nn.Module, list[Tensor]], other: Mapping[nn.Module, list[Tensor]]) -> bool:
+    pairs = [(inputs, other.get(layer, [])) for layer, inputs in one.items()]
+    return any(len(a) != len(b) or not all(map(torch.equal, a, b)) for a, b in pairs)
+
+
+def _drops_at_times(model: nn.Module) -> bool:
+    """Return whether whole paths are dropped, which a few samples may not show."""
+    return any(
+        "droppath" in kind or "stochasticdepth" in kind for kind in (type(m).__name__.lower() for m in model.modules())
+    )
 
 
 def population(model: nn.Module, how: StatisticsPlan, factors: Mapping[nn.Module, float] | None = None) -> Statistics:
     """Return the statistics of the planned layers under the current weights, in order of execution.
 
     The variance is the biased one (1/n); a layer in `factors` has it times its factor, also for the layers behind it.
-    The other layers act as in evaluation; dropout and augmentation are off. Modes and buffers come back, also after an
+    The other normalization layers act as in evaluation. Modes, buffers and random states come back, also after an
     exception.
     """
     statistics: Statistics = {}
     if not how.takers:
         return statistics
-    with torch.no_grad(), evaluating(model), restored(model):
+    with torch.no_grad(), how.acting(model), restored(model):
         if how.in_one_pass:
             _in_one_pass(model, how, factors or {}, statistics)
             return statistics
@@ -114,9 +185,9 @@ def population(model: nn.Module, how: StatisticsPlan, factors: Mapping[nn.Module
     return statistics
 
 
-def population_of(model: nn.Module, images: Batches) -> Statistics:
+def population_of(model: nn.Module, images: Batches, *, plain: bool = False) -> Statistics:
     """Return the statistics over all of `images` of every layer that keeps some. Errors: as of `plan`."""
-    return population(model, plan(model, dict.fromkeys(running_layers(model)), images))
+    return population(model, plan(model, dict.fromkeys(running_layers(model)), images, plain=plain))
 
 
 def _scaled(mean: Tensor, var: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -129,45 +200,48 @@ def _in_one_pass(
     """Each layer takes its statistics from the one chunk there is, and at once normalizes it with them."""
 
     def take(layer: nn.Module, x: Tensor) -> None:
-        statistics[layer] = _scaled(*statistics_of(layer, x[: how.takers[layer]]), factors.get(layer, 1.0))
+        statistics[layer] = _scaled(*statistics_of(layer, how.needed(layer, x)), factors.get(layer, 1.0))
         adopt(layer, *statistics[layer])
         if len(statistics) == len(how.takers):
-            raise Reached(x)
+            raise Reached
 
-    batch, _ = next(how.images.sequential(how.samples))
     with hooked(how.takers, take), suppress(Reached):
-        model(batch)
+        model(next(how.batches())[: how.samples])
 
 
 def inputs_of(model: nn.Module, layer: nn.Module, how: StatisticsPlan) -> Iterator[Tensor]:
-    """Yield chunk by chunk what `layer` would normalize, of the samples that its statistics are over.
+    """Yield chunk by chunk, call by call, what `layer` would normalize, of the samples that its statistics are over.
 
-    The forward pass is stopped there, so the layers behind do not run.
+    The forward pass is stopped there, so the layers behind do not run, unless the layer may be called again.
     """
+    inputs: list[Tensor] = []
 
-    def stop(layer: nn.Module, x: Tensor) -> None:
-        raise Reached(x)
+    def look(layer: nn.Module, x: Tensor) -> None:
+        inputs.append(x)
+        if layer not in how.in_pieces:
+            raise Reached
 
     left = how.takers[layer] or len(how.images)
-    for batch, _ in how.images.sequential(how.chunk):
-        try:
-            with hooked([layer], stop):
-                model(batch[:left])
-        except Reached as reached:
-            yield reached.input
+    for batch in how.batches():
+        with hooked([layer], look), suppress(Reached):
+            model(batch[:left])
+        yield from inputs
+        inputs.clear()
         left -= len(batch)
         if left <= 0:
             return
 
 
-def precise(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Statistics:
-    """Return the statistics of every layer in one pass in which all norm layers act as in training.
+def precise(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, plain: bool = False) -> Statistics:
+    """Return the statistics of every layer in one pass in which the model acts as in training.
 
-    Mean and biased variance over all values of all batches. Modes, buffers and counts come back.
+    Mean and biased variance over all values of all batches and calls. `plain`: only the normalization layers act so,
+    without dropout. Modes, buffers, counts and random states come back.
     """
     layers = running_layers(model)
     gathered = {layer: gatherer(layer) for layer in layers}
-    with torch.no_grad(), training_statistics(model), hooked(layers, lambda layer, x: gathered[layer].add(x)):
+    acting = training_statistics(model) if plain else as_training(model)
+    with torch.no_grad(), acting, hooked(layers, lambda layer, x: gathered[layer].add(x)):
         for images, _ in batches:
             model(images)
     return {layer: moments.result() for layer, moments in gathered.items() if moments.count}
@@ -186,13 +260,18 @@ def adopted(model: nn.Module, statistics: Statistics) -> Iterator[None]:
 def mixed_with_batch(model: nn.Module, prior: float, layers: Sequence[nn.Module] | None = None) -> Iterator[None]:
     """Evaluate each batch with its own statistics mixed into those in the layers, the source.
 
-    With n samples in the batch, mean = N/(N + n) source + n/(N + n) batch, and the variance (biased) likewise, layer by
+    With n images in the batch, mean = N/(N + n) source + n/(N + n) batch, and the variance (biased) likewise, layer by
     layer, N = `prior` (Schneider et al., "Improving robustness against common corruptions by covariate shift
     adaptation", 2020). prior=0: the batch's own; one that has a single value a channel keeps the source's.
     `layers`: whose; None: all that keep statistics.
     """
     layers = running_layers(model) if layers is None else layers
     source = {layer: kept(layer) for layer in layers}
+    images = 0  # of the batch; a layer's input may have several rows an image, or be a piece of the batch
+
+    def count(_: nn.Module, batch: Tensor) -> None:
+        nonlocal images
+        images = len(batch)
 
     def mix(layer: nn.Module, x: Tensor) -> None:
         if prior == 0 and count_per_channel(x) == 1:
@@ -202,11 +281,12 @@ def mixed_with_batch(model: nn.Module, prior: float, layers: Sequence[nn.Module]
         if prior == 0:
             adopt(layer, *own)
             return
-        share = len(x) / (prior + len(x))
+        number = min(len(x), images)
+        share = number / (prior + number)
         mean, var = (old.lerp(new, share) for old, new in zip(source[layer], own, strict=True))
         adopt(layer, mean, var)
 
-    with restored(model), hooked(layers, mix):
+    with restored(model), hooked([model], count), hooked(layers, mix):
         yield
 
 

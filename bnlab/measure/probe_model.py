@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bnlab.data.batches import Batches
+from bnlab.errors import IncompatibleError
 from bnlab.interval import Interval
 from bnlab.measure.by_layer import LayerGap, layer_gaps
-from bnlab.measure.decomposition import Decomposition, Stages, decompose, levels, stages
+from bnlab.measure.decomposition import Decomposition, Levels, Stages, decompose, levels, stages
 from bnlab.measure.discrepancy import Gap, mean_of, nats, over_rms, right
-from bnlab.measure.layer_statistics import Statistics
+from bnlab.measure.layer_statistics import (
+    Statistics,
+    gatherer,
+    keeps_statistics,
+    kept,
+    normalizations,
+    reads_batch_in_evaluation,
+    running_layers,
+)
 from bnlab.measure.modes import evaluating, learners, preserved
-from bnlab.measure.population_statistics import adopted, mixed_with_batch, plan, precise
+from bnlab.measure.moments import InstanceMoments, Moments
+from bnlab.measure.population_statistics import StatisticsPlan, adopted, hooked, mixed_with_batch, plan, precise
 from bnlab.measure.probe_batches import Probe, mate_noise
+from bnlab.measure.recalibration import Change, change_of
 from bnlab.measure.refresh import refreshed
+from bnlab.norms.running import RunningLayer
 
 CURVE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CURVE_BATCHES = 512  # at most, of each size: single samples are slow
 AGREEMENT_SIZES = (1, 2, 7, 64)
 AGREEMENT_SAMPLES = 128  # evaluated all at once
+FROZEN_BATCH = 64  # images at a time, for the inputs of layers that training leaves frozen
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,7 @@ class SplitGap:
 class Evaluation:
     """Accuracy and loss of the test probe, evaluated in one way."""
 
-    name: str  # "running", "precise", "population", or "batch of 16"
+    name: str  # "running", "precise", "population", "population plain" or "batch of 16"
     batch_size: int | None  # of the batch whose own statistics were taken; None: stored statistics
     samples: int
     accuracy: Interval
@@ -63,8 +77,19 @@ class Agreement:
     """Evaluation mode in batches of one size against all samples at once."""
 
     batch_size: int
-    largest: float  # difference of a logit, over the RMS of the logits
+    largest: float  # difference of a logit, over the RMS of the logits; nan: the batch cannot be evaluated
     flips: float  # share of predictions that change
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Other statistics for evaluation, and what they change on the test probe, which they are not taken from."""
+
+    name: str  # options of bnlab recalibrate, or OWN_STATISTICS
+    change: Change
+
+
+OWN_STATISTICS = "track_running_stats=False"  # of torch's instance norm: evaluation takes each sample's own too
 
 
 @dataclass(frozen=True)
@@ -77,38 +102,81 @@ class ProbeResult:
     curve: tuple[Evaluation, ...]
     agreement: tuple[Agreement, ...]
     statistics_samples: int  # training samples that the population statistics are over
+    remedies: tuple[Remedy, ...] = ()  # recalibration first
+    not_finite: tuple[str, ...] = ()  # layers with such running statistics
+    undefined: str | None = None  # why there are no population statistics
+    momenta: tuple[float, ...] = ()  # of the layers that average, ascending, each once
 
 
 def probe(model: nn.Module, probes: Sequence[Probe], training_set: Batches, samples: int) -> ProbeResult:
     """Measure `model` on `probes`, the last of which is the test split's; the model is left as it was.
 
-    The statistics of the training set are over its first `samples`. Errors: IncompatibleError when a layer with
-    statistics is called more than once in a forward pass.
+    The statistics of the training set are over its first `samples`, as training sees them. Where a layer is called
+    more than once with the same samples, they are not defined, and neither are the terms that need them.
     """
     with torch.no_grad(), preserved(model), evaluating(model):
         layers = learners(model)
         samples = min(samples, len(training_set))
-        how = plan(model, dict.fromkeys(layers, samples), training_set)
+        how: StatisticsPlan | str
+        try:
+            how = plan(model, dict.fromkeys(layers, samples), training_set)
+        except IncompatibleError as error:
+            how = str(error).partition("\n")[0]
         batch, _ = next(probes[0].plain.sequential(probes[0].batch_size))
         fresh = refreshed(model, training_set)
         at = levels(model, how, batch, fresh)
         staged = [stages(model, probe, at) for probe in probes]
         test = probes[-1]
+        one_pass = precise(model, _first(training_set, samples, test.batch_size)) if layers else {}
+        one_pass = {layer: one_pass[layer] for layer in layers if layer in one_pass}
+        decompositions = tuple(decompose(model, probe, each, at) for probe, each in zip(probes, staged, strict=True))
         with adopted(model, fresh):
-            curve = _curve(model, test, staged[-1], layers, training_set, samples) if layers else ()
+            ways = _stored_ways(model, test, staged[-1], at, one_pass)
+            curve = _curve(model, test, ways, layers) if layers else ()
             agreement = _agreement(model, test)
+            remedies = list(_remedies(test, ways, at))
+            if layers and not decompositions[-1].reads_batch:
+                remedies.append(_own_statistics(model, test, ways, layers))
+            reference = one_pass if at.population is None else at.population
+            frozen = _frozen(model, training_set, samples, reference)
         return ProbeResult(
             tuple(map(_split_gap, probes, staged)),
-            tuple(decompose(model, probe, each) for probe, each in zip(probes, staged, strict=True)),
-            tuple(layer_gaps(model, at.population)),
+            decompositions,
+            tuple(layer_gaps(model, frozen or reference, frozen.keys() - reference.keys())),
             curve,
             agreement,
             samples,
+            tuple(remedies),
+            tuple(name for name, layer in normalizations(model).items() if not _is_finite(layer)),
+            at.undefined,
+            tuple(sorted({m for layer in layers if isinstance(m := getattr(layer, "momentum", None), float)})),
         )
 
 
+def _is_finite(layer: nn.Module) -> bool:
+    return not keeps_statistics(layer) or all(bool(each.isfinite().all()) for each in kept(layer))
+
+
+def _frozen(model: nn.Module, training_set: Batches, samples: int, taken: Statistics) -> Statistics:
+    """Return `taken` and the statistics of the inputs of the layers that training leaves frozen, by execution.
+
+    Without such layers nothing; bnlab's own are not among them: what they hold is put into them.
+    """
+    averaging = learners(model)
+    frozen = [each for each in running_layers(model) if each not in averaging and not isinstance(each, RunningLayer)]
+    gathered: dict[nn.Module, Moments | InstanceMoments] = {}
+
+    def gather(layer: nn.Module, x: Tensor) -> None:
+        gathered.setdefault(layer, gatherer(layer)).add(x)
+
+    with adopted(model, taken), hooked([*taken, *frozen], gather):
+        for images, _ in _first(training_set, samples, FROZEN_BATCH) if frozen else ():
+            model(images)
+    return {layer: taken.get(layer) or moments.result() for layer, moments in gathered.items()}
+
+
 def _split_gap(probe: Probe, staged: Stages) -> SplitGap:
-    training, evaluation = staged.undropped, staged.running
+    training, evaluation = staged.norms, staged.evaluation
     gap = Gap(training, evaluation, probe.labels)
     return SplitGap(
         split=probe.split,
@@ -124,24 +192,34 @@ def _split_gap(probe: Probe, staged: Stages) -> SplitGap:
     )
 
 
+def _stored_ways(model: nn.Module, test: Probe, staged: Stages, at: Levels, one_pass: Statistics) -> dict[str, Tensor]:
+    """Return the logits of the test probe, plain and in evaluation mode, by the statistics that are put in."""
+    ways = {"running": staged.evaluation[0]}
+    for name, statistics in (("precise", one_pass), ("population", at.population), ("population plain", at.plain)):
+        if statistics:
+            with adopted(model, statistics):
+                ways[name] = _logits(model, test.plain, len(test), test.batch_size)
+    return ways
+
+
+def _remedies(test: Probe, ways: Mapping[str, Tensor], at: Levels) -> Iterator[Remedy]:
+    """Yield what `bnlab recalibrate` would come to, by its options."""
+    for options, way in (("", "population"), ("--plain", "population plain"), ("--stats precise", "precise")):
+        if way in ways and (way != "precise" or at.population is None):
+            yield Remedy(options, change_of(test.split, ways["running"], ways[way], test.labels))
+
+
+def _own_statistics(model: nn.Module, test: Probe, ways: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> Remedy:
+    with mixed_with_batch(model, 0.0, layers):
+        own = _logits(model, test.plain, min(len(test), CURVE_BATCHES), 1)
+    return Remedy(OWN_STATISTICS, change_of(test.split, ways["running"][: len(own)], own, test.labels[: len(own)]))
+
+
 def _curve(
-    model: nn.Module,
-    test: Probe,
-    staged: Stages,
-    layers: Sequence[nn.Module],
-    training_set: Batches,
-    samples: int,
+    model: nn.Module, test: Probe, ways: Mapping[str, Tensor], layers: Sequence[nn.Module]
 ) -> tuple[Evaluation, ...]:
     """Evaluate with the batch's own statistics at every size, beside stored ones."""
-    one_pass = precise(model, _first(training_set, samples, test.batch_size))
-    own: Statistics = {layer: one_pass[layer] for layer in layers if layer in one_pass}
-    with adopted(model, own):
-        at_precise = _logits(model, test.plain, len(test), test.batch_size)
-    rows = [
-        _evaluation("running", None, staged.running[0], test.labels),
-        _evaluation("precise", None, at_precise, test.labels),
-        _evaluation("population", None, staged.population[0], test.labels),
-    ]
+    rows = [_evaluation(name, None, logits, test.labels) for name, logits in ways.items()]
     for size in CURVE_SIZES:
         if (whole := min(len(test) // size, CURVE_BATCHES) * size) > 0:
             with mixed_with_batch(model, 0.0, layers):
@@ -162,7 +240,13 @@ def _agreement(model: nn.Module, test: Probe) -> tuple[Agreement, ...]:
     rows = []
     for size in AGREEMENT_SIZES:
         if size < samples:
-            logits = _logits(model, test.plain, samples, size)
+            try:
+                logits = _logits(model, test.plain, samples, size)
+            except ValueError:  # torch's batch norm without running statistics, given one value a channel
+                if size > 1 or not reads_batch_in_evaluation(model):
+                    raise
+                rows.append(Agreement(size, math.nan, math.nan))
+                continue
             flips = Gap(logits, whole, test.labels[:samples]).flips.mean().item()
             rows.append(Agreement(size, over_rms((logits - whole).abs().max().double(), whole), flips))
     return tuple(rows)
@@ -175,4 +259,4 @@ def _logits(model: nn.Module, batches: Batches, samples: int, size: int) -> Tens
 
 def _first(batches: Batches, samples: int, size: int) -> list[tuple[Tensor, Tensor]]:
     size = min(size, samples)
-    return list(itertools.islice(batches.sequential(size), samples // size))
+    return list(itertools.islice(batches.sequential(size, augmented=True), samples // size))

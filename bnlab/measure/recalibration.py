@@ -18,10 +18,17 @@ from bnlab.errors import IncompatibleError
 from bnlab.interval import Interval
 from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.discrepancy import Gap, logits_of, mean_of, nats, right
-from bnlab.measure.layer_statistics import Statistics, adopt, initial_left, running_layers
+from bnlab.measure.layer_statistics import (
+    Statistics,
+    adopt,
+    initial_left,
+    reads_batch_in_evaluation,
+    running_layers,
+)
 from bnlab.measure.modes import evaluating, learners, preserved, restored
 from bnlab.measure.population_statistics import adopted, plan, population, precise
 from bnlab.measure.refresh import refreshed
+from bnlab.norms.running import RunningLayer
 
 Stats = Literal["population", "precise"]
 
@@ -95,14 +102,25 @@ def check_recalibratable(model: nn.Module) -> None:
     """Refuse a model without a layer that averages its batches. Errors: IncompatibleError."""
     if learners(model):
         return
-    if running_layers(model):
+    if any(isinstance(layer, RunningLayer) for layer in running_layers(model)):
         raise IncompatibleError(
             "nothing to recalibrate: no layer averages its batches; the statistics come from the training set\n"
             "leave them: norm=population has those of the final weights, norm=frozen keeps its first ones on purpose"
         )
+    if running_layers(model):
+        raise IncompatibleError(
+            "nothing to recalibrate: training leaves all layers with statistics in evaluation mode (frozen)\n"
+            "leave them: the weights were trained with these; bnlab probe shows how far they are from the data"
+        )
+    if reads_batch_in_evaluation(model):
+        raise IncompatibleError(
+            "nothing to recalibrate: no layer keeps statistics, evaluation normalizes with the batch it is given\n"
+            "leave it at batches as in training, or train with track_running_stats=True; bnlab probe shows what other "
+            "batches change"
+        )
     raise IncompatibleError(
         "nothing to recalibrate: no layer keeps statistics of its batches for evaluation\n"
-        "leave it: it normalizes alike in training and in evaluation; bnlab probe shows what else may differ"
+        "leave it; bnlab probe shows what else may differ"
     )
 
 
@@ -116,12 +134,19 @@ def samples_used(training_set: Batches, stats: Stats, samples: int | None, batch
 
 
 def recalibrated(
-    model: nn.Module, training_set: Batches, stats: Stats, samples: int | None, batch_size: int
+    model: nn.Module,
+    training_set: Batches,
+    stats: Stats,
+    samples: int | None,
+    batch_size: int,
+    *,
+    plain: bool = False,
 ) -> Statistics:
     """Return the statistics, over the first `samples` of the training set (None: all), of the layers that average.
 
     population: layer after layer, as of one batch of all samples. precise: in one pass with training behaviour, in
-    batches of `batch_size`. The variance is the biased one (1/n). The model is left as it was. Errors:
+    batches of `batch_size`. The variance is the biased one (1/n). The images are as training sees them, augmented and
+    with dropout; `plain`: neither. The model is left as it was. Errors:
     IncompatibleError when no layer averages its batches or, with population, one is called more than once in a forward
     pass.
     """
@@ -131,14 +156,15 @@ def recalibrated(
     with preserved(model), evaluating(model):
         if stats == "population":
             try:
-                how = plan(model, dict.fromkeys(layers, count), training_set)
+                how = plan(model, dict.fromkeys(layers, count), training_set, plain=plain)
             except IncompatibleError as error:
                 reason = str(error).partition("\n")[0]
                 raise IncompatibleError(f"{reason}\nstats=precise pools all its calls") from error
             statistics = population(model, how)
         else:
             whole = min(batch_size, count)
-            one_pass = precise(model, itertools.islice(training_set.sequential(whole), count // whole))
+            batches = itertools.islice(training_set.sequential(whole, augmented=not plain), count // whole)
+            one_pass = precise(model, batches, plain=plain)
             statistics = {layer: one_pass[layer] for layer in layers if layer in one_pass}
     if not statistics:
         raise IncompatibleError("nothing to recalibrate: no forward pass comes to a layer that averages its batches")
@@ -173,13 +199,15 @@ def recalibration(
     samples: int | None,
     batch_size: int,
     eval_batch_size: int,
+    *,
+    plain: bool = False,
 ) -> Recalibration:
     """Measure what recalibrating changes on `splits`, evaluated in batches of `eval_batch_size`, and on what it hangs.
 
     `enough` is judged on the first of the splits: let it not be the test split. The other arguments and errors are
     those of `recalibrated`; the model is left as it was.
     """
-    statistics = recalibrated(model, training_set, stats, samples, batch_size)
+    statistics = recalibrated(model, training_set, stats, samples, batch_size, plain=plain)
     count = samples_used(training_set, stats, samples, batch_size)
 
     def logits_with(fresh: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
@@ -190,7 +218,7 @@ def recalibration(
         before, after = logits_with({}), logits_with(statistics)
         curve = []
         for number in curve_sizes(training_set, stats, count, batch_size):
-            taken = recalibrated(model, training_set, stats, number, batch_size)
+            taken = recalibrated(model, training_set, stats, number, batch_size, plain=plain)
             some = logits_with(taken)
             curve.append(Point(number, {split: _level(*some[split], after[split][0]) for split in splits}))
         curve.append(Point(count, {split: _level(*after[split], after[split][0]) for split in splits}))
@@ -203,7 +231,7 @@ def recalibration(
         count,
         len(training_set),
         statistics,
-        tuple(_change(split, before[split][0], *after[split]) for split in splits),
+        tuple(change_of(split, before[split][0], *after[split]) for split in splits),
         tuple(gaps_before),
         tuple(gaps_after),
         tuple(curve),
@@ -234,7 +262,8 @@ def _is_near(accuracy: Interval, loss: Interval) -> bool:
     return abs(accuracy.value) <= tolerance and abs(loss.value) <= ENOUGH_LOSS
 
 
-def _change(split: str, before: Tensor, after: Tensor, labels: Tensor) -> Change:
+def change_of(split: str, before: Tensor, after: Tensor, labels: Tensor) -> Change:
+    """Return what evaluating with other statistics changes; logits of shape (N, classes)."""
     gap = Gap(after, before, labels)
     return Change(
         split,

@@ -110,7 +110,7 @@ def _with_other_batch_mates(model: nn.Module, images: Batches, batch_size: int) 
 
 def _with_statistics_of(model: nn.Module, source: Batches, images: Batches, batch_size: int) -> Tensor:
     """Return the logits (N, classes) of `images`, normalized with the statistics of all of `source`."""
-    with adopted(model, population_of(model, source)):
+    with adopted(model, population_of(model, source, plain=True)):
         return logits_in_batches(model, images, batch_size)
 
 

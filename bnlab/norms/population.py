@@ -24,8 +24,8 @@ class Population(Strategy):
 
     y = gamma * (x - E[x]) / sqrt(Var[x] + eps) + beta, Var biased (1/n), over all training samples (and H, W) per
     channel, the layers before it already normalized by theirs: equal to one forward pass of batch normalization with
-    the batch = the whole set. Dropout and augmentation are off while they are taken. Training and evaluation normalize
-    alike; evaluation takes them anew for the weights it evaluates.
+    the batch = the whole set, as training sees it: augmented as in epoch 0, with one draw of dropout. Training and
+    evaluation normalize alike; evaluation takes them anew for the weights it evaluates.
 
     `through=false` treats the statistics as constants in the gradient, `through=true` gives the exact gradient of the
     loss as a function of the weights; it needs `every=1`. Errors: ConfigError without that.

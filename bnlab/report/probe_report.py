@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from rich.text import Text
 from bnlab.report.bars import bar_column, bars, signed_bars, whiskers
 from bnlab.report.chart import Scale
 from bnlab.report.console import Terminal
-from bnlab.report.figures import interval_cells, interval_text, percent, small, with_sum
+from bnlab.report.figures import MISSING, interval_cells, interval_text, percent, small, with_sum
 from bnlab.report.rows import Row
 from bnlab.report.table import Column, draw, joined, shortened
 
@@ -31,7 +32,8 @@ class Probed:
     step: int | None  # of the checkpoint
     batch_size: int
     probing: ProbeResult
-    verdicts: tuple[str, ...]  # one a decomposition
+    verdict: str
+    explained: tuple[str, ...]  # one a decomposition
 
 
 # ---------------------------------------------------------------- in a terminal
@@ -41,12 +43,13 @@ def probe_tables(probed: Probed, out: Terminal) -> Group:
     """Return the whole report, as wide as the console."""
     probing = probed.probing
     lines: list[RenderableType] = [*joined(_heading(probed), out, "bold"), *joined(_samples(probed), out, "dim")]
-    lines += _titled("The gap", ["statistics of training against those of evaluation", _SAME], out)
+    lines += [Text(""), *joined([probed.verdict], out, "bold")]
+    lines += _titled("The gap", ["statistics of training against those of evaluation", *_same(probing)], out)
     lines += _gaps(probing, out)
-    for number, (decomposition, said) in enumerate(zip(probing.decompositions, probed.verdicts, strict=True)):
+    for number, (decomposition, said) in enumerate(zip(probing.decompositions, probed.explained, strict=True)):
         lines += _titled(f"Where it comes from: {decomposition.split}", [] if number else _CAUSES, out)
         lines += _terms(decomposition, out)
-        lines += joined([said], out, "bold")
+        lines += joined([said], out)
     lines += _titled("Layers by depth", _layer_legend(probing), out)
     lines += _layers(probing, out)
     if probing.curve:
@@ -61,7 +64,13 @@ def probe_tables(probed: Probed, out: Terminal) -> Group:
     return Group(*lines)
 
 
-_SAME = "same weights and samples; dropout and augmentation off"
+def _same(probing: ProbeResult) -> list[str]:
+    """Say what images the gap is on, and whether training's statistics are of others."""
+    same = "same weights and samples; dropout and augmentation off"
+    plain = any(row.name == "population plain" for row in probing.curve)
+    return [same, *(["training itself takes its statistics with them on"] if plain else [])]
+
+
 _CAUSES = (
     "training mode minus evaluation mode, one cause after the other taken away",
     "±: 95 % interval",
@@ -98,7 +107,7 @@ def _gaps(probing: ProbeResult, out: Terminal) -> list[Text]:
     ]
     figures = [
         [
-            *map(str, interval_cells([gap.train_accuracy, gap.eval_accuracy], 100, least=2)),
+            *(map(str, interval_cells([gap.train_accuracy, gap.eval_accuracy], 100, least=2))),
             interval_text(gap.acc_gap, 100, signed=True, least=2),
             interval_text(gap.loss_gap, signed=True),
             interval_text(gap.flip_rate, 100),
@@ -125,12 +134,16 @@ def _terms(decomposition: Decomposition, out: Terminal) -> list[Text]:
         Column("flips %", [*(percent(term.flips) for term in terms), "", percent(total.flips)]),
         bar_column("nats", lambda width: signed_bars(losses, width, out), 31, 9),
     ]
-    notes = {row: f"0: {term.absent}" for row, term in enumerate(terms) if _is_absent(term)}
+    notes = {
+        row: f"{MISSING if math.isnan(term.moved) else 0}: {term.absent}"
+        for row, term in enumerate(terms)
+        if _is_absent(term)
+    }
     return draw(columns, out, notes=notes, above={len(terms): ""}, styles={len(terms) + 1: "bold"}).lines
 
 
 def _is_absent(term: Term) -> bool:
-    return term.absent is not None and not term.moved and not term.loss.value and not term.accuracy.value
+    return term.absent is not None and (math.isnan(term.moved) or not (term.moved or term.loss.value))
 
 
 def _layer_legend(probing: ProbeResult) -> list[str]:
@@ -215,7 +228,8 @@ def probe_head(probed: Probed) -> dict[str, Any]:
     head["batch_size"] = probed.batch_size
     head |= {f"{gap.split}_samples": gap.samples for gap in probing.gaps}
     head["statistics_samples"] = probing.statistics_samples
-    for decomposition, said in zip(probing.decompositions, probed.verdicts, strict=True):
+    head["verdict"] = probed.verdict
+    for decomposition, said in zip(probing.decompositions, probed.explained, strict=True):
         absent = [f"{term.name}: {term.absent}" for term in decomposition.terms if _is_absent(term)]
         head[f"{decomposition.split}_verdict"] = said
         head[f"{decomposition.split}_absent"] = "; ".join(absent) or None

@@ -3,10 +3,10 @@
 `eval.stats` says which statistics the layers that keep some evaluate with; the others are as they are:
 
 running: what the strategy evaluates with, a moving average or, for one that reads the training set, its statistics
-under the current weights. precise, population: those of the training set, in one pass with training behaviour or
-exactly, layer after layer. batch, test: those of what is evaluated, of each batch or of the whole split; a sample's
-figures then depend on the others (transductive). mixed: running and batch weighed by sample counts. folded: running,
-merged into the weights before them.
+under the current weights. precise, population: those of the training set as training sees it, augmented and with
+dropout, in one pass with training behaviour or exactly, layer after layer. batch, test: those of what is evaluated, of
+each batch or of the whole split; a sample's figures then depend on the others (transductive). mixed: running and batch
+weighed by sample counts. folded: running, merged into the weights before them.
 
 Statistics that are put in are taken out again, so that evaluating never changes training.
 """
@@ -213,7 +213,7 @@ class Evaluator:
     def _of_training_set(self, model: nn.Module) -> Statistics:
         """Return the statistics of the training set that evaluation was asked to use; none where it was not."""
         if self._config.stats == "precise":
-            return precise(model, self._training_set.sequential(self._probe_batch))
+            return precise(model, self._training_set.sequential(self._probe_batch, augmented=True))
         if self._config.stats == "population":
             return population_of(model, self._training_set)
         return {}
@@ -221,7 +221,7 @@ class Evaluator:
     def _of_evaluated(self, model: nn.Module, batches: Batches) -> AbstractContextManager[None]:
         """Return the context that puts in statistics of what is evaluated, where they were asked for."""
         if self._config.stats == "test":
-            return adopted(model, population_of(model, batches))
+            return adopted(model, population_of(model, batches, plain=True))
         if self._config.stats in ("batch", "mixed"):
             return mixed_with_batch(model, 0.0 if self._config.stats == "batch" else self._config.prior)
         return nullcontext()

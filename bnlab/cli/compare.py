@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from bnlab.cli.gates import Gate, end_by_gates_on, parse_gates
-from bnlab.cli.options import Format, Runs, Strict, Where, number_in
+from bnlab.cli.options import Format, Margin, Runs, Strict, Test, Where, number_in
 
 
 def compare(
@@ -42,6 +42,8 @@ def compare(
         typer.Option("--pivot", metavar="ROWxCOL", help="A matrix, each column's best bold: 'norm x model'."),
     ] = None,
     gate: Gate = None,
+    margin: Margin = None,
+    test: Test = None,
     format: Format = "table",
     strict: Strict = False,
 ) -> None:
@@ -64,6 +66,8 @@ def compare(
         target=target,
         best_of=best_of or (),
         pivot=pivot,
+        margin=margin,
+        test=test,
     )
     out = results()
     if pivot is not None:

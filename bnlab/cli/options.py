@@ -10,7 +10,7 @@ import math
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -92,6 +92,17 @@ Retries = Annotated[int, number_in("--retries", int, 0, help="How often to try a
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Start no more jobs once one is not done.")]
 Inline = Annotated[bool, typer.Option("--inline", help="Train in this process, so that breakpoint() stops there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and list the jobs, run nothing.")]
+
+# ---------------------------------------------------------------- of comparisons
+
+Margin = Annotated[
+    Optional[float],
+    number_in("--margin", float, 1e-9, help="The smallest difference that matters, such as 0.2 points."),
+]
+Test = Annotated[
+    Optional[Literal["t", "signs"]],
+    one_of("--test", choices=("t", "signs"), help="Student's t, or permuted signs (from 6 pairs on)."),
+]
 
 # ---------------------------------------------------------------- of commands that read runs
 

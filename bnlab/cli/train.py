@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from bnlab.cli.options import ConfigDir, DryRun, FailFast, Inline, Overrides, Retries, Timeout, one_of
+from bnlab.cli.options import ConfigDir, DryRun, FailFast, Inline, Margin, Overrides, Retries, Test, Timeout, one_of
 from bnlab.errors import ConfigError
 
 CFG_PARTS = ("job", "hydra", "all")
@@ -30,6 +30,20 @@ def train(
     info: Annotated[
         Optional[str], one_of("--info", "-i", choices=INFO_PARTS, help="Print what Hydra knows, run nothing.")
     ] = None,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="With -m: train seeds in looks, stop when each arm is decided.")
+    ] = False,
+    metric: Annotated[
+        Optional[str], typer.Option("--metric", metavar="NAME", help="What decides: test_accuracy.")
+    ] = None,
+    margin: Margin = None,
+    baseline: Annotated[
+        Optional[str], typer.Option("--baseline", metavar="ARM", help="The arm to compare with.")
+    ] = None,
+    looks: Annotated[
+        Optional[str], typer.Option("--looks", metavar="N,N", help="Seeds at which it is looked at: 3,5,8,12,20.")
+    ] = None,
+    test: Test = None,
     config_dir: ConfigDir = None,
     timeout: Timeout = None,
     retries: Retries = 0,
@@ -55,8 +69,10 @@ def train(
     from bnlab.runner.resume import resume
     from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import RUNS, launch
+    from bnlab.runner.until_decided import wishes_of
     from bnlab.training.job import Terminated
 
+    wishes = wishes_of(until_decided, multirun, metric=metric, margin=margin, baseline=baseline, looks=looks, test=test)
     handle_signals()
     options = JobOptions(timeout, retries, fail_fast, inline)
     try:
@@ -66,7 +82,7 @@ def train(
             again = own if (folder / "sweep.json").exists() else ()
             code = resume(folder, again, options, config_dir=config_dir, dry_run=dry_run, known=lines)
         else:
-            code = launch(lines, multirun, config_dir, options, dry_run)
+            code = launch(lines, multirun, config_dir, options, dry_run, wishes)
     except Terminated as stop:  # before the first job
         code = int(stop.code or 1)
     if code == 128 + signal.SIGUSR2:

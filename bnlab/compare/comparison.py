@@ -30,10 +30,12 @@ from bnlab.compare.arms import (
 )
 from bnlab.compare.baseline import baselines
 from bnlab.compare.best import choose, notes_on_choice, pairs_of_settings, refuse_without_choice
+from bnlab.compare.deciding import Paired, Rule, Test, Verdict, decide
+from bnlab.compare.looked import Looked, of_last_look
 from bnlab.compare.notes import Evidence, environments_of, notes_on
 from bnlab.compare.pivot import check_pivot, pivot_keys, refuse_more_keys
 from bnlab.compare.result import Comparison, Row, Section
-from bnlab.compare.statistics import estimate_mean, estimate_median, holm, paired_difference, restrict
+from bnlab.compare.statistics import estimate_mean, estimate_median, restrict
 from bnlab.data.dataset import target_of, test_images_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
 from bnlab.interval import Interval
@@ -58,13 +60,16 @@ def compare(
     target: float | None = None,
     best_of: Sequence[str] = (),
     pivot: str | None = None,
+    margin: float | None = None,
+    test: Test | None = None,
 ) -> Comparison:
     """Compare all runs under `paths`; the first of `metrics` is the main one.
 
     `by` groups by these keys alone, `where` keeps runs (`norm=batch,ghost`), `sort` is a metric (best first) or `arm`,
     `target` is a validation accuracy as a fraction and replaces the data set's usual one. `best_of` are keys of which
     each arm keeps its best setting only. `pivot` (`normxmodel`) makes arms of two keys, to be read as a matrix of one
-    metric, without a baseline.
+    metric, without a baseline. `margin` is the smallest difference of the main metric that matters, in its unit; `test`
+    is Student's t or the permutation of signs.
 
     Errors: ConfigError for an unknown metric, key, value or baseline, for a choice that cannot be made and for a matrix
     with a third key; RecordError when there is no run folder at all.
@@ -94,6 +99,8 @@ def compare(
         baseline=baseline,
         target=target,
         explicit=metrics is not None,
+        margin=margin,
+        test=test,
     )
     plan.check()
     last = 1 if axes is not None else None  # a matrix shows one metric
@@ -109,7 +116,8 @@ def compare(
             f"--baseline {baseline}: no such arm{did_you_mean(baseline, labels)}\nthere are: {', '.join(labels[:12])}"
         )
     sections = [replace(each.section(sort), data=name) for each, name in zip(built, data_names(parts), strict=True)]
-    return Comparison(sections, skipped, axes, len(found) - len(runs))
+    spared = sum(run.state == "not needed" for run in found)
+    return Comparison(sections, skipped, axes, len(found) - len(runs) - spared, spared)
 
 
 def _columns(asked: Sequence[Metric], ranked: Sequence[Metric], runs: Sequence[Run]) -> list[Metric]:
@@ -128,6 +136,8 @@ class _Plan:
     baseline: str | None
     target: float | None
     explicit: bool  # the metrics were named
+    margin: float | None
+    test: Test | None
 
     def check(self) -> None:
         """Raise ConfigError for a key that cannot be chosen, or is to be compared too."""
@@ -226,10 +236,15 @@ class _Builder:
         if self.choices:
             read = {id(run) for arm in self.arms for run in arm.runs}
             self.runs = [run for run in self.runs if id(run) in read]
-        against = None if self.is_matrix else baselines(self.arms, self.changed, plan.baseline)
+        self.looked, self.margin = Looked(plan.test, plan.margin, plan.baseline), plan.margin
+        decided_by = self.looked.plan_of(self.runs)
+        wanted = decided_by.baseline if decided_by is not None and plan.baseline is None else plan.baseline
+        against = None if self.is_matrix else baselines(self.arms, self.changed, wanted)
         self.has_baseline = against is not None
         self.baselines = against or [None] * len(self.arms)
         self.target = target_of(runs[0].config.get("data.name")) if plan.target is None else plan.target
+        if decided_by is not None and not plan.explicit:
+            columns = list(dict.fromkeys([find_metric(decided_by.metric), *columns]))
         usable = [m for m in columns if m.kind == "mean" or self.target is not None]
         self.without_target = [m.name for m in columns if m not in usable] if plan.explicit else []
         self.columns = usable
@@ -239,7 +254,7 @@ class _Builder:
 
     def section(self, sort: str | None) -> Section:
         """Return the finished section."""
-        rows = [self._row(i, vs_baseline) for i, vs_baseline in enumerate(self._differences())]
+        rows = [self._row(i, *of_arm) for i, of_arm in enumerate(self._differences())]
         if sort not in (None, "arm") and any(m.name == sort for m in self.columns):
             rows.sort(key=lambda row: _rank(row, find_metric(str(sort))))
         main = self.columns[0].name
@@ -258,6 +273,7 @@ class _Builder:
             chosen=self.best_of,
             is_matrix=self.is_matrix,
             images=min((n for each in self.observed if (n := each[main].images)), default=None),
+            looked=self.looked,
         )
         return Section(
             settings={key: v for key, v in shared_settings(self.runs).items() if key not in self.best_of},
@@ -269,10 +285,12 @@ class _Builder:
             is_bench=self.runs[0].is_bench,
             target=self.target,
             chosen=self.best_of,
+            margin=self.margin,
+            is_planned=self.looked.is_planned,
         )
 
-    def _row(self, i: int, vs_baseline: dict[str, Interval]) -> Row:
-        arm = self.arms[i]
+    def _row(self, i: int, vs_baseline: dict[str, Interval], verdicts: dict[str, Verdict]) -> Row:
+        arm, against = self.arms[i], self.baselines[i]
         done = arm.done()
         return Row(
             arm=arm.values,
@@ -285,27 +303,38 @@ class _Builder:
             curve=_median_curve(done, self.columns[0]),
             best=arm.best,
             seeds=frozenset(run.seed for run in arm.runs),
+            verdicts=verdicts,
+            against="" if against is None else self.arms[against].label,
+            folders=frozenset(run.folder for run in arm.runs),
         )
 
-    def _differences(self) -> list[dict[str, Interval]]:
+    def _differences(self) -> list[tuple[dict[str, Interval], dict[str, Verdict]]]:
         """Compare each arm with its baseline over the seeds of both; p is corrected over the arms, metric by metric.
 
-        Before that it is corrected for a choice of settings that was larger on one side.
+        Before that it is corrected for the looks, and for a choice of settings that was larger on one side.
         """
-        differences: list[dict[str, Interval]] = [{} for _ in self.arms]
+        found: list[tuple[dict[str, Interval], dict[str, Verdict]]] = [({}, {}) for _ in self.arms]
         for metric in (metric for metric in self.columns if metric.name != RATIO):
             against = [(i, j) for i, j in enumerate(self.baselines) if j is not None and j != i]
-            paired = {
-                i: _paired(self.observed[i][metric.name], self.observed[j][metric.name], metric) for i, j in against
-            }
-            known = {i: pair for i, pair in paired.items() if pair is not None}
-            times = [pairs_of_settings(self.choices, i, j) for i, j in against if i in known and j is not None]
-            ps = [
-                None if pair.p is None else min(pair.p * k, 1.0) for pair, k in zip(known.values(), times, strict=True)
-            ]
-            for i, p in zip(known, holm(ps), strict=True):
-                differences[i][metric.name] = replace(known[i], p=p)
-        return differences
+            pairs = [self._pair(i, j, metric) for i, j in against]
+            for (i, _), (difference, verdict) in zip(against, decide(pairs, metric.better), strict=True):
+                if difference is not None:
+                    found[i][0][metric.name] = difference
+                    found[i][1][metric.name] = verdict
+        return found
+
+    def _pair(self, i: int, j: int, metric: Metric) -> Paired | None:
+        """Return the differences of arm i from arm j, in a planned sweep those up to the last look that is over."""
+        sides = self.arms[i].runs, self.arms[j].runs
+        is_main = metric is self.columns[0]
+        rule, seeds = self.looked.rule([*sides[0], *sides[1]], metric, is_main)
+        if is_main and rule.margin is not None:
+            self.margin = rule.margin * metric.scale
+        counted = None if seeds is None else of_last_look(seeds, rule.looks, sides)
+        pair = _paired(self.observed[i][metric.name], self.observed[j][metric.name], metric, rule, counted)
+        is_early = seeds is not None and counted is None
+        times = pairs_of_settings(self.choices, i, j)
+        return pair and replace(pair, is_open=pair.is_open or is_early, times=times)
 
     def _unmeasured(self) -> dict[str, int]:
         counts = {m.name: sum(observed[m.name].num_unmeasured for observed in self.observed) for m in self.columns}
@@ -318,12 +347,12 @@ def _is_reference(run: Run) -> bool:
     return bench.get("arm") is not None and bench.get("arm") == bench.get("baseline")
 
 
-def _paired(arm: Observed, baseline: Observed, metric: Metric) -> Interval | None:
+def _paired(arm: Observed, baseline: Observed, metric: Metric, rule: Rule, counted: set[int] | None) -> Paired | None:
     seeds = sorted(arm.values.keys() & baseline.values.keys())
+    seeds = seeds if counted is None else [s for s in seeds if s in counted]
     values, others = [arm.values[s] for s in seeds], [baseline.values[s] for s in seeds]
     if metric.axis is None:
-        difference = paired_difference(values, others)
-        return None if difference is None else _survived(difference, arm, baseline, metric)
+        return _survived(Paired.of(values, others, rule), arm, baseline, metric) if seeds else None
     if not any(map(math.isfinite, (*values, *others))):
         return None  # neither arrived: nothing is known of the difference
     limits = [side.limits[s] for side in (arm, baseline) for s in seeds if s in side.limits]
@@ -337,16 +366,15 @@ def _paired(arm: Observed, baseline: Observed, metric: Metric) -> Interval | Non
         )
         for times, of in ((cut, arm.before), (cut_others, baseline.before))
     ]
-    return paired_difference(cut, cut_others, (slack[0], slack[1]))
+    return Paired.of(cut, cut_others, rule, (slack[0], slack[1]))
 
 
-def _survived(difference: Interval, arm: Observed, baseline: Observed, metric: Metric) -> Interval:
+def _survived(pair: Paired, arm: Observed, baseline: Observed, metric: Metric) -> Paired:
     """Take the p from a difference in favour of the side that has no value for some of its runs: they might undo it."""
     lost = [side.num_diverged + side.num_unmeasured for side in (arm, baseline)]
-    favoured = 0 if (difference.value > 0) == (metric.better == "higher") else 1
+    favoured = 0 if (pair.mean > 0) == (metric.better == "higher") else 1
     doubtful = any(lost) if metric.better is None else lost[favoured]
-    p = None if doubtful and difference.value else difference.p
-    return replace(difference, p=p, num_lost=arm.num_lost + baseline.num_lost)
+    return replace(pair, is_open=bool(doubtful and pair.mean), num_lost=arm.num_lost + baseline.num_lost)
 
 
 def _estimate(observed: Observed, metric: Metric) -> Interval:

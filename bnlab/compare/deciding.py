@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from bnlab.compare.statistics import SMALLEST_P, holm, t_quantile, t_tails
@@ -73,6 +73,17 @@ class Paired:
     rule: Rule
     scale: float = 0.0
     slack: tuple[float, float] = (0.0, 0.0)
+    is_open: bool = False  # no look is over, or runs are missing that could undo what the others show
+    num_lost: int = 0  # runs that have no value
+    times: int = 1  # by what a choice of settings multiplies p
+
+    @classmethod
+    def of(
+        cls, values: Sequence[float], baseline: Sequence[float], rule: Rule, slack: tuple[float, float] = (0.0, 0.0)
+    ) -> Paired:
+        """Return the differences of `values` from those of a baseline, pair by pair."""
+        differences = [v - b for v, b in zip(values, baseline, strict=True)]
+        return cls(differences, rule, max(map(abs, (*values, *baseline))), slack)
 
     @cached_property
     def mean(self) -> float:
@@ -98,8 +109,8 @@ class Paired:
         p = self._p(self.mean - nearest)
         if low is not None and high is not None:
             low, high = low - self.slack[0], high + self.slack[1]
-        sd = self.sd if len(self.differences) > 1 else None
-        return Interval(self.mean, low, high, len(self.differences), None if p is None else self.rule.sequential(p), sd)
+        n, sd = len(self.differences), self.sd if len(self.differences) > 1 else None
+        return Interval(self.mean, low, high, n, self._corrected(p), sd, num_lost=self.num_lost)
 
     def margin_p(self) -> float | None:
         """Return the p of |true difference| >= margin, by two one-sided tests; corrected for the looks.
@@ -107,12 +118,15 @@ class Paired:
         It is below alpha exactly where the whole interval lies within the margin. None: nothing can be said.
         """
         margin = self.rule.margin
-        if margin is None:
+        if margin is None or self.num_lost:
             return None
         if self.mean - self.slack[0] <= -margin or self.mean + self.slack[1] >= margin:
             return 1.0
         both = self._p(-margin + self.slack[0]), self._p(margin - self.slack[1])
-        return None if both[0] is None or both[1] is None else self.rule.sequential(max(both[0], both[1]))
+        return None if both[0] is None or both[1] is None else self._corrected(max(both[0], both[1]))
+
+    def _corrected(self, p: float | None) -> float | None:
+        return None if p is None else self.rule.sequential(min(1.0, p * self.times))
 
     @property
     def _rounding(self) -> float:
@@ -125,7 +139,7 @@ class Paired:
     def _p(self, mean: float) -> float | None:
         """Return the two-sided p of one look that the true mean difference is `mean`."""
         n = len(self.differences)
-        if n < FEWEST_PAIRS[self.rule.test]:
+        if self.is_open or n < FEWEST_PAIRS[self.rule.test]:
             return None
         off = self.mean - mean
         if abs(off) <= self._rounding:
@@ -150,20 +164,27 @@ class Paired:
     @cached_property
     def _subset_means(self) -> Array:
         """The sorted means of all non-empty subsets: those that a change of signs compares with 0 (Hartigan 1969)."""
-        import numpy as np
-
-        n = len(self.differences)
-        if n <= DRAWN_ABOVE:
-            chosen = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
-        else:
-            chosen = np.random.default_rng(0).integers(0, 2, (2**DRAWN_ABOVE - 1, n))
-            chosen[chosen.sum(1) == 0, 0] = 1
-        means: Array = np.sort(chosen @ np.asarray(self.differences) / chosen.sum(1))
+        means: Array = _subsets(len(self.differences)) @ self.differences
+        means.sort()
         return means
 
 
+@lru_cache(maxsize=16)
+def _subsets(n: int) -> Array:
+    """Return the weights in the mean of each non-empty subset of `n`, or of subsets drawn with a fixed seed."""
+    import numpy as np
+
+    if n <= DRAWN_ABOVE:
+        chosen = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        chosen = np.random.default_rng(0).integers(0, 2, (2**DRAWN_ABOVE - 1, n))
+        chosen[chosen.sum(1) == 0, 0] = 1
+    weights: Array = chosen / chosen.sum(1, keepdims=True)
+    return weights
+
+
 def decide(
-    pairs: Sequence[Paired | None], rule: Rule, better: Literal["higher", "lower"] | None
+    pairs: Sequence[Paired | None], better: Literal["higher", "lower"] | None
 ) -> list[tuple[Interval | None, Verdict]]:
     """Return for each arm its difference, p corrected over the arms (Holm), and what it comes to.
 
@@ -175,8 +196,9 @@ def decide(
     differing = holm([None if each is None else each.p for each in intervals])
     within = holm([None if each is None else each.margin_p() for each in pairs])
     decided: list[tuple[Interval | None, Verdict]] = []
-    for interval, p, p_margin in zip(intervals, differing, within, strict=True):
+    for pair, interval, p, p_margin in zip(pairs, intervals, differing, within, strict=True):
         verdict: Verdict = "undecided"
+        rule = Rule() if pair is None else pair.rule
         if interval is not None and p_margin is not None and p_margin <= rule.alpha:
             verdict = "no difference that matters"
         elif interval is not None and p is not None and p <= rule.alpha and abs(interval.value) > (rule.margin or 0.0):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bnlab.compare.arms import Arm, distinct, followers, short_names, text_of
+from bnlab.compare.deciding import FEWEST_PAIRS
+from bnlab.compare.looked import Looked
 from bnlab.compare.result import Row, Value
 from bnlab.compare.statistics import (
-    FEWEST_PAIRS,
     MOST_PAIRS,
     coverage_of_range,
     detectable_difference,
@@ -42,6 +43,7 @@ class Evidence:
     chosen: Sequence[str] = ()  # keys at each arm's own best value
     is_matrix: bool = False  # no arm is compared with another
     images: int | None = None  # that the main metric is a share of
+    looked: Looked = field(default_factory=Looked)
 
 
 def notes_on(evidence: Evidence) -> list[str]:
@@ -50,6 +52,7 @@ def notes_on(evidence: Evidence) -> list[str]:
         return [*_bench(evidence), *_states(evidence), *_hidden(evidence), *_pooled(evidence), *_missing(evidence),
                 *_environments(evidence)]  # fmt: skip
     return [
+        *filter(None, [evidence.looked.sentence()]),
         *_seeds(evidence),
         *_states(evidence),
         *_equal(evidence),
@@ -209,13 +212,14 @@ def _pairing(evidence: Evidence) -> Iterator[str]:
         yield f"{named(partly)}: the difference is over the seeds that the baseline has too."
     differences = {row.label: row.vs_baseline[main] for row in evidence.rows if main in row.vs_baseline}
     untested = {label: d for label, d in differences.items() if d.n > 1 and d.p is None}
-    few = [label for label, d in untested.items() if d.n < FEWEST_PAIRS]
+    fewest = FEWEST_PAIRS[evidence.looked.test or "t"]
+    few = [label for label, d in untested.items() if d.n < fewest]
     if few:
-        yield f"{named(few)}: a difference of fewer than {FEWEST_PAIRS} pairs of seeds decides nothing, so it has no p."
-    constant = [label for label, d in untested.items() if d.n >= FEWEST_PAIRS and d.sd == 0]
+        yield f"{named(few)}: a difference of fewer than {fewest} pairs of seeds decides nothing, so it has no p."
+    constant = [label for label, d in untested.items() if d.n >= fewest and d.sd == 0]
     if constant:
         yield f"{named(constant)}: the differences are equal in every seed, so no p can be given."
-    survived = [label for label, d in untested.items() if d.n >= FEWEST_PAIRS and d.sd and d.num_lost]
+    survived = [label for label, d in untested.items() if d.n >= fewest and d.sd and d.num_lost]
     if survived:
         yield f"{named(survived)}: the side that looks better lost runs, so the difference (†) has no p."
 
@@ -224,7 +228,8 @@ def _power(evidence: Evidence) -> Iterator[str]:
     main = evidence.columns[0]
     seen = {row.label: row.vs_baseline[main.name] for row in evidence.rows if main.name in row.vs_baseline}
     spread = [(label, difference, difference.sd) for label, difference in seen.items() if difference.sd]
-    shown = sorted(size * main.scale for _, d, sd in spread if (size := detectable_difference(sd, d.n)))
+    level = evidence.looked.level
+    shown = sorted(size * main.scale for _, d, sd in spread if (size := detectable_difference(sd, d.n, level)))
     if not shown:
         return
     seeds = sorted({difference.n for _, difference, _ in spread})
@@ -233,16 +238,16 @@ def _power(evidence: Evidence) -> Iterator[str]:
     unit = "points" if main.unit == "%" else main.unit
     yield (
         f"{few} paired seeds can show a true difference in {main.title} of {sizes} {unit}".rstrip()
-        + " (80% power, 5% level, before correction)."
+        + f" (80% power, {100 * level:.2g}% level, before correction)."
     )
     plans = []
     for label, difference, sd in spread:
         if difference.n >= FEWEST_TO_PLAN and (difference.p is None or difference.p > 0.05):
-            needed = pairs_needed(difference.value, sd)
+            needed = pairs_needed(difference.value, sd, evidence.looked.next_level)
             text = f"more than {MOST_PAIRS:,}" if needed is None else f"about {max(needed, difference.n + 1):,}"
             plans.append(f"{label} {text}")
     if plans:
-        yield f"Seeds an arm needs to show the difference now seen, if it is real: {named(plans)}."
+        yield f"Seeds an arm needs to show the difference now seen at a further look, if it is real: {named(plans)}."
 
 
 def _test_set(evidence: Evidence) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bnlab.compare.deciding import Verdict
 from bnlab.interval import Interval
 
 Value = str | int | float | bool | None
@@ -25,6 +26,9 @@ class Row:
     curve: list[float]  # median over seeds of the main metric's curve, at common evaluation steps
     best: dict[str, Value] = field(default_factory=dict)  # the setting chosen for this arm on validation, if any was
     seeds: frozenset[int] | None = None  # of all its runs; None: each run has a seed of its own
+    verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, metric by metric
+    against: str = ""  # the label of its baseline
+    folders: frozenset[Path] = frozenset()  # of its runs
 
     @property
     def num_runs(self) -> int:
@@ -50,6 +54,8 @@ class Section:
     target: float | None = None  # validation accuracy that the times to a target mean; None: this data has none
     data: str = ""  # what tells its data from other data of the same name, where there are some
     is_bench: bool = False  # steps timed by `bnlab bench`, nothing trained
+    margin: float | None = None  # the smallest difference that matters, in the main metric's unit
+    is_planned: bool = False  # a plan was written before the first run
     chosen: list[str] = field(default_factory=list)  # keys at each arm's own best value, in `Row.best`
 
 
@@ -61,3 +67,4 @@ class Comparison:
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     pivot: tuple[str, str] | None = None  # the keys of the rows and of the columns
     queued: int = 0  # jobs that were not started yet
+    spared: int = 0  # jobs that were not needed, since their sweep was decided without them

@@ -20,7 +20,6 @@ from bnlab.interval import Interval
 LEVEL = 0.95  # of every interval
 POWER = 0.80  # of a planned comparison, at the 5% level
 MOST_PAIRS = 300  # a plan that asks for more is none
-FEWEST_PAIRS = 3  # that decide a difference
 SMALLEST_P = 1e-12  # what is left of the finite sum's precision in the tail
 
 
@@ -109,29 +108,6 @@ def _cox_interval(values: Sequence[float]) -> tuple[float, float]:
         return 0.0, math.inf
 
 
-def paired_difference(
-    values: Sequence[float], baseline: Sequence[float], slack: tuple[float, float] = (0.0, 0.0)
-) -> Interval | None:
-    """Compare `values` with `baseline` pair by pair with Student's t; None without a pair.
-
-    p is None below FEWEST_PAIRS and with a constant difference other than 0, and 1 when the two are equal. `slack` is
-    by how much the mean difference may in truth be lower and higher, where both sides are known to a grid only: the
-    interval is as much wider, and p is that of the difference within the slack that is nearest to 0.
-    """
-    n = len(values)
-    if n == 0:
-        return None
-    scale = max(abs(v) for v in (*values, *baseline))
-    mean, sd = _mean_and_sd([v - b for v, b in zip(values, baseline, strict=True)], scale)
-    if n == 1:
-        return Interval(mean, None, None, 1)
-    low, high = _t_interval(mean, sd, n)
-    nearest = max(mean - slack[0], 0.0) if mean > 0 else min(mean + slack[1], 0.0)
-    constant = 1.0 if nearest == 0.0 else None
-    p = constant if sd == 0.0 else max(t_tails(nearest / sd * math.sqrt(n), n - 1), SMALLEST_P)
-    return Interval(mean, low - slack[0], high + slack[1], n, p if n >= FEWEST_PAIRS else None, sd)
-
-
 def holm(ps: Sequence[float | None]) -> list[float | None]:
     """Correct p-values for their number (Holm 1979): p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1.
 
@@ -191,26 +167,26 @@ def restrict(times: Sequence[float], limits: Sequence[float]) -> list[float]:
 # Planning
 
 
-def detectable_difference(sd: float, n: int) -> float | None:
-    """Return the smallest true difference that `n` pairs show at the 5% level with 80% power; None below two pairs.
+def detectable_difference(sd: float, n: int, level: float = 1 - LEVEL) -> float | None:
+    """Return the smallest true difference that `n` pairs show at this level with 80% power; None below two pairs.
 
-    (t_{0.975} + t_{0.80}) sd / sqrt(n), the usual approximation to the noncentral t: 14% too small at n = 2, 5% at 3,
-    1% at 5.
+    (t_{1 - level / 2} + t_{0.80}) sd / sqrt(n), the usual approximation to the noncentral t: at 5% it is 14% too small
+    at n = 2, 5% at 3, 1% at 5.
     """
     if n < 2:
         return None
-    return (t_quantile(1 - (1 - LEVEL) / 2, n - 1) + t_quantile(POWER, n - 1)) * sd / math.sqrt(n)
+    return (t_quantile(1 - level / 2, n - 1) + t_quantile(POWER, n - 1)) * sd / math.sqrt(n)
 
 
-def pairs_needed(difference: float, sd: float) -> int | None:
+def pairs_needed(difference: float, sd: float, level: float = 1 - LEVEL) -> int | None:
     """Return the smallest n at which `detectable_difference` is at most `difference`; None above `MOST_PAIRS`."""
     size = abs(difference)
     normal = statistics.NormalDist()
-    factor = normal.inv_cdf(1 - (1 - LEVEL) / 2) + normal.inv_cdf(POWER)
+    factor = normal.inv_cdf(1 - level / 2) + normal.inv_cdf(POWER)
     if size == 0.0 or (factor * sd / size) ** 2 > MOST_PAIRS:
         return None
     n = max(2, math.floor((factor * sd / size) ** 2))  # enough if sd were known; t asks for a few more
-    while (detectable_difference(sd, n) or 0.0) > size:
+    while (detectable_difference(sd, n, level) or 0.0) > size:
         n += 1
     return n
 

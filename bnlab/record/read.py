@@ -22,7 +22,8 @@ from bnlab.errors import ConfigError, RecordError
 from bnlab.record.plain_files import open_plain
 from bnlab.record.read_files import Unreadable, read_bytes
 
-State = Literal["done", "diverged", "failed", "interrupted", "killed", "running", "queued"]
+State = Literal["done", "diverged", "failed", "interrupted", "killed", "running", "queued", "not needed"]
+UNSTARTED = ("queued", "not needed")  # jobs without a run; the latter since their sweep was decided without them
 
 SCHEMA = 1
 DEEPEST_CONFIG = 8  # nested levels
@@ -89,8 +90,8 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
 
 
 def started(runs: Iterable[Run]) -> list[Run]:
-    """Return the runs without the jobs that are still queued, of which there is nothing to compare."""
-    return [run for run in runs if run.state != "queued"]
+    """Return the runs without the jobs that were not started, of which there is nothing to compare."""
+    return [run for run in runs if run.state not in UNSTARTED]
 
 
 def _found(folder: str, depth: int, skipped: list[tuple[Path, str]]) -> Iterator[tuple[str, bytes]]:

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bnlab.errors import RecordError
@@ -19,6 +19,7 @@ from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write
 FILE = "sweep.json"
 SCHEMA = 1
 LARGEST = 2**20  # bytes
+MOST_SEEDS = 1000  # of an arm, that a folder may speak of
 QUEUE = ".queue"  # in the folder of a sweep
 LONGEST_LINE = 2**11  # bytes of a queue; a file name has at most 255
 
@@ -30,6 +31,8 @@ class SweepRecord:
     overrides: tuple[str, ...]
     config_dir: Path | None
     search: bool  # jobs were chosen while it went on
+    seeds: tuple[int, ...] = ()  # how many an arm had at first, and after each time that some were added
+    plan: str | None = None  # the hash of what decides it
     is_ours: bool = True  # this user wrote it, on this machine
 
     def write(self, folder: Path) -> None:
@@ -38,7 +41,8 @@ class SweepRecord:
             "overrides": list(self.overrides),
             "config_dir": None if self.config_dir is None else str(self.config_dir),
         }
-        write_json(folder / FILE, {"schema": SCHEMA, **said, "search": self.search, "origin": origin.signature(said)})
+        about = {"search": self.search, "seeds": list(self.seeds), "plan": self.plan}
+        write_json(folder / FILE, {"schema": SCHEMA, **said, **about, "origin": origin.signature(said)})
 
     @classmethod
     def read(cls, folder: Path) -> SweepRecord | None:
@@ -56,8 +60,19 @@ class SweepRecord:
         if not isinstance(overrides, list) or not all(map(_is_text, [*overrides, place or ""])):
             raise RecordError(f"{path}: is not the record of a sweep that this version of bnlab can read")
         is_ours = origin.is_ours(found.get("origin"), {"overrides": overrides, "config_dir": place})
-        where = Path(place) if isinstance(place, str) else None
-        return cls(tuple(overrides), where, found.get("search") is True, is_ours)
+        seeds, plan = found.get("seeds"), found.get("plan")  # older ones have neither
+        return cls(
+            tuple(overrides),
+            Path(place) if isinstance(place, str) else None,
+            found.get("search") is True,
+            tuple(n for n in seeds if type(n) is int and 0 < n <= MOST_SEEDS) if isinstance(seeds, list) else (),
+            plan if isinstance(plan, str) else None,
+            is_ours,
+        )
+
+    def with_seeds(self, number: int) -> SweepRecord:
+        """Return it with as many seeds an arm, if that is more than it had."""
+        return replace(self, seeds=(*self.seeds, number)) if number > max(self.seeds, default=0) else self
 
 
 def _is_text(value: object) -> bool:

@@ -14,11 +14,13 @@ from bnlab.report.compare_report import baseline_name, table_title
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING, Cell, difference_cells, estimate_cells
 from bnlab.report.heading import heading
-from bnlab.report.rows import SCHEMA, aligned_lines, csv_text, escaped, json_text, markdown_table
+from bnlab.report.rows import aligned_lines, csv_text, escaped, json_text, markdown_table
+
+SCHEMA = 2  # 1 had neither verdicts nor margin, and the p of one look
 
 _CSV_FIGURES = (
     *("n", "center", "low", "high", "num_reached", "num_lost", "since", "limit", "kind"),
-    *("difference", "difference_low", "difference_high", "p"),
+    *("difference", "difference_low", "difference_high", "p", "verdict"),
 )
 
 
@@ -66,17 +68,19 @@ def as_csv(comparison: Comparison) -> str:
                 if difference is not None:
                     against = _difference(difference, metric)
                     figures |= {"difference": against["difference"], "p": against["p"]}
+                    figures |= {"verdict": row.verdicts.get(metric.name)}
                     figures |= {"difference_low": against["low"], "difference_high": against["high"]}
                 lines.append([*arm, metric.name, metric.unit, *(figures.get(name) for name in _CSV_FIGURES)])
     return csv_text(["section", *names, "arm", "baseline", "states", "metric", "unit", *_CSV_FIGURES], lines)
 
 
 def as_json(comparison: Comparison) -> str:
-    """Return JSON: of one section the object itself, of several `{"schema": 1, "sections": [...]}` of such objects.
+    """Return JSON: of one section the object itself, of several `{"schema": 2, "sections": [...]}` of such objects.
 
     A section is {"schema", "baseline" (its label, or a list of several), "settings", "environments", "main", "target",
-    "rows", "notes"}, the whole adds "skipped". A metric is {"mean" or "median", "low", "high", "n", "num_reached",
-    "limit", "kind", "unit", "better"}; what is unknown or not finite is null. The "n" of a metric counts seeds, that of
+    "margin", "planned", "rows", "notes"}, the whole adds "skipped". A metric is {"mean" or "median", "low", "high",
+    "n", "num_reached", "limit", "kind", "unit", "better"}; what is unknown or not finite is null. A difference from the
+    baseline has a "verdict" and the p after all corrections. The "n" of a metric counts seeds, that of
     a row finished runs. "best" of a row is the setting that was chosen for it on validation.
     """
     return document([_section(section) for section in comparison.sections], comparison)
@@ -84,7 +88,11 @@ def as_json(comparison: Comparison) -> str:
 
 def document(sections: list[dict[str, Any]], comparison: Comparison) -> str:
     """Return JSON of the only section, or of several, with the run folders that were left out."""
-    whole = sections[0] if len(sections) == 1 else {"schema": SCHEMA, "sections": sections}
+    whole = (
+        sections[0]
+        if len(sections) == 1
+        else {"schema": sections[0]["schema"] if sections else SCHEMA, "sections": sections}
+    )
     whole["skipped"] = [{"path": str(path), "reason": reason} for path, reason in comparison.skipped]
     return json_text(whole)
 
@@ -121,6 +129,8 @@ def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]
             differences = [row.vs_baseline.get(name) for row in rows]
             cells = difference_cells(differences, metric.scale, 2)
             columns.append((f"difference{unit}" if plain else f"vs {baseline_name(section)}", _texts(cells, plain)))
+            if section.margin is not None or section.is_planned:
+                columns.append(("verdict", [row.verdicts.get(name, "") for row in rows]))
             columns.append(("p", [MISSING if d is None or d.p is None else f"{d.p:.2g}" for d in differences]))
     texts = [[clean(cell) or MISSING for cell in cells] for _, cells in columns]
     return [clean(title) for title, _ in columns], [list(row) for row in zip(*texts, strict=True)]
@@ -160,6 +170,8 @@ def _section(section: Section) -> dict[str, Any]:
         "environments": section.environments,
         "main": section.main,
         "target": section.target,
+        "margin": section.margin,
+        "planned": section.is_planned,
         "rows": [_row(row) for row in section.rows],
         "notes": section.notes,
     }
@@ -175,7 +187,11 @@ def _row(row: Row) -> dict[str, Any]:
         "n": row.n,
         "status": row.states,
         "metrics": {metric.name: estimate_values(estimate, metric) for metric, estimate, _ in measured},
-        "vs_baseline": {metric.name: _difference(d, metric) for metric, _, d in measured if d is not None},
+        "vs_baseline": {
+            metric.name: _difference(d, metric) | {"verdict": row.verdicts.get(metric.name)}
+            for metric, _, d in measured
+            if d is not None
+        },
         "curve": row.curve,
     }
 

@@ -66,6 +66,9 @@ def section_columns(section: Section, names: Sequence[str] = ()) -> list[Column]
     columns = [*_arm_columns(section), _main_column(section)]
     if any(row.vs_baseline for row in rows) and section.main != "step_ratio":  # a ratio is to the baseline already
         columns.append(_difference_column(section))
+        if section.margin is not None or section.is_planned:
+            verdicts = [row.verdicts.get(section.main, "") for row in rows]
+            columns.append(Column("verdict", [v.removesuffix(" that matters") for v in verdicts], left=True))
     columns += [_metric_column(section, metrics[name], ranks[name]) for name in measured]
     scale = curve_scale(section)
     if scale is not None:
@@ -194,9 +197,13 @@ def _axis(metric: Metric) -> Axis:
 
 
 def _stars(section: Section) -> list[str]:
+    stars = []
+    if section.margin is not None:
+        unit = {"%": " points", "": ""}.get(metrics[section.main].unit, f" {metrics[section.main].unit}")
+        stars.append(f"verdict: a difference within ±{section.margin:g}{unit} does not matter")
     if any(is_clear(d) for row in section.rows if (d := row.vs_baseline.get(section.main))):
-        return [f"*: differs from {baseline_name(section)} at the 5% level, paired by seed, Holm-corrected"]
-    return []
+        stars.append(f"*: differs from {baseline_name(section)} at the 5% level, paired by seed, Holm-corrected")
+    return stars
 
 
 def _curve_note(section: Section, kept: Sequence[Column]) -> list[str]:

@@ -37,7 +37,7 @@ _CHARTS: tuple[tuple[str, str, Axis, float], ...] = (
     ("loss (log scale)", "loss", "log", 1.0),
     ("accuracy % (log scale of the error)", "accuracy", "error", 100.0),
 )
-_ENDED = {"done": "green", "running": "cyan", "queued": "cyan"}  # anything else is red
+_ENDED = {"done": "green", "running": "cyan", "queued": "cyan", "not needed": "dim"}  # anything else is red
 
 
 def run_page(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path, out: Terminal) -> Group:
@@ -76,7 +76,7 @@ def _state(state: str, summary: Mapping[str, Any], status: Mapping[str, Any], fo
         yield str(status["error"])
     if state == "queued":
         yield "not started yet"
-    elif state not in ("done", "diverged", "running"):
+    elif state not in ("done", "diverged", "running", "not needed"):
         yield f"see {folder / 'run.log'}"
     if status.get("started"):
         yield f"started {status['started']}"

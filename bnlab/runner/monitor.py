@@ -16,7 +16,7 @@ from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.errors import RecordError
 from bnlab.metrics import metrics, warnings_of
 from bnlab.record.plain_files import read_plain
-from bnlab.record.read import Run, read_runs
+from bnlab.record.read import Run, read_runs, started
 from bnlab.record.run_folder import read_status
 from bnlab.report.console import messages, results
 from bnlab.report.data_report import images_passed_over, images_used
@@ -141,8 +141,9 @@ def summarize(
         return 1
     runs, skipped = read_runs([folder])
     runs = [_with_result(run, ended.get(run.folder)) for run in runs]
-    expected = len(runs) + len(skipped)
-    runs = [run for run in runs if run.state != "queued"]
+    spared = sum(run.state == "not needed" for run in runs)
+    expected = len(runs) + len(skipped) - spared
+    runs = started(runs)
     runs.sort(key=lambda run: (len(run.folder.name), run.folder.name))  # by number, however they were started
     out, err = results(), messages()
     arms, changed = arms_of(runs) if runs else ([], [])
@@ -175,7 +176,8 @@ def summarize(
     if failure is not None:
         err.say(f"the launcher stopped: {str(failure).partition(chr(10))[0]}")
     if multirun:
-        err.say(f"{len(runs) - len(bad)} of {expected} jobs done; bnlab compare {folder}")
+        without = f", {spared} not needed" if spared else ""
+        err.say(f"{len(runs) - len(bad)} of {expected + spared} jobs done{without}; bnlab compare {folder}")
     if missing or any(run.state != "diverged" for run in bad):
         err.say(f"to finish: bnlab resume {folder}")
     return int(bool(bad or skipped or missing or failure is not None))

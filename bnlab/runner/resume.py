@@ -6,7 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bnlab import __version__
 from bnlab.config import compose
 from bnlab.errors import ConfigError, EnvironmentFault, RecordError
 from bnlab.record import origin
+from bnlab.record.decision_plan import DecisionPlan
 from bnlab.record.read import Run, flatten, read_runs
 from bnlab.record.run_folder import FINAL, held, queue, read_status
 from bnlab.record.sweep_record import SweepRecord
@@ -21,7 +22,17 @@ from bnlab.report.console import messages
 from bnlab.report.listing import show_jobs
 from bnlab.runner import launchers
 from bnlab.runner.supervisor import JobOptions, JobRunner
-from bnlab.runner.sweep import Plan, carry_out, known_as, labels, refuse_launcher, runner_for, threads_of
+from bnlab.runner.sweep import (
+    Plan,
+    carry_out,
+    known_as,
+    labels,
+    number_of_seeds,
+    refuse_launcher,
+    runner_for,
+    threads_of,
+)
+from bnlab.runner.until_decided import Rounds
 from bnlab.training.job import Job
 
 MOVABLE = ("data.root", "data.path", "name")  # what may be another when a run is resumed
@@ -86,16 +97,27 @@ def resume(
             if jobs:
                 show_jobs(jobs, [entry.state for entry in left.values()])
             return 0
-        if record is not None and not record.search and jobs:
+        rounds = None
+        if record is not None and not record.search:
             lines = _merged(record.overrides, overrides)  # what is added now is to be finished by the next resume
             place = (config_dir and config_dir.resolve()) or record.config_dir
-            SweepRecord(tuple(lines), place, search=False).write(folder)
+            begun = [entry.tree for entry in entries if entry.state != "new"]
+            record = record if record.seeds else record.with_seeds(number_of_seeds(begun))
+            record = replace(record, overrides=tuple(lines), config_dir=place)
+            record = record.with_seeds(number_of_seeds(entry.tree for entry in entries))
+            if jobs:
+                record.write(folder)
+            if not errored and (decision := DecisionPlan.read(folder)) is not None:
+                numbered = [(Job(e.folder, i, e.label, options.from_scratch), e.tree) for i, e in enumerate(entries)]
+                rounds = Rounds(folder, decision, decision.looks_with(record), numbered)
         for entry in entries:
             if entry.state == "new" or entry.is_left(errored):
                 queue(entry.folder, entry.tree, compose.as_yaml(entry.tree), entry.identity, entry.label)
         threads = threads_of([entry.tree for entry in left.values()])
         own = tuple(compose.hydra_lines(overrides))
-        plan = Plan(folder, tuple(jobs), record is not None, threads, tuple(overrides), own, config_dir, launcher)
+        plan = Plan(
+            folder, tuple(jobs), record is not None, threads, tuple(overrides), own, config_dir, launcher, rounds=rounds
+        )
         return carry_out(plan, runner, options)
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,15 +19,18 @@ from typing import Any
 
 from bnlab.config import compose
 from bnlab.errors import BnlabError, ConfigError, IncompatibleError
+from bnlab.record.decision_plan import DecisionPlan
 from bnlab.record.run_folder import fresh_folder, held, queue
 from bnlab.record.sweep_record import QUEUE, SweepRecord, write_queue
-from bnlab.report.console import Terminal, messages
+from bnlab.report.console import Terminal, messages, results
 from bnlab.report.listing import show_jobs
 from bnlab.report.progress import PlainProgress, make_progress
+from bnlab.report.verdicts import verdict_lines
 from bnlab.runner import launchers, monitor, slurm
 from bnlab.runner.parent import ParentProcess, asked_to_stop
 from bnlab.runner.supervisor import JobOptions, JobRunner, Supervisor
 from bnlab.runner.task import FAILED_FAST, Task, choose, do
+from bnlab.runner.until_decided import Rounds, Wishes, plan_of
 from bnlab.training.job import Job, JobResult, Terminated
 
 RUNS = Path("runs")
@@ -48,12 +51,20 @@ class Plan:
     config_dir: Path | None = None
     launcher: str = "basic"
     sweeper: str = "basic"  # another one chooses jobs while it goes on
+    rounds: Rounds | None = None  # of a sweep that stops when it is decided, in place of `jobs`
 
 
 def launch(
-    overrides: Sequence[str], multirun: bool, config_dir: Path | None, options: JobOptions, dry_run: bool = False
+    overrides: Sequence[str],
+    multirun: bool,
+    config_dir: Path | None,
+    options: JobOptions,
+    dry_run: bool = False,
+    wishes: Wishes | None = None,
 ) -> int:
     """Train one run or a sweep; print a line a run on stdout; return the exit code.
+
+    With `wishes` the sweep stops when it is decided, and says what it found.
 
     Of several processes that torchrun started the first does so; the others run the same jobs unseen and return the
     same code. Errors: ConfigError or EnvironmentFault when any job could not run: then none was started and no folder
@@ -61,19 +72,21 @@ def launch(
     """
     if any(name not in os.environ for name in BY_TORCHRUN):
         with runner_for(options) as runner:
-            return _launch(runner, overrides, multirun, config_dir, options, dry_run)
+            return _launch(runner, overrides, multirun, config_dir, options, dry_run, wishes)
     from bnlab import distributed
     from bnlab.experiment.run import InProcess
 
     _refuse_limits(options, "torchrun's train them together")
     ranks = distributed.from_environment() or distributed.ALONE
+    if wishes is not None and ranks.size > 1:
+        raise ConfigError("--until-decided: not under torchrun, whose processes do not see what is decided")
     ranks.connect()
     if ranks.first:
-        return _launch(InProcess(ranks), overrides, multirun, config_dir, options, dry_run)
+        return _launch(InProcess(ranks), overrides, multirun, config_dir, options, dry_run, wishes)
     with tempfile.TemporaryDirectory(prefix="bnlab-") as folder, open(os.devnull, "w") as nowhere:
         try:
             with redirect_stdout(nowhere), redirect_stderr(nowhere):
-                code = _launch(InProcess(ranks), overrides, multirun, config_dir, options, dry_run, Path(folder))
+                code = _launch(InProcess(ranks), overrides, multirun, config_dir, options, dry_run, folder=Path(folder))
         except BnlabError as error:
             code = error.exit_code
     ranks.outlast()
@@ -106,6 +119,7 @@ def _launch(
     config_dir: Path | None,
     options: JobOptions,
     dry_run: bool,
+    wishes: Wishes | None = None,
     folder: Path | None = None,
 ) -> int:
     with ExitStack() as until_the_end:
@@ -117,6 +131,7 @@ def _launch(
             chosen, planned = _fitting(runner, overrides, multirun, config_dir, sweeper)
             trees = [tree for _, tree in planned]
             identities = runner.preflight(trees)
+            plan = None if wishes is None else _decision_plan(wishes, trees, sweeper)
             if folder is None and not dry_run:
                 name = trees[0].get("name")
                 folder = fresh_folder(RUNS, "-".join(filter(None, [name, "sweep" if multirun else "run"])))
@@ -127,16 +142,33 @@ def _launch(
             )
             if not dry_run and multirun:
                 until_the_end.enter_context(held(place))
-                SweepRecord(tuple(chosen), config_dir and config_dir.resolve(), sweeper != "basic").write(place)
+                record = SweepRecord(tuple(chosen), config_dir and config_dir.resolve(), sweeper != "basic")
+                if plan is not None:
+                    plan.write(place)
+                    record = replace(record, plan=plan.sha256)
+                record.with_seeds(number_of_seeds(trees)).write(place)
             if not dry_run and sweeper == "basic":
                 for job, tree, identity in zip(jobs, trees, identities, strict=True):
                     queue(job.folder, tree, compose.as_yaml(tree), identity, job.label)
         if dry_run:
             show_jobs(jobs, [""] * len(jobs))
             return 0
-        threads = threads_of(trees)
-        plan = Plan(place, jobs, multirun, threads, tuple(chosen), tuple(shared), config_dir, launcher, sweeper)
-        return carry_out(plan, runner, options)
+        rounds = None if plan is None else Rounds(place, plan, plan.looks, list(zip(jobs, trees, strict=True)))
+        own, threads = tuple(shared), threads_of(trees)
+        whole = Plan(place, jobs, multirun, threads, tuple(chosen), own, config_dir, launcher, sweeper, rounds)
+        return carry_out(whole, runner, options)
+
+
+def _decision_plan(wishes: Wishes, trees: Sequence[Mapping[str, Any]], sweeper: str) -> DecisionPlan:
+    """Return the plan of jobs that have no folders yet. Errors: ConfigError."""
+    if sweeper != "basic":
+        raise ConfigError("--until-decided: not with a search, which compares no arms")
+    return plan_of(wishes, [(Job(Path(str(i)), i), tree) for i, tree in enumerate(trees)])
+
+
+def number_of_seeds(trees: Iterable[Mapping[str, Any]]) -> int:
+    """Return how many seeds these configurations have."""
+    return len({tree["seed"] for tree in trees})
 
 
 def refuse_launcher(launcher: str, runner: JobRunner) -> None:
@@ -157,7 +189,6 @@ def carry_out(plan: Plan, runner: JobRunner, options: JobOptions) -> int:
 
     The folder of a sweep is held by the caller.
     """
-    plan = replace(plan, jobs=tuple(replace(job, index=i) for i, job in enumerate(plan.jobs)))  # of those done now
     failure: Exception | None = None
     stopped = 0
     ended: dict[Path, JobResult] = {}
@@ -165,7 +196,13 @@ def carry_out(plan: Plan, runner: JobRunner, options: JobOptions) -> int:
         runner.callback = progress
         (plan.folder / FAILED_FAST).unlink(missing_ok=True)
         try:
-            _do(plan, runner, options, ended)
+            for jobs in [plan.jobs] if plan.rounds is None else plan.rounds:
+                numbered = tuple(replace(job, index=i) for i, job in enumerate(jobs))  # of those done now
+                if plan.rounds is not None:
+                    runner.callback.noted(plan.rounds.sentence())
+                _do(replace(plan, jobs=numbered), runner, options, ended)
+                if (plan.folder / FAILED_FAST).exists():
+                    break
         except KeyboardInterrupt:
             stopped = 128 + signal.SIGINT
         except Terminated as stop:
@@ -175,6 +212,9 @@ def carry_out(plan: Plan, runner: JobRunner, options: JobOptions) -> int:
     waits = stopped and plan.launcher in ELSEWHERE
     absent = "may still wait for its turn" if waits else "was not started"
     trouble = monitor.summarize(plan.folder, plan.multirun, absent, failure, ended)
+    if plan.rounds is not None and plan.rounds.compared is not None:
+        for line in verdict_lines(plan.rounds.compared):
+            results().say(line)
     return stopped or trouble
 
 

@@ -1,0 +1,209 @@
+"""`bnlab train -m ... --until-decided`: a plan first, seeds in looks, and an end that says what was found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_cases import for_each
+from helpers_cli import QUICK, bnlab, start
+from helpers_launchers import run, settings
+
+RATES = ["optim.lr=0.005,0.1,0.3", "norm=batch", *QUICK]  # the first is far worse, the others are about equal
+DECIDE = ["--until-decided", "--baseline", "0.1", "--margin", "40"]
+
+
+def states(folder: Path) -> list[str]:
+    paths = sorted(folder.glob("*/status.json"), key=lambda path: int(path.parent.name))
+    return [json.loads(path.read_text())["state"] for path in paths]
+
+
+def seeds_by_arm(place: Path) -> dict[str, int]:
+    """Return how many seeds each arm was trained with."""
+    counts: Counter[str] = Counter()
+    for path in place.glob("runs/2*/*/summary.json"):
+        counts[str(json.loads(path.read_text())["config"]["optim"]["lr"])] += 1
+    return dict(counts)
+
+
+def compared(place: Path, *options: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(bnlab("compare", "-f", "json", *options, cwd=place).stdout)
+    return found
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, str]:
+    rows = [row for row in found["rows"] if not row["is_baseline"]]
+    return {row["label"]: row["vs_baseline"]["test_accuracy"]["verdict"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A sweep of three rates with at most six seeds, and what it printed."""
+    place = tmp_path_factory.mktemp("decided")
+    done = bnlab("train", "-m", "seed=range(6)", "--looks", "3,5", *DECIDE, *RATES, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place, done.stdout, done.stderr
+
+
+def test_decided_arms_get_no_further_seeds(decided: tuple[Path, str, str]) -> None:
+    place, printed, said = decided
+    counts = seeds_by_arm(place)
+    found = compared(place)
+    assert verdicts(found) == {"0.005": "worse", "0.3": "no difference that matters"}
+    assert max(counts["0.005"], counts["0.3"]) == counts["0.1"]  # the baseline has as many as any arm needs
+    (folder,) = place.glob("runs/2*")
+    trained = sum(counts.values())
+    assert trained < 18
+    assert Counter(states(folder)) == {"done": trained, "not needed": 18 - trained}
+    *_, first, second, price = printed.splitlines()
+    assert first.startswith("lr=0.005 is worse than lr=0.1 in test accuracy: -")
+    assert second.startswith("lr=0.3 has no difference from lr=0.1 in test accuracy that matters: ")
+    assert price == f"decided with {trained} of 18 runs"
+    assert f"{trained} of 18 jobs done, {18 - trained} not needed; " in said
+    assert "not started" not in said + bnlab("compare", cwd=place).stderr
+
+
+def test_the_plan_lies_in_the_folder_before_the_first_run(decided: tuple[Path, str, str]) -> None:
+    (folder,) = decided[0].glob("runs/2*")
+    plan, record = (json.loads((folder / name).read_text()) for name in ("plan.json", "sweep.json"))
+    assert plan["sha256"] == record["plan"]
+    assert (plan["metric"], plan["baseline"], plan["looks"], plan["margin"]) == ("test_accuracy", "0.1", [3, 5, 6], 40)
+    assert (folder / "plan.json").stat().st_mtime_ns < min(p.stat().st_mtime_ns for p in folder.glob("*/steps.csv"))
+
+
+def test_compare_follows_the_plan_in_every_format(decided: tuple[Path, str, str]) -> None:
+    place = decided[0]
+    found = compared(place)
+    assert (found["schema"], found["baseline"], found["margin"], found["planned"]) == (2, "0.1", 40.0, True)
+    assert any(note.startswith("Looks at 3, 5, 6 seeds, as planned: p is corrected") for note in found["notes"])
+    for width in ("80", "120"):
+        table = bnlab("compare", cwd=place, COLUMNS=width).stdout
+        assert "worse" in table
+        assert "no difference" in table
+        assert "a difference within ±40 points does not matter" in table.replace("\n", " ")
+    assert "no difference that matters" in bnlab("compare", "-f", "md", cwd=place).stdout
+    rows = csv.DictReader(io.StringIO(bnlab("compare", "-f", "csv", cwd=place).stdout))
+    assert {r["arm"]: r["verdict"] for r in rows if r["metric"] == "test_accuracy" and r["baseline"] == "false"} == (
+        verdicts(found)
+    )
+
+
+@for_each(
+    "change, said",
+    [
+        (["--margin", "1"], "the plan has the margin 40"),
+        (["--metric", "valid_accuracy"], "the plan decides by test_accuracy"),
+        (["--test", "signs"], "the plan tests by t"),
+        (["--baseline", "0.3"], "the plan compares with 0.1"),
+    ],
+)
+def test_another_question_than_the_plans_is_exploratory(
+    change: list[str], said: str, decided: tuple[Path, str, str]
+) -> None:
+    notes = compared(decided[0], *change)["notes"]
+    assert any(note.startswith("Exploratory") and said in note for note in notes), notes
+
+
+@pytest.mark.parametrize("harm", ["changed", "lost", "no plan"])
+def test_a_plan_that_was_changed_makes_the_comparison_exploratory(
+    harm: str, decided: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(decided[0] / "runs", tmp_path / "runs")
+    (plan,) = tmp_path.glob("runs/2*/plan.json")
+    if harm == "lost":
+        plan.unlink()
+    else:
+        plan.write_text(plan.read_text().replace("40", "30") if harm == "changed" else '{"looks": [[]]}')
+    notes = compared(tmp_path)["notes"]
+    assert any("the plan of the sweep was changed or lost after its runs began" in note for note in notes), notes
+
+
+def test_resume_has_nothing_to_do_and_takes_new_arms_and_new_seeds(
+    decided: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(decided[0] / "runs", tmp_path / "runs")
+    (folder,) = tmp_path.glob("runs/2*")
+    before = seeds_by_arm(tmp_path)
+    again = bnlab("resume", str(folder), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert seeds_by_arm(tmp_path) == before
+    assert "decided with" in again.stdout
+    more = bnlab("resume", str(folder), "optim.lr=0.005,0.1,0.3,0.004", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert "lr=0.004 is worse than lr=0.1" in more.stdout
+    after = seeds_by_arm(tmp_path)
+    assert 3 <= after["0.004"] <= 6
+    assert bnlab("resume", str(folder), "seed=range(8)", cwd=tmp_path).returncode == 0
+    assert json.loads((folder / "sweep.json").read_text())["seeds"] == [6, 8]
+    notes = compared(tmp_path)["notes"]
+    assert any("seeds were added after the last look of the plan" in note for note in notes), notes
+
+
+def test_without_a_plan_each_extension_is_a_look(tmp_path: Path) -> None:
+    words = ["norm=none,batch", "model=mlp", "model.widths=[4]", "data.train_size=64", "data.valid_size=64"]
+    words += ["trainer.steps=2", "eval.probe_samples=32", "trainer.device=cpu", "trainer.threads=1"]
+    assert bnlab("train", "-m", "seed=range(3)", *words, cwd=tmp_path).returncode == 0
+    first = compared(tmp_path)
+    assert not any(note.startswith("Looks") for note in first["notes"])
+    (folder,) = tmp_path.glob("runs/2*")
+    for seeds in ("range(5)", "range(5)", "range(7)"):  # the second adds none
+        assert bnlab("resume", str(folder), f"seed={seeds}", cwd=tmp_path).returncode == 0
+    notes = compared(tmp_path)["notes"]
+    assert any(note.startswith("Looks at 3, 5, 7 seeds: p is corrected") for note in notes), notes
+    bnlab("train", "-m", "seed=7,8", *words, cwd=tmp_path)  # a second sweep of the same arms is a look, too
+    notes = compared(tmp_path)["notes"]
+    assert any(note.startswith("Looks at 3, 5, 7, 9 seeds: p is corrected") for note in notes), notes
+
+
+@for_each(
+    "words, said",
+    [
+        (["--margin", "1", "-m"], "--margin: goes with --until-decided"),
+        (["--until-decided"], "--until-decided: needs a sweep"),
+        (["--until-decided", "-m", "seed=0,1"], "2 seeds decide nothing by t"),
+        (["--until-decided", "-m", "seed=range(5)", "--test", "signs"], "5 seeds decide nothing by signs"),
+        (["--until-decided", "-m", "norm=batch", "seed=range(5)"], "no arm has a baseline"),
+        (["--until-decided", "-m", "seed=range(5)", "--baseline", "layer"], "no arm has a baseline"),
+        (["--until-decided", "-m", "seed=range(5)", "--looks", "3,x"], "--looks 3,x: must be numbers of seeds"),
+        (["--until-decided", "-m", "seed=range(5)", "--metric", "speed"], "speed"),
+        (["--until-decided", "-m", "seed=range(5)", "--margin", "0"], "--margin 0"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(words: list[str], said: str, tmp_path_factory: Any) -> None:
+    place = tmp_path_factory.mktemp("refused")
+    norm = [] if any(word.startswith("norm=") for word in words) else ["norm=none,batch"]
+    done = bnlab("train", *norm, *words, *QUICK, cwd=place)
+    assert (done.returncode, list(place.iterdir())) == (2, []), done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", "submitit_slurm"])
+def test_every_launcher_decides_alike(launcher: str, decided: tuple[Path, str, str], tmp_path: Path) -> None:
+    words = ["train", "-m", f"hydra/launcher={launcher}", "seed=range(6)", "--looks", "3,5", *DECIDE, *RATES]
+    done = run(tmp_path, settings(tmp_path), *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == decided[1].splitlines()[-3:]
+    assert seeds_by_arm(tmp_path) == seeds_by_arm(decided[0])
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_with_its_plan(decided: tuple[Path, str, str], tmp_path: Path) -> None:
+    words = ["train", "-m", "seed=range(6)", "--looks", "3,5", *DECIDE, *RATES]
+    with start(*words, cwd=tmp_path, supervised=True, session=True) as command:
+        while len(list(tmp_path.glob("runs/2*/*/summary.json"))) < 5:
+            assert command.poll() is None
+        command.send_signal(signal.SIGKILL)
+        command.wait()
+    (folder,) = tmp_path.glob("runs/2*")
+    resumed = bnlab("resume", str(folder), cwd=tmp_path, supervised=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.splitlines()[-3:] == decided[1].splitlines()[-3:]
+    assert seeds_by_arm(tmp_path) == seeds_by_arm(decided[0])

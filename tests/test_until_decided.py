@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import signal
 from collections import Counter
@@ -15,6 +16,16 @@ import pytest
 from helpers_cases import for_each
 from helpers_cli import QUICK, bnlab, start
 from helpers_launchers import run, settings
+from helpers_runs import make_run
+from scipy import stats
+
+from bnlab.compare.comparison import compare
+from bnlab.compare.looks import critical_level, sequential_p
+from bnlab.errors import ConfigError
+from bnlab.record.decision_plan import DecisionPlan
+from bnlab.record.sweep_record import SweepRecord
+from bnlab.runner.until_decided import Wishes, plan_of, wishes_of
+from bnlab.training.job import Job
 
 RATES = ["optim.lr=0.005,0.1,0.3", "norm=batch", *QUICK]  # the first is far worse, the others are about equal
 DECIDE = ["--until-decided", "--baseline", "0.1", "--margin", "40"]
@@ -125,6 +136,7 @@ def test_a_plan_that_was_changed_makes_the_comparison_exploratory(
     assert any("the plan of the sweep was changed or lost after its runs began" in note for note in notes), notes
 
 
+@pytest.mark.slow
 def test_resume_has_nothing_to_do_and_takes_new_arms_and_new_seeds(
     decided: tuple[Path, str, str], tmp_path: Path
 ) -> None:
@@ -146,42 +158,93 @@ def test_resume_has_nothing_to_do_and_takes_new_arms_and_new_seeds(
     assert any("seeds were added after the last look of the plan" in note for note in notes), notes
 
 
+def sweep_of(place: Path, name: str, seeds: range, *looks: int) -> None:
+    """Write a sweep of two arms with these seeds, which had as many seeds as `looks` say."""
+    for norm in ("none", "batch"):
+        for seed in seeds:
+            accuracy = [0.1, 0.9 + 0.001 * ((7 * seed) % 5) + 0.002 * (norm == "batch") * (1 + seed % 2)]
+            make_run(place / name / f"{norm}{seed}", norm=norm, seed=seed, test_accuracy=accuracy)
+    SweepRecord((), None, search=False, seeds=looks).write(place / name)
+
+
 def test_without_a_plan_each_extension_is_a_look(tmp_path: Path) -> None:
-    words = ["norm=none,batch", "model=mlp", "model.widths=[4]", "data.train_size=64", "data.valid_size=64"]
-    words += ["trainer.steps=2", "eval.probe_samples=32", "trainer.device=cpu", "trainer.threads=1"]
-    assert bnlab("train", "-m", "seed=range(3)", *words, cwd=tmp_path).returncode == 0
-    first = compared(tmp_path)
-    assert not any(note.startswith("Looks") for note in first["notes"])
-    (folder,) = tmp_path.glob("runs/2*")
-    for seeds in ("range(5)", "range(5)", "range(7)"):  # the second adds none
-        assert bnlab("resume", str(folder), f"seed={seeds}", cwd=tmp_path).returncode == 0
-    notes = compared(tmp_path)["notes"]
-    assert any(note.startswith("Looks at 3, 5, 7 seeds: p is corrected") for note in notes), notes
-    bnlab("train", "-m", "seed=7,8", *words, cwd=tmp_path)  # a second sweep of the same arms is a look, too
-    notes = compared(tmp_path)["notes"]
-    assert any(note.startswith("Looks at 3, 5, 7, 9 seeds: p is corrected") for note in notes), notes
+    sweep_of(tmp_path, "one", range(5), 5)
+    make_run(tmp_path / "alone", norm="none", seed=9)  # which is no look
+    found = compare([tmp_path])
+    (row,) = (row for row in found.sections[0].rows if not row.is_baseline)
+    plain = row.vs_baseline["test_accuracy"]
+    assert not any("Looks at" in note for note in found.sections[0].notes)
+    sweep_of(tmp_path, "one", range(5), 3, 5)
+    sweep_of(tmp_path, "two", range(3, 8), 5)  # a second sweep of the same arms is a look, too; three seeds are new
+    found = compare([tmp_path])
+    (row,) = (row for row in found.sections[0].rows if not row.is_baseline)
+    assert "Looks at 3, 5, 8 seeds: p is corrected" in found.sections[0].notes[0]
+    assert found.sections[0].notes[0].endswith(f"are at {100 * (1 - critical_level((3, 5, 8), 0.05)):.1f}% each.")
+    shown = row.vs_baseline["test_accuracy"]
+    assert shown.n == 8
+    t = shown.value / shown.sd * 8**0.5
+    assert shown.p == pytest.approx(sequential_p((3, 5, 8), 2 * stats.t.sf(abs(t), 7)), rel=1e-9)
+    half = stats.t.ppf(1 - critical_level((3, 5, 8), 0.05) / 2, 7) * shown.sd / 8**0.5
+    assert shown.half == pytest.approx(half, rel=1e-9)
+    assert plain.n == 5
+
+
+def test_only_looks_that_are_over_count(tmp_path: Path) -> None:
+    sweep_of(tmp_path, "sweep", range(5), 8)
+    for i, folder in enumerate(
+        sorted(tmp_path.glob("sweep/*/"), key=lambda path: (path.name[:4] != "none", path.name))
+    ):
+        folder.rename(folder.with_name(str(i)))  # as a sweep numbers its jobs
+    plan = DecisionPlan("test_accuracy", None, (3, 5, 8))
+    plan.write(tmp_path / "sweep")
+    SweepRecord((), None, search=False, seeds=(8,), plan=plan.sha256).write(tmp_path / "sweep")
+    for seed in (2, 4):
+        shutil.rmtree(tmp_path / "sweep" / str(seed))
+    make_run(tmp_path / "sweep" / "2", norm="none", seed=2)
+    make_run(tmp_path / "sweep" / "4", norm="none", seed=4, state="killed")
+    (row,) = (row for row in compare([tmp_path]).sections[0].rows if not row.is_baseline)
+    assert row.vs_baseline["test_accuracy"].n == 3
+    shutil.rmtree(tmp_path / "sweep" / "2")
+    make_run(tmp_path / "sweep" / "2", norm="none", seed=2, state="killed")
+    (row,) = (row for row in compare([tmp_path]).sections[0].rows if not row.is_baseline)
+    assert (row.vs_baseline["test_accuracy"].p, row.verdicts["test_accuracy"]) == (None, "undecided")
 
 
 @for_each(
-    "words, said",
+    "given, said",
     [
-        (["--margin", "1", "-m"], "--margin: goes with --until-decided"),
-        (["--until-decided"], "--until-decided: needs a sweep"),
-        (["--until-decided", "-m", "seed=0,1"], "2 seeds decide nothing by t"),
-        (["--until-decided", "-m", "seed=range(5)", "--test", "signs"], "5 seeds decide nothing by signs"),
-        (["--until-decided", "-m", "norm=batch", "seed=range(5)"], "no arm has a baseline"),
-        (["--until-decided", "-m", "seed=range(5)", "--baseline", "layer"], "no arm has a baseline"),
-        (["--until-decided", "-m", "seed=range(5)", "--looks", "3,x"], "--looks 3,x: must be numbers of seeds"),
-        (["--until-decided", "-m", "seed=range(5)", "--metric", "speed"], "speed"),
-        (["--until-decided", "-m", "seed=range(5)", "--margin", "0"], "--margin 0"),
+        ({"margin": 1.0}, "--margin: goes with --until-decided"),
+        ({"until_decided": True, "multirun": False}, "--until-decided: needs a sweep"),
+        ({"until_decided": True, "looks": "3,x"}, "--looks 3,x: must be numbers of seeds"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(words: list[str], said: str, tmp_path_factory: Any) -> None:
-    place = tmp_path_factory.mktemp("refused")
-    norm = [] if any(word.startswith("norm=") for word in words) else ["norm=none,batch"]
-    done = bnlab("train", *norm, *words, *QUICK, cwd=place)
-    assert (done.returncode, list(place.iterdir())) == (2, []), done.stderr
-    assert said in done.stderr
+def test_options_without_a_plan_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        wishes_of(**{"until_decided": False, "multirun": True, "looks": None} | given)
+
+
+@for_each(
+    "norms, seeds, wishes, said",
+    [
+        (("none", "batch"), 2, Wishes(), "2 seeds decide nothing by t"),
+        (("none", "batch"), 5, Wishes(test="signs"), "5 seeds decide nothing by signs"),
+        (("batch",), 5, Wishes(), "no arm has a baseline"),
+        (("none", "batch"), 5, Wishes(baseline="layer"), "no arm has a baseline"),
+        (("none", "batch"), 5, Wishes(metric="speed"), "speed"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(norms: tuple[str, ...], seeds: int, wishes: Wishes, said: str) -> None:
+    trees = [
+        {"seed": seed, "norm": {"name": norm}, "data": {"name": "digits"}} for norm in norms for seed in range(seeds)
+    ]
+    with pytest.raises(ConfigError, match=said):
+        plan_of(wishes, [(Job(Path(str(i)), i), tree) for i, tree in enumerate(trees)])
+
+
+def test_a_refused_plan_leaves_nothing_behind(tmp_path: Path) -> None:
+    done = bnlab("train", "-m", "norm=none,batch", "seed=0,1", "--until-decided", *QUICK, cwd=tmp_path)
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, []), done.stderr
+    assert "seed=range(20)" in done.stderr
 
 
 @pytest.mark.slow

@@ -327,7 +327,7 @@ class _Builder:
         """Return the differences of arm i from arm j, in a planned sweep those up to the last look that is over."""
         sides = self.arms[i].runs, self.arms[j].runs
         is_main = metric is self.columns[0]
-        rule, seeds = self.looked.rule([*sides[0], *sides[1]], metric, is_main)
+        rule, seeds = self.looked.rule(sides, metric, is_main)
         if is_main and rule.margin is not None:
             self.margin = rule.margin * metric.scale
         counted = None if seeds is None else of_last_look(seeds, rule.looks, sides)

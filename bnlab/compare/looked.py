@@ -32,14 +32,16 @@ class Looked:
         folders = {run.folder.parent for run in runs}
         return self._sweep(folders.pop())[1] if len(folders) == 1 else None
 
-    def rule(self, runs: Sequence[Run], metric: Metric, is_main: bool) -> tuple[Rule, list[int] | None]:
+    def rule(self, sides: Sequence[Sequence[Run]], metric: Metric, is_main: bool) -> tuple[Rule, list[int] | None]:
         """Return the rule for an arm and its baseline, and of a planned sweep their seeds in its order."""
+        runs = [run for side in sides for run in side]
         folders = {run.folder.parent: None for run in sorted(runs, key=lambda run: run.order)}
         margin, test = (self.margin if is_main else None), self.test or "t"
         alpha, seeds = 0.05, None
         record, plan = self._sweep(next(iter(folders))) if len(folders) == 1 else (None, None)
         if record is None or record.plan is None or plan is None:
-            looks = self._recorded(folders, runs)
+            shared = set.intersection(*({run.seed for run in side} for side in sides))
+            looks = self._recorded(folders, [run for run in runs if run.seed in shared])
         else:
             looks, alpha = plan.looks_with(record), plan.alpha
             margin = plan.margin if is_main and self.margin is None and metric.name == plan.metric else margin

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from bnlab.cli.gates import Gate, end_by_gates_on, parse_gates
-from bnlab.cli.options import Format, Margin, Runs, Strict, Test, Where, number_in
+from bnlab.cli.options import Baseline, Format, Margin, Runs, Strict, Test, Where, number_in
 
 
 def compare(
@@ -17,9 +17,7 @@ def compare(
         Optional[list[str]],
         typer.Option("--by", metavar="KEY", help="Keys that make an arm; default: all that differ."),
     ] = None,
-    baseline: Annotated[
-        Optional[str], typer.Option("--baseline", metavar="ARM", help="The arm to compare with, such as norm=none.")
-    ] = None,
+    baseline: Baseline = None,
     metric: Annotated[
         Optional[list[str]],
         typer.Option(

@@ -95,6 +95,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and list the jobs
 
 # ---------------------------------------------------------------- of comparisons
 
+Baseline = Annotated[
+    Optional[str], typer.Option("--baseline", metavar="ARM", help="The arm to compare with, such as norm=none.")
+]
 Margin = Annotated[
     Optional[float],
     number_in("--margin", float, 1e-9, help="The smallest difference that matters, such as 0.2 points."),

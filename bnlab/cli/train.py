@@ -8,7 +8,19 @@ from typing import Annotated, Optional
 
 import typer
 
-from bnlab.cli.options import ConfigDir, DryRun, FailFast, Inline, Margin, Overrides, Retries, Test, Timeout, one_of
+from bnlab.cli.options import (
+    Baseline,
+    ConfigDir,
+    DryRun,
+    FailFast,
+    Inline,
+    Margin,
+    Overrides,
+    Retries,
+    Test,
+    Timeout,
+    one_of,
+)
 from bnlab.errors import ConfigError
 
 CFG_PARTS = ("job", "hydra", "all")
@@ -37,9 +49,7 @@ def train(
         Optional[str], typer.Option("--metric", metavar="NAME", help="What decides: test_accuracy.")
     ] = None,
     margin: Margin = None,
-    baseline: Annotated[
-        Optional[str], typer.Option("--baseline", metavar="ARM", help="The arm to compare with.")
-    ] = None,
+    baseline: Baseline = None,
     looks: Annotated[
         Optional[str], typer.Option("--looks", metavar="N,N", help="Seeds at which it is looked at: 3,5,8,12,20.")
     ] = None,

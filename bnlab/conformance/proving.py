@@ -85,9 +85,12 @@ def worst(errors: Iterable[float]) -> float:
     return max((math.inf if math.isnan(error) else error for error in errors), default=0.0)
 
 
-def gradients(output: Tensor, inputs: list[Tensor], weights: Tensor) -> list[Tensor]:
-    """Return the gradients of the weighted sum of the outputs; zeros where it does not depend on an input."""
-    grads = torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
+def gradients(output: Tensor, inputs: list[Tensor], weights: Tensor, *, again: bool = False) -> list[Tensor]:
+    """Return the gradients of the weighted sum of the outputs; zeros where it does not depend on an input.
+
+    With `again` they can be differentiated themselves.
+    """
+    grads = torch.autograd.grad((output * weights).sum(), inputs, create_graph=again, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
 
 

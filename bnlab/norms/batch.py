@@ -8,13 +8,15 @@ variance. It is normalized with the running statistics, leaves them as they are,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.formula import count_per_channel, is_channels_last
+from bnlab.norms.derivatives import through_formula, transformed
+from bnlab.norms.formula import batch_axes, count_per_channel, is_channels_last, moments, normalize
 from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
@@ -76,7 +78,7 @@ class BatchLayer(RunningLayer):
         return self.on_whole_batch(x) if subset is x else self._on_subset(x, subset)
 
     def _on_subset(self, x: Tensor, subset: Tensor) -> Tensor:
-        if self.eps_outside:
+        if self.eps_outside or transformed():
             return self.on_part(x, subset)
         mean, var = self.empty_stats(1).view(2, -1).unbind()
         layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
@@ -121,13 +123,16 @@ class SubsetNorm(torch.autograd.Function):
     ) -> Tensor:
         count = count_per_channel(subset_of(x, stride, samples))
         var = unbiased_var * ((count - 1) / count)
-        ctx.save_for_backward(x, mean, var, weight)
+        ctx.save_for_backward(x, mean, var, weight, bias)
         ctx.eps, ctx.stride, ctx.samples = eps, stride, samples
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, var, weight = ctx.saved_tensors
+        x, mean, var, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dx, dgamma, dbeta = through_formula(partial(_by_subset, ctx), grad, x, weight, bias)
+            return dx, None, None, dgamma, dbeta, None, None, None
         gamma = torch.ones_like(mean) if weight is None else weight
         dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
             grad, x, gamma, mean, var, None, None, False, ctx.eps, [True, True, True]
@@ -142,3 +147,8 @@ class SubsetNorm(torch.autograd.Function):
         if weight is None:
             return dx, None, None, None, None, None, None, None
         return dx, None, None, dgamma, dbeta, None, None, None
+
+
+def _by_subset(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    part = subset_of(x, ctx.stride, ctx.samples)
+    return normalize(x, *moments(part, batch_axes(x)), weight, bias, ctx.eps, False)

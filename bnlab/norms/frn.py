@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from bnlab.norms.derivatives import transformed
 from bnlab.norms.formula import batch_axes, per_channel
-from bnlab.norms.rms import RootMeanSquare
+from bnlab.norms.rms import over_root_mean_square
 from bnlab.norms.strategy import Facts, NormLayer, NormModule, Strategy, strategies
 
 
@@ -45,8 +45,7 @@ class FrnLayer(NormLayer):
                 f"filter response normalization is over the pixels of a channel, got shape {tuple(x.shape)} without "
                 "any\nuse it in a network over images (model=cnn or model=resnet)"
             )
-        y: Tensor = RootMeanSquare.apply(x, self.weight, self.bias, (2, 3), self.eps, self.eps_outside)
-        return y
+        return over_root_mean_square(x, self.weight, self.bias, (2, 3), self.eps, self.eps_outside)
 
 
 class ThresholdedLinear(NormModule):
@@ -57,12 +56,21 @@ class ThresholdedLinear(NormModule):
         self.tau = nn.Parameter(torch.zeros(channels))
 
     def forward(self, y: Tensor) -> Tensor:
-        z: Tensor = Threshold.apply(y, self.tau)
+        z: Tensor = (thresholded if transformed() else Threshold.apply)(y, self.tau)
         return z
 
 
+def thresholded(y: Tensor, tau: Tensor) -> Tensor:
+    """Return max(y, tau); where both are equal the gradient goes to tau."""
+    threshold = per_channel(tau, y).to(y.dtype)
+    return torch.where(y > threshold, y, threshold)
+
+
 class Threshold(torch.autograd.Function):
-    """max(y, tau); the gradient goes to y where y > tau, and to tau elsewhere. 0.15 of the time of torch.maximum's."""
+    """max(y, tau); the gradient goes to y where y > tau, and to tau elsewhere. 0.15 of the time of torch.maximum's.
+
+    The gradient is linear in the incoming one and constant in y and tau: its backward pass can be differentiated.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, tau: Tensor) -> Tensor:
@@ -72,7 +80,6 @@ class Threshold(torch.autograd.Function):
         return z
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         z, threshold = ctx.saved_tensors
         dy = torch.ops.aten.threshold_backward(grad, z - threshold, 0)

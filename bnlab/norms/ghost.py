@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnlab.errors import IncompatibleError
+from bnlab.norms.derivatives import transformed
 from bnlab.norms.formula import batch_axes, count_per_channel, is_channels_last, moments, normalize
 from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
@@ -111,7 +112,7 @@ class GhostLayer(RunningLayer):
 
     def _ghosts(self, x: Tensor, sizes: Sequence[int], stats: Tensor) -> Tensor:
         """Normalize each run of `sizes` samples (or rows) of `x`; leave means and unbiased variances in `stats`."""
-        if self.eps_outside:
+        if self.eps_outside or transformed():  # vmap loses what a kernel leaves in views of `stats`
             return torch.cat(
                 [self._explicit(p, s) for p, s in zip(torch.split(x, list(sizes)), stats.unbind(1), strict=True)]
             )
@@ -145,7 +146,7 @@ class GhostLayer(RunningLayer):
         count = count_per_channel(part)
         stats[0] = mean.detach().flatten()
         stats[1] = var.detach().flatten() * (count / (count - 1))
-        return normalize(part, mean, var, self.weight, self.bias, self.eps, True)
+        return normalize(part, mean, var, self.weight, self.bias, self.eps, self.eps_outside)
 
     def _track(self, stats: Tensor, counts: Sequence[int]) -> None:
         means, variances = stats.unbind()

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bnlab.errors import IncompatibleError
-from bnlab.norms.formula import batch_axes, is_channels_last, kernel_input, per_channel, widened
+from bnlab.norms.derivatives import through_formula, transformed
+from bnlab.norms.formula import (
+    batch_axes,
+    is_channels_last,
+    kernel_input,
+    moments,
+    normalize,
+    per_channel,
+    widened,
+)
 from bnlab.norms.rms import factor_and_slope
 from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
@@ -63,7 +72,8 @@ class GroupLayer(NormLayer):
 
     def normalized(self, x: Tensor) -> Tensor:
         if self.eps_outside or is_channels_last(x):
-            y: Tensor = GroupNorm.apply(x, self.weight, self.bias, self.groups, self.eps, self.eps_outside)
+            norm = group_formula if transformed() else GroupNorm.apply
+            y: Tensor = norm(x, self.weight, self.bias, self.groups, self.eps, self.eps_outside)
             return y
         if x.dim() == 2:
             return self._of_rows(x)
@@ -76,6 +86,17 @@ class GroupLayer(NormLayer):
         if self.weight is not None and self.bias is not None:
             y = torch.addcmul(self.bias, y, self.weight)
         return y.to(x.dtype)
+
+
+def group_formula(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, eps_outside: bool
+) -> Tensor:
+    """Return what `GroupNorm` does."""
+    parts = widened(x).unflatten(1, (groups, -1))
+    y = normalize(parts, *moments(parts, range(2, parts.dim())), None, None, eps, eps_outside).flatten(1, 2)
+    if weight is not None and bias is not None:
+        y = torch.addcmul(per_channel(bias, x), y, per_channel(weight, x))
+    return y.to(x.dtype)
 
 
 class GroupNorm(torch.autograd.Function):
@@ -95,16 +116,18 @@ class GroupNorm(torch.autograd.Function):
         centred = wide - group_sums(pixel_sums(wide), groups) / count
         root = (group_sums(pixel_sums(centred.square()), groups) / count).sqrt_()
         r, slope = factor_and_slope(root, count, eps, eps_outside)
-        ctx.save_for_backward(centred, weight, r, slope)
-        ctx.groups, ctx.count, ctx.dtype = groups, count, x.dtype
+        ctx.save_for_backward(x, weight, bias, centred, r, slope)
+        ctx.groups, ctx.count, ctx.eps, ctx.eps_outside = groups, count, eps, eps_outside
         if weight is None or bias is None:
             return (centred * r).to(x.dtype)
         return torch.addcmul(per_channel(bias, x), centred, r * per_channel(weight, x)).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        centred, weight, r, slope = ctx.saved_tensors
+        x, weight, bias, centred, r, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            formula = partial(group_formula, groups=ctx.groups, eps=ctx.eps, eps_outside=ctx.eps_outside)
+            return *through_formula(formula, grad, x, weight, bias), None, None, None
         grad = widened(grad)
         sums, products = pixel_sums(grad), pixel_sums(grad * centred)
         gamma = 1.0 if weight is None else per_channel(weight, grad)
@@ -113,7 +136,7 @@ class GroupNorm(torch.autograd.Function):
         dx.addcmul_(centred, group_sums(products * gamma, ctx.groups) * slope, value=-1)
         dgamma = (products * r).sum(batch_axes(grad)) if ctx.needs_input_grad[1] else None
         dbeta = sums.sum(batch_axes(grad)) if ctx.needs_input_grad[2] else None
-        return dx.to(ctx.dtype), dgamma, dbeta, None, None, None
+        return dx.to(x.dtype), dgamma, dbeta, None, None, None
 
 
 def pixel_sums(x: Tensor) -> Tensor:

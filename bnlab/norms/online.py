@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnlab.norms.derivatives import refuse_second_derivative, refuse_transforms
 from bnlab.norms.formula import deviation, widened
 from bnlab.norms.recurrence import linear_recurrence
 from bnlab.norms.running import RunningLayer
 from bnlab.norms.share import eager_forward
 from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
+
+CONTROLLED = "its gradient is a controlled one, not the derivative of the output"
 
 
 @strategies.register("online")
@@ -82,7 +85,9 @@ class OnlineLayer(RunningLayer):
     def normalized(self, x: Tensor) -> Tensor:
         if not self.training:
             return self._layer_scaled(self.with_running(x))
+        refuse_transforms("online", CONTROLLED)
         y: Tensor = OnlineNorm.apply(x, self.weight, self.bias, self)
+        refuse_second_derivative(y, "online", CONTROLLED)
         return y
 
     def affine_map(self) -> None:

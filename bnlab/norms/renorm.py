@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bnlab.norms.derivatives import refuse_second_derivative, refuse_transforms
 from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize
 from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.share import ShareNorm, batch_statistics, eager_forward
 from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
 from bnlab.schema import param
+
+HELD = "its gradient holds r and d constant"
 
 
 @strategies.register("renorm")
@@ -87,6 +90,7 @@ class RenormLayer(RunningLayer):
         if count == 1:
             self.num_unnormalizable += 1
             return self.with_running(x)
+        refuse_transforms("renorm", HELD)
         if self.eps_outside:
             mean, var = moments(x, batch_axes(x))
             weight, bias = self._corrected(mean.detach().flatten(), var.detach().flatten())
@@ -97,6 +101,7 @@ class RenormLayer(RunningLayer):
             weight, bias = self._corrected(mean, var)
             y = ShareNorm.apply(x, mean, var, weight, bias, self.eps, 1.0)
         self.update(mean, var * (count / (count - 1)))
+        refuse_second_derivative(y, "renorm", HELD)
         return y
 
     def _corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

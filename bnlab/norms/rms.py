@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from bnlab.norms.formula import batch_axes, is_channels_last, per_channel, widened
+from bnlab.norms.derivatives import through_formula, transformed
+from bnlab.norms.formula import batch_axes, is_channels_last, normalize, per_channel, widened
 from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
 from bnlab.schema import param
 
@@ -56,12 +58,17 @@ class RmsLayer(NormLayer):
         if not self.eps_outside and self.over == "channel" and is_channels_last(x):
             return self._of_rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         dims = (1,) if self.over == "channel" else tuple(range(1, x.dim()))
-        y: Tensor = RootMeanSquare.apply(x, self.weight, None, dims, self.eps, self.eps_outside)
-        return y
+        return over_root_mean_square(x, self.weight, None, dims, self.eps, self.eps_outside)
 
     def _of_rows(self, rows: Tensor) -> Tensor:
-        y: Tensor = RootMeanSquareOfRows.apply(widened(rows), self.weight, self.eps)
+        norm = rows_formula if transformed() else RootMeanSquareOfRows.apply
+        y: Tensor = norm(widened(rows).contiguous(), self.weight, self.eps)
         return y.to(rows.dtype)
+
+
+def rows_formula(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Return gamma * x / sqrt(E[x^2] + eps) over the last axis."""
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 class RootMeanSquareOfRows(torch.autograd.Function):
@@ -73,17 +80,18 @@ class RootMeanSquareOfRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        x = x.contiguous()
         root = root_mean_square(x, (x.dim() - 1,))
         r = root.square_().add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, r)
+        ctx.eps = eps
         y = x * r
         return y if weight is None else y.mul_(weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, r = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *through_formula(partial(rows_formula, eps=ctx.eps), grad, x, weight), None
         length = x.shape[-1]
         grad = grad.contiguous()
         mask = [True, weight is not None, False]
@@ -93,6 +101,24 @@ class RootMeanSquareOfRows(torch.autograd.Function):
         rows = grad.view(-1, length)
         sums = rows.sum(1) if weight is None else torch.mv(rows, weight)
         return dx.add_(sums.view(r.shape).mul_(r), alpha=1 / length), dgamma, None
+
+
+def over_root_mean_square(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, dims: Sequence[int], eps: float, eps_outside: bool
+) -> Tensor:
+    """Return gamma * x / sqrt(E[x^2] + eps) + beta, the mean over `dims`."""
+    norm = formula_of_root_mean_square if transformed() else RootMeanSquare.apply
+    y: Tensor = norm(x, weight, bias, dims, eps, eps_outside)
+    return y
+
+
+def formula_of_root_mean_square(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, dims: Sequence[int], eps: float, eps_outside: bool
+) -> Tensor:
+    """Return what `RootMeanSquare` does."""
+    wide = widened(x)
+    mean_square = wide.square().mean(tuple(dims), keepdim=True)
+    return normalize(wide, wide.new_zeros(()), mean_square, weight, bias, eps, eps_outside).to(x.dtype)
 
 
 class RootMeanSquare(torch.autograd.Function):
@@ -115,8 +141,8 @@ class RootMeanSquare(torch.autograd.Function):
     ) -> Tensor:
         wide = widened(x)
         r, slope = factor_and_slope(root_mean_square(wide, dims), math.prod(x.shape[d] for d in dims), eps, eps_outside)
-        ctx.save_for_backward(x, weight, r, slope)
-        ctx.dims = dims
+        ctx.save_for_backward(x, weight, bias, r, slope)
+        ctx.dims, ctx.eps, ctx.eps_outside = dims, eps, eps_outside
         if bias is None:
             return scaled(wide, r, weight).to(x.dtype)
         beta = per_channel(bias, x)
@@ -125,9 +151,11 @@ class RootMeanSquare(torch.autograd.Function):
         return scaled(wide, r, weight).add_(beta).to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, r, slope = ctx.saved_tensors
+        x, weight, bias, r, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            formula = partial(formula_of_root_mean_square, dims=ctx.dims, eps=ctx.eps, eps_outside=ctx.eps_outside)
+            return *through_formula(formula, grad, x, weight, bias), None, None, None
         wide, grad = widened(x), widened(grad)
         products = grad * wide
         if x.dim() == 4 and r.shape[2:].numel() == 1:

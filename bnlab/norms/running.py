@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnlab.norms.derivatives import transformed
 from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize, per_channel
 from bnlab.norms.strategy import NormLayer, Strategy, fraction_left
 from bnlab.schema import param
@@ -70,7 +71,7 @@ class RunningLayer(NormLayer):
 
     def on_whole_batch(self, x: Tensor) -> Tensor:
         """Normalize with the statistics of all of `x` and update the running ones."""
-        if self.eps_outside:
+        if self.eps_outside or (self.momentum is None and transformed()):  # vmap loses what is left in views of buffers
             return self.on_part(x, x)
         if self.momentum is not None:
             self.num_batches_tracked.add_(1)

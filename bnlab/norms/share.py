@@ -6,13 +6,15 @@ with them needs the two halves apart: `batch_statistics`, and `ShareNorm` with t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bnlab.norms.formula import per_channel
+from bnlab.norms.derivatives import through_formula
+from bnlab.norms.formula import batch_axes, moments, normalize, per_channel
 from bnlab.norms.strategy import NormLayer
 
 
@@ -40,6 +42,22 @@ def batch_statistics(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     return statistics
 
 
+def share_formula(
+    mean: Tensor, var: Tensor, eps: float, share: float | Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Return what `ShareNorm` does, `mean` and `var` of the mixture being what they become where `x` moves.
+
+    With s = E[x'] - E[x] for a moved x': mean' = mean + m s and, as mean_0 is no longer known,
+    var' = var + m (Var[x'] - Var[x]) + m s ((1 - m) s + 2 (E[x] - mean)).
+    """
+    batch_mean, batch_var = moments(x, batch_axes(x))
+    shift = batch_mean - batch_mean.detach()
+    mean, var = per_channel(mean, x), per_channel(var, x)
+    moved_var = var + share * (batch_var - batch_var.detach())
+    moved_var = moved_var + share * shift * ((1 - share) * shift + 2 * (batch_mean.detach() - mean))
+    return normalize(x, mean + share * shift, moved_var, weight, bias, eps, False)
+
+
 class ShareNorm(torch.autograd.Function):
     """Normalize by a mean and a variance in which the batch has a share, with the gradient through that share.
 
@@ -62,13 +80,17 @@ class ShareNorm(torch.autograd.Function):
         eps: float,
         share: float | Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, mean, var, weight)
+        ctx.save_for_backward(x, mean, var, weight, bias)
         ctx.eps, ctx.share = eps, share
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, var, weight = ctx.saved_tensors
+        x, mean, var, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            formula = partial(share_formula, mean, var, ctx.eps, ctx.share)
+            dx, dgamma, dbeta = through_formula(formula, grad, x, weight, bias)
+            return dx, None, None, dgamma, dbeta, None, None
         gamma = torch.ones_like(mean) if weight is None else weight
         r = torch.rsqrt(var + ctx.eps)
         dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bnlab.norms.derivatives import transformed
 from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
 from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.share import ShareNorm, batch_statistics, eager_forward
@@ -70,7 +71,7 @@ class StreamingLayer(RunningLayer):
             share = self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
         else:
             share = self.momentum
-        if self.eps_outside:
+        if self.eps_outside or transformed():
             return self._written_out(x, share)
         mean, var = batch_statistics(x, self.running_mean)
         mixed_mean, mixed_var = self._mixed(mean, var, share)
@@ -81,7 +82,8 @@ class StreamingLayer(RunningLayer):
     def _written_out(self, x: Tensor, share: float | Tensor) -> Tensor:
         mean, var = (statistic.flatten() for statistic in moments(x, batch_axes(x)))
         mixed_mean, mixed_var = self._mixed(mean, var, share)
-        y = normalize(x, per_channel(mixed_mean, x), per_channel(mixed_var, x), self.weight, self.bias, self.eps, True)
+        whole = per_channel(mixed_mean, x), per_channel(mixed_var, x)
+        y = normalize(x, *whole, self.weight, self.bias, self.eps, self.eps_outside)
         self._store(mixed_mean.detach(), mixed_var.detach(), var.detach(), share, count_per_channel(x))
         return y
 

@@ -9,6 +9,7 @@ policy matters to one worker alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bnlab.distributed import group_size
+from bnlab.norms.derivatives import refuse_transforms, through_formula
 from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
 from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
@@ -66,13 +68,11 @@ class SyncLayer(RunningLayer):
         return self.on_whole_batch(x)
 
     def _over_workers(self, x: Tensor) -> Tensor:
+        refuse_transforms("sync", "several workers take part in it")
         if self.eps_outside:
-            parts = torch.cat([m.flatten() for m in moments(x, batch_axes(x))])
-            mean, var, total = merged(Gather.apply(with_count(parts, x)))
+            mean, var, total = all_moments(x)
             self._track(mean.detach(), var.detach(), total)
-            return normalize(
-                x, per_channel(mean, x), per_channel(var, x), self.weight, self.bias, self.eps, self.eps_outside
-            )
+            return normalize(x, per_channel(mean, x), per_channel(var, x), self.weight, self.bias, self.eps, True)
         with torch.no_grad():
             unused = self.empty_stats(1).view(2, -1).unbind()  # their dtype makes that of the statistics
             parts = torch.cat(torch.ops.aten.batch_norm_update_stats(x, *unused, 1.0))
@@ -108,6 +108,18 @@ def merged(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, var, total
 
 
+def all_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, biased variance and count of the whole batch, with the gradient through all parts."""
+    parts = torch.cat([statistic.flatten() for statistic in moments(x, batch_axes(x))])
+    return merged(Gather.apply(with_count(parts, x)))
+
+
+def sync_formula(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Return what `SyncNorm` does."""
+    mean, var, _ = all_moments(x)
+    return normalize(x, per_channel(mean, x), per_channel(var, x), weight, bias, eps, False)
+
+
 class Gather(torch.autograd.Function):
     """`gathered` with its gradient: each worker's row gets the sum of what all workers' losses want of it."""
 
@@ -117,9 +129,23 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad[dist.get_rank()]
+        row: Tensor = ScatterSum.apply(grad)
+        return row
+
+
+class ScatterSum(torch.autograd.Function):
+    """The gradient of `Gather`, and the other way round: the sum over all workers of this worker's row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(rows)
+        return rows[dist.get_rank()].clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        rows: Tensor = Gather.apply(grad)
+        return rows
 
 
 class SyncNorm(torch.autograd.Function):
@@ -141,13 +167,16 @@ class SyncNorm(torch.autograd.Function):
         bias: Tensor | None,
         eps: float,
     ) -> Tensor:
-        ctx.save_for_backward(x, mean, var, total, weight)
+        ctx.save_for_backward(x, mean, var, total, weight, bias)
         ctx.eps = eps
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, var, total, weight = ctx.saved_tensors
+        x, mean, var, total, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dx, dgamma, dbeta = through_formula(partial(sync_formula, eps=ctx.eps), grad, x, weight, bias)
+            return dx, None, None, None, dgamma, dbeta, None
         gamma = torch.ones_like(mean) if weight is None else weight
         dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
             grad, x, gamma, mean, var, None, None, False, ctx.eps, [True, True, True]

@@ -1,6 +1,7 @@
 """How often a comparison that stops when it is decided is wrong, how often it finds what is there, and its price.
 
     python -m benchmarks.looks
+    python -m benchmarks.looks RUNS    A/A comparisons of real runs, which differ in the seed only
 
 Simulated with the functions that `bnlab` decides with: arms share a baseline, an arm that is decided gets no further
 seeds. Differences are in units of their standard deviation.
@@ -12,11 +13,14 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from bnlab.compare.deciding import FEWEST_PAIRS, Paired, Rule, Test, decide
 from bnlab.compare.looks import Array
+from bnlab.metrics import find_metric
+from bnlab.record.read import read_runs, started
 
 LOOKS = (3, 5, 8, 12, 20)
 Draw = Callable[[np.random.Generator, tuple[int, int]], Array]
@@ -75,6 +79,19 @@ def upper_limit(wrong: int, families: int) -> float:
     ) / (1 + z2 / families)
 
 
+def same(folder: Path, families: int) -> None:
+    """Print how often runs of one configuration are taken for different ones: disjoint seeds, paired at random."""
+    runs = started(read_runs([folder])[0])
+    values = [find_metric("test_accuracy").derive(run.summary or {}) for run in runs]
+    pool = [value for value in values if isinstance(value, float)]
+    NOISES["runs"] = lambda draw, size: draw.choice(pool, size, replace=False)
+    print(f"{families:,} A/A comparisons of {len(pool)} runs (upper limit of the 95% interval)")
+    for test in ("t", "signs"):
+        for arms in (1, 4):
+            wrong = simulate([0.0] * arms, Rule(LOOKS, test=test), families, "runs").wrong
+            print(f"{test:5} {arms:2} arms  {wrong / families:.2%}  ({upper_limit(wrong, families):.2%})")
+
+
 def main(families: int) -> None:
     print(f"{families:,} families a line, looks at {', '.join(map(str, LOOKS))} pairs")
     tests: tuple[Test, ...] = ("t", "signs")
@@ -100,4 +117,7 @@ def main(families: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
+    if sys.argv[1:]:
+        same(Path(sys.argv[1]), 1000)
+    else:
+        main(10_000)

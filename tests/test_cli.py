@@ -192,7 +192,7 @@ def test_compare_in_every_format(sweep: tuple[Path, subprocess.CompletedProcess[
         assert all(name in shown.stdout for name in ("none", "batch", "layer", "digits"))
         assert "\x1b" not in shown.stdout
     made = json.loads(bnlab("compare", *where, "-f", "json", cwd=place).stdout)
-    assert (made["schema"], made["baseline"]) == (1, "none")
+    assert (made["schema"], made["baseline"]) == (2, "none")
     assert [row["arm"]["norm.name"] for row in made["rows"]] == ["none", "batch", "layer"]
     assert {row["n"] for row in made["rows"]} == {2}
     table = bnlab("compare", *where, "-f", "csv", cwd=place).stdout

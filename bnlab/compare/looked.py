@@ -51,8 +51,9 @@ class Looked:
             self.is_planned = True
             if is_main:
                 self._hold_against(plan, looks, metric)
-        self.looks[looks] = None
-        return Rule(looks, alpha, test, None if margin is None else margin / metric.scale), seeds
+        rule = Rule(looks, alpha, test, None if margin is None else margin / metric.scale)
+        self.looks[rule.counted] = None
+        return rule, seeds
 
     @property
     def level(self) -> float:

@@ -132,10 +132,6 @@ class Paired:
     def _rounding(self) -> float:
         return ROUNDING * max(self.scale, max(map(abs, self.differences)))
 
-    def _by_signs(self) -> bool:
-        """Whether signs are permuted: asked for, or the only way, since no spread was seen."""
-        return self.rule.test == "signs" or (self.sd == 0.0 and len(self.differences) >= FEWEST_PAIRS["signs"])
-
     def _p(self, mean: float) -> float | None:
         """Return the two-sided p of one look that the true mean difference is `mean`."""
         n = len(self.differences)
@@ -144,17 +140,21 @@ class Paired:
         off = self.mean - mean
         if abs(off) <= self._rounding:
             return 1.0
-        if self._by_signs():
+        if self.sd == 0.0:  # all signs but one pair of choices are less extreme
+            return 2.0 ** (1 - min(n, DRAWN_ABOVE)) if n >= FEWEST_PAIRS["signs"] else None
+        if self.rule.test == "signs":
             means = self._subset_means
             beyond = (means <= mean + self._rounding) if off > 0 else (means >= mean - self._rounding)
             return min(1.0, 2 * (1 + int(beyond.sum())) / (len(means) + 1))
-        return max(t_tails(off / self.sd * math.sqrt(n), n - 1), SMALLEST_P) if self.sd else None
+        return max(t_tails(off / self.sd * math.sqrt(n), n - 1), SMALLEST_P)
 
     def _bounds(self) -> tuple[float | None, float | None]:
         n = len(self.differences)
         if n < 2 or (self.rule.test == "signs" and n < FEWEST_PAIRS["signs"]):
             return None, None
-        if self._by_signs():
+        if self.sd == 0.0 and n >= FEWEST_PAIRS["signs"] and 2.0 ** (1 - min(n, DRAWN_ABOVE)) > self.rule.level:
+            return None, None
+        if self.rule.test == "signs" and self.sd:
             means = self._subset_means
             k = math.floor(self.rule.level * (len(means) + 1) / 2 + 1e-9)
             return (float(means[k - 1]), float(means[-k])) if k else (None, None)

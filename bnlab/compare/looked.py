@@ -25,6 +25,9 @@ class Looked:
     looks: dict[tuple[int, ...], None] = field(default_factory=dict)  # all that there were
     is_planned: bool = False
     exploratory: dict[str, None] = field(default_factory=dict)  # why it is no test of a plan
+    _histories: dict[tuple[int, ...], tuple[tuple[int, ...], list[int] | None, DecisionPlan | None]] = field(
+        default_factory=dict
+    )
     _sweeps: dict[Path, tuple[SweepRecord | None, DecisionPlan | None]] = field(default_factory=dict)
 
     def plan_of(self, runs: Sequence[Run]) -> DecisionPlan | None:
@@ -34,26 +37,31 @@ class Looked:
 
     def rule(self, sides: Sequence[Sequence[Run]], metric: Metric, is_main: bool) -> tuple[Rule, list[int] | None]:
         """Return the rule for an arm and its baseline, and of a planned sweep their seeds in its order."""
-        runs = [run for side in sides for run in side]
-        folders = {run.folder.parent: None for run in sorted(runs, key=lambda run: run.order)}
-        margin, test = (self.margin if is_main else None), self.test or "t"
-        alpha, seeds = 0.05, None
-        record, plan = self._sweep(next(iter(folders))) if len(folders) == 1 else (None, None)
-        if record is None or record.plan is None or plan is None:
-            shared = set.intersection(*({run.seed for run in side} for side in sides))
-            looks = self._recorded(folders, [run for run in runs if run.seed in shared])
-        else:
-            looks, alpha = plan.looks_with(record), plan.alpha
+        key = tuple(map(id, sides))  # asked again for each metric
+        if key not in self._histories:
+            self._histories[key] = self._history(sides)
+        looks, seeds, plan = self._histories[key]
+        margin, test, alpha = (self.margin if is_main else None), self.test or "t", 0.05
+        if plan is not None:
             margin = plan.margin if is_main and self.margin is None and metric.name == plan.metric else margin
-            test = self.test or plan.test
-            ordered = sorted(runs, key=lambda run: (len(run.folder.name), run.folder.name))
-            seeds = list(dict.fromkeys(run.seed for run in ordered))
+            test, alpha = self.test or plan.test, plan.alpha
             self.is_planned = True
             if is_main:
                 self._hold_against(plan, looks, metric)
         rule = Rule(looks, alpha, test, None if margin is None else margin / metric.scale)
         self.looks[rule.counted] = None
         return rule, seeds
+
+    def _history(self, sides: Sequence[Sequence[Run]]) -> tuple[tuple[int, ...], list[int] | None, DecisionPlan | None]:
+        """Return the looks at these runs, and of a planned sweep its seeds in order and its plan."""
+        runs = [run for side in sides for run in side]
+        folders = {run.folder.parent: None for run in sorted(runs, key=lambda run: run.order)}
+        record, plan = self._sweep(next(iter(folders))) if len(folders) == 1 else (None, None)
+        if record is None or record.plan is None or plan is None:
+            shared = set.intersection(*({run.seed for run in side} for side in sides))
+            return self._recorded(folders, [run for run in runs if run.seed in shared]), None, None
+        ordered = sorted(runs, key=lambda run: (len(run.folder.name), run.folder.name))
+        return plan.looks_with(record), list(dict.fromkeys(run.seed for run in ordered)), plan
 
     @property
     def level(self) -> float:

@@ -40,15 +40,10 @@ def refuse_transforms(norm: str, why: str) -> None:
         )
 
 
-def refuse_second_derivative(y: Tensor, norm: str, why: str) -> None:
-    """Let a backward pass through `y` raise RuntimeError where it is to be differentiated (`create_graph=True`)."""
-
-    def hook(grad: Tensor) -> None:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"norm={norm} has no second derivative: {why}\n"
-                "take its gradient without create_graph, or take another strategy"
-            )
-
-    if y.requires_grad:
-        y.register_hook(hook)
+def refuse_second_derivative(norm: str, why: str) -> None:
+    """Refuse, in a backward pass, that it is differentiated (`create_graph=True`). Errors: RuntimeError."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"norm={norm} has no second derivative: {why}\n"
+            "take its gradient without create_graph, or take another strategy"
+        )

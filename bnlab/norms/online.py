@@ -87,7 +87,6 @@ class OnlineLayer(RunningLayer):
             return self._layer_scaled(self.with_running(x))
         refuse_transforms("online", CONTROLLED)
         y: Tensor = OnlineNorm.apply(x, self.weight, self.bias, self)
-        refuse_second_derivative(y, "online", CONTROLLED)
         return y
 
     def affine_map(self) -> None:
@@ -149,6 +148,7 @@ class OnlineNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("online", CONTROLLED)
         x, mu, sigma, y_mean, within, rho, gamma, beta = ctx.saved_tensors
         layer: OnlineLayer = ctx.layer
         centred = x - over_pixels(mu, x)

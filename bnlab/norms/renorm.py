@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,13 +96,14 @@ class RenormLayer(RunningLayer):
             mean, var = moments(x, batch_axes(x))
             weight, bias = self._corrected(mean.detach().flatten(), var.detach().flatten())
             y = normalize(x, mean, var, weight, bias, self.eps, True)
+            if y.requires_grad:
+                y.register_hook(lambda grad: refuse_second_derivative("renorm", HELD))
             mean, var = mean.detach().flatten(), var.detach().flatten()
         else:
             mean, var = batch_statistics(x, self.running_mean)
             weight, bias = self._corrected(mean, var)
-            y = ShareNorm.apply(x, mean, var, weight, bias, self.eps, 1.0)
+            y = CorrectedNorm.apply(x, mean, var, weight, bias, self.eps, 1.0)
         self.update(mean, var * (count / (count - 1)))
-        refuse_second_derivative(y, "renorm", HELD)
         return y
 
     def _corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,3 +115,12 @@ class RenormLayer(RunningLayer):
         if self.weight is None or self.bias is None:
             return r, d
         return self.weight * r, self.weight * d + self.bias
+
+
+class CorrectedNorm(ShareNorm):
+    """`ShareNorm` with r and d in gamma and beta, held constant: there is no second derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("renorm", HELD)
+        return ShareNorm.backward(ctx, grad)

@@ -39,6 +39,7 @@ AT_HOME = {
     "typer": {"cli"},
     "rich": {"report", "cli"},
     "pandas": {"compare"},
+    "jinja2": {"report"},
     "tensorboard": {"export"},
     "mlflow": {"export"},
     "sqlalchemy": {"export"},

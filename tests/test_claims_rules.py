@@ -10,8 +10,8 @@ import pytest
 from helpers_claims import arm, bench, run_of
 from scipy import stats
 
+from bnlab.claims.cells import check_cells
 from bnlab.claims.decide import decide
-from bnlab.claims.evaluate import check_cells
 from bnlab.claims.language import parse_sentence
 from bnlab.claims.rule import Part, parse_rule, parts_of
 from bnlab.errors import ConfigError

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from bnlab.claims.evaluate import Evidence, Reason, Sample, Timed, Undecidable, evidence_of
-from bnlab.claims.language import Difference, Exact, Expression, Largest, Quantity, Rate, Ratio, Region, Slope
+from bnlab.claims.evaluate import evidence_of
+from bnlab.claims.evidence import Evidence, Reason, Sample, Timed, Undecidable
+from bnlab.claims.language import Difference, Exact, Expression, Largest, Quantity, Rate, Ratio, Region, Sentence, Slope
 from bnlab.claims.rule import Combination, Part, Rule
 from bnlab.compare.statistics import SMALLEST_P, pairs_needed, t_tails
 from bnlab.errors import ConfigError
@@ -85,6 +86,23 @@ def decide(rule: Rule, runs: Sequence[Run], alpha: float = ALPHA, looks: tuple[i
     return RuleVerdict(verdict, reason, tuple(parts))
 
 
+def failed_guards(guards: Sequence[Sentence], runs: Sequence[Run]) -> list[str]:
+    """Return in words which of these sentences the mean over seeds does not meet, or cannot be formed for.
+
+    Errors: ConfigError for a cell that is no arm.
+    """
+    failed = []
+    for guard in guards:
+        try:
+            value = evidence_of(guard.of, runs).value
+        except Undecidable as error:
+            failed.append(f"{guard}: {error}")
+        else:
+            if not guard.region.contains(value, value):
+                failed.append(f"{guard}: it is {value:.4g}")
+    return failed
+
+
 def _decide(
     rule: Rule, runs: Sequence[Run], levels: _Levels, looks: tuple[int, ...]
 ) -> tuple[Verdict, list[PartVerdict]]:
@@ -145,18 +163,19 @@ def _bounds(interval: Interval) -> tuple[float, float]:
     return (-math.inf if low is None else low, math.inf if high is None else high)
 
 
-def _distance(sample: Sample, region: Region) -> tuple[float, float]:
-    """Return mean, and distance to the nearest threshold beyond the slack, on the scale of the values."""
+def _distance(sample: Sample, region: Region) -> float:
+    """Return how far the mean is from the nearest threshold, beyond its slack, on the scale of the values."""
     mean = sample.paired(ALPHA, ()).mean
     ends = [math.log(end) if sample.logs and end > 0 else end for end in region.thresholds]
-    return mean, max(0.0, min(abs(mean - end) for end in ends) - sample.slack)
+    low, high = sample.slack
+    return max(0.0, min(mean - low - end if mean > end else end - mean - high for end in ends))
 
 
 def _needed(evidence: Evidence, region: Region) -> int | None:
     """Return how many seeds would tell the mean from the nearest threshold, if it stays where it is."""
     if not isinstance(evidence, Sample):
         return None
-    _, distance = _distance(evidence, region)
+    distance = _distance(evidence, region)
     sd = evidence.paired(ALPHA, ()).sd
     return pairs_needed(distance, sd) if sd > 0 else None
 
@@ -168,7 +187,7 @@ def _strength(evidence: Evidence, region: Region, looks: tuple[int, ...]) -> flo
     paired = evidence.paired(ALPHA, looks)
     if paired.sd == 0.0:
         return None
-    _, distance = _distance(evidence, region)
+    distance = _distance(evidence, region)
     p = max(t_tails(distance / paired.sd * math.sqrt(evidence.n), evidence.n - 1), SMALLEST_P)
     return paired.rule.sequential(p)
 

@@ -1,8 +1,7 @@
 """What stands left of a sentence's comparison, from runs: one number a seed, or a count, or the interval of a bench.
 
-Each gives an interval at any level. Of one number a seed it is Student's t over seeds, of a ratio on logarithms; of a
-rate Clopper and Pearson's; of a bench the recorded one, widened by that of the second copy of its baseline, since a
-clock that tells two equal things apart does not know others better. An exact value is its own interval.
+The interval of a bench is widened by that of the second copy of its baseline, since a clock that tells two equal things
+apart does not know others better.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from bnlab.claims.cells import BENCH_ONLY, DEPTH, FEWEST_LEVELS, arm_of, full_key, levels_of
+from bnlab.claims.evidence import Count, Evidence, Known, Sample, Timed, Undecidable
 from bnlab.claims.language import (
     Condition,
     Difference,
@@ -25,199 +25,16 @@ from bnlab.claims.language import (
     Slope,
     quantities,
 )
-from bnlab.compare.arms import NOT_COMPARED, Arm, arms_of, distinct, find_key, text_of, where_of, without_duplicates
+from bnlab.compare.arms import OVER, Arm, text_of, without_duplicates
 from bnlab.compare.best import choose
 from bnlab.compare.comparison import Observed, observe
-from bnlab.compare.deciding import FEWEST_PAIRS, Paired, Rule
-from bnlab.compare.statistics import LEVEL, restrict
+from bnlab.compare.statistics import restrict
 from bnlab.data.dataset import target_of
 from bnlab.errors import ConfigError
-from bnlab.interval import Interval
 from bnlab.metrics import Censored, find_metric
-from bnlab.record.read import Run
+from bnlab.record.read import UNSTARTED, Run
 
-Reason = Literal["wide", "few", "guard", "edge", "censored", "unpaired", "clock", "mixed", "missing"]
-DEPTH = "depth"  # what a slope may go over beside the keys of a configuration
-FEWEST_LEVELS = 3  # of a slope
 MOST_LOST = 0.2  # of an arm's runs, above which the others are no fair sample of them
-BENCH_ONLY = ("step_ratio",)
-OF_A_BENCH = ("step_ratio", "step_ms", "images_per_second")
-
-
-class Undecidable(Exception):
-    """Why runs give no figure, in one word and in a sentence."""
-
-    def __init__(self, reason: Reason, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One number a seed."""
-
-    values: Sequence[float]  # of a ratio their logarithms
-    logs: bool = False
-    scale: float = 0.0  # of the figures that they are differences of
-    slack: float = 0.0  # by how much the mean may in truth be off either way, where a figure is known to a grid
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    def paired(self, alpha: float, looks: tuple[int, ...]) -> Paired:
-        return Paired(self.values, Rule(looks, alpha), self.scale, (self.slack, self.slack))
-
-    def interval(self, alpha: float, looks: tuple[int, ...]) -> Interval:
-        """Return the mean with its interval. Errors: Undecidable with too few seeds, or without any spread."""
-        if self.n < FEWEST_PAIRS["t"]:
-            raise Undecidable("few", f"{self.n} seeds; {FEWEST_PAIRS['t']} or more can decide")
-        sample = self.paired(alpha, looks)
-        found = sample.interval()
-        if found.low is None or found.high is None or (sample.sd == 0.0 and self.n < FEWEST_PAIRS["signs"]):
-            raise Undecidable("few", f"all {self.n} seeds agree to the digit, and so few say nothing of a spread")
-        if not self.logs:
-            return found
-        return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), self.n, sd=found.sd)
-
-
-@dataclass(frozen=True)
-class Count:
-    """In how many of `n` runs a condition held."""
-
-    number: int
-    n: int
-
-    def interval(self, alpha: float, looks: tuple[int, ...]) -> Interval:
-        """Return the share with Clopper and Pearson's interval, its level shared among the looks."""
-        from scipy.special import betaincinv
-
-        k, n, tail = self.number, self.n, alpha / max(len(looks), 1) / 2
-        low = float(betaincinv(k, n - k + 1, tail)) if k else 0.0
-        high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
-        return Interval(k / n, low, high, n)
-
-
-@dataclass(frozen=True)
-class Known:
-    """A value without an interval."""
-
-    value: float
-    n: int
-
-    def interval(self, alpha: float, looks: tuple[int, ...]) -> Interval:
-        return Interval(self.value, self.value, self.value, self.n)
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A product of ratios of a bench, as logarithms, each with a 95% interval; and of seeds, independent of these."""
-
-    ratios: Sequence[tuple[float, float, float]]  # value, low, high
-    n: int  # rounds
-    seeds: Sample | None = None
-
-    def interval(self, alpha: float, looks: tuple[int, ...]) -> Interval:
-        """Return the product with its interval: squares of half-widths on the logarithm add."""
-        normal = statistics.NormalDist()
-        wider = normal.inv_cdf(1 - alpha / 2) / normal.inv_cdf(1 - (1 - LEVEL) / 2)
-        centers = [value for value, _, _ in self.ratios]
-        below = [wider * (value - low) for value, low, _ in self.ratios]
-        above = [wider * (high - value) for value, _, high in self.ratios]
-        n = self.n
-        if self.seeds is not None:
-            found = self.seeds.interval(alpha, looks)
-            n = found.n
-            centers.append(math.log(found.value))
-            below.append(math.log(found.value / (found.low or found.value)))
-            above.append(math.log((found.high or found.value) / found.value))
-        center = math.fsum(centers)
-        return Interval(
-            math.exp(center), math.exp(center - math.hypot(*below)), math.exp(center + math.hypot(*above)), n
-        )
-
-
-Evidence = Sample | Count | Known | Timed
-
-
-# ---------------------------------------------------------------- from a sentence's cells to runs
-
-
-def arm_of(quantity: Quantity, runs: Sequence[Run], free: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of the only arm that a quantity's cell leaves; the keys `free` make no arm.
-
-    Errors: ConfigError where it leaves none or several, with what there is.
-    """
-    is_bench = quantity.metric in OF_A_BENCH and any(run.is_bench for run in runs)
-    if quantity.metric in BENCH_ONLY and not is_bench:
-        raise ConfigError(f"{quantity}: is of a bench, and there is none here\nmeasure one with `bnlab bench`")
-    kept = [run for run in runs if run.is_bench == is_bench]
-    if not kept:
-        raise ConfigError(f"{quantity}: no training run is here, only benches")
-    try:
-        kept = where_of(quantity.cell, kept)
-        keys = {find_key(word, {key: None for run in kept for key in run.config}) for word in free}
-    except ConfigError as error:
-        raise ConfigError(f"{quantity}: {str(error).removeprefix('--where ')}") from error
-    apart = NOT_COMPARED | keys
-    arms = {tuple(sorted((k, text_of(v)) for k, v in run.config.items() if k not in apart)) for run in kept}
-    if len(arms) > 1:
-        labels = [arm.label for arm in arms_of(kept, apart=sorted(keys))[0]]
-        raise ConfigError(
-            f"{quantity}: means {len(arms)} arms, and must mean one\n"
-            f"add what tells them apart; there are: {', '.join(labels[:12])}{', …' if len(labels) > 12 else ''}"
-        )
-    by_data: dict[tuple[Any, ...], set[object]] = {}
-    for run in kept:
-        level = tuple(run.config.get(key) for key in sorted(keys))
-        by_data.setdefault(level, set()).add(run.environment.get("data_fingerprint", ""))
-    if any(len(marks - {""}) > 1 for marks in by_data.values()):
-        raise ConfigError(f"{quantity}: its runs are on different data of the same name\nname the folder of one sweep")
-    return kept
-
-
-def full_key(word: str, runs: Sequence[Run]) -> str:
-    """Return the key of a configuration that `word` means. Errors: ConfigError."""
-    return find_key(word, {key: None for run in runs for key in run.config})
-
-
-def check_cells(expression: Expression, runs: Sequence[Run], best_of: Sequence[str] = ()) -> None:
-    """Find the arm of every quantity and the levels of every key, of runs that need not be over.
-
-    Errors: ConfigError.
-    """
-    match expression:
-        case Difference(a, b) | Ratio(a, b, _):
-            check_cells(a, runs, best_of)
-            check_cells(b, runs, best_of)
-        case Exact(of):
-            check_cells(of, runs, best_of)
-        case Rate(condition):
-            arm_of(condition.of, runs, best_of)
-        case Largest(key, condition):
-            _levels(condition.of, runs, key, best_of)
-        case Slope(of, over):
-            if over == DEPTH:
-                arm_of(of, runs, best_of)
-            else:
-                _levels(of, runs, over, best_of)
-        case Quantity():
-            arm_of(expression, runs, best_of)
-
-
-def _levels(of: Quantity, runs: Sequence[Run], word: str, best_of: Sequence[str]) -> dict[float, list[Run]]:
-    """Return the runs of an arm at each level of a key, the smallest first. Errors: ConfigError."""
-    kept = arm_of(of, runs, [word, *best_of])
-    key = full_key(word, kept)
-    levels = distinct(key, kept)
-    numbers = [v for v in levels if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    if len(numbers) < FEWEST_LEVELS or len(numbers) < len(levels):
-        there = ", ".join(map(text_of, levels)) or "not set"
-        raise ConfigError(f"{of} over {word}: needs {FEWEST_LEVELS} numbers or more; {key} is {there}")
-    return {float(level): [run for run in kept if run.config.get(key) == level] for level in numbers}
-
-
-# ---------------------------------------------------------------- from runs to figures
 
 
 def evidence_of(expression: Expression, runs: Sequence[Run], best_of: Sequence[str] = ()) -> Evidence:
@@ -283,8 +100,8 @@ class _Reader:
         target = target_of(runs[0].config.get("data.name"))
         if metric.kind == "time to target" and target is None:
             raise ConfigError(f"{quantity}: {runs[0].config.get('data.name')} has no usual target")
-        observed = observe([run for run in runs if run.state == "done"], metric, target)
-        over = [run for run in runs if run.state not in ("queued", "running")]
+        observed = observe([run for run in runs if run.state in OVER], metric, target)
+        over = [run for run in runs if run.state not in (*UNSTARTED, "running")]
         lost = len({run.seed for run in over} - observed.values.keys())
         if not observed.values:
             raise Undecidable("missing", f"{quantity}: no finished run has this figure")
@@ -332,17 +149,46 @@ class _Reader:
         if not all(map(math.isfinite, values)):
             raise Undecidable("missing", f"{expression}: is not finite in a run")
         if not isinstance(expression, (Ratio, Largest)):
-            sizes = [v for part in _parts(expression) for v in self.by_seed(part).values()]
-            return Sample(values, scale=max(map(abs, sizes), default=0.0))
+            sizes = self._sizes(expression)
+            return Sample(values, scale=max(map(abs, sizes), default=0.0), slack=self._slack(expression, logs=False))
         if min(values) <= 0:
             raise Undecidable("missing", f"{expression}: is not positive in every run, so it has no logarithm")
-        slack = math.fsum(self._half_step(part) for part in (expression, *_parts(expression)))
-        return Sample([math.log(value) for value in values], logs=True, slack=slack)
+        return Sample([math.log(v) for v in values], logs=True, slack=self._slack(expression, logs=True))
 
-    def _half_step(self, part: Expression) -> float:
-        """Return half a step of a ladder, on the logarithm: between two levels nothing was tried."""
-        ladder = self._ladder(part) if isinstance(part, Largest) else {}
-        return max((half for _, half in ladder.values()), default=0.0)
+    def _sizes(self, expression: Expression) -> list[float]:
+        """Return the figures that an expression is a difference of."""
+        if isinstance(expression, Difference):
+            return [*self._sizes(expression.of), *self._sizes(expression.minus)]
+        return list(self.by_seed(expression).values())
+
+    def _slack(self, expression: Expression, logs: bool) -> tuple[float, float]:
+        """Return by how much an expression may be lower and higher, since its figures are known to a grid.
+
+        A time lies between two evaluations, the largest level of a ladder between two of its levels.
+        """
+        match expression:
+            case Difference(a, b) if not logs:
+                (low, high), (low_b, high_b) = self._slack(a, logs), self._slack(b, logs)
+                return low + high_b, high + low_b
+            case Ratio(a, b, inverse) if logs:
+                (low, high), (low_b, high_b) = self._slack(a, logs), self._slack(b, logs)
+                return (low + low_b, high + high_b) if inverse else (low + high_b, high + low_b)
+            case Largest() if logs:
+                half = max((half for _, half in self._ladder(expression).values()), default=0.0)
+                return half, half
+            case Quantity(metric) if find_metric(metric).kind == "time to target":
+                return self._since_the_evaluation_before(expression, logs), 0.0
+        return 0.0, 0.0
+
+    def _since_the_evaluation_before(self, quantity: Quantity, logs: bool) -> float:
+        observed = self.observed(quantity)
+        times = list(self._values(quantity, observed).values())
+        before = [min(observed.before[seed], time) for seed, time in zip(observed.values, times, strict=True)]
+        if not logs:
+            return statistics.fmean(time - early for time, early in zip(times, before, strict=True))
+        if min(before) <= 0:
+            return math.inf  # it may have been there at once
+        return statistics.fmean(math.log(time / early) for time, early in zip(times, before, strict=True))
 
     def _find_limits(self, expression: Expression) -> None:
         """Find when runs ended that did not reach their target, which cuts the times of all. Errors: Undecidable."""
@@ -350,7 +196,9 @@ class _Reader:
         if not times:
             return
         all_observed = [self.observed(quantity) for quantity in times]
-        self.limits = [limit for observed in all_observed for limit in observed.limits.values()]
+        limits = [limit for observed in all_observed for limit in observed.limits.values()]
+        ends = [end for observed in all_observed for end in observed.ends.values()]
+        self.limits = limits or ends  # without limits, what did not arrive diverged
         if not any(math.isfinite(value) for observed in all_observed for value in observed.values.values()):
             raise Undecidable("censored", f"{expression}: no run reached the target")
 
@@ -382,7 +230,11 @@ class _Reader:
                 raise Undecidable("missing", f"{part}: is not positive in every run, so it has no logarithm")
             logs = logs if logs is not None else dict.fromkeys(by_seed, 0.0)
             logs = {seed: logs[seed] + sign * math.log(by_seed[seed]) for seed in _shared(logs, by_seed)}
-        return Timed(ratios, rounds, Sample(list((logs or {}).values()), logs=True))
+        low, high = 0.0, 0.0
+        for sign, part in rest:
+            of_part = self._slack(part, logs=True)
+            low, high = low + of_part[sign < 0], high + of_part[sign > 0]
+        return Timed(ratios, rounds, Sample(list((logs or {}).values()), logs=True, slack=(low, high)))
 
     def _slopes(self, slope: Slope) -> dict[int, float]:
         points: dict[int, list[tuple[float, float]]] = {}
@@ -391,7 +243,7 @@ class _Reader:
                 if run.state == "done":
                     points[run.seed] = list(_by_depth(slope.of, run))
         else:
-            for level, runs in _levels(slope.of, self.runs, slope.over, self.best_of).items():
+            for level, runs in levels_of(slope.of, self.runs, slope.over, self.best_of).items():
                 values = self._values(slope.of, self.observed(slope.of, self._chosen(slope.of, runs)))
                 for seed, value in values.items():
                     points.setdefault(seed, []).append((level, value))
@@ -402,7 +254,7 @@ class _Reader:
     def _ladder(self, largest: Largest) -> dict[int, tuple[float, float]]:
         """Return for each seed the middle between the last level that passed and the next, and half that step."""
         by_seed: dict[int, dict[float, bool]] = {}
-        for level, runs in _levels(largest.condition.of, self.runs, largest.key, self.best_of).items():
+        for level, runs in levels_of(largest.condition.of, self.runs, largest.key, self.best_of).items():
             for run in runs:
                 if (value := _figure(largest.condition.of, run)) is not None:
                     by_seed.setdefault(run.seed, {})[level] = largest.condition.holds(value)
@@ -478,15 +330,6 @@ def _factors(expression: Expression, sign: int = 1) -> Iterator[tuple[int, Expre
             yield sign, expression
         case _:
             raise ConfigError(f"{expression}: figures of a bench are compared as ratios, with / in place of -")
-
-
-def _parts(expression: Expression) -> list[Expression]:
-    match expression:
-        case Difference(a, b) | Ratio(a, b, _):
-            return [*_parts(a), *_parts(b)] if isinstance(expression, Difference) else [a, b, *_parts(a), *_parts(b)]
-        case Quantity() | Slope():
-            return [expression]
-    return []
 
 
 def _shared(a: Mapping[int, float], b: Mapping[int, float]) -> list[int]:

@@ -425,3 +425,11 @@ def _finite(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def parse_region(text: str) -> Region:
+    """Return a region as a sentence ends with it: `> 0.3`. Errors: ConfigError."""
+    parser = _Parser(text)
+    region = parser.region()
+    parser.end()
+    return region

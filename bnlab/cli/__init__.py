@@ -22,6 +22,7 @@ from bnlab import __version__
 from bnlab.cli import (
     bench,
     check,
+    claim,
     compare,
     data,
     doctor,
@@ -76,6 +77,7 @@ app.command(short_help="Evaluate under shifts of the test images.")(shift.shift)
 app.command(short_help="Step times as ratios with intervals, in minutes.")(bench.bench)
 app.command(short_help="Check what a strategy says of itself, or your own module.")(check.check)
 app.command("list", short_help="List every option with one line each.")(list_options.list_options)
+app.add_typer(claim.app, name="claim")
 app.add_typer(data.app, name="data")
 app.command(short_help="Read a guide in the terminal.")(guide.guide)
 app.command(short_help="Look at what runs need on this machine.")(doctor.doctor)

@@ -101,14 +101,14 @@ def _bench_steps(
         messages().say(line)
     grown: list[list[Level]] = []
     if layers:
-        times = _timed(limits, [partial(layer_contest, section, shape) for section in sections for shape in SHAPES])
+        times = timed(limits, [partial(layer_contest, section, shape) for section in sections for shape in SHAPES])
         folder = record([], times)
     else:
         if scale is not None:
             grown = [levels(section, scale) for section in sections]
             sections = [level.section for part in grown for level in part]
         check_gates(gates, [planned(arm.tree, is_bench=True) for section in sections for arm in section.arms])
-        times = _timed(limits, [partial(contest, section, limits.graph) for section in sections])
+        times = timed(limits, [partial(contest, section, limits.graph) for section in sections])
         folder = record(sections, times)
     if format == "table":
         _print(times, grown, scale)
@@ -119,7 +119,7 @@ def _bench_steps(
     end_by_gates(gates, read_runs([folder])[0], format)
 
 
-def _timed(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]]) -> list[ContestTime]:
+def timed(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]]) -> list[ContestTime]:
     """Time one after the other; the seconds that one leaves are the others'."""
     from bnlab.bench.engine import measure
     from bnlab.report.bench_report import benching

@@ -33,7 +33,7 @@ def parse_gates(sentences: Sequence[str] | None) -> list[Part]:
 
 def check_gates(gates: Sequence[Part], runs: Sequence[Run]) -> None:
     """Find the arms of gates, of runs that need not be over. Errors: ConfigError."""
-    from bnlab.claims.evaluate import check_cells
+    from bnlab.claims.cells import check_cells
     from bnlab.errors import ConfigError
 
     for gate in gates:

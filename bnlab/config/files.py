@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from bnlab.errors import ConfigError, EnvironmentFault
 from bnlab.record.plain_files import read_plain
 
 CONFIG_NAME = "config"
+CLAIMS = "claim"  # the folder of claims, which no configuration is composed of
 LARGEST_FILE = 2**20  # bytes; bnlab's own have at most 2,000
 MOST_VALUES = 10_000  # aliases counted as what they stand for; bnlab's own have about 50
 DEEPEST = 20  # nested levels
@@ -32,7 +35,7 @@ def conf_dir() -> Path:
 def groups() -> dict[str, dict[str, str]]:
     """Return every group's options with the one-line description that opens each file; imports nothing heavy."""
     known: dict[str, dict[str, str]] = {}
-    for folder in sorted(p for p in conf_dir().iterdir() if p.is_dir()):
+    for folder in sorted(p for p in conf_dir().iterdir() if p.is_dir() and p.name != CLAIMS):
         options = {}
         for file in sorted(folder.glob("*.yaml")):
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -60,9 +63,39 @@ def check_file(path: str, folder: str) -> None:
         raise ConfigError(f"{real}: {fault}")
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a YAML file inside of its folder holds, as plain values. Errors: ConfigError, as of `check_file`."""
+    import yaml  # type: ignore[import-untyped]
+
+    check_file(str(path), str(path.parent))
+    try:
+        plain = yaml.load(read_plain(path, LARGEST_FILE), Loader=_unique_keys())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
+        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+@cache
+def _unique_keys() -> Any:
+    """Return YAML's safe loader, which refuses a key that is given twice."""
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    def mapping(loader: Any, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: the key {twice} is given twice")
+        return base.construct_mapping(loader, node, deep)
+
+    return type("UniqueKeys", (base,), {"construct_mapping": mapping})
+
+
 def _fault(content: bytes) -> str | None:
     """Return what is wrong with a text, in bnlab's words wherever a library gives up on it as well."""
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import YAMLError
 
     try:
         text = content.decode()

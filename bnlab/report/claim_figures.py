@@ -37,6 +37,8 @@ def interval_of(part: PartVerdict, unit: str = "") -> str:
     low, high = part.low, part.high
     if low is None or high is None or low == high:
         return small(part.estimate, signed=signed) + unit
+    if part.statistic in ("ratio", "largest") or "step_ratio" in part.text:
+        return f"{small(part.estimate)}{unit} ({small(low)} to {small(high) if math.isfinite(high) else '∞'})"
     places = decimals_for([part.estimate], [(high - low) / 2])
     bounds = [number(value, places, signed=signed) if math.isfinite(value) else "∞" for value in (low, high)]
     return f"{number(part.estimate, places, signed=signed)}{unit} ({bounds[0]} to {bounds[1]})"

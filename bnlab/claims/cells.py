@@ -1,0 +1,90 @@
+"""From a sentence's cells to runs: each must mean one arm, and a key that a sentence goes over must have levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bnlab.claims.language import Difference, Exact, Expression, Largest, Quantity, Rate, Ratio, Slope
+from bnlab.compare.arms import NOT_COMPARED, arms_of, distinct, find_key, text_of, where_of
+from bnlab.errors import ConfigError
+from bnlab.record.read import Run
+
+DEPTH = "depth"  # what a slope may go over beside the keys of a configuration
+FEWEST_LEVELS = 3  # of a slope
+BENCH_ONLY = ("step_ratio",)
+OF_A_BENCH = ("step_ratio", "step_ms", "images_per_second")
+
+
+def arm_of(quantity: Quantity, runs: Sequence[Run], free: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of the only arm that a quantity's cell leaves; the keys `free` make no arm.
+
+    Errors: ConfigError where it leaves none or several, with what there is.
+    """
+    is_bench = quantity.metric in OF_A_BENCH and any(run.is_bench for run in runs)
+    if quantity.metric in BENCH_ONLY and not is_bench:
+        raise ConfigError(f"{quantity}: is of a bench, and there is none here\nmeasure one with `bnlab bench`")
+    kept = [run for run in runs if run.is_bench == is_bench]
+    if not kept:
+        raise ConfigError(f"{quantity}: no training run is here, only benches")
+    try:
+        kept = where_of(quantity.cell, kept)
+        keys = {find_key(word, {key: None for run in kept for key in run.config}) for word in free}
+    except ConfigError as error:
+        raise ConfigError(f"{quantity}: {str(error).removeprefix('--where ')}") from error
+    apart = NOT_COMPARED | keys
+    arms = {tuple(sorted((k, text_of(v)) for k, v in run.config.items() if k not in apart)) for run in kept}
+    if len(arms) > 1:
+        labels = [arm.label for arm in arms_of(kept, apart=sorted(keys))[0]]
+        raise ConfigError(
+            f"{quantity}: means {len(arms)} arms, and must mean one\n"
+            f"add what tells them apart; there are: {', '.join(labels[:12])}{', …' if len(labels) > 12 else ''}"
+        )
+    by_data: dict[tuple[Any, ...], set[object]] = {}
+    for run in kept:
+        level = tuple(run.config.get(key) for key in sorted(keys))
+        by_data.setdefault(level, set()).add(run.environment.get("data_fingerprint", ""))
+    if any(len(marks - {""}) > 1 for marks in by_data.values()):
+        raise ConfigError(f"{quantity}: its runs are on different data of the same name\nname the folder of one sweep")
+    return kept
+
+
+def full_key(word: str, runs: Sequence[Run]) -> str:
+    """Return the key of a configuration that `word` means. Errors: ConfigError."""
+    return find_key(word, {key: None for run in runs for key in run.config})
+
+
+def check_cells(expression: Expression, runs: Sequence[Run], best_of: Sequence[str] = ()) -> None:
+    """Find the arm of every quantity and the levels of every key, of runs that need not be over.
+
+    Errors: ConfigError.
+    """
+    match expression:
+        case Difference(a, b) | Ratio(a, b, _):
+            check_cells(a, runs, best_of)
+            check_cells(b, runs, best_of)
+        case Exact(of):
+            check_cells(of, runs, best_of)
+        case Rate(condition):
+            arm_of(condition.of, runs, best_of)
+        case Largest(key, condition):
+            levels_of(condition.of, runs, key, best_of)
+        case Slope(of, over):
+            if over == DEPTH:
+                arm_of(of, runs, best_of)
+            else:
+                levels_of(of, runs, over, best_of)
+        case Quantity():
+            arm_of(expression, runs, best_of)
+
+
+def levels_of(of: Quantity, runs: Sequence[Run], word: str, best_of: Sequence[str]) -> dict[float, list[Run]]:
+    """Return the runs of an arm at each level of a key, the smallest first. Errors: ConfigError."""
+    kept = arm_of(of, runs, [word, *best_of])
+    key = full_key(word, kept)
+    levels = distinct(key, kept)
+    numbers = [v for v in levels if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if len(numbers) < FEWEST_LEVELS or len(numbers) < len(levels):
+        there = ", ".join(map(text_of, levels)) or "not set"
+        raise ConfigError(f"{of} over {word}: needs {FEWEST_LEVELS} numbers or more; {key} is {there}")
+    return {float(level): [run for run in kept if run.config.get(key) == level] for level in numbers}

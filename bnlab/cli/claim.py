@@ -1,0 +1,275 @@
+"""`bnlab claim`: questions with a rule fixed beforehand, and what runs answer to them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from bnlab.cli.options import DryRun, Format, Inline, number_in, one_of
+from bnlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bnlab.claims.claim import Claim
+    from bnlab.report.claim_report import Pair
+    from bnlab.runner.claims import Wish
+
+app = typer.Typer(no_args_is_help=True, help="Questions with a rule fixed beforehand, and the verdicts of runs.")
+VERDICTS = ("confirmed", "refuted", "undecided", "not run")
+
+
+def complete_name(incomplete: str) -> list[str]:
+    from bnlab.claims.claim import claim_files
+
+    return [name for name in claim_files() if name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete_name, hidden=True)]
+Budget = Annotated[
+    Optional[str], one_of("--budget", choices=("quick", "full"), help="Of which budget; default: the latest.")
+]
+
+
+@app.command("list")
+def list_claims(
+    source: Annotated[
+        Optional[str], typer.Option("--source", metavar="TEXT", help="Only claims from this source, such as 003.")
+    ] = None,
+    verdict: Annotated[
+        Optional[str], typer.Option("--verdict", metavar="WORD,...", help="Only such verdicts, such as undecided.")
+    ] = None,
+    format: Format = "table",
+) -> None:
+    """List every claim: its last verdict, with figures and age, and its question. Runs nothing."""
+    from bnlab.report.claim_report import claims_table, rows_of
+    from bnlab.report.console import results
+    from bnlab.report.rows import TIDY_FORMATS
+
+    wanted = VERDICTS if verdict is None else verdict.split(",")
+    for word in wanted:
+        if word not in VERDICTS:
+            raise ConfigError(f"--verdict {word}: must be one of {', '.join(VERDICTS)}")
+    pairs = [
+        (claim, found)
+        for claim, found in _pairs()
+        if (source is None or source in claim.sources) and (found.verdict if found else "not run") in wanted
+    ]
+    out = results()
+    if not pairs:
+        raise ConfigError("no claim is like that\n`bnlab claim list` names all")
+    if format == "table":
+        out.print(claims_table(pairs, out))
+    else:
+        out.emit(TIDY_FORMATS[format]({}, rows_of(pairs)))
+
+
+@app.command()
+def show(name: Name, budget: Budget = None) -> None:
+    """Show what a claim asks, its rule and plan, and its last verdict. Runs nothing."""
+    from bnlab.claims.claim import find_claim, read_claim
+    from bnlab.claims.verdict import latest_verdict
+    from bnlab.report.claim_report import card
+    from bnlab.report.console import results
+
+    claim = read_claim(find_claim(name))
+    out = results()
+    out.print(card(claim, latest_verdict(name, budget), out))
+    for word, each in claim.budgets.items():
+        looks = ", ".join(map(str, each.looks))
+        plan = f"at most {claim.num_runs(each):,} trainings, looked at with {looks} seeds" if claim.train else ""
+        out.say(f"{word:<6}{'; '.join(filter(None, [plan, 'a bench' if claim.bench else '']))}")
+
+
+@app.command(short_help="Do what is missing, and give verdicts.")
+def run(
+    words: Annotated[
+        list[str], typer.Argument(metavar="NAME... [KEY=VALUE]...", autocompletion=complete_name, hidden=True)
+    ],
+    budget: Annotated[
+        str, one_of("--budget", choices=("quick", "full"), help="How much it may cost: quick.")
+    ] = "quick",
+    seeds: Annotated[Optional[int], number_in("--seeds", int, 1, 1000, help="Seeds of the last look.")] = None,
+    expect: Annotated[
+        Optional[str], one_of("--expect", choices=VERDICTS[:3], help="Exit with 1 where a verdict is another.")
+    ] = None,
+    inline: Inline = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train and time what is missing, and print a card a claim as soon as it is decided.
+
+    NAME is one of `bnlab claim list`, or all. KEY=VALUE applies to every experiment, and makes a variant with a verdict
+    of its own. A verdict of any kind is exit code 0; 1 says that a job failed.
+    """
+    from bnlab.claims.claim import claim_files, find_claim, read_claim
+    from bnlab.runner.claims import Wish
+
+    names = [word for word in words if "=" not in word]
+    if not names:
+        raise ConfigError("name a claim, or all\n`bnlab claim list` names them")
+    wish = Wish(budget, seeds, tuple(word for word in words if "=" in word))
+    wish.check()
+    paths = claim_files().values() if names == ["all"] else [find_claim(name) for name in dict.fromkeys(names)]
+    claims = [read_claim(path) for path in paths]
+    if dry_run:
+        return _show_plans(claims, wish)
+    raise typer.Exit(_run(claims, wish, inline, expect))
+
+
+def _run(claims: Sequence[Claim], wish: Wish, inline: bool, expect: str | None) -> int:
+    from bnlab.cli.train import handle_signals
+    from bnlab.report.claim_report import card
+    from bnlab.report.console import messages, results
+    from bnlab.report.progress import make_progress
+    from bnlab.runner.claims import carry_out_claims
+    from bnlab.runner.supervisor import JobOptions
+    from bnlab.runner.sweep import runner_for
+    from bnlab.training.job import Terminated
+
+    handle_signals()
+    options = JobOptions(inline=inline)
+    out, trouble, trained = results(), 0, 0
+    try:
+        with runner_for(options) as runner, make_progress(sys.stderr) as progress:
+            runner.callback = progress
+            for number, outcome in enumerate(carry_out_claims(claims, wish, runner, options, _measure)):
+                if number:
+                    out.say("")
+                out.print(card(outcome.claim, outcome.verdict, out))
+                for line in outcome.failed:
+                    messages().say(line)
+                trained += outcome.num_trained
+                trouble |= bool(outcome.failed) or (expect is not None and outcome.verdict.verdict != expect)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Terminated as stop:
+        return int(stop.code or 1)
+    messages().say(f"{trained:,} runs trained; `bnlab claim report` shows all verdicts")
+    return int(trouble)
+
+
+def _measure(lines: Sequence[str], base: Path) -> None:
+    """Time the arms of a bench and record them below a folder."""
+    from functools import partial
+
+    from bnlab.bench.arms import contest, read
+    from bnlab.cli.bench import timed
+    from bnlab.cli.bench_record import record
+
+    limits, sections, _ = read(lines)
+    record(sections, timed(limits, [partial(contest, section, limits.graph) for section in sections]), base)
+
+
+def _show_plans(claims: Sequence[Claim], wish: Wish) -> None:
+    """Say what each claim needs, and what of it is in the pool."""
+    from bnlab.report.listing import show_rows
+    from bnlab.runner.claims import find_finished, plan_of
+    from bnlab.runner.supervisor import JobOptions
+    from bnlab.runner.sweep import runner_for
+
+    rows = []
+    with runner_for(JobOptions()) as runner:
+        pool = find_finished()
+        for claim in claims:
+            plan = plan_of(claim, wish, runner.preflight)
+            there = sum(wanted.run.identity in pool for wanted in plan.trainings)
+            looks = ", ".join(map(str, plan.budget.looks)) if plan.trainings else "-"
+            rows.append((claim.name, str(len(plan.trainings)), str(there), str(len(plan.benches)), looks))
+    show_rows(("claim", "trainings", "there", "benches", "looks"), rows)
+
+
+@app.command()
+def report(
+    budget: Budget = None,
+    format: Annotated[
+        str, one_of("--format", "-f", choices=("table", "md", "json", "html"), help="How to write it.")
+    ] = "table",
+    out_file: Annotated[
+        Optional[Path], typer.Option("--out", metavar="FILE", help="Write it there; .html, .md, .json say the format.")
+    ] = None,
+) -> None:
+    """Write the scorecard: all claims with the verdicts that there are. Runs nothing."""
+    from bnlab.record.plain_files import write_bytes
+    from bnlab.report.claim_page import page
+    from bnlab.report.claim_report import as_json, as_md, claims_table
+    from bnlab.report.console import messages, results
+
+    formats = {"md": as_md, "json": as_json, "html": page}
+    if out_file is not None and out_file.suffix[1:] in formats:
+        format = out_file.suffix[1:]
+    pairs = _pairs(budget)
+    if format == "table":
+        if out_file is not None:
+            raise ConfigError(f"--out {out_file}: must end in .html, .md or .json, or give --format")
+        out = results()
+        out.print(claims_table(pairs, out))
+        return
+    text = formats[format](pairs)
+    if out_file is None:
+        results().emit(text)
+    else:
+        write_bytes(out_file, text.encode())
+        messages().say(f"written: {out_file}")
+
+
+@app.command()
+def check(files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True)]) -> None:
+    """Check claim files: keys, sentences, and that each cell of a rule is one arm. Runs nothing."""
+    from bnlab.claims.claim import read_claim
+    from bnlab.report.console import results
+    from bnlab.runner.claims import Wish, plan_of
+    from bnlab.runner.supervisor import JobOptions
+    from bnlab.runner.sweep import runner_for
+
+    claims = [read_claim(path) for path in files]
+    with runner_for(JobOptions()) as runner:
+        for claim in claims:
+            plan = plan_of(claim, Wish(), runner.preflight)
+            results().say(f"{claim.path}: right; at most {len(plan.trainings)} trainings, {len(plan.benches)} benches")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
+    origin: Annotated[
+        Optional[str], typer.Option("--from", metavar="CLAIM", autocompletion=complete_name, help="Copy this claim.")
+    ] = None,
+) -> None:
+    """Write claims/NAME.yaml: the smallest claim, or a copy of another, to be changed."""
+    from bnlab.claims.claim import NAME, OWN, find_claim
+    from bnlab.record.plain_files import write_bytes
+    from bnlab.report.console import results
+
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{name}: must be up to 60 of a-z, 0-9 and -")
+    path = OWN / f"{name}.yaml"
+    if path.exists():
+        raise ConfigError(f"{path}: is there already\nchoose another name, or remove it")
+    if origin is None:
+        text = SMALLEST.format(name=name)
+    else:
+        text = find_claim(origin).read_text(encoding="utf-8").replace(f"claim: {origin}\n", f"claim: {name}\n", 1)
+    OWN.mkdir(exist_ok=True)
+    write_bytes(path, text.encode())
+    results().say(f"written: {path}; bnlab claim check {path}")
+
+
+SMALLEST = """\
+# What is asked, which runs answer it, and by which rule: `bnlab guide claims` has every word.
+claim: {name}
+question: Are 4 groups as accurate as 8, within a point?
+base: data=digits model=cnn trainer.threads=1
+train: norm=group norm.groups=4,8
+rule: test_accuracy[groups=4] - test_accuracy[groups=8] in [-1, 1]
+"""
+
+
+def _pairs(budget: str | None = None) -> list[Pair]:
+    """Return every claim with its last verdict."""
+    from bnlab.claims.claim import claim_files, read_claim
+    from bnlab.claims.verdict import latest_verdict
+
+    return [(read_claim(path), latest_verdict(name, budget)) for name, path in claim_files().items()]

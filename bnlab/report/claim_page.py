@@ -1,0 +1,102 @@
+"""The scorecard as one HTML page: no script, nothing loaded, text as text in pictures, readable offline and on paper.
+
+Whatever a claim or a record holds is data: the template escapes all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bnlab import __version__
+from bnlab.claims.decide import PartVerdict
+from bnlab.claims.language import parse_region
+from bnlab.report.claim_figures import figures_of
+from bnlab.report.claim_report import (
+    Pair,
+    agreement,
+    axis_of,
+    chance_line,
+    command,
+    headline,
+    n_text,
+    parts_text,
+    region_spans,
+    rule_text,
+    summary_line,
+)
+from bnlab.report.console import clean
+
+TEMPLATE = Path(__file__).with_name("claim_page.html")
+_WIDTH = 260  # of a picture
+
+
+def page(pairs: Sequence[Pair]) -> str:
+    """Return the page."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        version=__version__,
+        summary=summary_line(pairs),
+        chance=chance_line(pairs),
+        claims=[_claim(claim, verdict) for claim, verdict in pairs],
+    )
+
+
+def _claim(claim: Any, verdict: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": claim.name,
+        "source": ", ".join(claim.sources),
+        "question": clean(claim.question),
+        "quotes": [clean(quote) for quote in claim.quotes],
+        "rule": clean(rule_text(claim.rule)),
+        "caveats": [clean(caveat) for caveat in claim.caveats],
+        "expected": claim.expected or "",
+        "because": clean(claim.because),
+        "command": clean(command(claim, verdict)),
+        "verdict": verdict.verdict if verdict else "not run",
+        "parts": [],
+    }
+    if verdict is not None:
+        found |= {
+            "headline": clean(headline(claim.rule, verdict)),
+            "counts": parts_text(verdict),
+            "n": n_text(verdict),
+            "scope": clean(verdict.scope),
+            "agreement": agreement(claim, verdict),
+            "exploratory": verdict.exploratory,
+            "budget": clean(verdict.budget),
+            "parts": [_part(part) for part in verdict.parts],
+        }
+    return found
+
+
+def _part(part: PartVerdict) -> dict[str, Any]:
+    return {
+        "label": clean(part.label),
+        "figures": clean(figures_of(part) or part.because),
+        "region": clean(part.region),
+        "verdict": part.verdict,
+        "picture": _picture(part),
+    }
+
+
+def _picture(part: PartVerdict) -> dict[str, Any] | None:
+    """Return the places of a picture's lines and words."""
+    axis = axis_of(part)
+    if axis is None or part.estimate is None:
+        return None
+
+    def at(value: float) -> float:
+        return round(min(max(axis.place(value), 0.0), 1.0) * _WIDTH, 1)
+
+    low, high = (part.estimate if v is None or not math.isfinite(v) else v for v in (part.low, part.high))
+    spans = [
+        (round(a * _WIDTH, 1), round((b - a) * _WIDTH, 1)) for a, b in region_spans(parse_region(part.region), axis)
+    ]
+    ends = [(at(end), f"{end:g}") for end in part.thresholds]
+    return {"width": _WIDTH, "spans": spans, "low": at(low), "high": at(high), "dot": at(part.estimate), "ends": ends}

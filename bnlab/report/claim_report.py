@@ -1,0 +1,325 @@
+"""Claims in the terminal and as files: a card each, a list, and the scorecard as a table, Markdown and JSON."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from bnlab.claims.claim import Claim
+from bnlab.claims.decide import PartVerdict
+from bnlab.claims.language import Region, parse_region
+from bnlab.claims.rule import Combination, Rule
+from bnlab.claims.verdict import ClaimVerdict
+from bnlab.compare.notes import count_of
+from bnlab.compare.statistics import holm
+from bnlab.report.claim_figures import figures_of, interval_of
+from bnlab.report.console import Terminal
+from bnlab.report.rows import as_markdown, escaped, json_text
+from bnlab.report.table import Column, draw, joined
+
+STYLES = {"confirmed": "green", "refuted": "red", "undecided": "yellow", "not run": "dim"}
+_WIDE, _NARROW = 24, 16  # columns of a picture
+Pair = tuple[Claim, ClaimVerdict | None]
+
+
+# ---------------------------------------------------------------- a card
+
+
+def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal) -> Group:
+    """Return a claim's card: what was asked, what came of it, and all that a reader needs to judge it."""
+    source = f"seed {', '.join(claim.sources)}" if claim.sources else "your own"
+    about = [claim.name, source]
+    if verdict is not None:
+        about += [f"{verdict.budget} budget, {verdict.seconds:g} s"]
+    lines = [*joined(about, out, "bold"), *_wrapped("", claim.question, out)]
+    for quote in claim.quotes:
+        lines += _wrapped("", f"“{quote}”", out, "italic")
+    lines.append(Text(""))
+    if verdict is not None:
+        style = f"bold {STYLES[verdict.verdict]}"
+        lines += _wrapped("", headline(claim.rule, verdict), out, style)
+        lines += draw(_part_columns(verdict.parts, out), out).lines
+        lines.append(Text(""))
+    for key, value in _facts(claim, verdict):
+        lines += _wrapped(key, value, out)
+    return Group(*lines)
+
+
+def headline(rule: Rule, verdict: ClaimVerdict) -> str:
+    """Return the verdict in a sentence: `REFUTED here: 4 of 4 parts`."""
+    words = verdict.verdict.upper()
+    if verdict.guards:
+        return f"{words}: what it takes for granted does not hold: {'; '.join(verdict.guards)}"
+    if verdict.verdict == "undecided":
+        because = next((part.because for part in verdict.parts if part.because), verdict.reason or "")
+        return f"{words}: {because}"
+    alike = sum(part.verdict == verdict.verdict for part in verdict.parts)
+    count = (
+        f": {alike} of {len(verdict.parts)} parts {'is' if alike == 1 else 'are'}"
+        if isinstance(rule, Combination)
+        else ""
+    )
+    return f"{words} on this machine{count}"
+
+
+def _part_columns(parts: Sequence[PartVerdict], out: Terminal) -> list[Column]:
+    figures = [interval_of(part, f" {part.unit}" if part.unit else "") or "–" for part in parts]
+    pictures = [[picture(part, width, out) for part in parts] for width in (_WIDE, _NARROW)]
+    styles = [STYLES[part.verdict] for part in parts]
+    return [
+        Column("part", [part.label for part in parts], left=True, wraps=True, is_name=True),
+        Column("value", figures, left=True),
+        Column("", pictures[0], short=pictures[1], rank=1, left=True),
+        Column("confirmed if", [part.region for part in parts], left=True),
+        Column("", [part.verdict for part in parts], left=True, styles=styles),
+    ]
+
+
+def picture(part: PartVerdict, width: int, out: Terminal) -> str:
+    """Return the interval against the region that confirms: `░░░░░├──●──┤`; empty without an interval."""
+    axis = axis_of(part)
+    if axis is None or part.estimate is None:
+        return ""
+    fill, left, line, dot, right = ("░", "├", "─", "●", "┤") if out.unicode else (".", "|", "-", "o", "|")
+
+    def place(value: float) -> int:
+        return round(min(max(axis.place(value), 0.0), 1.0) * (width - 1))
+
+    region = parse_region(part.region)
+    cells = [fill if region.contains(v, v) else " " for v in (axis.value(i / (width - 1)) for i in range(width))]
+    low, high = (part.estimate if v is None else v for v in (part.low, part.high))
+    first, last = place(low), place(high)
+    cells[first : last + 1] = [line] * (last + 1 - first)
+    cells[first], cells[last] = left, right
+    cells[place(part.estimate)] = dot
+    return "".join(cells)
+
+
+class Axis:
+    """A line from the smallest to the largest of an interval and the ends of its region, with some room beside."""
+
+    def __init__(self, values: Sequence[float], logs: bool) -> None:
+        self.logs = logs
+        ends = [math.log(v) for v in values] if logs else list(values)
+        room = 0.15 * (max(ends) - min(ends)) or abs(ends[0]) or 1.0
+        self.low, self.high = min(ends) - room, max(ends) + room
+
+    def place(self, value: float) -> float:
+        """Return where a value lies, from 0 to 1 on the line."""
+        value = (math.log(value) if value > 0 else -math.inf) if self.logs else value
+        return (value - self.low) / (self.high - self.low)
+
+    def value(self, place: float) -> float:
+        value = self.low + place * (self.high - self.low)
+        return math.exp(value) if self.logs else value
+
+
+def axis_of(part: PartVerdict) -> Axis | None:
+    """Return the axis of a part's picture; None without a finite interval."""
+    numbers = [v for v in (part.estimate, part.low, part.high) if v is not None and math.isfinite(v)]
+    if part.estimate is None or not numbers:
+        return None
+    numbers += part.thresholds
+    return Axis(numbers, part.statistic in ("ratio", "largest") and min(numbers) > 0)
+
+
+def _facts(claim: Claim, verdict: ClaimVerdict | None) -> Iterator[tuple[str, str]]:
+    yield "rule", rule_text(claim.rule)
+    if claim.requires:
+        yield "given", "; ".join(map(str, claim.requires))
+    if verdict is not None:
+        yield "n", n_text(verdict)
+        yield "scope", verdict.scope
+    if claim.expected:
+        because = f" ({claim.because})" if claim.because else ""
+        yield "said", f"expected {claim.expected}{because}{f': {agreement(claim, verdict)}' if verdict else ''}"
+    if claim.caveats:
+        yield "but", "; ".join(claim.caveats)
+    if verdict is not None and verdict.exploratory:
+        yield "note", "the rule was changed after runs were seen: exploratory"
+    yield "again" if verdict else "run", command(claim, verdict)
+    yield "file", f"{claim.path} · rule {claim.rule_sha256[:8]}"
+
+
+def rule_text(rule: Rule) -> str:
+    """Return a rule in words."""
+    if isinstance(rule, Combination):
+        word = "all of" if rule.how == "all" else "any of"
+        return f"{word}: {'; '.join(rule_text(part) for part in rule.parts)}"
+    best = f" (each at its best {', '.join(rule.best_of)})" if rule.best_of else ""
+    return f"{rule.sentence}{best}"
+
+
+def n_text(verdict: ClaimVerdict) -> str:
+    """Return how many seeds or rounds a verdict rests on, and how often it was looked at."""
+    rounds = max((part.n for part in verdict.parts), default=0)
+    if not verdict.looks:
+        return count_of(rounds, "round")
+    looks = ", ".join(map(str, verdict.looks))
+    level = f"; looks at {looks} seeds are together at 5 %" if len(verdict.looks) > 1 else ""
+    return f"{count_of(verdict.seeds, 'seed')} of at most {verdict.looks[-1]}{level}"
+
+
+def agreement(claim: Claim, verdict: ClaimVerdict | None) -> str:
+    """Return whether a verdict is the expected one."""
+    if claim.expected is None or verdict is None:
+        return "no prior"
+    if verdict.verdict == claim.expected:
+        return "agrees"
+    return "open" if "undecided" in (verdict.verdict, claim.expected) else "goes against it"
+
+
+def command(claim: Claim, verdict: ClaimVerdict | None) -> str:
+    """Return the command line that makes the verdict again."""
+    budget = f" --budget {verdict.budget}" if verdict and verdict.budget != "quick" else ""
+    return f"bnlab claim run {claim.name}{budget}" + "".join(
+        f" {word}" for word in (verdict.variant if verdict else ())
+    )
+
+
+def _wrapped(key: str, text: str, out: Terminal, style: str = "") -> Iterator[Text]:
+    if key:
+        columns = [Column("", [f"{key:<5}"], left=True, styles=["dim"]), Column("", [text], left=True, wraps=True)]
+    else:
+        columns = [Column("", [text], left=True, wraps=True, styles=[style])]
+    yield from draw(columns, out).lines
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def rows_of(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Return one row a claim."""
+    stars = _stands(pairs)
+    rows = []
+    for (claim, verdict), stands in zip(pairs, stars, strict=True):
+        first = verdict.parts[0] if verdict and len(verdict.parts) == 1 else None
+        rows.append(
+            {
+                "claim": claim.name,
+                "source": ", ".join(claim.sources) or None,
+                "question": claim.question,
+                "verdict": verdict.verdict if verdict else "not run",
+                "reason": verdict.reason if verdict else None,
+                "figures": None if verdict is None else figures_of(first) if first else parts_text(verdict),
+                "stands": stands,
+                "expected": claim.expected,
+                "agrees": agreement(claim, verdict) if verdict else None,
+                "budget": verdict.budget if verdict else None,
+                "age": age(verdict.made) if verdict else None,
+                "jobs": claim.num_runs(claim.budgets["quick"]),
+            }
+        )
+    return rows
+
+
+def parts_text(verdict: ClaimVerdict) -> str:
+    """Return how many parts came to what."""
+    counts = {word: sum(part.verdict == word for part in verdict.parts) for word in STYLES}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+
+
+def _stands(pairs: Sequence[Pair]) -> list[bool]:
+    """Return which verdicts stand after Holm's correction over all decided claims; none of an exploratory one."""
+    strengths: list[float | None] = []
+    for _, verdict in pairs:
+        known = [part.strength for part in verdict.parts if part.verdict == verdict.verdict] if verdict else []
+        usable = verdict is not None and verdict.verdict != "undecided" and not verdict.exploratory
+        numbers = [strength for strength in known if strength is not None]
+        strengths.append(max(numbers) if usable and numbers else None)
+    return [p is not None and p <= 0.05 for p in holm(strengths)]
+
+
+def age(made: float) -> str:
+    """Return how long ago that was: `3 h`."""
+    seconds = max(0.0, time.time() - made)
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def summary_line(pairs: Sequence[Pair]) -> str:
+    """Return `64 claims: 12 confirmed, 3 refuted, ...`."""
+    words = [verdict.verdict if verdict else "not run" for _, verdict in pairs]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in STYLES if word in words)
+    return f"{count_of(len(pairs), 'claim')}: {counts}" if pairs else "no claims"
+
+
+def chance_line(pairs: Sequence[Pair]) -> str:
+    """Return how many verdicts may be wrong by chance, and how many stand after Holm's correction."""
+    decided = sum(verdict is not None and verdict.verdict != "undecided" for _, verdict in pairs)
+    if not decided:
+        return ""
+    by_chance = max(1, math.floor(0.05 * decided))
+    return (
+        f"{count_of(decided, 'decided claim')} at 5 % each: up to {by_chance} wrong by chance; "
+        f"{sum(_stands(pairs))} of those decided by seeds stand after Holm's correction (*)"
+    )
+
+
+def claims_table(pairs: Sequence[Pair], out: Terminal) -> Group:
+    """Return the list of claims."""
+    rows = rows_of(pairs)
+    words = [row["verdict"] + ("*" if row["stands"] else "") for row in rows]
+    columns = [
+        Column("claim", [row["claim"] for row in rows], left=True, is_name=True),
+        Column("verdict", words, left=True, styles=[STYLES[row["verdict"]] for row in rows]),
+        Column("figures", [row["figures"] or "" for row in rows], left=True, rank=1),
+        Column("expected", [row["expected"] or "" for row in rows], left=True, rank=4),
+        Column("budget", [row["budget"] or "" for row in rows], left=True, rank=3),
+        Column("age", [row["age"] or "" for row in rows], rank=2),
+        Column("question", [row["question"] for row in rows], left=True, wraps=True),
+    ]
+    below = [summary_line(pairs), chance_line(pairs)]
+    return Group(
+        *draw(columns, out).lines, Text(""), *(line for text in below if text for line in _wrapped("", text, out))
+    )
+
+
+def as_json(pairs: Sequence[Pair]) -> str:
+    """Return the scorecard as JSON: every verdict with all its parts."""
+    claims = [
+        {**row, "rule": rule_text(claim.rule), "quotes": claim.quotes, "caveats": claim.caveats,
+         "command": command(claim, verdict), "record": asdict(verdict) if verdict else None}
+        for row, (claim, verdict) in zip(rows_of(pairs), pairs, strict=True)
+    ]  # fmt: skip
+    return json_text({"schema": 1, "summary": summary_line(pairs), "claims": claims})
+
+
+def as_md(pairs: Sequence[Pair]) -> str:
+    """Return the scorecard as Markdown: a line of counts, a table, then each claim's parts."""
+    head = {"claims": summary_line(pairs), "chance": chance_line(pairs) or None}
+    keys = ("claim", "source", "question", "verdict", "figures", "expected", "budget")
+    text = as_markdown(head, [{key: row[key] for key in keys} for row in rows_of(pairs)])
+    for claim, verdict in pairs:
+        if verdict is not None:
+            text += f"\n## {escaped(claim.name)}\n\n{escaped(claim.question)} **{verdict.verdict}**\n\n"
+            text += "".join(f"> {escaped(quote)}\n\n" for quote in claim.quotes)
+            rows = [
+                {"part": part.label, "value": figures_of(part), "confirmed if": part.region, "verdict": part.verdict}
+                for part in verdict.parts
+            ]
+            text += as_markdown({"scope": verdict.scope, "command": command(claim, verdict)}, rows)
+    return text
+
+
+def region_spans(region: Region, axis: Axis) -> list[tuple[float, float]]:
+    """Return from where to where a region lies on an axis, as places from 0 to 1."""
+    ends = [min(max(axis.place(end), 0.0), 1.0) for end in region.thresholds]
+    match region.sign:
+        case ">" | ">=":
+            return [(ends[0], 1.0)]
+        case "<" | "<=":
+            return [(0.0, ends[0])]
+        case "in":
+            return [(ends[0], ends[1])]
+        case "outside":
+            return [(0.0, ends[0]), (ends[1], 1.0)]
+    return [(ends[0], ends[0])]

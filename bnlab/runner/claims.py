@@ -1,0 +1,298 @@
+"""Claims carried out: what no finished run below `runs` answers yet is trained, once, until the rule is decided.
+
+The pool is every finished run below `runs`, whoever made it: a run's identity says that an equal one need not be
+trained. New ones lie in `runs/pool`, each in a folder named by its identity, so that a command line that was killed
+goes on where it was, and two claims that need the same run share it. Times are no part of the pool: a bench is used
+again for a day, on the same boot of the same machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bnlab import __version__
+from bnlab.claims.cells import check_cells
+from bnlab.claims.claim import Budget, Claim, check_looks, check_override
+from bnlab.claims.decide import RuleVerdict, decide, failed_guards
+from bnlab.claims.planned import planned
+from bnlab.claims.rule import parts_of
+from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register
+from bnlab.compare.arms import text_of
+from bnlab.config import compose
+from bnlab.errors import ConfigError, IncompatibleError
+from bnlab.record.read import Run, read_runs
+from bnlab.record.run_folder import FINAL, held, queue
+from bnlab.runner.supervisor import JobOptions, JobRunner
+from bnlab.runner.sweep import RUNS, labels
+from bnlab.runner.task import do
+from bnlab.training.job import Job
+
+POOL = RUNS / "pool"
+FRESH_SECONDS = 86_400.0  # for which a bench is used again
+BENCH_SECONDS = {"quick": "bench.seconds=15"}
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+Measure = Callable[[Sequence[str], Path], object]  # times the arms of overrides, and records them below a folder
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for with `claim run`."""
+
+    budget: str = "quick"
+    seeds: int | None = None  # looked at last, in place of the budget's
+    more: tuple[str, ...] = ()  # overrides of every experiment: a variant of the claim
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot be asked for."""
+        for word in self.more:
+            check_override(word, word, foreign=False)
+
+    def budget_of(self, claim: Claim) -> Budget:
+        budget = claim.budgets[self.budget]
+        if self.seeds is None:
+            return budget
+        looks = (*(n for n in budget.looks if n < self.seeds), self.seeds)
+        return replace(budget, looks=check_looks(looks, "--seeds"))
+
+    @property
+    def variant(self) -> str:
+        return hashlib.sha256(json.dumps(self.more).encode()).hexdigest()[:8] if self.more else ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A training that a claim needs."""
+
+    tree: Mapping[str, Any]
+    run: Run  # queued, with its identity
+    label: str
+
+
+@dataclass(frozen=True)
+class ClaimPlan:
+    """The experiments of a claim, all checked."""
+
+    claim: Claim
+    budget: Budget
+    trainings: tuple[Wanted, ...]
+    benches: tuple[tuple[str, ...], ...]
+
+    def until(self, seeds: int) -> list[Wanted]:
+        """Return the trainings of so many seeds."""
+        return [wanted for wanted in self.trainings if wanted.run.seed < seeds]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a claim: its verdict, and the jobs without which it had to be formed."""
+
+    claim: Claim
+    verdict: ClaimVerdict
+    failed: tuple[str, ...]
+    num_trained: int
+
+
+def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str, Any]]], list[str]]) -> ClaimPlan:
+    """Return the experiments of a claim, after every cell of its rule was found to be one arm.
+
+    Errors: ConfigError that names the claim's file.
+    """
+    budget = wish.budget_of(claim)
+    try:
+        jobs: dict[str, tuple[str, dict[str, Any]]] = {}
+        seeds = ",".join(map(str, range(budget.looks[-1])))
+        for lines in claim.sweeps(budget, wish.more):
+            sweep = compose.planned([*lines, f"seed={seeds}"], True)
+            for label, (_, tree) in zip(labels(sweep), sweep, strict=True):
+                jobs.setdefault(json.dumps(tree, sort_keys=True), (label, tree))
+        identities = preflight([tree for _, tree in jobs.values()])
+        trainings = tuple(
+            Wanted(tree, planned(tree, identity), f"{claim.name}: {label}")
+            for (label, tree), identity in zip(jobs.values(), identities, strict=True)
+        )
+        benches = tuple(tuple(_bench_lines(lines, wish)) for lines in claim.benches(budget, wish.more))
+        arms = [
+            planned(tree, is_bench=True)
+            for lines in benches
+            for _, tree in compose.planned([line for line in lines if not line.startswith("bench.")], True)
+        ]
+        runs = [*(wanted.run for wanted in trainings), *arms]
+        for part in parts_of(claim.rule):
+            _checked(part.sentence.of, runs, part.best_of, f"rule: {part.sentence}")
+        for guard in claim.requires:
+            _checked(guard.of, runs, (), f"requires: {guard}")
+    except ConfigError as error:
+        kind = IncompatibleError if isinstance(error, IncompatibleError) else ConfigError
+        raise kind(f"{claim.path}: {error}") from error
+    return ClaimPlan(claim, budget, trainings, benches)
+
+
+def _checked(of: Any, runs: Sequence[Run], best_of: Sequence[str], where: str) -> None:
+    try:
+        check_cells(of, runs, best_of)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _bench_lines(lines: Sequence[str], wish: Wish) -> list[str]:
+    usual = BENCH_SECONDS.get(wish.budget)
+    named = any(line.startswith("bench.seconds=") for line in lines)
+    return [*lines, *([usual] if usual and not named else [])]
+
+
+def find_finished() -> dict[str, Run]:
+    """Return every finished training below `runs` by its identity; of equal ones the first."""
+    found: dict[str, Run] = {}
+    for run in read_runs([RUNS])[0] if RUNS.is_dir() else ():
+        if run.state in FINAL and run.identity and not run.is_bench:
+            found.setdefault(run.identity, run)
+    return found
+
+
+def carry_out_claims(
+    claims: Sequence[Claim], wish: Wish, runner: JobRunner, options: JobOptions, measure: Measure
+) -> Iterator[Outcome]:
+    """Yield each claim's verdict as soon as it is there; all claims are checked before the first job starts.
+
+    Errors: ConfigError, EnvironmentFault; then nothing was started. KeyboardInterrupt and Terminated pass; what is done
+    stays in the pool.
+    """
+    wish.check()
+    pool = find_finished()
+    kept = {claim.name: verdict for claim in claims if (verdict := _kept(claim, wish, pool)) is not None}
+    plans = {claim.name: plan_of(claim, wish, runner.preflight) for claim in claims if claim.name not in kept}
+    with held(POOL):
+        for claim in claims:
+            if claim.name in kept:
+                yield Outcome(claim, kept[claim.name], (), 0)
+            else:
+                yield _carry_out(plans[claim.name], wish, pool, runner, options, measure)
+
+
+def _kept(claim: Claim, wish: Wish, pool: Mapping[str, Run]) -> ClaimVerdict | None:
+    """Return the verdict that the same rule came to before, if all that it was made of is still there."""
+    verdict = read_verdict(folder_of(claim.name, wish.budget, wish.variant))
+    if verdict is None or verdict.failed or verdict.exploratory or verdict.version != __version__:
+        return None
+    looks = wish.budget_of(claim).looks if claim.train else ()
+    same = (verdict.rule_sha256, verdict.looks, verdict.variant) == (claim.rule_sha256, looks, wish.more)
+    there = all(identity in pool for identity in verdict.runs) and all(_is_fresh(Path(b)) for b in verdict.benches)
+    return verdict if same and there else None
+
+
+def _carry_out(
+    plan: ClaimPlan, wish: Wish, pool: dict[str, Run], runner: JobRunner, options: JobOptions, measure: Measure
+) -> Outcome:
+    start = time.monotonic()
+    claim, looks = plan.claim, plan.budget.looks
+    folder = folder_of(claim.name, wish.budget, wish.variant)
+    has_runs = any(wanted.run.identity in pool for wanted in plan.trainings)
+    exploratory = register(claim, folder, has_runs=has_runs)
+    benches = [run for lines in plan.benches for run in _bench(lines, measure)]
+    failed: dict[str, str] = {}
+    num_trained = 0
+    for seeds in looks:
+        wanted = plan.until(seeds)
+        missing = [each for each in wanted if each.run.identity not in pool]
+        failed |= _train(missing, pool, runner, options)
+        num_trained += len(missing)
+        runs = [pool[each.run.identity] for each in wanted if each.run.identity in pool]
+        runs += [replace(each.run, state="failed") for each in wanted if each.run.identity not in pool]
+        verdict = decide(claim.rule, [*runs, *benches], claim.alpha, looks if plan.trainings else ())
+        if verdict.verdict != "undecided" or not plan.trainings:
+            break
+    guards = failed_guards(claim.requires, [*runs, *benches])
+    if guards:
+        verdict = RuleVerdict("undecided", "guard", verdict.parts)
+    found = ClaimVerdict(
+        claim=claim.name,
+        budget=wish.budget,
+        variant=wish.more,
+        rule_sha256=claim.rule_sha256,
+        exploratory=exploratory,
+        verdict=verdict.verdict,
+        reason=verdict.reason,
+        parts=verdict.parts,
+        guards=tuple(guards),
+        looks=looks if plan.trainings else (),
+        seeds=seeds if plan.trainings else 0,
+        runs=tuple(run.identity for run in runs if run.state in FINAL),
+        benches=tuple(sorted({str(run.folder.parent) for run in benches})),
+        failed=len(failed),
+        version=__version__,
+        scope=_scope([*runs, *benches]),
+        seconds=round(time.monotonic() - start, 1),
+        made=time.time(),
+    )
+    found.write(folder)
+    return Outcome(claim, found, tuple(failed.values()), num_trained)
+
+
+def _train(missing: Sequence[Wanted], pool: dict[str, Run], runner: JobRunner, options: JobOptions) -> dict[str, str]:
+    """Train what is missing, put it into the pool, and return what failed, by identity."""
+    jobs = [Job(POOL / wanted.run.identity, i, wanted.label) for i, wanted in enumerate(missing)]
+    for job, wanted in zip(jobs, missing, strict=True):
+        queue(job.folder, wanted.tree, compose.as_yaml(wanted.tree), wanted.run.identity, wanted.label)
+    if jobs:
+        runner.callback.sweep_started(len(jobs))
+    failed = {}
+    for job, wanted in zip(jobs, missing, strict=True):
+        result = do(job, runner, POOL, options)
+        runs, _ = read_runs([job.folder])
+        if runs and runs[0].state in FINAL:
+            pool[wanted.run.identity] = runs[0]
+        else:
+            failed[wanted.run.identity] = f"{job.folder} {result.state}: {result.reason.partition(chr(10))[0]}"
+    return failed
+
+
+def _bench(lines: Sequence[str], measure: Measure) -> list[Run]:
+    """Return the arms of a bench, measured now unless the same was not long ago."""
+    boot = BOOT.read_text() if BOOT.is_file() else ""
+    digest = hashlib.sha256(json.dumps([list(lines), __version__, boot]).encode()).hexdigest()[:16]
+    base = POOL / f"bench-{digest}"
+    if not (runs := _latest_bench(base)):
+        measure(lines, base)
+        runs = _latest_bench(base)
+    return runs
+
+
+def _latest_bench(base: Path) -> list[Run]:
+    found = [run for run in (read_runs([base])[0] if base.is_dir() else ()) if run.is_bench]
+    if not found:
+        return []
+    latest = max(found, key=lambda run: run.order).folder.parent
+    return [run for run in found if run.folder.parent == latest] if _is_fresh(latest) else []
+
+
+def _is_fresh(bench: Path) -> bool:
+    return bench.is_dir() and time.time() - bench.stat().st_mtime < FRESH_SECONDS
+
+
+def _scope(runs: Sequence[Run]) -> str:
+    """Return what a verdict speaks of: data, models, machine, versions."""
+
+    def named(key: str) -> str:
+        return ", ".join(sorted({text_of(run.config[key]) for run in runs if key in run.config}))
+
+    def of_environment(key: str) -> str:
+        return ", ".join(sorted({str(run.environment[key]) for run in runs if run.environment.get(key) is not None}))
+
+    threads = of_environment("threads")
+    sizes = sorted({run.summary["steps"] for run in runs if run.summary and type(run.summary.get("steps")) is int})
+    steps = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}" if sizes else ""
+    parts = [
+        named("data.name"),
+        named("model.name"),
+        f"batch {named('data.batch_size')}",
+        f"{steps} steps" if steps and not all(run.is_bench for run in runs) else "",
+        f"{of_environment('device')}, {threads} {'thread' if threads == '1' else 'threads'}" if threads else "",
+        f"torch {of_environment('torch')}",
+    ]
+    return " · ".join(part for part in parts if part)

@@ -1,0 +1,318 @@
+"""Claim files, the pool of runs, and the commands of `bnlab claim`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers_cli import bnlab, start
+
+from bnlab.claims.claim import claim_files, read_claim
+from bnlab.claims.verdict import ClaimVerdict, read_verdict
+from bnlab.config.files import conf_dir
+from bnlab.errors import ConfigError
+from bnlab.record.read import read_runs
+from bnlab.runner.claims import Wish, plan_of
+
+SMALL = "data=digits model=mlp model.widths=[8] trainer.steps=5 eval.probe_samples=64 trainer.threads=1"
+MINE: dict[str, Any] = {
+    "claim": "mine",
+    "question": "Is batch better than none?",
+    "quote": "it <b>is</b> \x1b[31m & better",
+    "source": "001",
+    "expects": {"verdict": "confirmed", "because": "they say so"},
+    "base": SMALL,
+    "train": "norm=none,batch",
+    "rule": "test_accuracy[norm=batch] - test_accuracy[norm=none] > 60",
+    "budget": {"quick": {"looks": [3, 4]}},
+}
+
+
+def write(place: Path, changes: Mapping[str, Any] = {}, name: str = "mine") -> Path:
+    """Write a claim; a key that is changed to None is left out."""
+    (place / "claims").mkdir(exist_ok=True)
+    tree = {key: value for key, value in (MINE | {"claim": name} | dict(changes)).items() if value is not None}
+    path = place / "claims" / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True))
+    return path
+
+
+def verdict_of(place: Path, name: str = "mine", budget: str = "quick") -> ClaimVerdict:
+    found = read_verdict(place / "runs" / "claims" / name / budget)
+    assert found is not None
+    return found
+
+
+# ---------------------------------------------------------------- files
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"rules": "x"}, "rules: no such key; did you mean rule?"),
+    "code": ({"rule": "__import__('os').system('touch x') > 1"}, "no such metric"),
+    "python object": ({"train": "norm._target_=os.system"}, "norm._target_"),
+    "hydra": ({"train": "hydra.run.dir=/tmp"}, "a key of a training or bench"),
+    "launcher": ({"train": "hydra/launcher=joblib"}, "a key of a training or bench"),
+    "flag": ({"train": "--config-dir=/etc"}, "must be KEY=VALUE"),
+    "interpolation": ({"train": "model.widths=${oc.env:HOME}"}, "an interpolation is not allowed"),
+    "absolute": ({"train": "data=folder data.path=/etc"}, "inside of the working directory"),
+    "above": ({"base": "data.root=a/../../b"}, "inside of the working directory"),
+    "seed": ({"train": "norm=batch seed=1"}, "is set by bnlab"),
+    "two arms": ({"rule": "test_accuracy > 1"}, "means 2 arms, and must mean one"),
+    "no arm": ({"rule": "test_accuracy[norm=bach] > 1"}, "norm.name is none, batch"),
+    "no such key": ({"train": "norm=batch optim.rate=1", "rule": "test_loss > 1"}, "optim.rate"),
+    "no question": ({"question": "It is better."}, "must end with a question mark"),
+    "name": ({"claim": "../x"}, "claim=../x: must be mine"),
+    "deep rule": ({"rule": {"all": [{"all": [{"all": ["test_loss > 1"]}]}]}}, "nested more than 2 levels"),
+    "huge": ({"caveats": ["x" * 2_000_000]}, "cannot be read: File too large"),
+    "looks": ({"budget": {"quick": {"looks": [5, 3]}}}, "budget.quick.looks=[5, 3]: must be rising"),
+    "many seeds": ({"budget": {"quick": {"looks": [10**9]}}}, "must be rising numbers"),
+    "budget": ({"budget": {"slow": {}}}, "budget.slow: no such budget"),
+    "expects": ({"expects": {"verdict": "yes"}}, "must be one of confirmed, refuted, undecided"),
+    "nothing to run": ({"train": None}, "must have a sweep"),
+    "a list": ({"rule": [1]}, "must be a sentence"),
+    "a misfit": ({"train": "norm=batch data.batch_size=1", "rule": "test_loss > 1"}, "one value a channel"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_is_wrong_with_a_claim_is_said_before_anything_starts(case: str, tmp_path: Path) -> None:
+    changes, said = HOSTILE[case]
+    path = write(tmp_path, changes)
+    with pytest.raises(ConfigError) as error:
+        plan_of(read_claim(path), Wish(), _preflight)
+    assert str(error.value).startswith(str(path))
+    assert said in str(error.value)
+    assert list(tmp_path.iterdir()) == [tmp_path / "claims"]
+
+
+def _preflight(trees: Any) -> list[str]:
+    from bnlab.experiment.run import preflight
+
+    return preflight(trees)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: !!python/object/apply:os.system [x]", "the tag"),
+        ("a: &a [x, x, x, x, x, x, x, x]\n" + "".join(f"b{i}: [*a, *a, *a]\n" for i in range(900)), "more than"),
+        ("a: " + "[" * 100, "nested more than 20 levels"),
+        ("claim: mine\nclaim: mine", "the key claim is given twice"),
+        ("- a", "is no mapping"),
+    ],
+)  # fmt: skip
+def test_a_file_is_looked_at_before_it_is_read(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_claim(path)
+
+
+def test_a_claim_may_not_be_a_link_to_a_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "mine.yaml").symlink_to("/etc/passwd")
+    with pytest.raises(ConfigError, match="leads out of"):
+        read_claim(tmp_path / "claims" / "mine.yaml")
+
+
+def test_the_command_line_refuses_with_exit_code_2(tmp_path: Path) -> None:
+    write(tmp_path, HOSTILE["two arms"][0])
+    done = bnlab("claim", "run", "mine", "--inline", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("claims/mine.yaml: rule: ")
+    assert not (tmp_path / "runs").exists()
+    for wrong in (["mien"], ["mine", "seed=1"], ["mine", "--seeds", "0"], ["norm=batch"]):
+        assert bnlab("claim", "run", *wrong, cwd=tmp_path).returncode == 2
+
+
+SHIPPED = sorted((conf_dir() / "claim").glob("*.yaml"))
+
+
+def test_every_shipped_claim_is_composed_and_its_cells_are_arms() -> None:
+    assert len(SHIPPED) >= 50
+    for path in SHIPPED:
+        claim = read_claim(path)
+        for budget in ("quick", "full"):
+            plan = plan_of(claim, Wish(budget, seeds=1), lambda trees: [""] * len(trees))
+            assert plan.trainings or plan.benches
+        assert claim.sources
+        assert claim.quotes
+        assert claim.because
+
+
+def test_what_the_worked_examples_of_rules_say_can_be_said() -> None:
+    """A ratio for all, equivalence, exactness, slope, largest rate, rate, two clocks, differences of differences."""
+    texts = [path.read_text() for path in SHIPPED]
+    for word in ("step_ratio", "in [-1, 1]", "exact(", "slope(log", "largest(", "rate(", "* step_ratio", "best_of: ",
+                 "for: {", "all:", "over depth", ")) - ("):  # fmt: skip
+        assert any(word in text for text in texts), word
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def test_a_claim_runs_once_and_is_read_afterwards(tmp_path: Path) -> None:
+    write(tmp_path)
+    first = bnlab("claim", "run", "mine", "--inline", cwd=tmp_path, COLUMNS="80")
+    assert first.returncode == 0, first.stderr
+    assert "REFUTED on this machine" in first.stdout
+    assert "expected confirmed (they say so): goes against it" in " ".join(first.stdout.split())
+    assert max(map(len, first.stdout.splitlines())) <= 80
+    assert "\x1b" not in first.stdout
+    verdict = verdict_of(tmp_path)
+    assert (verdict.verdict, verdict.exploratory, verdict.failed, len(verdict.runs)) == ("refuted", False, 0, 6)
+    again = bnlab("claim", "run", "mine", "--inline", "--expect", "refuted", cwd=tmp_path)
+    assert again.returncode == 0
+    assert again.stderr.startswith("0 runs trained")
+    assert bnlab("claim", "run", "mine", "--inline", "--expect", "confirmed", cwd=tmp_path).returncode == 1
+    # another claim has the same runs, and those that anybody made
+    write(tmp_path, {"rule": "test_accuracy[norm=none] - test_accuracy[norm=batch] > 60"}, "turned")
+    assert bnlab("claim", "run", "turned", "--inline", cwd=tmp_path).stderr.startswith("0 runs trained")
+    for word in (["list"], ["show", "mine"], ["report"]):
+        shown = bnlab("claim", *word, cwd=tmp_path)
+        assert shown.returncode == 0
+        assert "refuted" in shown.stdout.lower()
+
+
+def test_runs_of_a_sweep_are_used(tmp_path: Path) -> None:
+    write(tmp_path)
+    sweep = bnlab("train", "-m", "norm=none,batch", "seed=0,1", *SMALL.split(), "--inline", cwd=tmp_path)
+    assert sweep.returncode == 0, sweep.stderr
+    assert "2 runs trained" in bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).stderr
+
+
+def test_swapping_the_arms_swaps_the_verdict(tmp_path: Path) -> None:
+    runs = {"train": "norm=batch trainer.steps=1,300", "rule": None}
+    long, short = "test_accuracy[steps=300]", "test_accuracy[steps=1]"
+    write(tmp_path, runs | {"rule": f"{long} - {short} > 10"}, "long")
+    write(tmp_path, runs | {"rule": f"{short} - {long} > 10"}, "short")
+    assert bnlab("claim", "run", "long", "short", "--inline", cwd=tmp_path).returncode == 0
+    assert [verdict_of(tmp_path, name).verdict for name in ("long", "short")] == ["confirmed", "refuted"]
+
+
+def test_a_rule_that_is_changed_after_runs_were_seen_is_exploratory(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
+    write(tmp_path, {"question": "Is it any better, then?"})  # no part of the rule
+    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
+    assert not verdict_of(tmp_path).exploratory
+    write(tmp_path, {"rule": "test_accuracy[norm=batch] - test_accuracy[norm=none] > -60"})
+    changed = bnlab("claim", "run", "mine", "--inline", cwd=tmp_path)
+    assert "the rule was changed after runs were seen: exploratory" in changed.stdout
+    assert verdict_of(tmp_path).exploratory
+    (row,) = [r for r in json.loads(bnlab("claim", "report", "-f", "json", cwd=tmp_path).stdout)["claims"]
+              if r["claim"] == "mine"]  # fmt: skip
+    assert not row["stands"]
+
+
+def test_overrides_make_a_variant_with_a_verdict_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert bnlab("claim", "run", "mine", "model.widths=[4]", "--inline", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "runs/claims/mine/quick").exists()
+    (folder,) = (tmp_path / "runs/claims/mine").iterdir()
+    found = read_verdict(folder)
+    assert found is not None
+    assert found.variant == ("model.widths=[4]",)
+
+
+def test_a_guard_that_fails_leaves_a_claim_undecided(tmp_path: Path) -> None:
+    write(tmp_path, {"requires": ["valid_accuracy[norm=batch] >= 99.9"]})
+    done = bnlab("claim", "run", "mine", "--inline", cwd=tmp_path)
+    assert (
+        "UNDECIDED: what it takes for granted does not hold: valid_accuracy[norm=batch] >= 99.9: it is" in done.stdout
+    )
+    assert verdict_of(tmp_path).reason == "guard"
+
+
+def test_a_failed_job_is_said_and_exit_code_1(tmp_path: Path) -> None:
+    write(tmp_path)
+    blocked = tmp_path / "runs" / "pool"
+    blocked.mkdir(parents=True)
+    (identity,) = {run.identity for run in _planned(tmp_path) if run.seed == 1 and run.config["norm.name"] == "batch"}
+    (blocked / identity).write_text("a file where a folder should be")
+    done = bnlab("claim", "run", "mine", "--inline", cwd=tmp_path)
+    assert done.returncode == 1
+    assert identity in done.stderr
+
+
+def _planned(place: Path) -> list[Any]:
+    claim = read_claim(place / "claims" / "mine.yaml")
+    return [wanted.run for wanted in plan_of(claim, Wish(), _preflight).trainings]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_comes_to_the_same(tmp_path: Path) -> None:
+    write(tmp_path, {"base": SMALL.replace("steps=5", "steps=60"), "budget": {"quick": {"looks": [3, 8]}}})
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    shutil.copytree(tmp_path / "claims", whole / "claims")
+    assert bnlab("claim", "run", "mine", cwd=whole, supervised=True).returncode == 0
+    trained: dict[str, int] = {}
+    for moment in range(20):
+        with start("claim", "run", "mine", cwd=tmp_path, supervised=True) as command:
+            time.sleep(0.4 + 0.35 * moment)
+            command.send_signal(signal.SIGKILL)
+        time.sleep(1.2)  # for the worker, which ends after its parent
+        for run in read_runs([tmp_path / "runs"])[0]:
+            if run.state == "done":
+                assert trained.setdefault(run.identity, run.order) == run.order, "trained twice"
+    assert bnlab("claim", "run", "mine", cwd=tmp_path, supervised=True).returncode == 0
+    one, other = verdict_of(whole), verdict_of(tmp_path)
+    assert (one.verdict, one.parts, one.runs) == (other.verdict, other.parts, other.runs)
+    assert {run.state for run in read_runs([tmp_path / "runs"])[0]} == {"done"}
+
+
+# ---------------------------------------------------------------- the rest of the surface
+
+
+def test_what_lies_in_a_verdict_is_data(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
+    path = tmp_path / "runs/claims/mine/quick/verdict.json"
+    whole = json.loads(path.read_text())
+    (part,) = whole["parts"]
+    damages: list[dict[str, Any]] = [{"parts": 3}, {"verdict": "yes"}, {"seeds": "many"}, {"schema": 9}]
+    for damage in (*damages, {"parts": [{"verdict": "refuted"}]}, {"parts": [part | {"estimate": "x"}]}):
+        path.write_text(json.dumps(whole | damage))
+        assert "not run" in bnlab("claim", "list", cwd=tmp_path).stdout
+    path.write_text("[" * 100_000)
+    assert bnlab("claim", "report", cwd=tmp_path).returncode == 0
+
+
+def test_the_page_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
+    assert bnlab("claim", "report", "--out", "page.html", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "page.html").read_text()
+    assert len(text.encode()) < 300_000
+    for word in ("<script", "http:", "https:", "src=", "@import", "<b>", "\x1b"):
+        assert word not in text
+    assert "it &lt;b&gt;is&lt;/b&gt; \\x1b[31m &amp; better" in text
+    assert text.count("<article") == len(claim_files()) + 1
+    assert "<svg" in text
+    assert "</text>" in text
+
+
+@pytest.mark.parametrize("format", ["plain", "csv", "json", "md"])
+def test_a_list_in_every_format(format: str, tmp_path: Path) -> None:
+    done = bnlab("claim", "list", "--source", "003", "-f", format, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "folding" in done.stdout
+    assert "step-time-3-to-5" not in done.stdout
+
+
+def test_a_new_claim_is_right_as_it_is_and_overwrites_nothing(tmp_path: Path) -> None:
+    assert bnlab("claim", "new", "my-own", cwd=tmp_path).returncode == 0
+    assert bnlab("claim", "new", "copied", "--from", "placement", cwd=tmp_path).returncode == 0
+    done = bnlab("claim", "check", "claims/my-own.yaml", "claims/copied.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": right; at most") == 2
+    for name in ("my-own", "../x", "A"):
+        assert bnlab("claim", "new", name, cwd=tmp_path).returncode == 2

@@ -105,6 +105,7 @@ class GroupNorm(torch.autograd.Function):
     With r = 1/sqrt(var + eps), a group of n values and an incoming gradient g: dbeta = sum g,
     dgamma = sum g * (x - mean) * r, dx = r * (gamma * g - sum(gamma * g) / n) - (x - mean) * slope * sum(gamma * g *
     (x - mean)), both sums over the group; slope as in `RootMeanSquare`.
+    x is kept beside x - mean for second derivatives alone.
     """
 
     @staticmethod

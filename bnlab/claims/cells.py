@@ -7,11 +7,11 @@ from typing import Any
 
 from bnlab.claims.language import Difference, Exact, Expression, Largest, Quantity, Rate, Ratio, Slope
 from bnlab.compare.arms import NOT_COMPARED, arms_of, distinct, find_key, text_of, where_of
+from bnlab.compare.slopes import FEWEST_LEVELS
 from bnlab.errors import ConfigError
 from bnlab.record.read import Run
 
 DEPTH = "depth"  # what a slope may go over beside the keys of a configuration
-FEWEST_LEVELS = 3  # of a slope
 BENCH_ONLY = ("step_ratio",)
 OF_A_BENCH = ("step_ratio", "step_ms", "images_per_second")
 

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bnlab.claims.cells import BENCH_ONLY, DEPTH, FEWEST_LEVELS, arm_of, full_key, levels_of
+from bnlab.claims.cells import BENCH_ONLY, DEPTH, arm_of, full_key, levels_of
 from bnlab.claims.evidence import Count, Evidence, Known, Sample, Timed, Undecidable
 from bnlab.claims.language import (
     Condition,
@@ -28,6 +28,7 @@ from bnlab.claims.language import (
 from bnlab.compare.arms import OVER, Arm, text_of, without_duplicates
 from bnlab.compare.best import choose
 from bnlab.compare.comparison import Observed, observe
+from bnlab.compare.slopes import NoSlope, slopes
 from bnlab.compare.statistics import restrict
 from bnlab.data.dataset import target_of
 from bnlab.errors import ConfigError
@@ -247,9 +248,10 @@ class _Reader:
                 values = self._values(slope.of, self.observed(slope.of, self._chosen(slope.of, runs)))
                 for seed, value in values.items():
                     points.setdefault(seed, []).append((level, value))
-            most = max(map(len, points.values()), default=0)
-            points = {seed: pairs for seed, pairs in points.items() if len(pairs) == most}
-        return {seed: _least_squares(slope, pairs) for seed, pairs in points.items()}
+        try:
+            return slopes(points, log_levels=slope.log_over, log_values=slope.log_of)
+        except NoSlope as error:
+            raise Undecidable("missing", f"{slope}: {error}") from error
 
     def _ladder(self, largest: Largest) -> dict[int, tuple[float, float]]:
         """Return for each seed the middle between the last level that passed and the next, and half that step."""
@@ -308,16 +310,6 @@ def _by_depth(quantity: Quantity, run: Run) -> Iterator[tuple[float, float]]:
         depth, value = (layer.get(DEPTH), layer.get(quantity.metric)) if isinstance(layer, Mapping) else (None, None)
         if isinstance(depth, (int, float)) and isinstance(value, (int, float)):
             yield float(depth), abs(value) if quantity.absolute else float(value)
-
-
-def _least_squares(slope: Slope, points: Sequence[tuple[float, float]]) -> float:
-    if len(points) < FEWEST_LEVELS:
-        raise Undecidable("missing", f"{slope}: a run has {len(points)} levels; a slope needs {FEWEST_LEVELS}")
-    if any((slope.log_over and x <= 0) or (slope.log_of and y <= 0) for x, y in points):
-        raise Undecidable("missing", f"{slope}: a value is not positive, so it has no logarithm")
-    xs = [math.log(x) if slope.log_over else x for x, _ in points]
-    ys = [math.log(y) if slope.log_of else y for _, y in points]
-    return statistics.linear_regression(xs, ys).slope
 
 
 def _factors(expression: Expression, sign: int = 1) -> Iterator[tuple[int, Expression]]:

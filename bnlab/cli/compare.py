@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from bnlab.cli.compare_from import Columns, Seed, Source, others
 from bnlab.cli.gates import Gate, end_by_gates_on, parse_gates
-from bnlab.cli.options import Baseline, Format, Margin, Runs, Strict, Test, Where, number_in
+from bnlab.cli.options import Baseline, Format, Margin, Runs, Strict, Test, Where, number_in, refuse_beside
+
+if TYPE_CHECKING:
+    from bnlab.compare.result import Comparison
+
+Over = Annotated[
+    Optional[str],
+    typer.Option("--over", metavar="KEY", help="A number across, such as data.train_size, and slopes over it."),
+]
 
 
 def compare(
@@ -39,6 +49,10 @@ def compare(
         Optional[str],
         typer.Option("--pivot", metavar="ROWxCOL", help="A matrix, each column's best bold: 'norm x model'."),
     ] = None,
+    over: Over = None,
+    source: Source = None,
+    arm: Columns = None,
+    seed: Seed = None,
     gate: Gate = None,
     margin: Margin = None,
     test: Test = None,
@@ -50,39 +64,75 @@ def compare(
     PATH is the folder of a run or of a sweep; default: runs.
     """
     from bnlab.compare import comparison
-    from bnlab.report.compare_report import comparison_table, skipped_lines
-    from bnlab.report.console import messages, results
+    from bnlab.report.compare_report import skipped_lines
+    from bnlab.report.console import messages
 
-    gates = parse_gates(gate)
-    compared = comparison.compare(
-        paths or [Path("runs")],
-        by=by or (),
-        baseline=baseline,
-        metrics=metric,
-        where=where or (),
-        sort=sort,
-        target=target,
-        best_of=best_of or (),
-        pivot=pivot,
-        margin=margin,
-        test=test,
-    )
-    out = results()
-    if pivot is not None:
-        from bnlab.report.pivot_report import PIVOT_FORMATS, pivot_table
-
-        if format == "table":
-            out.print(pivot_table(compared, out))
+    refuse_beside("--over", over, {"--pivot": pivot, "--sort": sort, "--best-of": best_of, "--margin": margin})
+    of_others = {"PATH": paths, "--by": by, "--target": target, "--best-of": best_of, "--gate": gate, "--over": over}
+    refuse_beside("--from", source, of_others)
+    gates, places = parse_gates(gate), paths or [Path("runs")]
+    with others(source, arm, seed, metric, where) as given:
+        if over is not None:
+            compared = _over(places, over, by or (), baseline, metric, where or (), target, test, format)
         else:
-            out.emit(PIVOT_FORMATS[format](compared))
-    elif format == "table":
-        out.print(comparison_table(compared, out, (metric or [])[1:]))
-    else:
-        from bnlab.report.compare_formats import FORMATS
-
-        out.emit(FORMATS[format](compared))
+            compared = comparison.compare(
+                places,
+                by=by or (),
+                baseline=baseline,
+                metrics=metric if given is None else given.names,
+                where=(where or ()) if given is None else (),
+                sort=sort,
+                target=target,
+                best_of=best_of or (),
+                pivot=pivot,
+                margin=margin,
+                test=test,
+                of=None if given is None else given.runs,
+            )
+            _show(compared, format, (metric if given is None else given.names) or ())
     for line in skipped_lines(compared):
         messages().say(line)
-    end_by_gates_on(paths or [Path("runs")], where or (), gates, format)
+    end_by_gates_on(places, where or (), gates, format)
     if strict and compared.skipped:
         raise typer.Exit(1)
+
+
+def _show(compared: Comparison, format: str, names: Sequence[str]) -> None:
+    """Print a comparison, or its matrices; `names` are the metrics asked for."""
+    from bnlab.report.compare_formats import FORMATS
+    from bnlab.report.compare_report import comparison_table
+    from bnlab.report.console import results
+    from bnlab.report.pivot_report import PIVOT_FORMATS, pivot_table
+
+    out = results()
+    if format != "table":
+        out.emit((FORMATS if compared.pivot is None else PIVOT_FORMATS)[format](compared))
+    else:
+        is_matrix = compared.pivot is not None
+        out.print(pivot_table(compared, out) if is_matrix else comparison_table(compared, out, names[1:]))
+
+
+def _over(
+    places: Sequence[Path],
+    over: str,
+    by: Sequence[str],
+    baseline: str | None,
+    metric: Sequence[str] | None,
+    where: Sequence[str],
+    target: float | None,
+    test: Test | None,
+    format: str,
+) -> Comparison:
+    """Print arms over the levels of a key. Errors: ConfigError, as for more than one metric."""
+    from bnlab.compare.over import compare_over
+    from bnlab.report.console import results
+    from bnlab.report.over_report import OVER_FORMATS, over_table
+
+    main, *more = metric or ["test_accuracy"]
+    refuse_beside("--over", over, {f"--metric {more[0]}" if more else "": more})
+    levels, compared = compare_over(
+        places, over, by=by, baseline=baseline, metric=main, where=where, target=target, test=test
+    )
+    out = results()
+    out.print(over_table(levels, out)) if format == "table" else out.emit(OVER_FORMATS[format](levels, compared))
+    return compared

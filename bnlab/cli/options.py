@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -92,6 +92,14 @@ Retries = Annotated[int, number_in("--retries", int, 0, help="How often to try a
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Start no more jobs once one is not done.")]
 Inline = Annotated[bool, typer.Option("--inline", help="Train in this process, so that breakpoint() stops there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and list the jobs, run nothing.")]
+
+
+def refuse_beside(option: str, given: object, others: Mapping[str, object]) -> None:
+    """Raise ConfigError for the first of `others` that is given beside `option`."""
+    beside = next((name for name, value in others.items() if value not in (None, [])), None)
+    if given is not None and beside is not None:
+        raise ConfigError(f"{option}: cannot be combined with {beside}\nleave out one of the two")
+
 
 # ---------------------------------------------------------------- of comparisons
 

@@ -62,8 +62,9 @@ def compare(
     pivot: str | None = None,
     margin: float | None = None,
     test: Test | None = None,
+    of: Sequence[Run] | None = None,
 ) -> Comparison:
-    """Compare all runs under `paths`; the first of `metrics` is the main one.
+    """Compare all runs under `paths`, or the runs `of`; the first of `metrics` is the main one.
 
     `by` groups by these keys alone, `where` keeps runs (`norm=batch,ghost`), `sort` is a metric (best first) or `arm`,
     `target` is a validation accuracy as a fraction and replaces the data set's usual one. `best_of` are keys of which
@@ -81,13 +82,8 @@ def compare(
         raise ConfigError(f"--target {target:g}: must be a fraction above 0 and at most 1, such as 0.98")
     if pivot is not None:
         check_pivot(pivot, baseline, sort, metrics or ())
-    found, skipped = read_runs(paths)
+    found, skipped = find_runs(paths) if of is None else (list(of), [])
     runs = started(found)
-    if not runs and not skipped:
-        places = ", ".join(map(str, paths))
-        if found:
-            raise RecordError(f"{places}: {len(found)} jobs are queued, none was started\n`bnlab resume` does them")
-        raise RecordError(f"no runs in {places}\nstart one with `bnlab train`, or give the folder that has them")
     kept = where_of(where, runs) if runs else []
     known = {key: None for run in runs for key in run.config}
     axes = pivot_keys(pivot, known) if pivot is not None and runs else None
@@ -118,6 +114,17 @@ def compare(
     sections = [replace(each.section(sort), data=name) for each, name in zip(built, data_names(parts), strict=True)]
     spared = sum(run.state == "not needed" for run in found)
     return Comparison(sections, skipped, axes, len(found) - len(runs) - spared, spared)
+
+
+def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """Read all runs under `paths`, as `read_runs` does. Errors: RecordError where none was started."""
+    found, skipped = read_runs(paths)
+    if not started(found) and not skipped:
+        places = ", ".join(map(str, paths))
+        if found:
+            raise RecordError(f"{places}: {len(found)} jobs are queued, none was started\n`bnlab resume` does them")
+        raise RecordError(f"no runs in {places}\nstart one with `bnlab train`, or give the folder that has them")
+    return found, skipped
 
 
 def _columns(asked: Sequence[Metric], ranked: Sequence[Metric], runs: Sequence[Run]) -> list[Metric]:
@@ -298,7 +305,7 @@ class _Builder:
             n=len(done),
             states=arm.states(),
             is_baseline=any(map(_is_reference, done)) if self.runs[0].is_bench else i in self.baselines,
-            metrics={m.name: _estimate(self.observed[i][m.name], m) for m in self.columns},
+            metrics={m.name: estimate(self.observed[i][m.name], m) for m in self.columns},
             vs_baseline=vs_baseline,
             curve=_median_curve(done, self.columns[0]),
             best=arm.best,
@@ -377,15 +384,16 @@ def _survived(pair: Paired, arm: Observed, baseline: Observed, metric: Metric) -
     return replace(pair, is_open=bool(doubtful and pair.mean), num_lost=arm.num_lost + baseline.num_lost)
 
 
-def _estimate(observed: Observed, metric: Metric) -> Interval:
+def estimate(observed: Observed, metric: Metric) -> Interval:
+    """Return the mean over seeds, of a time to a target the median, with its interval."""
     values = list(observed.values.values())
     if observed.within is not None and observed.within[0] < observed.within[1]:
         return Interval(values[0], *observed.within, 1, kind="median")
     if metric.axis is None:
-        estimate = estimate_mean(values, metric.bounds, observed.images, metric.is_skewed)
+        found = estimate_mean(values, metric.bounds, observed.images, metric.is_skewed)
     else:
-        estimate = estimate_median(values, observed.limit, list(observed.before.values()))
-    return replace(estimate, num_lost=observed.num_lost)
+        found = estimate_median(values, observed.limit, list(observed.before.values()))
+    return replace(found, num_lost=observed.num_lost)
 
 
 def _rank(row: Row, metric: Metric) -> tuple[int, float]:

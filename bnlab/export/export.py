@@ -37,7 +37,7 @@ def export(form: str, paths: Iterable[Path], place: Path | None, where: Sequence
     that is wrong; EnvironmentFault for a missing library or a place that cannot be written; RecordError without runs.
     """
     place = place or Path("export") / form
-    _must_have(form)
+    must_have(form, f"bnlab export {form}")
     if form != "mlflow":
         must_be_free(place)
     runs, tables, complete = _read(list(paths), where)
@@ -82,13 +82,13 @@ def _read(paths: Sequence[Path], where: Sequence[str]) -> tuple[list[Run], list[
     return runs, tables, not skipped
 
 
-def _must_have(form: str) -> None:
-    """Import what a format needs. Errors: EnvironmentFault naming what is missing and how to install it."""
+def must_have(form: str, asked: str) -> None:
+    """Import what a format needs, which was `asked` for. Errors: EnvironmentFault naming what to install."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # or MLflow tells its makers that it was imported
     for name in NEEDS[form]:
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise EnvironmentFault(
-                f"bnlab export {form}: {name} cannot be imported ({error})\npip install 'bnlab[export]'"
+                f"{asked}: {name} cannot be imported ({error})\npip install 'bnlab[export]'"
             ) from error

@@ -13,7 +13,7 @@ from typing import Literal
 
 from rich.text import Text
 
-from bnlab.report.figures import significant
+from bnlab.report.figures import number, significant
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue")
@@ -80,6 +80,7 @@ def line_chart(
     *,
     factor: float = 1.0,
     braille: bool = True,
+    across: Axis = "linear",
 ) -> list[Text]:
     """Return the lines of a chart of `curves` (name -> x, y), `width` columns wide with its labels.
 
@@ -90,13 +91,13 @@ def line_chart(
     if not everything:
         return [Text("no finite values", "dim")]
     scale = Scale.over([y for _, y in everything], axis)
-    x_low, x_high = min(x for x, _ in everything), max(x for x, _ in everything)
+    wide = Scale.over([x for x, _ in everything], across)
     ticks = {row: significant(scale.at(1 - (row + 0.5) / height) * factor) for row in range(0, height, 3)}
     margin = max(map(len, ticks.values()))
     columns = max(width - margin - 2, 8)
     canvas = _Canvas(columns, height, braille)
     for index, curve in enumerate(points.values()):
-        places = [((x - x_low) / ((x_high - x_low) or 1), scale.height(y)) for x, y in curve]
+        places = [(wide.height(x) if wide.high > wide.low else 0.0, scale.height(y)) for x, y in curve]
         canvas.draw(places, index)
     side = "┤" if braille else "|"
     lines = [
@@ -105,8 +106,8 @@ def line_chart(
         )
         for row, line in enumerate(canvas.lines())
     ]
-    right = significant(x_high)
-    feet = f"{significant(x_low)}{right:>{max(columns - len(significant(x_low)), 0)}}"
+    left, right = (number(x, 0) if float(x).is_integer() else significant(x) for x in (wide.low, wide.high))
+    feet = f"{left}{right:>{max(columns - len(left), 0)}}"
     return [*lines, Text(" " * (margin + 2) + feet, "dim")]
 
 

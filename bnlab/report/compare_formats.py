@@ -66,7 +66,7 @@ def as_csv(comparison: Comparison) -> str:
             for metric, estimate, difference in _measured(row):
                 figures = estimate_values(estimate, metric) | {"center": _shown(estimate.value, metric)}
                 if difference is not None:
-                    against = _difference(difference, metric)
+                    against = difference_values(difference, metric)
                     figures |= {"difference": against["difference"], "p": against["p"]}
                     figures |= {"verdict": row.verdicts.get(metric.name)}
                     figures |= {"difference_low": against["low"], "difference_high": against["high"]}
@@ -188,7 +188,7 @@ def _row(row: Row) -> dict[str, Any]:
         "status": row.states,
         "metrics": {metric.name: estimate_values(estimate, metric) for metric, estimate, _ in measured},
         "vs_baseline": {
-            metric.name: _difference(d, metric) | {"verdict": row.verdicts.get(metric.name)}
+            metric.name: difference_values(d, metric) | {"verdict": row.verdicts.get(metric.name)}
             for metric, _, d in measured
             if d is not None
         },
@@ -213,7 +213,8 @@ def estimate_values(e: Interval, metric: Metric) -> dict[str, Any]:
     }
 
 
-def _difference(d: Interval, metric: Metric) -> dict[str, Any]:
+def difference_values(d: Interval, metric: Metric) -> dict[str, Any]:
+    """Return a difference as JSON shows it, in the metric's unit."""
     low, high = _shown(d.low, metric), _shown(d.high, metric)
     return {"difference": _shown(d.value, metric), "low": low, "high": high, "p": d.p, "n": d.n}
 

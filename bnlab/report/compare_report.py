@@ -82,7 +82,7 @@ def curve_scale(section: Section) -> Scale | None:
     Accuracies lie on the logarithm of the error, losses on the logarithm; None where no row has a curve.
     """
     values = [value for row in section.rows for value in (row.curve[1:] or row.curve)]
-    return Scale.over(values, _axis(metrics[section.main])) if values else None
+    return Scale.over(values, curve_axis(metrics[section.main])) if values else None
 
 
 def baseline_name(section: Section) -> str:
@@ -188,7 +188,8 @@ def _places(section: Section) -> int:
     return decimals_for(values, [])
 
 
-def _axis(metric: Metric) -> Axis:
+def curve_axis(metric: Metric) -> Axis:
+    """Return on what scale a metric is drawn."""
     curve = metric.curve or ""
     return "error" if curve.endswith(".accuracy") else "log" if curve.endswith(".loss") else "linear"
 

@@ -53,6 +53,7 @@ def chart(
     factor: float = 1.0,
     height: int = 10,
     over: str = "step",
+    across: Axis = "linear",
 ) -> list[Text]:
     """Return a chart under its title, and below it what it is over and which curve is which."""
     key = Text(f"by {over}: ", "dim")
@@ -60,7 +61,7 @@ def chart(
         style = COLOURS[index % len(COLOURS)]
         key.append("━ " if braille else f"{MARKS[index % len(MARKS)]} ", style)
         key.append(f"{name}  ")
-    lines = line_chart(curves, axis, room, height, factor=factor, braille=braille)
+    lines = line_chart(curves, axis, room, height, factor=factor, braille=braille, across=across)
     lines = [*([Text(title, "bold")] if title else []), *lines, key]
     for line in lines:
         line.rstrip()

@@ -17,6 +17,7 @@ def heading(section: Section) -> list[str]:
     """Return the header's parts: data, model, training, machine, versions, seeds; a key that differs is not named."""
     get = section.settings.get
     parts = [
+        " / ".join(_distinct(section.environments, "source")),
         "bench" if section.is_bench else None,
         section.data or get("data.name"),
         _model(section.settings),

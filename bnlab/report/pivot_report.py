@@ -6,7 +6,7 @@ cells: the figure with its interval, the finished runs behind it, and the settin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,13 +34,14 @@ def pivot_table(comparison: Comparison, out: Terminal) -> Group:
     shown: list[Text] = []
     for matrix in matrices(comparison):
         shown += [Text("")] if shown else []
-        table = draw(_columns(matrix), out, split=True).lines
-        body = [Text(""), *joined([_title(matrix)], out), Text(""), *table, Text("")]
+        table = draw(matrix_columns(matrix), out, split=True).lines
+        body = [Text(""), *joined([matrix_title(matrix)], out), Text(""), *table, Text("")]
         shown += framed(matrix.section, body, [], matrix.section.notes, out)
     return Group(*shown)
 
 
-def _columns(matrix: Matrix) -> list[Column]:
+def matrix_columns(matrix: Matrix) -> list[Column]:
+    """Return the names of the rows, then a column for each value across."""
     metric = metrics[matrix.section.main]
     names = short_names(matrix.keys)
     title = " \\ ".join(names[key] for key in matrix.keys)
@@ -61,17 +62,19 @@ def _columns(matrix: Matrix) -> list[Column]:
 
 def as_plain(comparison: Comparison) -> str:
     """Return aligned text to grep: `#` before all that is no row, the finished runs in every cell."""
-    return "\n".join(commented(m.section, aligned_lines(*_grid(m)), _title(m)) for m in matrices(comparison))
+    return "\n".join(
+        commented(m.section, aligned_lines(*matrix_grid(m)), matrix_title(m)) for m in matrices(comparison)
+    )
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Return one GitHub table a matrix, under its header and title as lines of text, with the notes as a list."""
     parts: list[str] = []
     for matrix in matrices(comparison):
-        titles, rows = _grid(matrix)
+        titles, rows = matrix_grid(matrix)
         titles = list(map(escaped, titles))
         table = markdown_table(titles, [list(map(escaped, row)) for row in rows], titles[1:])
-        parts += listed(matrix.section, [escaped(_title(matrix)), table])
+        parts += listed(matrix.section, [escaped(matrix_title(matrix)), table])
     return "\n\n".join(parts) + "\n" if parts else ""
 
 
@@ -80,20 +83,30 @@ def as_csv(comparison: Comparison) -> str:
 
     The columns are `KEY=VALUE`, then the same with ` low`, ` high`, ` n`, ` runs` and ` best KEY` of a chosen setting.
     """
-    lines: list[dict[str, Any]] = []
-    for number, matrix in enumerate(matrices(comparison), 1):
-        metric = metrics[matrix.section.main]
-        row_key, column_key = matrix.keys
-        for value, cells in zip(matrix.rows, matrix.cells, strict=True):
-            line = {"section": number, "metric": metric.name, "unit": metric.unit, row_key: _plain(value)}
-            for across, row in zip(matrix.columns, cells, strict=True):
-                name = f"{column_key}={_plain(across)}"
-                known = estimate_values(row.metrics[metric.name], metric) if row else {}
-                line[name] = known.get(known.get("kind", ""))
-                line |= {f"{name} {bound}": known.get(bound) for bound in ("low", "high")}
-                line |= {f"{name} n": row.n if row else 0, f"{name} runs": row.num_runs if row else 0}
-                line |= {f"{name} best {key}": row.best.get(key) if row else None for key in matrix.section.chosen}
-            lines.append(line)
+    return lines_csv(
+        line for number, matrix in enumerate(matrices(comparison), 1) for line in matrix_lines(matrix, number)
+    )
+
+
+def matrix_lines(matrix: Matrix, number: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the matrix of the section `number` as lines of a CSV, by title."""
+    metric = metrics[matrix.section.main]
+    row_key, column_key = matrix.keys
+    for value, cells in zip(matrix.rows, matrix.cells, strict=True):
+        line = {"section": number, "metric": metric.name, "unit": metric.unit, row_key: _plain(value)}
+        for across, row in zip(matrix.columns, cells, strict=True):
+            name = f"{column_key}={_plain(across)}"
+            known = estimate_values(row.metrics[metric.name], metric) if row else {}
+            line[name] = known.get(known.get("kind", ""))
+            line |= {f"{name} {bound}": known.get(bound) for bound in ("low", "high")}
+            line |= {f"{name} n": row.n if row else 0, f"{name} runs": row.num_runs if row else 0}
+            line |= {f"{name} best {key}": row.best.get(key) if row else None for key in matrix.section.chosen}
+        yield line
+
+
+def lines_csv(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Return a CSV of all titles that any line has."""
+    lines = list(lines)
     titles = list(dict.fromkeys(name for line in lines for name in line))
     return csv_text(titles, ([line.get(name) for name in titles] for line in lines))
 
@@ -105,7 +118,7 @@ def as_json(comparison: Comparison) -> str:
     "environments", "target", "notes"}, the whole adds "skipped". A cell is a metric as in a comparison, with "status"
     and "best", or null where there is no run.
     """
-    return document([_document(matrix) for matrix in matrices(comparison)], comparison)
+    return document([matrix_document(matrix) for matrix in matrices(comparison)], comparison)
 
 
 PIVOT_FORMATS: Mapping[str, Callable[[Comparison], str]] = {
@@ -116,7 +129,8 @@ PIVOT_FORMATS: Mapping[str, Callable[[Comparison], str]] = {
 }
 
 
-def _document(matrix: Matrix) -> dict[str, Any]:
+def matrix_document(matrix: Matrix) -> dict[str, Any]:
+    """Return what JSON has of a matrix."""
     section, metric = matrix.section, metrics[matrix.section.main]
     return {
         "schema": SCHEMA,
@@ -139,7 +153,7 @@ def _document(matrix: Matrix) -> dict[str, Any]:
     }
 
 
-def _grid(matrix: Matrix) -> tuple[list[str], list[list[str]]]:
+def matrix_grid(matrix: Matrix) -> tuple[list[str], list[list[str]]]:
     """Return titles and rows of text, each cell on one line."""
     rows = []
     for value, cells, beside in zip(matrix.rows, _cells(matrix), _beside(matrix, always=True), strict=True):
@@ -151,7 +165,8 @@ def _grid(matrix: Matrix) -> tuple[list[str], list[list[str]]]:
 # ---------------------------------------------------------------- cells
 
 
-def _title(matrix: Matrix) -> str:
+def matrix_title(matrix: Matrix) -> str:
+    """Return what is in the cells, and by which keys."""
     metric, (down, across) = metrics[matrix.section.main], matrix.keys
     title = table_title(metric, matrix.section)
     is_told = metric.unit in ("", "%") or _UNIT_WORDS.get(metric.unit, metric.unit) in title.split()

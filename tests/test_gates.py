@@ -8,6 +8,8 @@ import pytest
 from helpers_cli import bnlab
 from helpers_runs import make_run
 
+from bnlab.record.sweep_record import SweepRecord
+
 GHOST = "test_accuracy[norm=ghost] - test_accuracy[norm=batch]"
 
 
@@ -41,6 +43,19 @@ def test_of_several_the_worst_counts(runs: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.startswith("{")  # and nothing but json
     assert done.stderr.count("gate ") == 3
+
+
+def test_looks_at_a_sweep_that_was_extended_are_counted(tmp_path: Path) -> None:
+    sweep = tmp_path / "runs" / "s"
+    for seed, ghost in enumerate([0.954, 0.950, 0.953, 0.951, 0.955]):
+        make_run(sweep / f"{2 * seed}", norm="ghost", seed=seed, test_accuracy=(0.1, ghost))
+        make_run(sweep / f"{2 * seed + 1}", norm="batch", seed=seed, test_accuracy=(0.1, 0.950))
+    gate = ["compare", "runs/s", "--gate", f"{GHOST} > 0"]
+    assert bnlab(*gate, cwd=tmp_path).returncode == 0
+    SweepRecord((), None, False, seeds=(3, 4, 5)).write(sweep)
+    done = bnlab(*gate, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "looks at 3, 4, 5 seeds" in done.stdout
 
 
 @pytest.mark.parametrize(

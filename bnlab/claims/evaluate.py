@@ -50,12 +50,12 @@ def evidence_of(expression: Expression, runs: Sequence[Run], best_of: Sequence[s
     if isinstance(expression, Exact):
         by_seed = reader.by_seed(expression.of)
         return Known(max(map(abs, by_seed.values())), len(by_seed))
-    if any(run.is_bench for quantity in quantities(expression) for run in reader.arm(quantity, _free(expression))):
+    if any(run.is_bench for quantity in quantities(expression) for run in reader.arm(quantity, free_keys(expression))):
         return reader.timed(expression)
     return reader.sample(expression)
 
 
-def _free(expression: Expression) -> list[str]:
+def free_keys(expression: Expression) -> list[str]:
     """Return the keys that a slope or a ladder goes over."""
     match expression:
         case Largest(key, _):
@@ -63,7 +63,7 @@ def _free(expression: Expression) -> list[str]:
         case Slope(_, over):
             return [] if over == DEPTH else [over]
         case Difference(a, b) | Ratio(a, b, _):
-            return [*_free(a), *_free(b)]
+            return [*free_keys(a), *free_keys(b)]
     return []
 
 

@@ -81,7 +81,7 @@ def show(name: Name, budget: Budget = None) -> None:
     for word, each in claim.budgets.items():
         looks = ", ".join(map(str, each.looks))
         plan = f"at most {claim.num_runs(each):,} trainings, looked at with {looks} seeds" if claim.train else ""
-        out.say(f"{word:<6}{'; '.join(filter(None, [plan, 'a bench' if claim.bench else '']))}")
+        out.say(f"{word:<7}{'; '.join(filter(None, [plan, 'a bench' if claim.bench else '']))}")
 
 
 @app.command(short_help="Do what is missing, and give verdicts.")

@@ -59,10 +59,12 @@ def end_by_gates(gates: Sequence[Part], runs: Sequence[Run], format: str) -> Non
     words = {"confirmed": "met", "refuted": "not met", "undecided": "undecided"}
     verdicts = []
     for gate in gates:
-        (part,) = decide(gate, runs).parts
+        looks = _looks_at(gate, runs)
+        (part,) = decide(gate, runs, looks=looks).parts
         verdicts.append(part.verdict)
         figures = figures_of(part)
-        after = "; ".join(text for text in (figures, part.because) if text)
+        seen = f"looks at {', '.join(map(str, looks))} seeds" if len(looks) > 1 else ""
+        after = "; ".join(text for text in (figures, part.because, seen) if text)
         out.say(f"gate {words[part.verdict]}: {part.text}: {after}")
     if "refuted" in verdicts:
         raise typer.Exit(NOT_MET)
@@ -77,3 +79,19 @@ def end_by_gates_on(paths: Sequence[Path], where: Sequence[str], gates: Sequence
         from bnlab.record.read import read_runs, started
 
         end_by_gates(gates, where_of(where, started(read_runs(paths)[0])), format)
+
+
+def _looks_at(gate: Part, runs: Sequence[Run]) -> tuple[int, ...]:
+    """Return the numbers of seeds at which the runs of a gate were looked at, as `compare` counts them."""
+    from bnlab.claims.cells import arm_of
+    from bnlab.claims.evaluate import free_keys
+    from bnlab.claims.language import quantities
+    from bnlab.compare.looked import Looked
+    from bnlab.metrics import find_metric
+
+    of = gate.sentence.of
+    sides = [arm_of(quantity, runs, free_keys(of)) for quantity in quantities(of)]
+    if any(run.is_bench for side in sides for run in side):
+        return ()
+    rule, _ = Looked().rule(sides, find_metric(next(quantities(of)).metric), False)
+    return rule.counted

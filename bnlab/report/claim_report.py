@@ -25,6 +25,7 @@ from bnlab.report.table import Column, draw, joined
 
 STYLES = {"confirmed": "green", "refuted": "red", "undecided": "yellow", "not run": "dim"}
 _WIDE, _NARROW = 24, 16  # columns of a picture
+_ROOMY = 100  # columns of a terminal, below which a list has no ages
 Pair = tuple[Claim, ClaimVerdict | None]
 
 
@@ -274,7 +275,7 @@ def claims_table(pairs: Sequence[Pair], out: Terminal) -> Group:
         Column("figures", [row["figures"] or "" for row in rows], left=True, rank=1),
         Column("expected", [row["expected"] or "" for row in rows], left=True, rank=4),
         Column("budget", [row["budget"] or "" for row in rows], left=True, rank=3),
-        Column("age", [row["age"] or "" for row in rows], rank=2),
+        *([Column("age", [row["age"] or "" for row in rows], rank=2)] if out.width >= _ROOMY else []),
         Column("question", [row["question"] for row in rows], left=True, wraps=True),
     ]
     below = [summary_line(pairs), chance_line(pairs)]

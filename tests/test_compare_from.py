@@ -159,7 +159,7 @@ def test_a_file_that_is_no_csv_is_named_with_the_reason(tmp_path: Path) -> None:
         "head": "has no runs",
         "twice": "line 1 names acc twice",
         "fifo": "is not a regular file",
-        "huge": "is larger than 256 MB",
+        "huge": "is larger than 32 MB",
     }.items():
         with pytest.raises(ConfigError, match=reason):
             read(tmp_path / f"{name}.csv")

@@ -196,6 +196,8 @@ def test_times_have_slopes_only_where_every_run_arrived(tmp_path: Path) -> None:
     levels = over(tmp_path, "lr", metric="steps_to_target")
     assert levels.slopes == [None]
     assert any("not every run reached the target" in note for note in levels.section.notes)
+    shown = bnlab_compare(str(tmp_path), "--over", "lr", "--metric", "steps_to_target").stdout
+    assert "\nsteps to target\n100.0 |" in shown  # in steps, not on the scale of the accuracy that they are to
 
 
 def test_different_data_at_one_level_stand_in_no_table(tmp_path: Path) -> None:

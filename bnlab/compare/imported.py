@@ -20,7 +20,7 @@ from bnlab.metrics import ANY, Direction, Metric, Summary, metrics
 from bnlab.record.read import Run
 from bnlab.record.read_files import Unreadable, read_bytes
 
-LARGEST_CSV = 256 * 2**20  # bytes
+LARGEST_CSV = 32 * 2**20  # bytes
 LARGEST_NUMBER = 1e100  # beyond it squares overflow
 LONGEST_VALUE = 1000  # characters of an arm, a seed or a name
 MOST_LISTED = 60  # columns

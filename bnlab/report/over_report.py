@@ -38,7 +38,7 @@ def over_table(found: Sequence[Levels], out: Terminal) -> Group:
     shown: list[Text] = []
     for levels in found:
         shown += [Text("")] if shown else []
-        slopes = [Column(title, cells, key=title) for title, cells in _slope_columns(levels)]
+        slopes = [Column(title, cells, key=title, group="slope") for title, cells in _slope_columns(levels)]
         table = draw([*matrix_columns(levels), *slopes], out, split=True).lines
         body = [Text(""), *joined([matrix_title(levels)], out), Text(""), *table, Text(""), *_chart(levels, out)]
         shown += framed(levels.section, body, _legend(levels), levels.section.notes, out)
@@ -78,20 +78,20 @@ def _chart(levels: Levels, out: Terminal) -> list[Text]:
     places = [float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else math.nan for v in levels.columns]
     curves = {}
     for arm, cells in zip(levels.section.rows, levels.cells, strict=True):
-        points = [
-            (x, cell.metrics[metric.name].value) for x, cell in zip(places, cells, strict=True) if cell and x == x
-        ]
+        points = [(x, cell.metrics[metric.name].value) for x, cell in zip(places, cells, strict=True) if cell]
+        points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         if len(points) > 1:
             curves[out.show(arm.label)] = ([x for x, _ in points], [y for _, y in points])
     if not curves:
         return []
     is_log = levels.per == "doubling"
     over = f"{short_names([key])[key]}{' (log scale)' if is_log else ''}"
-    how = {"error": " (log scale of the error)", "log": " (log scale)", "linear": ""}[curve_axis(metric)]
+    axis = curve_axis(metric) if metric.kind == "mean" else "linear"  # the curve of a time is that of an accuracy
+    how = {"error": " (log scale of the error)", "log": " (log scale)", "linear": ""}[axis]
     lines = chart(
         out.show(f"{metric.title}{' %' if metric.unit == '%' else ''}{how}"),
         curves,
-        curve_axis(metric),
+        axis,
         min(out.width, WIDEST_CHART),
         out.unicode and out.coloured,
         factor=metric.scale,

@@ -213,6 +213,21 @@ def test_different_data_at_one_level_stand_in_no_table(tmp_path: Path) -> None:
     assert bnlab_compare(str(tmp_path), "--over", "data.train_size", "--where", "valid_size=100").returncode == 0
 
 
+def test_a_run_that_ended_before_it_knew_its_data_stands_at_its_level(sizes: Path) -> None:
+    changes = {"data.train_size": 128}
+    make_run(
+        sizes / "sweep" / "x",
+        norm="batch",
+        seed=9,
+        state="failed",
+        config=changes,
+        environment={"data_fingerprint": None},
+    )
+    cell = over(sizes, "data.train_size").cells[1][0]
+    assert cell is not None
+    assert cell.states == {"done": 4, "failed": 1}
+
+
 def test_what_cannot_be_compared_over_is_refused(sizes: Path) -> None:
     for arguments, words in {
         ("--over", "sede"): "no run has such a key",

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Literal, TypeGuard
 
@@ -102,20 +101,21 @@ def _parts(runs: Sequence[Run], key: str, word: str) -> list[list[Run]]:
 
     Errors: ConfigError where the runs of one level are on different data.
     """
-    parts: list[list[Run]] = []
-    by_data = groupby(sections_of(runs), lambda section: section[0].config.get(DATA))
-    for name, sections in ((name, list(group)) for name, group in by_data):
-        together = [run for section in sections for run in section]
-        levels = [{run.config.get(key, MISSING) for run in section} for section in sections]
-        if len(sections) == 1 or not key.startswith("data."):
-            parts += sections
-        elif sum(map(len, levels)) == len(set().union(*levels)):
-            parts.append(together)
-        else:
-            apart = [other for other in differing_keys(together) if other.startswith("data.") and other != key]
+    if not key.startswith("data."):
+        return sections_of(runs)
+    parts: dict[object, list[Run]] = {}
+    marks: dict[object, set[object]] = {}
+    for run in runs:
+        name, mark = run.config.get(DATA), run.environment.get("data_fingerprint")
+        parts.setdefault(name, []).append(run)
+        seen = marks.setdefault((name, run.config.get(key, MISSING)), set())
+        seen |= set() if mark is None else {mark}  # a run that ended early knows none
+        if len(seen) > 1:
+            differing = differing_keys([other for other in runs if other.config.get(DATA) == name])
+            apart = [other for other in differing if other.startswith("data.") and other != key]
             way = f"keep one value of {named(apart)} with --where" if apart else "name the folder of one sweep"
             raise ConfigError(f"--over {word}: runs of one level are on different data named {text_of(name)}\n{way}")
-    return parts
+    return [parts[name] for name in sorted(parts, key=text_of)]
 
 
 @dataclass

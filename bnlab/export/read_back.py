@@ -31,6 +31,7 @@ def read_records(source: str) -> list[Record]:
 def _mlflow(place: str) -> list[Record]:
     """Return all runs of a store with their experiment, status, parameters, and the last value of each metric."""
     must_have("mlflow", "--from mlflow")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # or a server that is not there takes minutes
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

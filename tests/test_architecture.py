@@ -38,7 +38,7 @@ AT_HOME = {
     "omegaconf": {"config", "runner"},
     "typer": {"cli"},
     "rich": {"report", "cli"},
-    "pandas": {"compare"},
+    "pandas": {"compare", "report"},
     "jinja2": {"report"},
     "tensorboard": {"export"},
     "mlflow": {"export"},

@@ -211,11 +211,11 @@ def test_compare_names_broken_folders_and_shows_the_rest(tmp_path: Path) -> None
     bnlab("train", *SHORT, cwd=tmp_path)
     (tmp_path / "runs" / "broken").mkdir()
     (tmp_path / "runs" / "broken" / "status.json").write_text("{")
-    shown = bnlab("compare", cwd=tmp_path)
+    shown = bnlab("compare", "--all", cwd=tmp_path)
     assert shown.returncode == 0
     assert "digits" in shown.stdout
     assert "broken" in shown.stderr
-    assert bnlab("compare", "--strict", cwd=tmp_path).returncode == 1
+    assert bnlab("compare", "--all", "--strict", cwd=tmp_path).returncode == 1
 
 
 @for_each(

@@ -171,14 +171,15 @@ def test_places_of_equal_data_make_one_arm_and_other_data_are_told(tmp_path: Pat
         make_run(tmp_path / str(i), data="folder", seed=i, config={"data.path": path}, fingerprint=mark)
     heads = {(len(s.rows), s.rows[0].n): heading(s) for s in compare([tmp_path], metrics=["test_accuracy"]).sections}
     assert sorted(heads) == [(1, 1), (1, 2)]
-    told = [heading(s)[0] for s in compare([tmp_path], metrics=["test_accuracy"]).sections]
+    told = [heading(s)[0].partition(",")[0] for s in compare([tmp_path], metrics=["test_accuracy"]).sections]
     assert told == ["folder (fingerprint aa)", "folder (path=here)", "folder (path=moved)"]
 
 
 def test_data_that_differ_in_size_are_told_by_it(tmp_path: Path) -> None:
     for size in (100, 200):
         make_run(tmp_path / str(size), data="digits", config={"data.train_size": size}, fingerprint=str(size))
-    assert [heading(s)[0] for s in compare([tmp_path]).sections] == [f"digits (train_size={n})" for n in (100, 200)]
+    told = [heading(s)[0] for s in compare([tmp_path]).sections]
+    assert told == [f"digits (train_size={n}), 1,000 for validation" for n in (100, 200)]
 
 
 def test_arms_that_are_equal_to_the_last_bit_are_named(tmp_path: Path) -> None:

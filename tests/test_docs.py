@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,11 +51,13 @@ def blocks(page: Path) -> Iterator[tuple[str, list[str]]]:
 def examples(page: Path) -> list[Example]:
     found: list[Example] = []
     for kind, lines in blocks(page):
-        assert kind in ("sh", "text"), f"{page.name}: a block of kind {kind!r}"
+        assert kind in ("sh", "text", "python"), f"{page.name}: a block of kind {kind!r}"
         if kind == "sh":
             found.append(
                 Example([shlex.split(line) for line in "\n".join(lines).replace("\\\n", " ").splitlines()], [])
             )
+        elif kind == "python":
+            found.append(Example([["python", "\n".join(lines)]], []))
         else:
             found[-1].output.extend(lines)
     return found
@@ -75,10 +78,15 @@ class Terminal:
 
     def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._capsys, self._monkeypatch = capsys, monkeypatch
+        self._names: dict[str, Any] = {}  # of a page's Python
 
     def run(self, command: list[str]) -> str:
         """Run one command line; return what it prints. Those of other programs are held against the project's files."""
         program, *arguments = command
+        if program == "python":
+            self._capsys.readouterr()
+            exec(compile(arguments[0], "page", "exec"), self._names)
+            return self._capsys.readouterr().out
         if program in OTHER_PROGRAMS:
             OTHER_PROGRAMS[program](arguments)
             if program != "torchrun":
@@ -96,7 +104,9 @@ class Terminal:
         arguments = [
             {"data=mnist": "data=digits", "RUN": _latest_run(), "SWEEP": _latest_sweep()}.get(a, a) for a in arguments
         ]
-        return arguments + ([] if "--cfg" in arguments else SMALL.get(arguments[0] if arguments else "", []))
+        small = [] if "--cfg" in arguments else SMALL.get(arguments[0] if arguments else "", [])
+        given = {argument.partition("=")[0] for argument in arguments}
+        return arguments + [key for key in small if key.partition("=")[0] not in given]
 
     def _printed(self, arguments: list[str]) -> str:
         self._monkeypatch.setattr(sys, "argv", ["bnlab", *arguments])

@@ -20,13 +20,14 @@ from bnlab.metrics import metrics
 from bnlab.report.chart import Scale, line_chart, sparkline
 from bnlab.report.check_report import CARD_FORMATS
 from bnlab.report.compare_formats import FORMATS
-from bnlab.report.compare_report import baseline_name, comparison_table, section_columns, skipped_lines
+from bnlab.report.compare_report import comparison_table, section_columns, skipped_lines
 from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import decimals_for, difference_cells, estimate_cells, number
 from bnlab.report.heading import heading
 from bnlab.report.layers_report import by_depth
 from bnlab.report.run_report import run_page
 from bnlab.report.table import draw
+from bnlab.report.verdicts import baseline_name
 
 ESC = "\x1b"
 HOSTILE = "a\x1b[2J[red]b[/red]\n\u202e|<script>"
@@ -46,7 +47,7 @@ def row(name: str, accuracy: float, steps: Interval, **changes: Any) -> Row:
         "flip_rate": mean(0.0048, 0.0012),
     }
     curve = [0.1, accuracy - 0.08, accuracy - 0.02, accuracy - 0.005, accuracy]
-    plain = Row({"norm.name": name}, name, 5, {"done": 5}, name == "none", metrics, {}, curve)
+    plain = Row({"norm.name": name}, name, 5, {"done": 5}, name == "none", metrics, {}, curve, learned=(5, 5))
     return replace(plain, **changes)
 
 
@@ -56,7 +57,14 @@ def section(**changes: Any) -> Section:
     unclear = {"test_accuracy": Interval(-0.0003, -0.0013, 0.0007, 5, 0.41)}
     rows = [
         row("none", 0.983, reached),
-        row("batch", 0.9871, Interval(412.0, 390.0, 455.0, 5, kind="median"), vs_baseline=better),
+        row(
+            "batch",
+            0.9871,
+            Interval(412.0, 390.0, 455.0, 5, kind="median"),
+            vs_baseline=better,
+            against="none",
+            verdicts={"test_accuracy": "better", "steps_to_target": "better"},
+        ),
         row(
             "instance",
             0.9827,
@@ -64,6 +72,9 @@ def section(**changes: Any) -> Section:
             n=4,
             states={"done": 4, "diverged": 1},
             vs_baseline=unclear,
+            against="none",
+            learned=(4, 5),
+            p_learned=1.0,
         ),
     ]
     settings = {
@@ -77,7 +88,9 @@ def section(**changes: Any) -> Section:
         "trainer.channels_last": True,
     }
     machine = {"device": "cpu", "threads": 2, "torch": "2.15.0"}
-    plain = Section(settings, [machine], ["norm.name"], "test_accuracy", rows, ["compare speed by `bnlab bench`"], 0.98)
+    plain = Section(
+        settings, [machine], ["norm.name"], "test_accuracy", rows, ["compare speed by `bnlab bench`"], 0.98, steps=1880
+    )
     return replace(plain, **changes)
 
 
@@ -97,6 +110,9 @@ def printed(
 
 
 AT_120 = """\
+instance learns in 4 of 5 seeds (exact p = 1), none in 5 of 5.
+batch is better than none in test accuracy (+0.41 ± 0.10 points); instance is undecided.
+
 mnist · cnn 32-64 · one-cycle, 3 epochs, batch 64 · cpu, 2 threads, channels_last · torch 2.15.0 · 5 seeds an arm
 
 norm      runs            test acc %         vs none          steps to 98 %      step ms  gap train-eval  flips %  curve
@@ -106,11 +122,15 @@ batch                   98.71 ± 0.05  +0.41 ± 0.10 *      412 (390–455)     
 instance  1/5 diverged  98.27 ± 0.05  -0.03 ± 0.10    > 1,880 (2 of 5)       9.31 ± 0.25    -0.21 ± 0.08     0.48  ▁▁▄▆▇
 
 ±: 95% interval over seeds · *: differs from none at the 5% level, paired by seed, Holm-corrected
-· curve: test accuracy, ▁ 90.27 % to █ 98.71 % on a log scale of the error, one axis for all rows
+curve: test accuracy, ▁ 90.27 % to █ 98.71 % on a log scale of the error, one axis for all rows
 · compare speed by `bnlab bench`
 """
 
 AT_80 = """\
+instance learns in 4 of 5 seeds (exact p = 1), none in 5 of 5.
+batch is better than none in test accuracy (+0.41 ± 0.10 points); instance is
+undecided.
+
 mnist · cnn 32-64 · one-cycle, 3 epochs, batch 64
 cpu, 2 threads, channels_last · torch 2.15.0 · 5 seeds an arm
 
@@ -122,14 +142,19 @@ instance  1/5 diverged  98.27 ± 0.05  -0.03 ± 0.10    > 1,880 (2 of 5)  ▁▁
 
 ±: 95% interval over seeds
 *: differs from none at the 5% level, paired by seed, Holm-corrected
-· curve: test accuracy, ▁ 90.27 % to █ 98.71 % on a log scale of the error, one
-  axis for all rows
-· left out for width: acc_gap, step_ms, flip_rate (--metric NAME, or a wider
-  terminal, shows them)
+curve: test accuracy, ▁ 90.27 % to █ 98.71 % on a log scale of the error, one
+axis for all rows
+left out for width: acc_gap, step_ms, flip_rate (--metric NAME shows them)
 · compare speed by `bnlab bench`
 """
 
 AT_40 = """\
+instance learns in 4 of 5 seeds (exact p
+= 1), none in 5 of 5.
+batch is better than none in test
+accuracy (+0.41 ± 0.10 points); instance
+is undecided.
+
 mnist · cnn 32-64
 one-cycle, 3 epochs, batch 64
 cpu, 2 threads, channels_last
@@ -166,9 +191,9 @@ norm=instance
 ±: 95% interval over seeds
 *: differs from none at the 5% level,
 paired by seed, Holm-corrected
-· curve: test accuracy, ▁ 90.27 % to █
-  98.71 % on a log scale of the error,
-  one axis for all rows
+curve: test accuracy, ▁ 90.27 % to █
+98.71 % on a log scale of the error, one
+axis for all rows
 · compare speed by `bnlab bench`
 """
 
@@ -260,14 +285,19 @@ def test_no_control_character_comes_from_data_in_any_format(name: str) -> None:
 
 def test_json_has_the_documented_shape_and_figures_in_their_unit() -> None:
     made = json.loads(FORMATS["json"](Comparison([section()])))
-    assert (made["schema"], made["baseline"], made["skipped"]) == (1, "none", [])
+    assert (made["schema"], made["baseline"], made["skipped"]) == (2, "none", [])
+    assert made["answer"][1] == (
+        "batch is better than none in test accuracy (+0.41 ± 0.10 points); instance is undecided."
+    )
     batch, instance = made["rows"][1:]
     assert (batch["arm"], batch["n"], batch["status"]) == ({"norm.name": "batch"}, 5, {"done": 5})
     accuracy = batch["metrics"]["test_accuracy"]
     assert {k: accuracy[k] for k in ("mean", "low", "high", "n", "unit", "better")} == {
         "mean": 98.71, "low": 98.66, "high": 98.76, "n": 5, "unit": "%", "better": "higher",
     }  # fmt: skip
-    assert batch["vs_baseline"]["test_accuracy"] == {"difference": 0.41, "low": 0.31, "high": 0.51, "p": 0.003, "n": 5}
+    assert batch["vs_baseline"]["test_accuracy"] == {
+        "difference": 0.41, "low": 0.31, "high": 0.51, "p": 0.003, "n": 5, "verdict": "better",
+    }  # fmt: skip
     late = instance["metrics"]["steps_to_target"]
     assert (late["median"], late["num_reached"], late["limit"]) == (None, 2, 1880)
 

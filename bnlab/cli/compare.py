@@ -19,6 +19,8 @@ Over = Annotated[
     Optional[str],
     typer.Option("--over", metavar="KEY", help="A number across, such as data.train_size, and slopes over it."),
 ]
+Notes = Annotated[bool, typer.Option("--notes", help="Print all notes below the table.")]
+All = Annotated[bool, typer.Option("--all", help="Without PATH: all of runs, not the latest sweep only.")]
 
 
 def compare(
@@ -56,12 +58,14 @@ def compare(
     gate: Gate = None,
     margin: Margin = None,
     test: Test = None,
+    notes: Notes = False,
+    everything: All = False,
     format: Format = "table",
     strict: Strict = False,
 ) -> None:
     """Compare arms (all runs that differ in the seed only) with intervals, paired by seed against a baseline.
 
-    PATH is the folder of a run or of a sweep; default: runs.
+    PATH is the folder of a run or of a sweep; default: the latest sweep.
     """
     from bnlab.compare import comparison
     from bnlab.report.compare_report import skipped_lines
@@ -70,7 +74,7 @@ def compare(
     refuse_beside("--over", over, {"--pivot": pivot, "--sort": sort, "--best-of": best_of, "--margin": margin})
     of_others = {"PATH": paths, "--by": by, "--target": target, "--best-of": best_of, "--gate": gate, "--over": over}
     refuse_beside("--from", source, of_others)
-    gates, places = parse_gates(gate), paths or [Path("runs")]
+    gates, places = parse_gates(gate), paths or _default(everything or source is not None)
     with others(source, arm, seed, metric, where) as given:
         if over is not None:
             compared = _over(places, over, by or (), baseline, metric, where or (), target, test, format)
@@ -89,7 +93,7 @@ def compare(
                 test=test,
                 of=None if given is None else given.runs,
             )
-            _show(compared, format, (metric if given is None else given.names) or ())
+            _show(compared, format, (metric if given is None else given.names) or (), notes)
     for line in skipped_lines(compared):
         messages().say(line)
     end_by_gates_on(places, where or (), gates, format)
@@ -97,19 +101,34 @@ def compare(
         raise typer.Exit(1)
 
 
-def _show(compared: Comparison, format: str, names: Sequence[str]) -> None:
+def _default(everything: bool) -> list[Path]:
+    """Return what is compared where no path is given, and say which that is."""
+    from bnlab.record.latest import RUNS, latest
+    from bnlab.report.console import messages
+
+    places, which = ([RUNS], None) if everything else latest()
+    if which is not None:
+        messages().say(which)
+    return places
+
+
+def _show(compared: Comparison, format: str, names: Sequence[str], all_notes: bool) -> None:
     """Print a comparison, or its matrices; `names` are the metrics asked for."""
-    from bnlab.report.compare_formats import FORMATS
-    from bnlab.report.compare_report import comparison_table
     from bnlab.report.console import results
-    from bnlab.report.pivot_report import PIVOT_FORMATS, pivot_table
 
     out = results()
-    if format != "table":
-        out.emit((FORMATS if compared.pivot is None else PIVOT_FORMATS)[format](compared))
+    if compared.pivot is not None:
+        from bnlab.report.pivot_report import PIVOT_FORMATS, pivot_table
+
+        out.print(pivot_table(compared, out)) if format == "table" else out.emit(PIVOT_FORMATS[format](compared))
+    elif format == "table":
+        from bnlab.report.compare_report import comparison_table
+
+        out.print(comparison_table(compared, out, names[1:], all_notes))
     else:
-        is_matrix = compared.pivot is not None
-        out.print(pivot_table(compared, out) if is_matrix else comparison_table(compared, out, names[1:]))
+        from bnlab.report.compare_formats import FORMATS
+
+        out.emit(FORMATS[format](compared))
 
 
 def _over(

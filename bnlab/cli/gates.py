@@ -21,12 +21,14 @@ NOT_MET, UNDECIDED = 1, 3  # exit codes
 
 def parse_gates(sentences: Sequence[str] | None) -> list[Part]:
     """Return what `--gate` was given. Errors: ConfigError."""
+    if not sentences:
+        return []
     from bnlab.claims.language import parse_sentence
     from bnlab.claims.rule import Part
     from bnlab.errors import ConfigError
 
     try:
-        return [Part(parse_sentence(sentence)) for sentence in sentences or ()]
+        return [Part(parse_sentence(sentence)) for sentence in sentences]
     except ConfigError as error:
         raise ConfigError(f"--gate {error}") from error
 

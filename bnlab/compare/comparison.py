@@ -35,7 +35,7 @@ from bnlab.compare.looked import Looked, of_last_look
 from bnlab.compare.notes import Evidence, environments_of, notes_on
 from bnlab.compare.pivot import check_pivot, pivot_keys, refuse_more_keys
 from bnlab.compare.result import Comparison, Row, Section
-from bnlab.compare.statistics import estimate_mean, estimate_median, restrict
+from bnlab.compare.statistics import estimate_mean, estimate_median, holm, restrict, sign_test
 from bnlab.data.dataset import target_of, test_images_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
 from bnlab.interval import Interval
@@ -43,6 +43,7 @@ from bnlab.metrics import Censored, Metric, end_of, evaluation_before, find_metr
 from bnlab.record.read import Run, read_runs, started, without_collector
 
 DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
+LEARNED = find_metric("learned")
 RATIO = "step_ratio"  # is to the baseline already
 MOST_IMAGES = 10**12  # more are of a damaged record
 BENCH_METRICS = (RATIO, "step_ms", "images_per_second")
@@ -258,14 +259,17 @@ class _Builder:
         if not usable:
             raise ConfigError(f"{columns[0].name}: this data has no usual target\ngive one with --target, such as 0.9")
         self.observed = [{m.name: observe(arm.runs, m, self.target) for m in self.columns} for arm in self.arms]
+        self.learned = [observe(arm.runs, LEARNED, None).values for arm in self.arms]
 
     def section(self, sort: str | None) -> Section:
         """Return the finished section."""
-        rows = [self._row(i, *of_arm) for i, of_arm in enumerate(self._differences())]
+        ps = self._ps_learned()
+        rows = [self._row(i, *of_arm, ps.get(i)) for i, of_arm in enumerate(self._differences())]
         if sort not in (None, "arm") and any(m.name == sort for m in self.columns):
             rows.sort(key=lambda row: _rank(row, find_metric(str(sort))))
         main = self.columns[0].name
         environments = environments_of(self.runs)
+        steps = {(run.summary or {}).get("steps") for arm in self.arms for run in arm.done()}
         evidence = Evidence(
             runs=self.runs,
             environments=environments,
@@ -294,9 +298,13 @@ class _Builder:
             chosen=self.best_of,
             margin=self.margin,
             is_planned=self.looked.is_planned,
+            steps=steps.pop() if len(steps) == 1 else None,
+            level=self.looked.level,
         )
 
-    def _row(self, i: int, vs_baseline: dict[str, Interval], verdicts: dict[str, Verdict]) -> Row:
+    def _row(
+        self, i: int, vs_baseline: dict[str, Interval], verdicts: dict[str, Verdict], p_learned: float | None
+    ) -> Row:
         arm, against = self.arms[i], self.baselines[i]
         done = arm.done()
         return Row(
@@ -313,6 +321,9 @@ class _Builder:
             verdicts=verdicts,
             against="" if against is None else self.arms[against].label,
             folders=frozenset(run.folder for run in arm.runs),
+            learned=(sum(share == 1 for share in self.learned[i].values()), len(self.learned[i])),
+            p_learned=p_learned,
+            num_unlearned=sum(LEARNED.derive(run.summary or {}) == 0 for run in done),
         )
 
     def _differences(self) -> list[tuple[dict[str, Interval], dict[str, Verdict]]]:
@@ -329,6 +340,18 @@ class _Builder:
                     found[i][0][metric.name] = difference
                     found[i][1][metric.name] = verdict
         return found
+
+    def _ps_learned(self) -> dict[int, float | None]:
+        """Return by arm the p that it learns as often as its baseline, by the same corrections."""
+        ps = {}
+        for i, j in ((i, j) for i, j in enumerate(self.baselines) if j is not None and j != i):
+            pairs = [
+                (self.learned[i][seed], self.learned[j][seed]) for seed in self.learned[i].keys() & self.learned[j]
+            ]
+            p = sign_test(sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
+            rule, _ = self.looked.rule((self.arms[i].runs, self.arms[j].runs), LEARNED, False)
+            ps[i] = min(1.0, rule.sequential(p) * pairs_of_settings(self.choices, i, j))
+        return dict(zip(ps, holm(list(ps.values())), strict=True))
 
     def _pair(self, i: int, j: int, metric: Metric) -> Paired | None:
         """Return the differences of arm i from arm j, in a planned sweep those up to the last look that is over."""

@@ -18,6 +18,7 @@ from bnlab.compare.statistics import (
     pairs_needed,
     wilson_interval,
 )
+from bnlab.interval import Interval
 from bnlab.metrics import MOST_INITIAL_SHARE, Metric, share_left, uses_running
 from bnlab.record.read import Run
 
@@ -229,16 +230,12 @@ def _power(evidence: Evidence) -> Iterator[str]:
     seen = {row.label: row.vs_baseline[main.name] for row in evidence.rows if main.name in row.vs_baseline}
     spread = [(label, difference, difference.sd) for label, difference in seen.items() if difference.sd]
     level = evidence.looked.level
-    shown = sorted(size * main.scale for _, d, sd in spread if (size := detectable_difference(sd, d.n, level)))
-    if not shown:
+    shown = can_show(list(seen.values()), main, level)
+    if shown is None:
         return
-    seeds = sorted({difference.n for _, difference, _ in spread})
-    few = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    sizes = f"{shown[0]:.2g}" if f"{shown[0]:.2g}" == f"{shown[-1]:.2g}" else f"{shown[0]:.2g} to {shown[-1]:.2g}"
-    unit = "points" if main.unit == "%" else main.unit
     yield (
-        f"{few} paired seeds can show a true difference in {main.title} of {sizes} {unit}".rstrip()
-        + f" (80% power, {100 * level:.2g}% level, before correction)."
+        f"{shown[0]} paired seeds can show a true difference in {main.title} of {shown[1]}"
+        f" (80% power, {100 * level:.2g}% level, before correction)."
     )
     plans = []
     for label, difference, sd in spread:
@@ -248,6 +245,22 @@ def _power(evidence: Evidence) -> Iterator[str]:
             plans.append(f"{label} {text}")
     if plans:
         yield f"Seeds an arm needs to show the difference now seen at a further look, if it is real: {named(plans)}."
+
+
+def can_show(differences: Sequence[Interval], metric: Metric, level: float) -> tuple[str, str] | None:
+    """Return how many pairs there are, and the true differences that they can show; None where no spread was seen."""
+    spread = [(d.n, d.sd) for d in differences if d.sd]
+    sizes = sorted(size * metric.scale for n, sd in spread if (size := detectable_difference(sd, n, level)))
+    if not sizes:
+        return None
+    counts, ends = sorted({n for n, _ in spread}), dict.fromkeys(f"{size:.2g}" for size in (sizes[0], sizes[-1]))
+    few = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return few, f"{' to '.join(ends)} {unit_of(metric)}".rstrip()
+
+
+def unit_of(metric: Metric) -> str:
+    """Return the unit of a difference: that of two percentages is in points."""
+    return "points" if metric.unit == "%" else metric.unit
 
 
 def _test_set(evidence: Evidence) -> Iterator[str]:

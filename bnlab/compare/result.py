@@ -29,6 +29,9 @@ class Row:
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, metric by metric
     against: str = ""  # the label of its baseline
     folders: frozenset[Path] = frozenset()  # of its runs
+    learned: tuple[int, int] = (0, 0)  # seeds that learned, of those of which that is known
+    p_learned: float | None = None  # that as many seeds of the baseline learn, exact; corrected as all others
+    num_unlearned: int = 0  # finished runs that did not learn
 
     @property
     def num_runs(self) -> int:
@@ -56,6 +59,8 @@ class Section:
     is_bench: bool = False  # steps timed by `bnlab bench`, nothing trained
     margin: float | None = None  # the smallest difference that matters, in the main metric's unit
     is_planned: bool = False  # a plan was written before the first run
+    level: float = 0.05  # of one look
+    steps: int | None = None  # of each finished run, where they are equal
     chosen: list[str] = field(default_factory=list)  # keys at each arm's own best value, in `Row.best`
 
 

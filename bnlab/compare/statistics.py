@@ -122,6 +122,13 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+def sign_test(more: int, fewer: int) -> float:
+    """Return the two-sided p of McNemar's exact test: of the pairs that differ so many do in each direction."""
+    n = more + fewer
+    tail: float = sum(math.comb(n, k) for k in range(min(more, fewer) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
 # Times that may be censored
 
 

@@ -7,6 +7,7 @@ another file. Hydra reads whatever it is pointed at, so each file passes `check_
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from bnlab.errors import ConfigError, EnvironmentFault
 from bnlab.record.plain_files import read_plain
+from bnlab.record.read import flatten
 
 CONFIG_NAME = "config"
 CLAIMS = "claim"  # the folder of claims, which no configuration is composed of
@@ -45,6 +47,38 @@ def groups() -> dict[str, dict[str, str]]:
     return known
 
 
+def defaults(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return the flat defaults of bnlab's own configuration with these options: `{"norm": "batch"}` -> `norm.momentum`.
+
+    An option that bnlab does not have, as a record of others may name, has none.
+    """
+    root = conf_dir()
+    tree = {
+        key: node for key, node in _mapping(root / f"{CONFIG_NAME}.yaml").items() if key not in ("defaults", "hydra")
+    }
+    for group, option in options.items():
+        path = root / group / f"{option}.yaml"
+        if path.name in _files(root / group):
+            tree[group] = _mapping(path)
+    recipe = f"{options.get('data')}.yaml"
+    for key, node in (_mapping(root / "recipe" / recipe) if recipe in _files(root / "recipe") else {}).items():
+        tree[key] = tree.get(key, {}) | node
+    return flatten(tree)
+
+
+@cache
+def _files(folder: Path) -> frozenset[str]:
+    return frozenset(os.listdir(folder)) if folder.is_dir() else frozenset()
+
+
+@cache
+def _mapping(path: Path) -> dict[str, Any]:
+    import yaml  # type: ignore[import-untyped]
+
+    tree: dict[str, Any] = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return tree
+
+
 def check_file(path: str, folder: str) -> None:
     """Refuse what is no configuration file inside of `folder`.
 
@@ -65,7 +99,7 @@ def check_file(path: str, folder: str) -> None:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return what a YAML file inside of its folder holds, as plain values. Errors: ConfigError, as of `check_file`."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     check_file(str(path), str(path.parent))
     try:

@@ -10,11 +10,12 @@ from bnlab.compare.arms import short_names, text_of
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.interval import Interval
 from bnlab.metrics import Metric, metrics
-from bnlab.report.compare_report import baseline_name, table_title
+from bnlab.report.compare_report import table_title
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING, Cell, difference_cells, estimate_cells
 from bnlab.report.heading import heading
 from bnlab.report.rows import aligned_lines, csv_text, escaped, json_text, markdown_table
+from bnlab.report.verdicts import answers, baseline_name
 
 SCHEMA = 2  # 1 had neither verdicts nor margin, and the p of one look
 
@@ -26,14 +27,19 @@ _CSV_FIGURES = (
 
 def as_plain(comparison: Comparison) -> str:
     """Return aligned text to grep: `#` before all that is no arm, every metric with its interval, one line an arm."""
-    blocks = [commented(section, aligned_lines(*_grid(section, plain=True))) for section in comparison.sections]
+    blocks = [
+        "".join(f"# {clean(sentence)}\n" for sentence in found)
+        + commented(section, aligned_lines(*_grid(section, plain=True)))
+        for section, found in zip(comparison.sections, answers(comparison), strict=True)
+    ]
     return "\n".join(blocks)
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Return one GitHub table a section, under its header as a line of text, with the notes as a list."""
     parts: list[str] = []
-    for section in comparison.sections:
+    for section, found in zip(comparison.sections, answers(comparison), strict=True):
+        parts += [escaped(" ".join(found))] if found else []
         titles, rows = _grid(section, plain=False)
         figures = {*titles[titles.index("n") :]} - {"states"}
         titles, rows = list(map(escaped, titles)), [list(map(escaped, row)) for row in rows]
@@ -55,6 +61,11 @@ def listed(section: Section, parts: list[str]) -> list[str]:
 
 def as_csv(comparison: Comparison) -> str:
     """Return one line an arm and metric; its keys are columns of their own, empty where a section has them not."""
+    return csv_text(*lines_of(comparison))
+
+
+def lines_of(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """Return the titles and the lines of `as_csv`."""
     keys = list(dict.fromkeys(key for section in comparison.sections for key in section.changed))
     chosen = list(dict.fromkeys(key for section in comparison.sections for key in section.chosen))
     names = [*keys, *(f"best {key}" for key in chosen)]
@@ -71,19 +82,25 @@ def as_csv(comparison: Comparison) -> str:
                     figures |= {"verdict": row.verdicts.get(metric.name)}
                     figures |= {"difference_low": against["low"], "difference_high": against["high"]}
                 lines.append([*arm, metric.name, metric.unit, *(figures.get(name) for name in _CSV_FIGURES)])
-    return csv_text(["section", *names, "arm", "baseline", "states", "metric", "unit", *_CSV_FIGURES], lines)
+    return ["section", *names, "arm", "baseline", "states", "metric", "unit", *_CSV_FIGURES], lines
 
 
 def as_json(comparison: Comparison) -> str:
     """Return JSON: of one section the object itself, of several `{"schema": 2, "sections": [...]}` of such objects.
 
-    A section is {"schema", "baseline" (its label, or a list of several), "settings", "environments", "main", "target",
-    "margin", "planned", "rows", "notes"}, the whole adds "skipped". A metric is {"mean" or "median", "low", "high",
-    "n", "num_reached", "limit", "kind", "unit", "better"}; what is unknown or not finite is null. A difference from the
-    baseline has a "verdict" and the p after all corrections. The "n" of a metric counts seeds, that of
-    a row finished runs. "best" of a row is the setting that was chosen for it on validation.
+    A section is {"schema", "answer" (what was found, in sentences), "baseline" (its label, or a list of several),
+    "settings", "environments", "main", "target", "margin", "planned", "rows", "notes"}, the whole adds "skipped". A
+    metric is {"mean" or "median", "low", "high", "n", "num_reached", "limit", "kind", "unit", "better"}; what is
+    unknown or not finite is null. A difference from the baseline has a "verdict" and the p after all corrections. The
+    "n" of a metric counts seeds, that of a row finished runs; "learned" of a row are its "seeds" that learned, "of"
+    those that are known, with the exact "p" that the baseline's do as often. "best" of a row is the setting that
+    was chosen for it on validation.
     """
-    return document([_section(section) for section in comparison.sections], comparison)
+    sections = [
+        _section(section) | {"answer": found}
+        for section, found in zip(comparison.sections, answers(comparison), strict=True)
+    ]
+    return document(sections, comparison)
 
 
 def document(sections: list[dict[str, Any]], comparison: Comparison) -> str:
@@ -105,6 +122,11 @@ FORMATS: Mapping[str, Callable[[Comparison], str]] = {
 }
 
 
+def html_grid(section: Section) -> tuple[list[str], list[list[str]]]:
+    """Return titles and rows of a page's table."""
+    return _grid(section, plain=False)
+
+
 def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]:
     """Return titles and rows of text: arm, n, states, then each metric, behind the main one what it differs by.
 
@@ -118,7 +140,7 @@ def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]
         columns = [("arm", [row.label for row in rows])]
     for key, name in short_names(section.chosen).items():
         columns.append((f"best {key if plain else name}", [text_of(row.best.get(key, "")) for row in rows]))
-    columns += [("n", [str(_seeds_of(row, section)) for row in rows]), ("states", [states_text(row) for row in rows])]
+    columns += [("n", [str(_seeds_of(row, section)) for row in rows]), ("states", [_ended(row) for row in rows])]
     measured = [name for name in metrics if any(name in row.metrics for row in rows)]
     for name in sorted(measured, key=lambda name: name != section.main):
         metric = metrics[name]
@@ -155,6 +177,10 @@ def states_text(row: Row) -> str:
     return " ".join(f"{state}={count}" for state, count in row.states.items())
 
 
+def _ended(row: Row) -> str:
+    return states_text(row) + (f", {row.num_unlearned} not learned" if row.num_unlearned else "")
+
+
 def _measured(row: Row) -> Iterator[tuple[Metric, Interval, Interval | None]]:
     for name, metric in metrics.items():
         if name in row.metrics:
@@ -186,6 +212,7 @@ def _row(row: Row) -> dict[str, Any]:
         "is_baseline": row.is_baseline,
         "n": row.n,
         "status": row.states,
+        "learned": {"seeds": row.learned[0], "of": row.learned[1], "p": row.p_learned},
         "metrics": {metric.name: estimate_values(estimate, metric) for metric, estimate, _ in measured},
         "vs_baseline": {
             metric.name: difference_values(d, metric) | {"verdict": row.verdicts.get(metric.name)}

@@ -22,23 +22,39 @@ from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import MISSING, Cell, decimals_for, difference_cells, estimate_cells, is_clear, significant
 from bnlab.report.heading import heading, runs_text, usual_seeds
 from bnlab.report.table import Column, bullets, draw, joined
+from bnlab.report.verdicts import answers, baseline_name, compared_rows
 
 # beside the main metric and the difference, in the order of the table; the number says which folds first: the highest
 DEFAULT_COLUMNS = {"steps_to_target": 1, "seconds_to_target": 5, "step_ms": 4, "acc_gap": 3, "flip_rate": 6}
 BENCH_COLUMNS = {"step_ms": 1, "images_per_second": 2}
 CURVE_RANK = 2
+MOST_NOTES = 3  # below a table, unless all are asked for
 _SPARK = (12, 8)  # columns of the curve: where there is room, and where not
 
 
-def comparison_table(comparison: Comparison, out: Terminal, names: Sequence[str] = ()) -> Group:
-    """Return what to print: a block a section; `names` are the metrics beside the main one, if not the usual ones."""
+def comparison_table(
+    comparison: Comparison, out: Terminal, names: Sequence[str] = (), all_notes: bool = False
+) -> Group:
+    """Return what to print: a block a section, what was found above its table.
+
+    `names` are the metrics beside the main one, if not the usual ones.
+    """
     shown: list[Text] = []
-    for section in comparison.sections:
+    for section, found in zip(comparison.sections, answers(comparison), strict=True):
         drawn = draw(section_columns(section, names), out)
-        notes = [*_curve_note(section, drawn.kept), *_left_out(drawn.left_out), *section.notes]
+        legend = [*_stars(section), *_curve_legend(section, drawn.kept), *_left_out(drawn.left_out)]
+        notes = section.notes if all_notes else _most_important(section.notes)
         shown += [Text("")] if shown else []
-        shown += framed(section, [Text(""), *drawn.lines, Text("")], _stars(section), notes, out)
+        shown += [line for sentence in found for line in joined([sentence], out)]
+        shown += [Text("")] if found else []
+        shown += framed(section, [Text(""), *drawn.lines, Text("")], legend, notes, out)
     return Group(*shown)
+
+
+def _most_important(notes: Sequence[str]) -> list[str]:
+    """Return the first notes, and how many more there are."""
+    rest = len(notes) - MOST_NOTES
+    return [*notes[:MOST_NOTES], *([f"{rest} more: --notes"] if rest > 0 else [])]
 
 
 def framed(
@@ -47,7 +63,7 @@ def framed(
     """Return the section's header, `body`, what its signs mean, and the notes, each line as wide as there is room."""
     over = "the rounds of a bench" if section.is_bench else "seeds"
     sign = [f"±: 95% interval over {over}"] if any(out.show("±") in line.plain for line in body) else []
-    head = joined(heading(section), out, "bold")
+    head = joined(heading(section), out, "dim")
     return [*head, *body, *joined([*sign, *legend], out, "dim"), *bullets(notes, out)]
 
 
@@ -83,16 +99,6 @@ def curve_scale(section: Section) -> Scale | None:
     """
     values = [value for row in section.rows for value in (row.curve[1:] or row.curve)]
     return Scale.over(values, curve_axis(metrics[section.main])) if values else None
-
-
-def baseline_name(section: Section) -> str:
-    """Return what the baselines have in common (`none`), or `baseline` where that is nothing or long."""
-    arms = [row.arm for row in section.rows if row.is_baseline]
-    shared = (
-        [text_of(value) for key, value in arms[0].items() if all(arm.get(key) == value for arm in arms)] if arms else []
-    )
-    name = clean(" ".join(shared))
-    return name if 0 < len(name) <= 12 else "baseline"
 
 
 def table_title(metric: Metric, section: Section) -> str:
@@ -143,7 +149,7 @@ def _main_column(section: Section) -> Column:
         else cell
         for cell, e, remark in zip(cells, estimates, remarks, strict=True)
     ]
-    return Column(table_title(metric, section), marked, metric.name, styles=best_styles(estimates, metric))
+    return Column(table_title(metric, section), marked, metric.name, styles=_decided_styles(section, metric))
 
 
 def _difference_column(section: Section) -> Column:
@@ -164,8 +170,18 @@ def _difference_column(section: Section) -> Column:
 def _metric_column(section: Section, metric: Metric, rank: int) -> Column:
     cells = _estimates(section.rows, metric)
     short = [replace(cell, interval="") for cell in cells]
-    styles = best_styles(_of(section.rows, metric), metric)
+    styles = _decided_styles(section, metric)
     return Column(table_title(metric, section), cells, metric.name, short, rank, styles=styles)
+
+
+def _decided_styles(section: Section, metric: Metric) -> list[str]:
+    """Return bold for what is decided: an arm better than its baseline, or a baseline better than all its arms."""
+    better = {id(row) for row in section.rows if row.verdicts.get(metric.name) == "better"}
+    for base in (row for row in section.rows if row.is_baseline):
+        others = [row for row in compared_rows(section) if row.against == base.label]
+        if others and all(row.verdicts.get(metric.name) == "worse" for row in others):
+            better.add(id(base))
+    return ["bold" if id(row) in better else "" for row in section.rows]
 
 
 def _curve_column(section: Section, scale: Scale, rank: int) -> Column:
@@ -207,7 +223,7 @@ def _stars(section: Section) -> list[str]:
     return stars
 
 
-def _curve_note(section: Section, kept: Sequence[Column]) -> list[str]:
+def _curve_legend(section: Section, kept: Sequence[Column]) -> list[str]:
     scale = curve_scale(section)
     if scale is None or all(column.key != "curve" for column in kept):
         return []
@@ -221,6 +237,6 @@ def _curve_note(section: Section, kept: Sequence[Column]) -> list[str]:
 
 def _left_out(columns: Sequence[Column]) -> list[str]:
     names = ", ".join(column.key for column in columns if column.key in metrics)
-    shown = [f"left out for width: {names} (--metric NAME, or a wider terminal, shows them)"] if names else []
+    shown = [f"left out for width: {names} (--metric NAME shows them)"] if names else []
     curve = any(column.key not in metrics for column in columns)  # no metric, so that none can be named for it
     return [*shown, "left out for width: the curve (a wider terminal shows it)"] if curve else shown

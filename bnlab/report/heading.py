@@ -11,33 +11,85 @@ from typing import Any
 from bnlab.compare.arms import text_of
 from bnlab.compare.notes import count_of
 from bnlab.compare.result import Row, Section
+from bnlab.config.files import defaults
+
+GROUPS = ("data", "model", "norm", "optim", "schedule")
+# what the header names in any case, or says in other words
+ELSEWHERE = frozenset({f"{group}.name" for group in GROUPS}) | {
+    *("data.batch_size", "optim.lr", "trainer.epochs", "trainer.steps", "trainer.device", "trainer.threads"),
+    *("trainer.precision", "trainer.compile", "trainer.distributed"),
+}
+MOST_OPTIONS = 12  # of one part among the arms
 
 
 def heading(section: Section) -> list[str]:
-    """Return the header's parts: data, model, training, machine, versions, seeds; a key that differs is not named."""
+    """Return the header's parts: data, model, training, machine, evaluation, versions, seeds.
+
+    A key that differs is not named; every other one is that is not at its default.
+    """
     get = section.settings.get
+    own = _not_default(section)
     parts = [
         " / ".join(_distinct(section.environments, "source")),
         "bench" if section.is_bench else None,
-        section.data or get("data.name"),
-        _model(section.settings),
-        get("norm.name"),
-        _joined(_optimizer(get("optim.name"), get("optim.lr")), *_training(section.settings, section.is_bench)),
+        _joined(section.data or get("data.name"), *own["data"]),
+        _joined(_model(section.settings), *own["model"]),
+        _joined(get("norm.name"), *own["norm"]),
+        _joined(
+            _optimizer(get("optim.name"), get("optim.lr")),
+            *own["optim"],
+            *_training(section.settings, section.is_bench),
+            *own["schedule"],
+            *own["trainer"],
+        ),
         _joined(
             _device(section),
             _counted("trainer.threads", "thread", section),
             *_workers(section),
             *_flags(section.settings),
         ),
+        _joined(*own["eval"], *own[""]),
         _named("torch", _distinct(section.environments, "torch")),
         "" if section.is_bench else _seeds(section.rows),
     ]
     return [str(part) for part in parts if part]
 
 
+def _not_default(section: Section) -> dict[str, list[str]]:
+    """Return by part of the configuration the shared settings that differ from their default and stand nowhere else."""
+    settings, named = section.settings, ELSEWHERE | {"model.depth" if _is_deep(section.settings) else "model.widths"}
+    names = {
+        group: [settings[key]] if key in settings else list(dict.fromkeys(row.arm.get(key) for row in section.rows))
+        for group in GROUPS
+        for key in [f"{group}.name"]
+    }
+    first = {group: each[0] for group, each in names.items() if each}
+    usual = [defaults(first)]  # of arms with several options, what is no default of one of them is named
+    usual += [defaults(first | {group: name}) for group, each in names.items() for name in each[1:MOST_OPTIONS]]
+    own: dict[str, list[str]] = {group: [] for group in (*GROUPS, "trainer", "eval", "")}
+    for key, value in settings.items():
+        known = [each[key] for each in usual if key in each]
+        told = key.startswith("data.") and f"{key[5:]}=" in section.data
+        if key not in named and not told and any(value != each for each in known):
+            group, _, name = key.rpartition(".")
+            own.get(group, own[""]).append(_setting(key, name, value))
+    return own
+
+
+def _setting(key: str, name: str, value: Any) -> str:
+    if key == "data.train_size" and isinstance(value, int):
+        return count_of(value, "image")
+    if key == "eval.every":
+        return f"evaluated every {text_of(value)}"
+    if key == "data.valid_size" and isinstance(value, int):
+        return f"{value:,} for validation"
+    return name if value is True else f"{name} {text_of(value)}"
+
+
 def runs_text(row: Row, usual: int) -> list[str]:
     """Return how an arm's runs ended where it is not plain: `1/5 diverged`, or `n=3` in a table of `usual` seeds."""
     ended = [f"{count}/{row.num_runs} {state}" for state, count in row.states.items() if state != "done" and count]
+    ended += [f"{row.num_unlearned}/{row.num_runs} not learned"] if row.num_unlearned else []
     return ended or ([f"n={row.num_seeds}"] if row.num_seeds != usual else [])
 
 
@@ -49,8 +101,12 @@ def usual_seeds(rows: Sequence[Row]) -> int:
 
 def _model(settings: Mapping[str, Any]) -> str:
     name = settings.get("model.name")
-    size = settings.get("model.depth" if name == "resnet" else "model.widths")
+    size = settings.get("model.depth" if _is_deep(settings) else "model.widths")
     return _joined(name, None if size is None else str(size).strip("[]").replace(",", "-"), by=" ")
+
+
+def _is_deep(settings: Mapping[str, Any]) -> bool:
+    return settings.get("model.name") == "resnet"
 
 
 def _optimizer(name: Any, rate: Any) -> str:

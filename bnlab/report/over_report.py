@@ -15,7 +15,7 @@ from bnlab.compare.result import Comparison
 from bnlab.interval import Interval
 from bnlab.metrics import metrics
 from bnlab.report.compare_formats import commented, difference_values, document, listed
-from bnlab.report.compare_report import baseline_name, curve_axis, framed
+from bnlab.report.compare_report import curve_axis, framed
 from bnlab.report.console import Terminal
 from bnlab.report.curves import chart
 from bnlab.report.figures import Cell, difference_cells, is_clear
@@ -29,6 +29,7 @@ from bnlab.report.pivot_report import (
 )
 from bnlab.report.rows import aligned_lines, escaped, markdown_table
 from bnlab.report.table import Column, draw, joined
+from bnlab.report.verdicts import baseline_name
 
 WIDEST_CHART = 76  # columns
 

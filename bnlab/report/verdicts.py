@@ -1,49 +1,265 @@
-"""What a comparison comes to: one sentence an arm, and what it took."""
+"""What a comparison comes to, in sentences: one or a few for a table, one an arm for a sweep that stops by itself."""
 
 from __future__ import annotations
 
-from bnlab.compare.arms import short_names
-from bnlab.compare.notes import count_of
+import math
+from collections.abc import Iterator, Sequence
+
+from bnlab.compare.arms import short_names, text_of
+from bnlab.compare.deciding import FEWEST_PAIRS, Verdict
+from bnlab.compare.notes import can_show, count_of, named, unit_of
 from bnlab.compare.result import Comparison, Row, Section
-from bnlab.metrics import find_metric
-from bnlab.report.figures import interval_text
+from bnlab.metrics import Metric, metrics
+from bnlab.report.console import clean
+from bnlab.report.figures import MISSING, decimals_for, difference_cells, estimate_cells
 from bnlab.report.heading import heading
+
+WORDS: dict[Verdict, tuple[str, str]] = {  # of one arm and of several
+    "better": ("is better than {}", "are better than {}"),
+    "worse": ("is worse than {}", "are worse than {}"),
+    "different": ("differs from {}", "differ from {}"),
+    "no difference that matters": ("has no difference from {} that matters", "have no difference from {} that matters"),
+    "undecided": ("is undecided against {}", "are undecided against {}"),
+}
+TIMES = ("steps_to_target", "epochs_to_target", "seconds_to_target")
 
 
 def verdict_lines(comparison: Comparison) -> list[str]:
     """Return a sentence for each arm that has a baseline, and with how many of its jobs the sweep was decided."""
     lines, undecided, trained = [], 0, 0
     for section in comparison.sections:
-        rows = [row for row in section.rows if row.against and not row.is_baseline]
+        rows = compared_rows(section)
         if len(comparison.sections) > 1:
             lines.append(" · ".join(heading(section)[:2]))
-        lines += [verdict_sentence(row, section) for row in rows]
+        lines += [_verdict_sentence(row, section) for row in rows]
         lines += [note for note in section.notes if note.startswith("Exploratory")]
-        undecided += sum(row.verdicts.get(section.main, "undecided") == "undecided" for row in rows)
+        undecided += sum(_verdict(row, section) == "undecided" for row in rows)
         trained += sum(row.num_runs for row in section.rows)
     what = f"{count_of(undecided, 'arm')} undecided after" if undecided else "decided with"
     return [*lines, f"{what} {trained} of {trained + comparison.queued + comparison.spared} runs"]
 
 
-def verdict_sentence(row: Row, section: Section) -> str:
-    """Return what an arm's comparison with its baseline comes to."""
-    metric, name = find_metric(section.main), section.main.replace("_", " ")
-    difference = row.vs_baseline.get(section.main)
-    verdict = row.verdicts.get(section.main, "undecided")
-    unit = "points" if metric.unit == "%" else metric.unit
-    figure = "" if difference is None else f"{interval_text(difference, metric.scale, signed=True)} {unit}".rstrip()
-    seeds = "no seed of both" if difference is None else count_of(difference.n, "seed")
-    keys = list(short_names(section.changed).values())
-    arm, against = (
-        f"{keys[0]}={label}" if keys not in (["norm"], []) and len(keys) == 1 else label
-        for label in (row.label, row.against)
+def answers(comparison: Comparison) -> list[list[str]]:
+    """Return by section one or two sentences: what was found, in the figures of its table; none of a matrix."""
+    several = len(comparison.sections) > 1
+    found = [[] if comparison.pivot is not None else answer(section) for section in comparison.sections]
+    names = [section.data or text_of(section.settings.get("data.name")) for section in comparison.sections]
+    return [
+        [f"{name}: {first}", *rest] if several and each else each
+        for name, each in zip(names, found, strict=True)
+        for first, rest in [(each[0] if each else "", each[1:])]
+    ]
+
+
+def answer(section: Section) -> list[str]:
+    """Return what was found in one section."""
+    if section.is_bench:
+        return list(_bench(section))
+    if not compared_rows(section):
+        return list(_alone(section))
+    found = [*_learned(section), *_main(section)]
+    return found if len(found) > 1 else [*found, *_sooner(section)]
+
+
+def compared_rows(section: Section) -> list[Row]:
+    """Return the arms that have a baseline."""
+    return [row for row in section.rows if row.against and not row.is_baseline]
+
+
+def decided_rows(section: Section, metric: str) -> list[Row]:
+    """Return the arms of which it is decided how they differ from their baseline in a metric, or that they do not."""
+    return [row for row in compared_rows(section) if row.verdicts.get(metric, "undecided") != "undecided"]
+
+
+def baseline_name(section: Section) -> str:
+    """Return what the baselines have in common (`none`), or `baseline` where that is nothing or long."""
+    arms = [row.arm for row in section.rows if row.is_baseline]
+    shared = (
+        [text_of(value) for key, value in arms[0].items() if all(arm.get(key) == value for arm in arms)] if arms else []
     )
-    what = {
-        "better": f"is better than {against} in {name}",
-        "worse": f"is worse than {against} in {name}",
-        "different": f"differs from {against} in {name}",
-        "no difference that matters": f"has no difference from {against} in {name} that matters",
-        "undecided": f"is undecided against {against} in {name}",
-    }[verdict]
+    name = clean(" ".join(shared))
+    return name if 0 < len(name) <= 12 else "baseline"
+
+
+def _verdict(row: Row, section: Section) -> Verdict:
+    return row.verdicts.get(section.main, "undecided")
+
+
+def _verdict_sentence(row: Row, section: Section) -> str:
+    """Return what an arm's comparison with its baseline comes to."""
+    difference = row.vs_baseline.get(section.main)
+    seeds = "no seed of both" if difference is None else count_of(difference.n, "seed")
     margin = f"margin {section.margin:g}" if section.margin is not None else ""
-    return f"{arm} {what}: {', '.join(filter(None, (figure, margin, seeds)))}"
+    what = WORDS[_verdict(row, section)][0].format(_named(row.against, section))
+    figures = ", ".join(filter(None, (_differences(section, [row]), margin, seeds)))
+    return f"{_named(row.label, section)} {what} in {_title(section)}: {figures}"
+
+
+def _named(label: str, section: Section) -> str:
+    """Return an arm's label, of a number with what it is a value of: `lr=0.1`."""
+    keys = list(short_names(section.changed).values())
+    return f"{keys[0]}={label}" if len(keys) == 1 and keys != ["norm"] else label
+
+
+def _title(section: Section) -> str:
+    return section.main.replace("_", " ")
+
+
+def _differences(section: Section, rows: Sequence[Row]) -> str:
+    """Return the differences of these arms as the table has them, with the unit: `+0.4 ± 0.1, +0.5 ± 0.2 points`."""
+    metric = metrics[section.main]
+    known = [row.vs_baseline.get(section.main) for row in section.rows]
+    values = [e.value * metric.scale for row in section.rows if (e := row.metrics.get(section.main))]
+    cells = dict(
+        zip(map(id, section.rows), difference_cells(known, metric.scale, decimals_for(values, [])), strict=True)
+    )
+    shown = [f"{cell.head} {' '.join(cell.interval.split())}".rstrip() for row in rows for cell in [cells[id(row)]]]
+    return f"{named(shown)} {unit_of(metric)}".rstrip() if set(shown) != {MISSING} else ""
+
+
+def _listed(rows: Sequence[Row], section: Section) -> str:
+    names = [_named(row.label, section) for row in rows]
+    return named(names) if len(names) > 6 or len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _alone(section: Section) -> Iterator[str]:
+    """Say what a table of one arm, or without a baseline, has."""
+    if not section.rows:
+        return
+    row, metric = section.rows[0], metrics[section.main]
+    arm, title, estimate = _named(row.label, section), _title(section), row.metrics.get(section.main)
+    if len(section.rows) > 1 or estimate is None:
+        yield "No arm is compared: none of them has a baseline here."
+    elif not estimate.n:
+        yield f"{arm} has no {title}: none of its {count_of(row.num_runs, 'run')} has one; there is no other arm."
+    else:
+        (cell,) = estimate_cells([estimate], metric.scale, whole=metric.unit == "steps")
+        figure = " ".join(filter(None, (cell.head, cell.interval, metric.unit)))
+        yield f"{arm} has a {title} of {figure} in {count_of(estimate.n, 'seed')}; there is no other arm."
+
+
+def _learned(section: Section) -> Iterator[str]:
+    """Say which arms learn in how many seeds, where an arm and its baseline differ in that."""
+    bases = {row.label: row for row in section.rows if row.is_baseline}
+    rows = [
+        row
+        for row in compared_rows(section)
+        if (base := bases.get(row.against)) and _share(row) is not None and _share(base) is not None
+        and _share(row) != _share(base)
+    ]  # fmt: skip
+    against = {row.against: bases[row.against] for row in rows}
+    if not rows:
+        return
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.learned, row.p_learned), []).append(row)
+    rate = section.settings.get("optim.lr")
+    where = "" if rate is None else f" at lr {text_of(rate)}"
+    parts: list[str] = []
+    for each in groups.values():
+        p = "" if each[0].p_learned is None else f" (exact p = {each[0].p_learned:.2g})"
+        verb = f" {'learns' if len(each) == 1 else 'learn'}{where}" if not parts else ""
+        parts.append(f"{_listed(each, section)}{verb} in {_counted(each[0], not parts)}{p}")
+    parts += [f"{_named(base.label, section)} in {_counted(base, False)}" for base in list(against.values())[:6]]
+    yield f"{', '.join(parts)}."
+
+
+def _share(row: Row) -> float | None:
+    return row.learned[0] / row.learned[1] if row.learned[1] else None
+
+
+def _counted(row: Row, with_unit: bool) -> str:
+    return f"{row.learned[0]} of {row.learned[1]}{' seeds' if with_unit else ''}"
+
+
+def _main(section: Section) -> Iterator[str]:
+    """Say what is decided of the main metric, and of which arms it is not."""
+    rows, metric, title = compared_rows(section), metrics[section.main], _title(section)
+    bases = [row for row in section.rows if row.is_baseline]
+    against = _named(bases[0].label, section) if len(bases) == 1 else baseline_name(section)
+    if not any(e.n for row in bases if (e := row.metrics.get(section.main))):
+        states: dict[str, int] = {}
+        for state, count in (item for row in bases for item in row.states.items()):
+            states[state] = states.get(state, 0) + count
+        ended = ", ".join(f"{count} of {sum(states.values())} runs {state}" for state, count in states.items())
+        yield f"{against} has no {title} ({ended}), so no arm has a difference from it."
+        return
+    by_verdict: dict[Verdict, list[Row]] = {}
+    for row in rows:
+        by_verdict.setdefault(_verdict(row, section), []).append(row)
+    undecided = by_verdict.pop("undecided", [])
+    if by_verdict:
+        parts: list[str] = []
+        for verdict in (verdict for verdict in WORDS if verdict in by_verdict):
+            each = by_verdict[verdict]
+            what = WORDS[verdict][len(each) > 1].format("it" if parts else against)
+            where = f" in {title}" if not parts else ""
+            parts.append(f"{_listed(each, section)} {what}{where} ({_differences(section, each)})")
+        if undecided:
+            parts.append(f"{_listed(undecided, section)} {'is' if len(undecided) == 1 else 'are'} undecided")
+        yield f"{'; '.join(parts)}."
+        return
+    subject = "No arm differs" if len(rows) > 1 else f"{_named(rows[0].label, section)} does not differ"
+    yield f"{subject} from {against} in {title}{_because(rows, section, metric)}."
+
+
+def _because(rows: Sequence[Row], section: Section, metric: Metric) -> str:
+    """Return how small a difference could have been seen, or why none could."""
+    known = [d for row in rows if (d := row.vs_baseline.get(section.main))]
+    most = max((d.n for d in known), default=0)
+    fewest = FEWEST_PAIRS["t"]
+    if most < fewest:
+        pairs = f"{count_of(most, 'seed')} of both" if most else "no seed of both"
+        return f" so far: {pairs} {'decides' if most == 1 else 'decide'} nothing, it takes {fewest}"
+    if any(d.num_lost and d.p is None for d in known):
+        return " so far: the side that looks better lost runs"
+    if all(d.sd == 0 and d.value == 0 for d in known):
+        return f": equal in {count_of(most, 'seed')}"
+    shown = can_show(known, metric, section.level)
+    return f": {shown[0]} seeds can show {shown[1]}{', by arm' if ' to ' in shown[1] else ' or more'}" if shown else ""
+
+
+def _sooner(section: Section) -> Iterator[str]:
+    """Say which arms reach the target sooner than their baseline, or else which later, where that is decided."""
+    name = next((name for name in TIMES if any(name in row.metrics for row in section.rows)), None)
+    bases = [row for row in section.rows if row.is_baseline]
+    if name is None or name == section.main or section.target is None or len(bases) != 1:
+        return
+    metric = metrics[name]
+    cells = estimate_cells([row.metrics.get(name) for row in section.rows], metric.scale, whole=metric.unit == "steps")
+    times = {row.label: cell.head for row, cell in zip(section.rows, cells, strict=True)}
+    for verdict, word in (("better", "fewer"), ("worse", "more")):
+        rows = [row for row in compared_rows(section) if row.verdicts.get(name) == verdict]
+        if rows:
+            verb = "reaches" if len(rows) == 1 else "reach"
+            total = f" of {section.steps:,}" if section.steps and metric.unit == "steps" else ""
+            took = named([times[row.label] for row in rows])
+            yield (
+                f"{_listed(rows, section)} {verb} {100 * section.target:g} % in {word} {_unit(metric)} "
+                f"({took} against {times[bases[0].label]}{total})."
+            )
+            return
+
+
+def _unit(metric: Metric) -> str:
+    return "seconds" if metric.unit == "s" else metric.unit
+
+
+def _bench(section: Section) -> Iterator[str]:
+    """Say how long a step takes beside that of the baseline."""
+    ratios = [row.metrics.get("step_ratio") for row in section.rows]
+    cells = estimate_cells(ratios, 1.0)
+    told: list[str] = []
+    alike: list[Row] = []
+    for row, ratio, cell in zip(section.rows, ratios, cells, strict=True):
+        if row.is_baseline or ratio is None or math.isnan(ratio.value):
+            continue
+        if ratio.excludes(1.0):
+            told.append(f"{_named(row.label, section)} {cell.head} {' '.join(cell.interval.split())}".rstrip())
+        else:
+            alike.append(row)
+    against = baseline_name(section)
+    if told:
+        yield f"A step takes so many times that of {against}: {named(told)}."
+    if alike:
+        yield f"No difference in step time from {against} is seen for {_listed(alike, section)}."

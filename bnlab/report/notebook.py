@@ -1,0 +1,119 @@
+"""A comparison in Python: `bnlab.compare("runs/…")` is a table in a notebook, a frame for pandas, and sentences."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnlab.compare import comparison
+from bnlab.compare.deciding import Test, Verdict
+from bnlab.compare.result import Comparison
+from bnlab.record.latest import latest
+from bnlab.report.compare_formats import as_plain, html_grid, lines_of
+from bnlab.report.console import clean
+from bnlab.report.heading import heading
+from bnlab.report.verdicts import answers, compared_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False)
+class Compared:
+    """What `bnlab.compare` returns."""
+
+    comparison: Comparison
+    which: str | None = None  # which runs these are, where no path was given
+
+    @property
+    def answer(self) -> list[str]:
+        """What was found, in sentences."""
+        return [sentence for found in answers(self.comparison) for sentence in found]
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """The verdict on each arm that has a baseline, in the main metric."""
+        sections = self.comparison.sections
+        return {
+            row.label if len(sections) == 1 else f"{heading(section)[0]}: {row.label}": row.verdicts.get(
+                section.main, "undecided"
+            )
+            for section in sections
+            for row in compared_rows(section)
+        }
+
+    @property
+    def decided(self) -> bool:
+        """Whether there are such arms, and none of them is undecided."""
+        return bool(self.verdicts) and "undecided" not in self.verdicts.values()
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row an arm and metric, with its interval and its difference from the baseline, in their unit."""
+        import pandas as pd
+
+        titles, lines = lines_of(self.comparison)
+        return pd.DataFrame(lines, columns=titles)
+
+    def __repr__(self) -> str:
+        return as_plain(self.comparison).rstrip()
+
+    def _repr_html_(self) -> str:
+        whole = f"<p>{_escaped(self.which)}</p>" if self.which else ""
+        for section, found in zip(self.comparison.sections, answers(self.comparison), strict=True):
+            titles, rows = html_grid(section)
+            whole += "".join(f"<p><strong>{_escaped(sentence)}</strong></p>" for sentence in found)
+            whole += f"<p>{_escaped(' · '.join(heading(section)))}</p>"
+            whole += f"<table><thead>{_line(titles, 'th')}</thead>"
+            whole += f"<tbody>{''.join(_line(row, 'td') for row in rows)}</tbody></table>"
+            whole += f"<ul>{''.join(f'<li>{_escaped(note)}</li>' for note in section.notes)}</ul>"
+        return whole
+
+
+def compare(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
+    *,
+    by: Sequence[str] = (),
+    baseline: str | None = None,
+    metrics: Sequence[str] | None = None,
+    where: Sequence[str] = (),
+    sort: str | None = None,
+    target: float | None = None,
+    best_of: Sequence[str] = (),
+    margin: float | None = None,
+    test: Test | None = None,
+) -> Compared:
+    """Compare the runs below a path or several, by default the latest sweep below `runs`.
+
+    The options are those of `bnlab compare`, and so are the errors: ConfigError, RecordError.
+    """
+    which = None
+    if paths is None:
+        places, said = latest()
+        which = said and said.partition(" (")[0]  # the option is of the command line
+    else:
+        places = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    found = comparison.compare(
+        places,
+        by=by,
+        baseline=baseline,
+        metrics=metrics,
+        where=where,
+        sort=sort,
+        target=target,
+        best_of=best_of,
+        margin=margin,
+        test=test,
+    )
+    return Compared(found, which)
+
+
+def _line(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{_escaped(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(clean(text))

@@ -88,7 +88,7 @@ def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
 def test_imports_go_one_way(path: Path) -> None:
     me, inside = part_of(path), str(path.relative_to(PACKAGE))
     if me == "bnlab":
-        assert list(imports(path)) == []
+        assert set(imports(path)) <= {"typing"}
         return
     for module in imports(path):
         root, _, rest = module.partition(".")

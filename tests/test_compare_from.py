@@ -78,7 +78,7 @@ def test_means_intervals_and_paired_differences_are_those_of_scipy(table: Path) 
 def test_the_same_table_and_formats_with_the_options_of_a_comparison(table: Path) -> None:
     shown = compared(table.parent, "runs.csv", *ASKED, "--metric", "val_loss", "--margin", "0.1", "--sort", "val_loss")
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("runs.csv · 5 seeds an arm\n")
+    assert "\n\nruns.csv · 5 seeds an arm\n" in shown.stdout
     for part in ("val_acc", "val_loss", "no difference", "±: 95% interval over seeds"):
         assert part in shown.stdout
     assert [line.split()[0] for line in shown.stdout.splitlines()[4:7]] == ["adam", "sgd", "lion"]
@@ -106,7 +106,7 @@ def test_what_is_missing_is_named_with_what_there_is(table: Path) -> None:
 
 def test_a_run_without_a_figure_is_counted_as_lost(table: Path) -> None:
     table.write_text(table.read_text().replace("adam,3,0.96,", "adam,3,,"))
-    shown = compared(table.parent, "runs.csv", *ASKED, "--baseline", "sgd")
+    shown = compared(table.parent, "runs.csv", *ASKED, "--baseline", "sgd", "--notes")
     assert shown.returncode == 0
     assert "val_acc: 1 finished run without a finite value" in shown.stdout
     (row,) = [line for line in shown.stdout.splitlines() if line.startswith("adam")]

@@ -19,6 +19,7 @@ Over = Annotated[
     Optional[str],
     typer.Option("--over", metavar="KEY", help="A number across, such as data.train_size, and slopes over it."),
 ]
+Sort = Annotated[Optional[str], typer.Option("--sort", metavar="METRIC", help="Metric to sort by, best first.")]
 Notes = Annotated[bool, typer.Option("--notes", help="Print all notes below the table.")]
 All = Annotated[bool, typer.Option("--all", help="Without PATH: all of runs, not the latest sweep only.")]
 
@@ -37,9 +38,7 @@ def compare(
         ),
     ] = None,
     where: Where = None,
-    sort: Annotated[
-        Optional[str], typer.Option("--sort", metavar="METRIC", help="Metric to sort by, best first.")
-    ] = None,
+    sort: Sort = None,
     target: Annotated[
         Optional[float], number_in("--target", float, 0, 1, help="Validation accuracy to reach, such as 0.98.")
     ] = None,

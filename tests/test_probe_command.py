@@ -406,7 +406,7 @@ def test_instance_norm_with_statistics_has_a_gap_without_mates(probed: Callable[
 @pytest.mark.parametrize(
     ("factory", "said"),
     [
-        ("NeedsTargets", "--module ownmodels:NeedsTargets: fails in training mode or in batches of another size: "),
+        ("NeedsTargets", "--module ownmodels:NeedsTargets: in training mode on a batch of 8 it fails: "),
     ],
 )
 def test_a_model_that_cannot_be_probed_is_refused(probed: Callable[..., str], factory: str, said: str) -> None:

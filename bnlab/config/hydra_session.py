@@ -100,8 +100,6 @@ def refusing(overrides: Sequence[str], alone: Callable[[str], object]) -> Iterat
         yield
     except (BnlabError, RecursionError):
         raise
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(readable(error)) from error
     except Exception as error:
         blamed = " ".join(overrides)
         for line in overrides:
@@ -110,6 +108,8 @@ def refusing(overrides: Sequence[str], alone: Callable[[str], object]) -> Iterat
             except Exception:
                 blamed = line
                 break
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise ConfigError(readable(error, blamed)) from error
         if isinstance(error, (ValueError, OSError)):  # the others speak of Hydra's insides
             raise ConfigError(f"{blamed}: {str(error).partition(chr(10))[0]}") from error
         raise ConfigError(f"{blamed}: cannot be put there\n`bnlab train --cfg all` prints every key") from error

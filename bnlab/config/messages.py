@@ -15,8 +15,8 @@ HELP = "See https://hydra.cc"  # how Hydra ends many a message
 NOT_SUPPORTED = ("ray_aws",)  # comes with Hydra's plugin for Ray, and bnlab does not drive it
 
 
-def readable(error: Exception) -> str:
-    """Return what an error of Hydra or OmegaConf says, with what the user could have meant."""
+def readable(error: Exception, blamed: str = "an override") -> str:
+    """Return what an error of Hydra or OmegaConf says of what is `blamed`, with what the user could have meant."""
     from hydra.errors import OverrideParseException
 
     text = str(error)
@@ -41,7 +41,7 @@ def readable(error: Exception) -> str:
     if upward := re.search(r"In (\S+): Parent traversal .*\('([^']+)'\)", text):  # Hydra 1.4 looks at paths itself
         return f"{upward.group(1)}: {upward.group(2)} leads out of its folder\nname a file inside of it"
     if isinstance(error, OverrideParseException):
-        return _unparsed(text)
+        return _unparsed(text, blamed)
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(HELP)]
     return "\n".join(lines[:3])
 
@@ -53,7 +53,7 @@ def _options_in(text: str) -> list[str]:
     return [word for line in listed.splitlines()[1:] if (word := line.strip()) and word not in NOT_SUPPORTED]
 
 
-def _unparsed(text: str) -> str:
+def _unparsed(text: str, blamed: str) -> str:
     """Return what is wrong with an argument that Hydra's grammar does not take."""
     quoted = re.search(r"Error parsing override '(.*)'\n|LexerNoViableAltException: (.*)\n", text)
     argument = (quoted.group(1) or quoted.group(2)) if quoted else ""
@@ -64,7 +64,7 @@ def _unparsed(text: str) -> str:
         return f"{argument}: {reason[:1].lower()}{reason[1:]}"
     where = re.search(r"input '(.*?)'(?: expecting|\n)", text)
     at = "" if where is None else " where it ends" if where.group(1) == "<EOF>" else f" at {where.group(1)}"
-    return f"{argument or 'an override'}: cannot be read{at}\nwrite KEY=VALUE, text with other signs as \"KEY='a=b'\""
+    return f"{argument or blamed}: cannot be read{at}\nwrite KEY=VALUE, text with other signs as \"KEY='a=b'\""
 
 
 def _without_value(word: str) -> str:

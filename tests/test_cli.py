@@ -412,7 +412,7 @@ def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
 
 COMMANDS = (
     *("train", "resume", "compare", "show", "export", "probe", "recalibrate", "shift", "bench", "check", "list"),
-    *("guide", "doctor", "data"),
+    *("guide", "doctor", "claim", "data"),
 )
 
 

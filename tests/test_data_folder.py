@@ -303,7 +303,7 @@ def test_folders_that_are_no_data_set(pictures, tmp_path):
     (tmp_path / "none").mkdir()
     assert "0 class folders in" in faults(tmp_path / "none", tmp_path)
     image(tmp_path / "half/train/cat/a.png")
-    assert f"1 class folders in {tmp_path}/half/train; needed are 2" in faults(tmp_path / "half", tmp_path)
+    assert f"1 class folders in {tmp_path}/half/train; at least 2 are needed" in faults(tmp_path / "half", tmp_path)
     around = tmp_path / "around"
     around.mkdir()
     pictures.rename(around / "pictures")

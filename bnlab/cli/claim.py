@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bnlab.report.claim_report import Pair
     from bnlab.runner.claims import Wish
 
-app = typer.Typer(no_args_is_help=True, help="Questions with a rule fixed beforehand, and the verdicts of runs.")
+app = typer.Typer(no_args_is_help=True, help="Claims and the verdicts that runs give them.")
 VERDICTS = ("confirmed", "refuted", "undecided", "not run")
 
 

@@ -237,8 +237,9 @@ def _class_folders(part: str, tree: _Tree, faults: list[str]) -> dict[str, str]:
 
 def _too_few(path: str, part: str, folders: Mapping[str, str], tree: _Tree) -> str:
     """Return the message for a folder of one class or none, which often is the one around that of the classes."""
-    place = printable(os.path.join(path, part))
-    told = f"data.path={printable(path)}: {len(folders)} class folders in {place}; needed are 2, as {place}/CLASS/*.jpg"
+    place = printable(os.path.join(path, part).rstrip(os.sep))
+    told = f"data.path={printable(path)}: {len(folders)} class folders in {place}"
+    told += f"; at least 2 are needed, as {place}/CLASS/*.jpg"
     for folder in folders.values():
         if len({os.path.dirname(image) for image in tree.images if image.startswith(f"{folder}/")} - {folder}) > 1:
             told += (

@@ -238,10 +238,10 @@ def new(
         Optional[str], typer.Option("--from", metavar="CLAIM", autocompletion=complete_name, help="Copy this claim.")
     ] = None,
 ) -> None:
-    """Write claims/NAME.yaml: the smallest claim, or a copy of another, to be changed."""
+    """Write claims/NAME.yaml, and print it: the smallest claim, or a copy of another, to be changed."""
     from bnlab.claims.claim import NAME, OWN, find_claim
     from bnlab.record.plain_files import write_bytes
-    from bnlab.report.console import results
+    from bnlab.report.console import messages, results
 
     if not NAME.fullmatch(name):
         raise ConfigError(f"{name}: must be up to 60 of a-z, 0-9 and -")
@@ -254,7 +254,8 @@ def new(
         text = find_claim(origin).read_text(encoding="utf-8").replace(f"claim: {origin}\n", f"claim: {name}\n", 1)
     OWN.mkdir(exist_ok=True)
     write_bytes(path, text.encode())
-    results().say(f"written: {path}; bnlab claim check {path}")
+    results().emit(text)
+    messages().say(f"written: {path}; bnlab claim check {path}")
 
 
 SMALLEST = """\

@@ -79,7 +79,7 @@ def test_the_first_sentences_say_what_was_found(
 
 def test_a_margin_that_holds_is_said(tmp_path: Path) -> None:
     (sentence,) = found(sweep(tmp_path, {"none": 0.0, "batch": 0.0001}, 5, step_ms=2.0), margin=1.0)
-    assert sentence.startswith("batch has no difference from none that matters in test accuracy (+0.01 ± ")
+    assert sentence.startswith("batch has no difference from none in test accuracy that matters (+0.01 ± ")
 
 
 def test_an_arm_that_diverged_against_one_that_did_not(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_same_table_and_formats_with_the_options_of_a_comparison(table: Path
     assert "\n\nruns.csv · 5 seeds an arm\n" in shown.stdout
     for part in ("val_acc", "val_loss", "no difference", "±: 95% interval over seeds"):
         assert part in shown.stdout
-    assert [line.split()[0] for line in shown.stdout.splitlines()[4:7]] == ["adam", "sgd", "lion"]
+    assert [line.split()[0] for line in shown.stdout.partition("\n\n")[2].splitlines()[4:7]] == ["adam", "sgd", "lion"]
     rows = list(csv.DictReader(compared(table.parent, "runs.csv", *ASKED, "-f", "csv").stdout.splitlines()))
     assert [(row["arm"], row["metric"]) for row in rows] == [(arm, "val_acc") for arm in ("adam", "lion", "sgd")]
     for arguments in (["-f", "plain"], ["-f", "md", "--where", "optimizer=sgd,adam"], ["--pivot", "optimizer x seed"]):

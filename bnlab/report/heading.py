@@ -81,6 +81,8 @@ def _setting(key: str, name: str, value: Any) -> str:
         return count_of(value, "image")
     if key == "eval.every":
         return f"evaluated every {text_of(value)}"
+    if key == "eval.batch_size":
+        return f"evaluation batch {text_of(value)}"
     if key == "data.valid_size" and isinstance(value, int):
         return f"{value:,} for validation"
     return name if value is True else f"{name} {text_of(value)}"

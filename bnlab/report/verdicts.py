@@ -14,12 +14,15 @@ from bnlab.report.console import clean
 from bnlab.report.figures import MISSING, decimals_for, difference_cells, estimate_cells
 from bnlab.report.heading import heading
 
-WORDS: dict[Verdict, tuple[str, str]] = {  # of one arm and of several
-    "better": ("is better than {}", "are better than {}"),
-    "worse": ("is worse than {}", "are worse than {}"),
-    "different": ("differs from {}", "differ from {}"),
-    "no difference that matters": ("has no difference from {} that matters", "have no difference from {} that matters"),
-    "undecided": ("is undecided against {}", "are undecided against {}"),
+WORDS: dict[Verdict, tuple[str, str]] = {  # of one arm and of several: against which, in what
+    "better": ("is better than {}{}", "are better than {}{}"),
+    "worse": ("is worse than {}{}", "are worse than {}{}"),
+    "different": ("differs from {}{}", "differ from {}{}"),
+    "no difference that matters": (
+        "has no difference from {}{} that matters",
+        "have no difference from {}{} that matters",
+    ),
+    "undecided": ("is undecided against {}{}", "are undecided against {}{}"),
 }
 TIMES = ("steps_to_target", "epochs_to_target", "seconds_to_target")
 
@@ -90,9 +93,9 @@ def _verdict_sentence(row: Row, section: Section) -> str:
     difference = row.vs_baseline.get(section.main)
     seeds = "no seed of both" if difference is None else count_of(difference.n, "seed")
     margin = f"margin {section.margin:g}" if section.margin is not None else ""
-    what = WORDS[_verdict(row, section)][0].format(_named(row.against, section))
+    what = WORDS[_verdict(row, section)][0].format(_named(row.against, section), f" in {_title(section)}")
     figures = ", ".join(filter(None, (_differences(section, [row]), margin, seeds)))
-    return f"{_named(row.label, section)} {what} in {_title(section)}: {figures}"
+    return f"{_named(row.label, section)} {what}: {figures}"
 
 
 def _named(label: str, section: Section) -> str:
@@ -192,9 +195,9 @@ def _main(section: Section) -> Iterator[str]:
         parts: list[str] = []
         for verdict in (verdict for verdict in WORDS if verdict in by_verdict):
             each = by_verdict[verdict]
-            what = WORDS[verdict][len(each) > 1].format("it" if parts else against)
-            where = f" in {title}" if not parts else ""
-            parts.append(f"{_listed(each, section)} {what}{where} ({_differences(section, each)})")
+            about = ("it", "") if parts else (against, f" in {title}")
+            what = WORDS[verdict][len(each) > 1].format(*about)
+            parts.append(f"{_listed(each, section)} {what} ({_differences(section, each)})")
         if undecided:
             parts.append(f"{_listed(undecided, section)} {'is' if len(undecided) == 1 else 'are'} undecided")
         yield f"{'; '.join(parts)}."

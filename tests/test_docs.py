@@ -122,7 +122,7 @@ class Terminal:
 
 
 def _latest_run() -> str:
-    found = sorted(path.parent for path in Path("runs").glob("**/summary.json"))
+    found = sorted(path.parent for path in Path("runs").glob("2*/**/summary.json"))
     return str(found[-1]) if found else "RUN"
 
 

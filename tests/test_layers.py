@@ -251,7 +251,7 @@ def test_a_gap_by_hand() -> None:
     assert found.log_std_ratio == pytest.approx(np.median(ratios))
     assert found.log_std_ratio_max == pytest.approx(math.log(1 / 4))  # farthest from 0, with its sign
     assert (found.depth, found.name, found.kind, found.channels) == (1, "1", "BatchNorm1d", 5)
-    assert found.initial_left == pytest.approx(0.9**3)
+    assert found.initial_left is None  # 0.9^3 by the count, which these statistics do not bear out
 
 
 def test_depth_is_the_order_of_the_reference() -> None:

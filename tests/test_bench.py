@@ -709,7 +709,8 @@ def test_compare_and_show_read_the_record(done: tuple[Path, Any]) -> None:
     (folder,) = place.glob("runs/2*")
     compared = bnlab("compare", str(folder), cwd=place, COLUMNS="80")
     assert compared.returncode == 0, compared.stderr
-    assert compared.stdout.startswith("bench · digits")
+    assert compared.stdout.startswith("A step takes so many times that of none: batch ")
+    assert "\nbench · digits" in compared.stdout
     assert max(map(len, compared.stdout.splitlines())) <= 80
     (none,) = (line for line in compared.stdout.splitlines() if line.startswith("none "))
     assert none.split()[2] == "baseline"

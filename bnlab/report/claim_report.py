@@ -276,11 +276,13 @@ def claims_table(pairs: Sequence[Pair], out: Terminal) -> Group:
         Column("expected", [row["expected"] or "" for row in rows], left=True, rank=4),
         Column("budget", [row["budget"] or "" for row in rows], left=True, rank=3),
         *([Column("age", [row["age"] or "" for row in rows], rank=2)] if out.width >= _ROOMY else []),
-        Column("question", [row["question"] for row in rows], left=True, wraps=True),
+        Column("question", [row["question"] for row in rows], left=True, rank=5),
     ]
-    below = [summary_line(pairs), chance_line(pairs)]
+    drawn = draw(columns, out)
+    no_question = "bnlab claim show NAME has the question" * any(c.title == "question" for c in drawn.left_out)
+    below = [summary_line(pairs), chance_line(pairs), no_question]
     return Group(
-        *draw(columns, out).lines, Text(""), *(line for text in below if text for line in _wrapped("", text, out))
+        *drawn.lines, Text(""), *(line for text in below if text for line in _wrapped("", text, out))
     )
 
 

@@ -230,6 +230,8 @@ def _do(plan: Plan, runner: JobRunner, options: JobOptions, ended: dict[Path, Jo
         runner.callback.sweep_started(len(plan.jobs))
     for job in plan.jobs:
         ended[job.folder] = do(job, runner, plan.folder, options)
+        if (plan.folder / FAILED_FAST).exists():
+            return  # the others were not started, as their folders say
 
 
 def _hand_out(plan: Plan, runner: JobRunner, options: JobOptions) -> None:

@@ -293,4 +293,4 @@ def test_a_sweep_over_data_is_finished(pictures: Path, tmp_path: Path) -> None:
     (folder,) = tmp_path.glob("runs/2*")
     shutil.rmtree(folder / "1")
     done = bnlab("resume", str(folder), cwd=tmp_path)
-    assert (done.returncode, done.stdout.count("  done  path=")) == (0, 2), done.stderr
+    assert (done.returncode, done.stdout.count("  done  ")) == (0, 2), done.stderr

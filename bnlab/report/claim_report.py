@@ -281,9 +281,7 @@ def claims_table(pairs: Sequence[Pair], out: Terminal) -> Group:
     drawn = draw(columns, out)
     no_question = "bnlab claim show NAME has the question" * any(c.title == "question" for c in drawn.left_out)
     below = [summary_line(pairs), chance_line(pairs), no_question]
-    return Group(
-        *drawn.lines, Text(""), *(line for text in below if text for line in _wrapped("", text, out))
-    )
+    return Group(*drawn.lines, Text(""), *(line for text in below if text for line in _wrapped("", text, out)))
 
 
 def as_json(pairs: Sequence[Pair]) -> str:

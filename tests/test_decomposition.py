@@ -555,6 +555,8 @@ def test_statistics_that_are_not_finite_are_named_and_mended() -> None:
     model[2].running_var[3] = math.nan  # type: ignore[index,operator]
     found, said = examined(model)
     assert found.not_finite == ("2",)
+    assert math.isnan(found.gaps[0].eval_accuracy.value)  # logits that are NaN predict nothing
+    assert math.isfinite(found.gaps[0].train_accuracy.value)
     assert "The running statistics of layer 2 are not finite" in said
     assert "Recalibrating brings test" in said
     assert "nan" not in said

@@ -83,6 +83,11 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(-1) == labels).double()
 
 
+def known_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what `right` does, and NaN where a logit is NaN: that predicts nothing."""
+    return right(logits, labels).masked_fill(logits.isnan().any(-1), math.nan)
+
+
 def nats(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each sample's cross-entropy in nats, float64 of the leading shape of `logits`."""
     return -logits.double().log_softmax(-1).gather(-1, labels.expand(logits.shape[:-1])[..., None])[..., 0]

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from bnlab.compare.looks import critical_level
-from bnlab.compare.statistics import t_quantile
+from bnlab.compare.statistics import t_interval
 from bnlab.interval import Interval
 
 K = TypeVar("K", bound=Hashable)
@@ -87,8 +87,8 @@ class Blocks(Turns[K]):
         if n < 2:
             return Interval(math.exp(logs[0]) if logs else math.nan, None, None, n)
         center = statistics.fmean(logs)
-        half = t_quantile(1 - critical_level(LOOKS, 0.05) / 2, n - 1) * statistics.stdev(logs) / math.sqrt(n)
-        return Interval(math.exp(center), math.exp(center - half), math.exp(center + half), n)
+        low, high = t_interval(center, statistics.stdev(logs), n, critical_level(LOOKS, 0.05))
+        return Interval(math.exp(center), math.exp(low), math.exp(high), n)
 
 
 def median_of(by_round: Sequence[float]) -> Interval:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from bnlab.compare.statistics import SMALLEST_P, holm, t_quantile, t_tails
+from bnlab.compare.statistics import SMALLEST_P, holm, t_interval, t_tails
 from bnlab.interval import Interval
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ class Paired:
             means = self._subset_means
             k = math.floor(self.rule.level * (len(means) + 1) / 2 + 1e-9)
             return (float(means[k - 1]), float(means[-k])) if k else (None, None)
-        half = t_quantile(1 - self.rule.level / 2, n - 1) * self.sd / math.sqrt(n)
-        return self.mean - half, self.mean + half
+        return t_interval(self.mean, self.sd, n, self.rule.level)
 
     @cached_property
     def _subset_means(self) -> Array:

@@ -81,7 +81,7 @@ def estimate_mean(
     mean, sd = _mean_and_sd(values)
     if n == 1:
         return Interval(mean, None, None, 1)
-    low, high = _t_interval(mean, sd, n)
+    low, high = t_interval(mean, sd, n)
     if is_skewed and min(values) > 0 and sd > 0:
         low, high = _cox_interval(values)
     if images is not None and 0 <= mean <= 1:
@@ -209,8 +209,9 @@ def _mean_and_sd(values: Sequence[float], scale: float | None = None) -> tuple[f
     return 0.0 if abs(center) <= rounding else center, 0.0 if sd <= rounding else sd
 
 
-def _t_interval(center: float, sd: float, n: int) -> tuple[float, float]:
-    half = t_quantile(1 - (1 - LEVEL) / 2, n - 1) * sd / math.sqrt(n)
+def t_interval(center: float, sd: float, n: int, level: float = 1 - LEVEL) -> tuple[float, float]:
+    """Return center -+ t_{1 - level / 2} sd / sqrt(n), the interval of a mean of `n` values, two or more."""
+    half = t_quantile(1 - level / 2, n - 1) * sd / math.sqrt(n)
     return center - half, center + half
 
 

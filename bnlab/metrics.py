@@ -193,8 +193,8 @@ def train_loss(run: Summary) -> float | None:
 
 @metric("learned", "", "higher", bounds=SHARE, of_diverged=True)
 def learned(run: Summary) -> float | None:
-    """1 if the training accuracy at the last evaluation is 50 % or more; 0 if less, or where the loss was not finite"""
-    if run.get("state") == "diverged":
+    """1 if the training accuracy at the last evaluation is 50 % or more; 0 if less, diverged, or refused"""
+    if run.get("state") in ("diverged", "refused"):
         return 0.0
     accuracy = _final(run, "train.accuracy")
     return None if accuracy is None else float(accuracy >= LEARNED)

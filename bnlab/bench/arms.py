@@ -17,7 +17,6 @@ from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of
 from bnlab.models.model import check_fit
-from bnlab.norms.strategy import strategies
 from bnlab.schema import parse
 from bnlab.training.allocator import keep_freed_memory
 
@@ -68,7 +67,7 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
         rest.append(DEFAULT_LAYERS if layers else DEFAULT_NORMS)
     drafts: dict[str, _Draft] = {}
     notes: list[str] = []
-    jobs = [job for lines in _by_strategy(rest) for job in compose.planned(lines, multirun=True)]
+    jobs = compose.planned(rest, multirun=True)
     shared = set.intersection(*(set(lines) for lines, _ in jobs))
     for lines, tree in jobs:
         changed = [line for line in lines if line not in shared]
@@ -117,22 +116,6 @@ def left_out(name: str, error: IncompatibleError) -> str:
     """Return a line that names an arm and says what does not fit, without the way out."""
     reason = str(error).partition("\n")[0]
     return f"left out: {name}: {reason.removeprefix(f'{name}: ').removeprefix(f'norm={name}: ')}"
-
-
-def _by_strategy(lines: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the overrides of each strategy, without the keys that it has not and another one of them has."""
-    place = next(i for i, line in enumerate(lines) if line.startswith("norm="))
-    globbed = compose.globbed(lines, "norm")
-    names = lines[place].removeprefix("norm=").split(",") if globbed is None else globbed[1]
-    if any(name not in strategies for name in names):
-        yield list(lines)  # Hydra reads it, or says what is wrong with it
-        return
-    known = {name: {f"norm.{field.name}" for field in fields(strategies[name])} for name in names}
-    anywhere = set.union(*known.values())
-    for name in dict.fromkeys(names):
-        foreign = anywhere - known[name]
-        kept = [line for line in lines if line.partition("=")[0].lstrip("+~") not in foreign]
-        yield [f"norm={name}" if line == lines[place] else line for line in kept]
 
 
 def _without(tree: Mapping[str, Any], *keys: str) -> str:

@@ -33,7 +33,7 @@ from bnlab.compare.statistics import restrict
 from bnlab.data.dataset import target_of
 from bnlab.errors import ConfigError
 from bnlab.metrics import Censored, find_metric
-from bnlab.record.read import UNSTARTED, Run
+from bnlab.record.read import UNSTARTED, Run, refusals
 
 MOST_LOST = 0.2  # of an arm's runs, above which the others are no fair sample of them
 
@@ -105,7 +105,9 @@ class _Reader:
         over = [run for run in runs if run.state not in (*UNSTARTED, "running")]
         lost = len({run.seed for run in over} - observed.values.keys())
         if not observed.values:
-            raise Undecidable("missing", f"{quantity}: no finished run has this figure")
+            raise Undecidable(
+                "missing", f"{quantity}: {'; '.join(refusals(over)) or 'no finished run has this figure'}"
+            )
         if lost > MOST_LOST * len(over):
             raise Undecidable("unpaired", f"{quantity}: {lost} of {len(over)} runs ended without this figure")
         return observed
@@ -277,10 +279,11 @@ class _Reader:
 
 def _figure(quantity: Quantity, run: Run) -> float | None:
     """Return a metric of one run in its unit, for a condition; None where the run is not over or lacks it."""
-    if run.summary is None or run.state not in ("done", "diverged"):
+    if run.state not in (*OVER, "refused"):
         return None
     metric = find_metric(quantity.metric)
-    value = metric.derive(run.summary, target_of(run.config.get("data.name")))
+    summary = run.summary or {"state": run.state, "curve": {}}
+    value = metric.derive(summary, target_of(run.config.get("data.name")))
     value = math.inf if isinstance(value, Censored) else value
     if value is None or math.isnan(value):
         return None

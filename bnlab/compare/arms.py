@@ -18,7 +18,7 @@ from bnlab.record.read import Run
 # The seed tells the runs of an arm apart. The others say what a run is called, where its data lie (its fingerprint says
 # which they are) and how long to wait for another worker: a test holds the tables equal, for every strategy and
 # statistic of evaluation.
-NOT_COMPARED = frozenset({"seed", "name", "data.root", "data.path", "trainer.timeout"})
+NOT_COMPARED = frozenset({"seed", "name", "data.root", "data.path", "trainer.timeout", "incompatible"})
 FIRST_KEYS = ("norm.name", "model.name", "data.name", "optim.name", "schedule.name")
 NORM_ORDER = ("none", "batch", "ghost", "instance", "layer")
 OVER = ("done", "diverged")  # states with a summary

@@ -40,7 +40,7 @@ from bnlab.data.dataset import target_of, test_images_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
 from bnlab.interval import Interval
 from bnlab.metrics import Censored, Metric, end_of, evaluation_before, find_metric, step_ratio_interval
-from bnlab.record.read import Run, read_runs, started, without_collector
+from bnlab.record.read import Run, read_runs, refusals, trained, without_collector
 
 DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
 LEARNED = find_metric("learned")
@@ -84,7 +84,7 @@ def compare(
     if pivot is not None:
         check_pivot(pivot, baseline, sort, metrics or ())
     found, skipped = find_runs(paths) if of is None else (list(of), [])
-    runs = started(found)
+    runs = trained(found)
     kept = where_of(where, runs) if runs else []
     known = {key: None for run in runs for key in run.config}
     axes = pivot_keys(pivot, known) if pivot is not None and runs else None
@@ -113,15 +113,22 @@ def compare(
             f"--baseline {baseline}: no such arm{did_you_mean(baseline, labels)}\nthere are: {', '.join(labels[:12])}"
         )
     sections = [replace(each.section(sort), data=name) for each, name in zip(built, data_names(parts), strict=True)]
-    spared = sum(run.state == "not needed" for run in found)
-    return Comparison(sections, skipped, axes, len(found) - len(runs) - spared, spared)
+    return Comparison(sections, skipped, axes, *unstarted(found))
+
+
+def unstarted(found: Sequence[Run]) -> tuple[int, int, list[str]]:
+    """Return how many jobs are queued and how many were not needed, and why others were refused."""
+    states = [run.state for run in found]
+    return states.count("queued"), states.count("not needed"), refusals(found)
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
     """Read all runs under `paths`, as `read_runs` does. Errors: RecordError where none was started."""
     found, skipped = read_runs(paths)
-    if not started(found) and not skipped:
+    if not trained(found) and not skipped:
         places = ", ".join(map(str, paths))
+        if refused := refusals(found):
+            raise RecordError(f"{places}: no run was trained\n{refused[0]}")
         if found:
             raise RecordError(f"{places}: {len(found)} jobs are queued, none was started\n`bnlab resume` does them")
         raise RecordError(f"no runs in {places}\nstart one with `bnlab train`, or give the folder that has them")

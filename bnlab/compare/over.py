@@ -30,7 +30,7 @@ from bnlab.compare.arms import (
     without_duplicates,
 )
 from bnlab.compare.baseline import baselines
-from bnlab.compare.comparison import Observed, estimate, find_runs, observe
+from bnlab.compare.comparison import Observed, estimate, find_runs, observe, unstarted
 from bnlab.compare.deciding import Paired, Rule, Test, decide
 from bnlab.compare.looked import Looked
 from bnlab.compare.notes import count_of, environments_of, named
@@ -41,7 +41,7 @@ from bnlab.data.dataset import target_of
 from bnlab.errors import ConfigError, did_you_mean
 from bnlab.interval import Interval
 from bnlab.metrics import Metric, find_metric
-from bnlab.record.read import Run, started, without_collector
+from bnlab.record.read import Run, trained, without_collector
 
 LEAST_RATIO = 2.0  # of the largest level to the smallest, from which slopes are per doubling
 Unit = Literal["doubling", "1"]
@@ -75,7 +75,7 @@ def compare_over(
     """
     shown = find_metric(metric)
     found, skipped = find_runs(list(paths))
-    runs = started(found)
+    runs = trained(found)
     kept = [run for run in where_of(where, runs) if not run.is_bench] if runs else []
     if not kept:
         raise ConfigError(f"--over {word}: there is no training here")
@@ -92,8 +92,7 @@ def compare_over(
             f"--baseline {baseline}: no such arm{did_you_mean(baseline, labels)}\nthere are: {', '.join(labels[:12])}"
         )
     levels = [builder.levels(name) for builder, name in zip(built, data_names(parts), strict=True)]
-    spared = sum(run.state == "not needed" for run in found)
-    return levels, Comparison([each.section for each in levels], skipped, None, len(found) - len(runs) - spared, spared)
+    return levels, Comparison([each.section for each in levels], skipped, None, *unstarted(found))
 
 
 def _parts(runs: Sequence[Run], key: str, word: str) -> list[list[Run]]:

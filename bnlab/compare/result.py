@@ -73,3 +73,4 @@ class Comparison:
     pivot: tuple[str, str] | None = None  # the keys of the rows and of the columns
     queued: int = 0  # jobs that were not started yet
     spared: int = 0  # jobs that were not needed, since their sweep was decided without them
+    refused: list[str] = field(default_factory=list)  # why jobs were, whose strategy does not fit: they are no arms

@@ -96,11 +96,22 @@ def is_multirun(overrides: Sequence[str], asked: bool, extra_dir: Path | None = 
 
 
 def unswept(overrides: Sequence[str], extra_dir: Path | None = None) -> list[str]:
-    """Return the overrides that all jobs share: Hydra's own, and those of one value. Errors: ConfigError."""
+    """Return the overrides that all jobs share: Hydra's own, and those of one value. Errors: ConfigError.
+
+    Without keys of a strategy, which another strategy of the sweep may lack.
+    """
     from bnlab.config.hydra_session import parsed, session
 
     with session(extra_dir) as loader:
-        return [str(o.input_line) for o in parsed(overrides, loader) if not o.is_sweep_override()]
+        return _shared(parsed(overrides, loader))
+
+
+def _shared(overrides: Sequence[Override]) -> list[str]:
+    return [str(o.input_line) for o in overrides if not o.is_sweep_override() and not _is_of_a_strategy(o)]
+
+
+def _is_of_a_strategy(override: Override) -> bool:
+    return str(override.key_or_group).startswith("norm.")
 
 
 def planned(
@@ -164,26 +175,50 @@ def _taken_apart(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[l
     for override in given:
         if override.is_sweep_override() and override.is_hydra_override():
             raise ConfigError(f"{override.get_key_element()}: hydra's own keys cannot be swept")
-    lines = [str(o.input_line) for o in given if not o.is_sweep_override()]
-    config = composed(loader, lines, True)
+    config = composed(loader, _shared(given), True)
     sweeper, settings = config.hydra.sweeper, hydra_settings(config)
     params = parsed([f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()], loader)
     by_name = {str(o.key_or_group): o for o in params}
     if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
         if twice := next((o for o in given if o.is_sweep_override() and o.key_or_group in by_name), None):
             raise ConfigError(f"{twice.input_line}: is in hydra.sweeper.params of a file, too\ngive it in one place")
-        return [lines], settings
+        return [[str(o.input_line) for o in given if not o.is_sweep_override()]], settings
     if sweeper.get("max_batch_size") is not None:
         raise ConfigError(f"hydra.sweeper.max_batch_size={sweeper.max_batch_size}: has no effect in bnlab")
     for override in given:
         if not override.is_hydra_override():
             known = override.key_or_group in by_name and not override.is_delete()
             by_name[str(override.key_or_group) if known else override.get_key_element()] = override
-    count = math.prod(map(_num_choices, by_name.values()))
+    parts = _by_strategy(loader, by_name)
+    count = sum(math.prod(map(_num_choices, part)) for part in parts)
     if not 1 <= count <= MOST_JOBS:
         raise ConfigError(f"the sweep comes to {count:,} jobs\nfrom 1 to {MOST_JOBS:,} can be in one")
-    shared = hydra_lines(lines)
-    return [[*shared, *job] for job in itertools.product(*map(_choices, by_name.values()))], settings
+    own = hydra_lines([str(o.input_line) for o in given])
+    return [[*own, *job] for part in parts for job in itertools.product(*map(_choices, part))], settings
+
+
+def _by_strategy(loader: ConfigLoader, overrides: Mapping[str, Override]) -> list[list[Override]]:
+    """Return the overrides of a sweep in parts, each a sweep of its own: a key is for the strategies that have it.
+
+    A key that none of them has stays in all parts, where it is refused. Where all have the same of the keys that are
+    given there is one part, in the order of the command line.
+    """
+    from bnlab.config.hydra_session import composed, parsed
+
+    swept = overrides.get("norm")
+    given = {str(o.key_or_group) for o in overrides.values() if _is_of_a_strategy(o)}
+    if not given or swept is None or not swept.is_sweep_override() or swept.is_interval_sweep():
+        return [list(overrides.values())]
+    has = {line: {f"norm.{key}" for key in composed(loader, [line], True).norm} & given for line in _choices(swept)}
+    known = set.union(*has.values())
+    if all(keys == known for keys in has.values()):
+        return [list(overrides.values())]
+    parts = []
+    for line, keys in has.items():
+        (chosen,) = parsed([line], loader)
+        kept = [o for o in overrides.values() if str(o.key_or_group) not in known - keys]
+        parts.append([chosen if o is swept else o for o in kept])
+    return parts
 
 
 def _num_choices(override: Override) -> int:

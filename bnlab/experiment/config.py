@@ -23,11 +23,15 @@ from bnlab.training.schedule import ScheduleSpec, schedules
 from bnlab.training.trainer import TrainerConfig
 
 T = TypeVar("T", bound=Named)
+W = TypeVar("W", bound=str)
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,79}")
-KEYS = ("name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval", "measure")
+KEYS = ("name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval", "measure", "incompatible")
 # Where things lie and what a run is called; they cannot change its result, so they are no part of its identity.
 # Of several workers their number counts, not the switch.
-PLACES = (("name",), ("data", "root"), ("data", "path"), ("trainer", "distributed"), ("trainer", "timeout"))
+PLACES = (
+    ("name",), ("data", "root"), ("data", "path"), ("trainer", "distributed"), ("trainer", "timeout"), ("incompatible",)
+)  # fmt: skip
+RECORDED = "record"  # a run whose strategy does not fit its cell is refused, as its outcome
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,26 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         seed=_seed(tree.get("seed")),
         norm=_option(strategies, "norm", tree),
         model=_option(models, "model", tree),
-        data=_option(datasets, "data", tree),
+        data=data_of(tree),
         optim=_option(optimizers, "optim", tree),
         schedule=_option(schedules, "schedule", tree),
         trainer=parse(TrainerConfig, _node("trainer", tree), "trainer"),
         eval=parse(EvalConfig, _node("eval", tree), "eval"),
-        measure=_measure(tree.get("measure", "cheap")),  # older runs do not have the key
+        measure=_one_of("measure", get_args(Measure), tree.get("measure", "cheap")),  # older runs do not have the key
     )
+    _one_of("incompatible", ("stop", RECORDED), tree.get("incompatible", "stop"))
     config.norm.check_batch(config.data.batch_size)
     return config
+
+
+def data_of(tree: Mapping[str, Any]) -> DataSpec:
+    """Return the data set that `tree` spells out. Errors: ConfigError."""
+    return _option(datasets, "data", tree)
+
+
+def is_recorded(tree: object) -> bool:
+    """Return whether it is a run's outcome, and no error, that its strategy does not fit: `incompatible=record`."""
+    return isinstance(tree, Mapping) and tree.get("incompatible") == RECORDED
 
 
 def check_workers(config: Config, workers: Workers) -> None:
@@ -140,12 +155,11 @@ def _name(value: Any) -> str | None:
     return value
 
 
-def _measure(value: Any) -> Measure:
-    known: tuple[Measure, ...] = get_args(Measure)
-    for measure in known:
-        if value == measure:
-            return measure
-    raise ConfigError(f"measure={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
+def _one_of(key: str, known: tuple[W, ...], value: Any) -> W:
+    for word in known:
+        if value == word:
+            return word
+    raise ConfigError(f"{key}={value}: must be one of {', '.join(known)}{did_you_mean(str(value), known)}")
 
 
 def _seed(value: Any) -> int:

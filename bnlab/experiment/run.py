@@ -22,7 +22,7 @@ from bnlab.data.batches import batch_sizes
 from bnlab.data.bundle import DataBundle
 from bnlab.distributed import ALONE, RankLost, Workers
 from bnlab.errors import BnlabError, EnvironmentFault, IncompatibleError, RecordError
-from bnlab.experiment.config import Config, check_workers, identity, parse_config
+from bnlab.experiment.config import Config, check_workers, data_of, identity, is_recorded, parse_config
 from bnlab.experiment.setup import (
     bundle_of,
     check_memory,
@@ -36,7 +36,7 @@ from bnlab.experiment.setup import (
 from bnlab.measure.refresh import Refresh, bnlab_layers
 from bnlab.record.plain_files import open_plain, read_plain
 from bnlab.record.read import State
-from bnlab.record.run_folder import FINAL, RunFolder, read_status
+from bnlab.record.run_folder import FINAL, RunFolder, read_status, settle
 from bnlab.record.tables import Cell
 from bnlab.seeding import derived_seed
 from bnlab.timing import Stopwatch
@@ -59,16 +59,21 @@ def preflight(trees: Sequence[Mapping[str, Any]], workers: Workers = ALONE) -> l
 
     Returns the identity of each. Errors: ConfigError or EnvironmentFault, naming the first job that cannot run.
     """
-    seen = set()
+    seen: set[tuple[object, ...]] = set()
     identities = []
     for tree in trees:
-        config = parse_config(tree)
-        check_workers(config, workers)
-        device = device_of(config.trainer.device, workers)
-        if (key := (config.norm, config.model, config.data, config.eval.stats, device)) not in seen:
-            seen.add(key)
-            _check_model(config, workers)
-        identities.append(identity(tree, bundle_of(config.data).fingerprint, workers.size))
+        try:
+            config = parse_config(tree)
+            check_workers(config, workers)
+            device = device_of(config.trainer.device, workers)
+            key = (config.norm, config.model, config.data, config.eval.stats, device, is_recorded(tree))
+            if key not in seen:
+                seen.add(key)
+                _check_model(config, workers)
+        except IncompatibleError:
+            if not is_recorded(tree):
+                raise
+        identities.append(identity(tree, bundle_of(data_of(tree)).fingerprint, workers.size))
     return identities
 
 
@@ -107,6 +112,8 @@ def run(job: Job, callback: Callback, stop: Stop | None = None, workers: Workers
             raise RecordError(f"{job.folder}: no job lies here")
         config = parse_config(tree)
         check_workers(config, workers)
+        if is_recorded(tree):
+            _check_model(config, workers)  # which nobody has done before
         bundle = bundle_of(config.data)
         folder = RunFolder(job.folder, identity(tree, bundle.fingerprint, workers.size))
         if folder.earlier in FINAL:
@@ -122,6 +129,10 @@ def run(job: Job, callback: Callback, stop: Stop | None = None, workers: Workers
         raise
     except (Exception, SystemExit) as error:
         reason = _reason(error, tree)
+        if isinstance(error, IncompatibleError) and folder is None and is_recorded(tree):
+            callback.job_started(job.index, job.label, 0)
+            settle(job.folder, "refused", reason)
+            return JobResult("refused", reason)
         _record(folder, "failed", reason)
         if isinstance(error, RankLost):
             raise Terminated(error.exit_code) from error

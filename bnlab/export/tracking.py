@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as Tracked
 
 EXPERIMENT = "bnlab"
-STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "interrupted": "KILLED", "killed": "KILLED"}
+STATUS = {
+    "done": "FINISHED", "diverged": "FAILED", "refused": "FAILED", "failed": "FAILED", "interrupted": "KILLED",
+    "killed": "KILLED",
+}  # fmt: skip
 MOST_PARAMS, MOST_METRICS = 100, 1000  # that MLflow takes at once
 LONGEST_KEY = 250  # characters that MLflow takes
 LONGEST_TEXT = 5000  # characters; MLflow takes 6000

@@ -12,6 +12,7 @@ import gc
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from bnlab.errors import ConfigError, RecordError
 from bnlab.record.plain_files import open_plain
 from bnlab.record.read_files import Unreadable, read_bytes
 
-State = Literal["done", "diverged", "failed", "interrupted", "killed", "running", "queued", "not needed"]
+State = Literal["done", "diverged", "refused", "failed", "interrupted", "killed", "running", "queued", "not needed"]
 UNSTARTED = ("queued", "not needed")  # jobs without a run; the latter since their sweep was decided without them
 
 SCHEMA = 1
@@ -92,6 +93,17 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
 def started(runs: Iterable[Run]) -> list[Run]:
     """Return the runs without the jobs that were not started, of which there is nothing to compare."""
     return [run for run in runs if run.state not in UNSTARTED]
+
+
+def trained(runs: Iterable[Run]) -> list[Run]:
+    """Return the started runs without those that were refused, whose strategy does not fit."""
+    return [run for run in started(runs) if run.state != "refused"]
+
+
+def refusals(runs: Iterable[Run]) -> list[str]:
+    """Return why runs were refused, a line a reason."""
+    reasons = Counter((run.error or "").partition("\n")[0] for run in runs if run.state == "refused")
+    return [f"refused: {reason} ({count:,} {'run' if count == 1 else 'runs'})" for reason, count in reasons.items()]
 
 
 def _found(folder: str, depth: int, skipped: list[tuple[Path, str]]) -> Iterator[tuple[str, bytes]]:

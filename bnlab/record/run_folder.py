@@ -29,7 +29,7 @@ LARGEST_STATUS = 2**20  # bytes; bnlab's own has about 3,000
 ORDER = ".order"  # in the folder of all runs: the number of the last one that began there
 LOOKS, LOOK_SECONDS = 6, 0.01  # for a lock: `bnlab compare` has it for a moment to see whether anybody has
 DIGITS = 19  # of such a number, until the year 2286
-FINAL = ("done", "diverged")  # more of the same would come to the same
+FINAL = ("done", "diverged", "refused")  # more of the same would come to the same
 
 STEPS = ("step", "epoch", "loss", "lr", "finite")
 EVALS = ("step", "epoch", "split", "metric", "value", "samples")

@@ -136,6 +136,8 @@ def _facts(claim: Claim, verdict: ClaimVerdict | None) -> Iterator[tuple[str, st
         yield "given", "; ".join(map(str, claim.requires))
     if verdict is not None:
         yield "n", n_text(verdict)
+        for line in verdict.refused:
+            yield "note", line
         yield "scope", verdict.scope
     if claim.expected:
         because = f" ({claim.because})" if claim.because else ""

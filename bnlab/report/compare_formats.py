@@ -111,6 +111,8 @@ def document(sections: list[dict[str, Any]], comparison: Comparison) -> str:
         else {"schema": sections[0]["schema"] if sections else SCHEMA, "sections": sections}
     )
     whole["skipped"] = [{"path": str(path), "reason": reason} for path, reason in comparison.skipped]
+    if comparison.refused:
+        whole["refused"] = comparison.refused
     return json_text(whole)
 
 

@@ -68,9 +68,13 @@ def framed(
 
 
 def skipped_lines(comparison: Comparison) -> list[str]:
-    """Return one line for each folder that could not be read, and one for jobs not started yet, for stderr."""
+    """Return a line for each folder that could not be read, one for jobs not started yet, and why others were refused.
+
+    They are for stderr.
+    """
     queued = [f"jobs queued, not started yet: {comparison.queued}"] if comparison.queued else []
-    return [*(clean(f"{path}: unreadable ({reason})") for path, reason in comparison.skipped), *queued]
+    unreadable = (f"{path}: unreadable ({reason})" for path, reason in comparison.skipped)
+    return [*map(clean, [*unreadable, *comparison.refused]), *queued]
 
 
 def section_columns(section: Section, names: Sequence[str] = ()) -> list[Column]:

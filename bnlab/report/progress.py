@@ -32,6 +32,7 @@ LAST_JOBS = 12
 _MARKS = {
     "done": ("✓", "green"),
     "diverged": ("∞", "yellow"),
+    "refused": ("–", "yellow"),
     "failed": ("✗", "red"),
     "interrupted": ("–", "yellow"),
     "killed": ("✗", "red"),

@@ -37,7 +37,13 @@ _CHARTS: tuple[tuple[str, str, Axis, float], ...] = (
     ("loss (log scale)", "loss", "log", 1.0),
     ("accuracy % (log scale of the error)", "accuracy", "error", 100.0),
 )
-_ENDED = {"done": "green", "running": "cyan", "queued": "cyan", "not needed": "dim"}  # anything else is red
+_ENDED = {
+    "done": "green",
+    "running": "cyan",
+    "queued": "cyan",
+    "not needed": "dim",
+    "refused": "yellow",
+}  # anything else is red
 
 
 def run_page(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path, out: Terminal) -> Group:
@@ -73,10 +79,10 @@ def _state(state: str, summary: Mapping[str, Any], status: Mapping[str, Any], fo
     if isinstance(summary.get("diverged_at"), int):
         yield f"the loss was not finite at step {summary['diverged_at']:,}"  # which is the status's error too
     elif status.get("error"):
-        yield str(status["error"])
+        yield "; ".join(str(status["error"]).splitlines())
     if state == "queued":
         yield "not started yet"
-    elif state not in ("done", "diverged", "running", "not needed"):
+    elif state not in ("done", "diverged", "refused", "running", "not needed"):
         yield f"see {folder / 'run.log'}"
     if status.get("started"):
         yield f"started {status['started']}"

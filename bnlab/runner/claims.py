@@ -26,7 +26,7 @@ from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register
 from bnlab.compare.arms import text_of
 from bnlab.config import compose
 from bnlab.errors import ConfigError, IncompatibleError
-from bnlab.record.read import Run, read_runs
+from bnlab.record.read import Run, read_runs, refusals
 from bnlab.record.run_folder import FINAL, held, queue
 from bnlab.runner.supervisor import JobOptions, JobRunner
 from bnlab.runner.sweep import RUNS, labels
@@ -229,6 +229,7 @@ def _carry_out(
         scope=_scope([*runs, *benches]),
         seconds=round(time.monotonic() - start, 1),
         made=time.time(),
+        refused=tuple(refusals(runs)),
     )
     found.write(folder)
     return Outcome(claim, found, tuple(failed.values()), num_trained)

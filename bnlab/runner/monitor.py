@@ -16,7 +16,7 @@ from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.errors import RecordError
 from bnlab.metrics import metrics, warnings_of
 from bnlab.record.plain_files import read_plain
-from bnlab.record.read import Run, read_runs, started
+from bnlab.record.read import Run, read_runs, refusals, started
 from bnlab.record.run_folder import read_status
 from bnlab.report.console import messages, results
 from bnlab.report.data_report import images_passed_over, images_used
@@ -141,8 +141,9 @@ def summarize(
         return 1
     runs, skipped = read_runs([folder])
     runs = [_with_result(run, ended.get(run.folder)) for run in runs]
-    spared = sum(run.state == "not needed" for run in runs)
-    expected = len(runs) + len(skipped) - spared
+    apart = Counter(run.state for run in runs if run.state in ("not needed", "refused"))
+    total = len(runs) + len(skipped)
+    expected = total - apart["not needed"]
     runs = started(runs)
     runs.sort(key=lambda run: (len(run.folder.name), run.folder.name))  # by number, however they were started
     out, err = results(), messages()
@@ -162,7 +163,9 @@ def summarize(
     )
     for warning, count in doubts.items():
         err.say(f"warning: {warning}" + (f" ({count} of {len(runs)} runs)" if multirun else ""))
-    bad = [run for run in runs if run.state != "done"]
+    for line in refusals(runs):
+        err.say(line)
+    bad = [run for run in runs if run.state not in ("done", "refused")]
     for run in bad:
         unknown = "is still running" if run.state == "running" else "no reason recorded"
         err.say(f"{run.folder} {run.state}: {(run.error or unknown).partition(chr(10))[0]}")
@@ -176,8 +179,9 @@ def summarize(
     if failure is not None:
         err.say(f"the launcher stopped: {str(failure).partition(chr(10))[0]}")
     if multirun:
-        without = f", {spared} not needed" if spared else ""
-        err.say(f"{len(runs) - len(bad)} of {expected + spared} jobs done{without}; bnlab compare {folder}")
+        without = "".join(f", {count} {state}" for state, count in apart.items())
+        done = sum(run.state == "done" for run in runs)
+        err.say(f"{done} of {total} jobs done{without}; bnlab compare {folder}")
     if missing or any(run.state != "diverged" for run in bad):
         err.say(f"to finish: bnlab resume {folder}")
     return int(bool(bad or skipped or missing or failure is not None))

@@ -116,7 +116,7 @@ class Supervisor:
         """Train one job and return what came of it; raise KeyboardInterrupt or Terminated when it is to end."""
         for attempt in range(1 + self.options.retries):
             result = self._attempt(job)
-            if result.state in ("done", "diverged", "interrupted"):
+            if result.state not in ("failed", "killed"):
                 break
             if attempt < self.options.retries:
                 first = result.reason.partition("\n")[0]

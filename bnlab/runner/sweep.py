@@ -325,5 +325,8 @@ def _fitting(
     left = [name for name in names if name not in misfits]
     if not left:
         raise IncompatibleError(f"{overrides[place]}: none of these strategies fits the rest of the configuration")
+    kept = [job for name in left for job in jobs[name]]
+    of_those_left_out = {line.partition("=")[0] for its in jobs.values() for lines, _ in its for line in lines}
+    of_those_left_out -= {line.partition("=")[0] for lines, _ in kept for line in lines}
     chosen = [*overrides[:place], f"norm={','.join(left)}", *overrides[place + 1 :]]
-    return chosen, [job for name in left for job in jobs[name]]
+    return [line for line in chosen if line.partition("=")[0] not in of_those_left_out], kept

@@ -41,7 +41,7 @@ def do(job: Job, runner: JobRunner, folder: Path, options: JobOptions) -> JobRes
             tell_end(job, read_status(job.folder) or {}, runner.callback)
         raise
     runner.callback.job_ended(job.index, result.state, headline(job.folder, result.state, result.reason))
-    if options.fail_fast and result.state != "done":
+    if options.fail_fast and result.state not in ("done", "refused"):
         with contextlib.suppress(OSError):
             mark.touch()
     return result

@@ -104,6 +104,8 @@ class Rounds:
             folders = {job.folder for job in arm.jobs}
             row = next((row for row in rows if not folders.isdisjoint(row.folders)), None)
             arm.verdict = "undecided" if row is None else row.verdicts.get(self.plan.metric, "undecided")
+            if any(_state(job) == "refused" for job in arm.jobs):
+                arm.verdict = "refused"
         needed = self._needed(0)
         for job in (job for i, arm in enumerate(self._arms) if i not in needed for job in arm.jobs):
             if _state(job) == "queued":

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 from bnlab.interrupts import interrupted
 
-ResultState = Literal["done", "diverged", "failed", "interrupted", "killed"]
+ResultState = Literal["done", "diverged", "refused", "failed", "interrupted", "killed"]
 
 INTERRUPTED = "stopped by a signal before its end"
 

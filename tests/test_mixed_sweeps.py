@@ -19,6 +19,7 @@ from bnlab.errors import ConfigError
 from bnlab.norms.strategy import strategies
 from bnlab.record.read import read_runs
 
+TINY = [line for line in QUICK if not line.startswith(("trainer.steps", "data.batch"))] + ["trainer.steps=5"]
 REASON = "data.batch_size=1: norm=batch has one value a channel in model=mlp"
 
 
@@ -78,7 +79,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep with a strategy that does not fit at one of its two batch sizes; the folder of its command line."""
     place = tmp_path_factory.mktemp("mixed")
     sweep = ["norm=none,batch,ghost", "norm.size=4,8", "data.batch_size=1,16", "model.bias=false", "seed=0,1"]
-    done = bnlab("train", "-m", *QUICK[:3], *QUICK[4:], *sweep, "incompatible=record", cwd=place)
+    done = bnlab("train", "-m", *TINY, *sweep, "incompatible=record", cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("refused: ") == 3
     assert f"refused: {REASON} (2 runs)" in done.stderr
@@ -120,7 +121,7 @@ def test_compare_and_show_say_in_words_what_was_refused(mixed: Path) -> None:
 
 def test_a_refused_run_has_not_learned(mixed: Path) -> None:
     runs, _ = read_runs([mixed / "runs"])
-    sentence = parse_sentence("rate(learned[norm=batch batch_size=1] == 1) >= 0.5")
+    sentence = parse_sentence("rate(learned[norm=batch data.batch_size=1] == 1) >= 0.5")
     assert evidence_of(sentence.of, runs) == Count(0, 2)
 
 
@@ -135,10 +136,9 @@ def test_where_it_is_not_asked_for_nothing_starts(tmp_path: Path) -> None:
 
 
 def test_a_sweep_that_stops_when_it_is_decided_does_not_wait_for_what_was_refused(tmp_path: Path) -> None:
-    sweep = ["norm=none,batch,layer", "data.batch_size=1", "seed=range(6)", "incompatible=record", "trainer.steps=5"]
-    quick = [line for line in QUICK if not line.startswith(("trainer.steps", "data.batch"))]
+    sweep = ["norm=none,batch,layer", "data.batch_size=1", "seed=range(6)", "incompatible=record"]
     until = ["--until-decided", "--margin", "100", "--looks", "3"]
-    done = bnlab("train", "-m", *quick, *sweep, *until, cwd=tmp_path)
+    done = bnlab("train", "-m", *TINY, *sweep, *until, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     states = Counter((run.config["norm.name"], run.state) for run in read_runs([tmp_path / "runs"])[0])
     assert states == {(name, state): 3 for name in ("none", "layer") for state in ("done", "not needed")} | {

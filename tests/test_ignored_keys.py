@@ -19,7 +19,8 @@ from bnlab.training.evaluation import EvalConfig
 STATS = get_args(get_type_hints(EvalConfig)["stats"])
 TINY = ["data=folder", "data.size=8", "data.channels=1", "data.valid_size=8", "data.batch_size=8", "trainer.steps=3"]
 TINY += ["model.widths=[8,8]", "eval.every=0.5", "eval.probe_samples=16", "trainer.device=cpu", "trainer.threads=1"]
-CHANGED = {  # key -> two values
+CHANGED = {
+    "incompatible": ("stop", "record"),  # key -> two values
     "name": ("one", "other"),
     "data.root": ("first", "second"),
     "data.path": ("here", "there"),

@@ -557,6 +557,12 @@ def test_statistics_that_are_not_finite_are_named_and_mended() -> None:
     assert found.not_finite == ("2",)
     assert math.isnan(found.gaps[0].eval_accuracy.value)  # logits that are NaN predict nothing
     assert math.isfinite(found.gaps[0].train_accuracy.value)
+    assert math.isnan(found.gaps[0].acc_gap.value)
+    assert math.isnan(found.gaps[0].flip_rate.value)
+    # NaN beside NaN is no difference: nothing here depends on the mode but normalization
+    assert {term.absent for term in found.decompositions[0].terms if term.name in ("dropout", "other")} == {
+        "nothing but normalization depends on the mode"
+    }
     assert "The running statistics of layer 2 are not finite" in said
     assert "Recalibrating brings test" in said
     assert "nan" not in said
@@ -570,6 +576,34 @@ def test_evaluation_that_reads_its_batch_needs_to_be_told() -> None:
     assert "Evaluation depends on the batch it is given: a single image cannot be evaluated, against all" in said
     assert f"{100 * pairs.flips:.2g} % in batches of 2" in said
     assert "Nothing needs to be done" not in said
+
+
+def test_a_model_that_fails_on_a_single_image_is_examined_in_larger_batches() -> None:
+    class Pairs(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == 1:
+                raise IndexError("too few dimensions")
+            return super().forward(x)  # type: ignore[no-any-return]
+
+    whole, _ = examined(learned())
+    found, _ = examined(Pairs(*learned()))
+    assert [each.batch_size for each in found.curve] == [each.batch_size for each in whole.curve if each.batch_size != 1]
+    assert math.isnan(found.agreement[0].flips)
+    assert found.agreement[1:] == whole.agreement[1:]
+    assert found.gaps == whole.gaps
+
+
+def test_a_function_that_reads_a_layers_buffers_has_no_figures_of_other_batches() -> None:
+    class Functional(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            flatten, first, norm, *rest = self
+            x = first(flatten(x))
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training)
+            for layer in rest:
+                x = layer(x)
+            return x
+
+    assert examined(Functional(*learned()))[0].curve == ()
 
 
 def test_frozen_layers_are_held_against_the_data() -> None:

@@ -197,7 +197,7 @@ def stages(model: nn.Module, probe: Probe, at: Levels) -> Stages:
         evaluation = _stored(model, probe.plain, probe, at.evaluation, 0)[None]
         with_gradient = _reads_gradient_mode(model, probe)
         as_trained = partial(_training, model, probe, with_gradient=with_gradient)
-        drops = not torch.equal(as_trained(probe.plain, 0), norms[0])
+        drops = not _alike(as_trained(probe.plain, 0), norms[0])
         seen = probe.plain if probe.augmented is None else probe.augmented
         if drops or seen is not probe.plain:
             full = torch.stack([as_trained(seen, draw) for draw in range(IMAGE_DRAWS)])
@@ -225,15 +225,19 @@ def stages(model: nn.Module, probe: Probe, at: Levels) -> Stages:
         dropless = undropped = running
         if drops:
             dropless, undropped = stored(at.evaluation, "dropless"), stored(at.evaluation, "evaluation")
-            if torch.equal(dropless, undropped.expand_as(dropless)):
+            if _alike(dropless, undropped.expand_as(dropless)):
                 dropless = undropped
         before = (biased, of_population, undropped_statistics, held, initial)
         return Stages(norms, full, *before, running, dropless, undropped, evaluation)
 
 
+def _alike(first: Tensor, second: Tensor) -> bool:
+    return torch.equal(first.nan_to_num(), second.nan_to_num())  # NaN is no difference between two that have it
+
+
 def _drawn(logits_of_draw: Callable[[int], Tensor]) -> Tensor:
     first, second = logits_of_draw(0), logits_of_draw(1)
-    if torch.equal(first, second):
+    if _alike(first, second):
         return first[None]
     return torch.stack([first, second, *(logits_of_draw(draw) for draw in range(2, DRAWS))])
 

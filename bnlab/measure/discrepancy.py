@@ -38,8 +38,9 @@ class Gap:
 
     @property
     def flips(self) -> Tensor:
-        """1 where the predicted class changes."""
-        return (self.first.argmax(-1) != self.second.argmax(-1)).double()
+        """1 where the predicted class changes; NaN where a logit is NaN."""
+        changed = (self.first.argmax(-1) != self.second.argmax(-1)).double()
+        return changed.masked_fill((self.first.isnan() | self.second.isnan()).any(-1), math.nan)
 
     @property
     def kl(self) -> Tensor:
@@ -79,13 +80,11 @@ def score(logits: Tensor, labels: Tensor) -> Score:
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 where a sample is classified rightly and 0 elsewhere, float64 of the leading shape of `logits`."""
-    return (logits.argmax(-1) == labels).double()
+    """Return 1 where a sample is classified rightly and 0 elsewhere, float64 of the leading shape of `logits`.
 
-
-def known_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return what `right` does, and NaN where a logit is NaN: that predicts nothing."""
-    return right(logits, labels).masked_fill(logits.isnan().any(-1), math.nan)
+    NaN where a logit is NaN: that predicts nothing.
+    """
+    return (logits.argmax(-1) == labels).double().masked_fill(logits.isnan().any(-1), math.nan)
 
 
 def nats(logits: Tensor, labels: Tensor) -> Tensor:

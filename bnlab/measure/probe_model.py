@@ -15,14 +15,13 @@ from bnlab.errors import IncompatibleError
 from bnlab.interval import Interval
 from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.decomposition import Decomposition, Levels, Stages, decompose, levels, stages
-from bnlab.measure.discrepancy import Gap, known_right, mean_of, nats, over_rms
+from bnlab.measure.discrepancy import Gap, mean_of, nats, over_rms, right
 from bnlab.measure.layer_statistics import (
     Statistics,
     gatherer,
     keeps_statistics,
     kept,
     normalizations,
-    reads_batch_in_evaluation,
     running_layers,
 )
 from bnlab.measure.modes import evaluating, learners, preserved
@@ -132,11 +131,12 @@ def probe(model: nn.Module, probes: Sequence[Probe], training_set: Batches, samp
         decompositions = tuple(decompose(model, probe, each, at) for probe, each in zip(probes, staged, strict=True))
         with adopted(model, fresh):
             ways = _stored_ways(model, test, staged[-1], at, one_pass)
-            curve = _curve(model, test, ways, layers) if layers else ()
+            # functions that read a layer's buffers do not take the batch's own statistics in its place
+            curve = _curve(model, test, ways, layers) if _called(model, layers, batch) else ()
             agreement = _agreement(model, test)
             remedies = list(_remedies(test, ways, at))
             if layers and not decompositions[-1].reads_batch:
-                remedies.append(_own_statistics(model, test, ways, layers))
+                remedies.extend(_own_statistics(model, test, ways, layers))
             reference = one_pass if at.population is None else at.population
             frozen = _frozen(model, training_set, samples, reference)
         return ProbeResult(
@@ -151,6 +151,13 @@ def probe(model: nn.Module, probes: Sequence[Probe], training_set: Batches, samp
             at.undefined,
             tuple(sorted({m for layer in layers if isinstance(m := getattr(layer, "momentum", None), float)})),
         )
+
+
+def _called(model: nn.Module, layers: Sequence[nn.Module], images: Tensor) -> bool:
+    called: list[nn.Module] = []
+    with hooked(layers, lambda layer, x: called.append(layer)):
+        model(images)
+    return bool(called)
 
 
 def _is_finite(layer: nn.Module) -> bool:
@@ -181,8 +188,8 @@ def _split_gap(probe: Probe, staged: Stages) -> SplitGap:
     return SplitGap(
         split=probe.split,
         samples=len(probe),
-        train_accuracy=mean_of(known_right(training, probe.labels)),
-        eval_accuracy=mean_of(known_right(evaluation, probe.labels)),
+        train_accuracy=mean_of(right(training, probe.labels)),
+        eval_accuracy=mean_of(right(evaluation, probe.labels)),
         acc_gap=mean_of(gap.hits),
         loss_gap=mean_of(gap.losses),
         flip_rate=mean_of(gap.flips),
@@ -209,10 +216,14 @@ def _remedies(test: Probe, ways: Mapping[str, Tensor], at: Levels) -> Iterator[R
             yield Remedy(options, change_of(test.split, ways["running"], ways[way], test.labels))
 
 
-def _own_statistics(model: nn.Module, test: Probe, ways: Mapping[str, Tensor], layers: Sequence[nn.Module]) -> Remedy:
+def _own_statistics(
+    model: nn.Module, test: Probe, ways: Mapping[str, Tensor], layers: Sequence[nn.Module]
+) -> Iterator[Remedy]:
     with mixed_with_batch(model, 0.0, layers):
-        own = _logits(model, test.plain, min(len(test), CURVE_BATCHES), 1)
-    return Remedy(OWN_STATISTICS, change_of(test.split, ways["running"][: len(own)], own, test.labels[: len(own)]))
+        own = _in_batches(model, test.plain, min(len(test), CURVE_BATCHES), 1)
+    if own is not None:
+        change = change_of(test.split, ways["running"][: len(own)], own, test.labels[: len(own)])
+        yield Remedy(OWN_STATISTICS, change)
 
 
 def _curve(
@@ -223,14 +234,15 @@ def _curve(
     for size in CURVE_SIZES:
         if (whole := min(len(test) // size, CURVE_BATCHES) * size) > 0:
             with mixed_with_batch(model, 0.0, layers):
-                logits = _logits(model, test.plain, whole, size)
-            rows.append(_evaluation(f"batch of {size}", size, logits, test.labels))
+                logits = _in_batches(model, test.plain, whole, size)
+            if logits is not None:
+                rows.append(_evaluation(f"batch of {size}", size, logits, test.labels))
     return tuple(rows)
 
 
 def _evaluation(name: str, size: int | None, logits: Tensor, labels: Tensor) -> Evaluation:
     labels = labels[: len(logits)]
-    accuracy, loss = mean_of(known_right(logits, labels)), mean_of(nats(logits, labels))
+    accuracy, loss = mean_of(right(logits, labels)), mean_of(nats(logits, labels))
     return Evaluation(name, size, len(logits), accuracy, loss)
 
 
@@ -240,16 +252,23 @@ def _agreement(model: nn.Module, test: Probe) -> tuple[Agreement, ...]:
     rows = []
     for size in AGREEMENT_SIZES:
         if size < samples:
-            try:
-                logits = _logits(model, test.plain, samples, size)
-            except ValueError:  # torch's batch norm without running statistics, given one value a channel
-                if size > 1 or not reads_batch_in_evaluation(model):
-                    raise
+            logits = _in_batches(model, test.plain, samples, size)
+            if logits is None:
                 rows.append(Agreement(size, math.nan, math.nan))
                 continue
             flips = Gap(logits, whole, test.labels[:samples]).flips.mean().item()
             rows.append(Agreement(size, over_rms((logits - whole).abs().max().double(), whole), flips))
     return tuple(rows)
+
+
+def _in_batches(model: nn.Module, batches: Batches, samples: int, size: int) -> Tensor | None:
+    """Return what `_logits` does; None: the model cannot be given a single image, which is said where it is loaded."""
+    try:
+        return _logits(model, batches, samples, size)
+    except Exception:  # whatever a model of others raises
+        if size > 1:
+            raise
+        return None
 
 
 def _logits(model: nn.Module, batches: Batches, samples: int, size: int) -> Tensor:

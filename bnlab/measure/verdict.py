@@ -213,7 +213,7 @@ def _remedy(found: ProbeResult, gap: Decomposition, recalibrate: str) -> str | N
         best = min(helping, key=lambda remedy: (remedy.change.loss_after.value, remedy is not found.remedies[0]))
         return f"{_title(best)} brings {_brings(best)}: {_command(best, recalibrate)}."
     first, last = found.remedies[0], found.remedies[-1]
-    if last.name == OWN_STATISTICS and last.change.flips.value and not _is_small(*by_statistics(gap)):
+    if last.name == OWN_STATISTICS and last.change.flips.value > 0 and not _is_small(*by_statistics(gap)):
         return f"{_title(last)} ({last.name}) brings {_brings(last)}."
     if not math.isfinite(first.change.loss_after.value):
         return "With the statistics of the training set the loss is not finite either: the weights have diverged."

@@ -134,11 +134,12 @@ def _terms(decomposition: Decomposition, out: Terminal) -> list[Text]:
         Column("flips %", [*(percent(term.flips) for term in terms), "", percent(total.flips)]),
         bar_column("nats", lambda width: signed_bars(losses, width, out), 31, 9),
     ]
-    notes = {
-        row: f"{MISSING if math.isnan(term.moved) else 0}: {term.absent}"
-        for row, term in enumerate(terms)
-        if _is_absent(term)
-    }
+    notes = {}
+    for row, term in enumerate(terms):
+        if _is_absent(term):
+            again = row - 1 in notes and terms[row - 1].absent == term.absent
+            why = "as above" if again else term.absent
+            notes[row] = f"{MISSING if math.isnan(term.moved) else 0}: {why}"
     return draw(columns, out, notes=notes, above={len(terms): ""}, styles={len(terms) + 1: "bold"}).lines
 
 

@@ -340,13 +340,6 @@ def adjusted(tree: Mapping[str, Any], overrides: Sequence[str], allowed: Sequenc
     return changed
 
 
-def swept_keys(overrides: Sequence[str]) -> list[str]:
-    """Return the keys and groups that `overrides` give several values, or an interval of them."""
-    from bnlab.config.hydra_session import parsed
-
-    return [override.key_or_group for override in parsed(overrides) if override.is_sweep_override()]
-
-
 def globbed(overrides: Sequence[str], group: str, extra_dir: Path | None = None) -> tuple[int, list[str]] | None:
     """Return where `overrides` takes the options of `group` by a pattern such as `norm=glob(*)`, and which they are."""
     from hydra.core.override_parser.types import Glob

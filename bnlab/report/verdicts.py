@@ -69,11 +69,6 @@ def compared_rows(section: Section) -> list[Row]:
     return [row for row in section.rows if row.against and not row.is_baseline]
 
 
-def decided_rows(section: Section, metric: str) -> list[Row]:
-    """Return the arms of which it is decided how they differ from their baseline in a metric, or that they do not."""
-    return [row for row in compared_rows(section) if row.verdicts.get(metric, "undecided") != "undecided"]
-
-
 def baseline_name(section: Section) -> str:
     """Return what the baselines have in common (`none`), or `baseline` where that is nothing or long."""
     arms = [row.arm for row in section.rows if row.is_baseline]

@@ -117,11 +117,17 @@ __all__ = [
     "Censored",
     "Metric",
     "find_metric",
+    "is_of_the_end",
     "metrics",
     "share_left",
     "step_ratio_interval",
     "warnings_of",
 ]
+
+
+def is_of_the_end(name: str) -> bool:
+    """Return whether a metric can be told from the last evaluation, without those before."""
+    return metrics[name].kind == "mean" and name not in ("area_under_curve", "test_at_best_valid")
 
 
 def find_metric(name: str) -> Metric:
@@ -267,6 +273,42 @@ def mate_noise(run: Summary) -> float | None:
     return _final(run, "test.mate_noise")
 
 
+@metric("batch noise", "nats", "lower")
+def term_batch_noise(run: Summary) -> float | None:
+    """KL between predictions by a batch's and by the training set's statistics; by `bnlab probe` or measure=full"""
+    return _final(run, "test.term_batch_noise_kl")
+
+
+@metric("biased variance", "nats", "lower")
+def term_biased_variance(run: Summary) -> float | None:
+    """KL between predictions by the biased and the unbiased variance; by `bnlab probe` or measure=full"""
+    return _final(run, "test.term_biased_variance_kl")
+
+
+@metric("initial statistics", "nats", "lower")
+def term_initial_statistics(run: Summary) -> float | None:
+    """KL that what is left of mean 0 and variance 1 comes to; by `bnlab probe` or measure=full"""
+    return _final(run, "test.term_initial_statistics_kl")
+
+
+@metric("moving average", "nats", "lower")
+def term_moving_average(run: Summary) -> float | None:
+    """KL between predictions by the training set's and by the averaged statistics; by `bnlab probe` or measure=full"""
+    return _final(run, "test.term_moving_average_kl")
+
+
+@metric("flips by size", "%", "lower", scale=100, bounds=SHARE)
+def size_flips(run: Summary) -> float | None:
+    """share of predictions that change with the size of evaluation's batches; by `bnlab probe` or measure=full"""
+    return _final(run, "test.size_flips")
+
+
+@metric("error by size", "ppm", "lower", scale=1e6)
+def size_error(run: Summary) -> float | None:
+    """largest logit difference between evaluation's batches of 1, 2, 7, 64 and all, over the RMS of the logits"""
+    return _final(run, "test.size_error")
+
+
 @metric("mean z", "sigma", "lower")
 def mean_z(run: Summary) -> float | None:
     """|running mean - mean| / sigma of the layer where it is largest: its median channel, on the test probe"""
@@ -396,7 +438,7 @@ def _curve(run: Summary, name: str) -> Sequence[float]:
 
 def _final(run: Summary, name: str) -> float | None:
     values = _curve(run, name)
-    return values[-1] if values else None
+    return values[-1] if values else run.get("measured", {}).get(name)
 
 
 def _of_farthest_layer(run: Summary, figure: str) -> float | None:

@@ -37,7 +37,7 @@ SPECS: dict[str, ModelSpec] = {
     "cnn-frozen": models["cnn"](widths=(3, 4, 4), norm_every=2, norm_rest="frozen"),
     "resnet": models["resnet"](depth=8, width=3),
 }
-STATS = ("running", "precise", "population", "batch", "test", "mixed", "folded")
+STATS = ("running", "precise", "population", "batch", "test", "mixed", "none", "folded")
 
 
 def split(count: int, seed: int) -> Split:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -135,7 +135,7 @@ def _run(claims: Sequence[Claim], wish: Wish, inline: bool, expect: str | None) 
     try:
         with runner_for(options) as runner, make_progress(sys.stderr) as progress:
             runner.callback = progress
-            for number, outcome in enumerate(carry_out_claims(claims, wish, runner, options, _measure)):
+            for number, outcome in enumerate(carry_out_claims(claims, wish, runner, options, _measure, _evaluate)):
                 if number:
                     out.say("")
                 out.print(card(outcome.claim, outcome.verdict, out))
@@ -163,6 +163,13 @@ def _measure(lines: Sequence[str], base: Path) -> None:
     record(sections, timed(limits, [partial(contest, section, limits.graph) for section in sections]), base)
 
 
+def _evaluate(folder: Path, changes: Sequence[Mapping[str, Any]]) -> None:
+    """Evaluate a finished run again, in this process."""
+    from bnlab.experiment.evaluate_again import evaluate_again
+
+    evaluate_again(folder, changes)
+
+
 def _show_plans(claims: Sequence[Claim], wish: Wish) -> None:
     """Say what each claim needs, and what of it is in the pool."""
     from bnlab.report.listing import show_rows
@@ -175,9 +182,11 @@ def _show_plans(claims: Sequence[Claim], wish: Wish) -> None:
         pool = find_finished()
         for claim in claims:
             plan = plan_of(claim, wish, runner.preflight)
-            there = sum(wanted.run.identity in pool for wanted in plan.trainings)
+            there = len(
+                {w.run.identity for wanted in plan.trainings if (w := wanted.base or wanted).run.identity in pool}
+            )
             looks = ", ".join(map(str, plan.budget.looks)) if plan.trainings else "-"
-            rows.append((claim.name, str(len(plan.trainings)), str(there), str(len(plan.benches)), looks))
+            rows.append((claim.name, str(plan.num_trainings), str(there), str(len(plan.benches)), looks))
     show_rows(("claim", "trainings", "there", "benches", "looks"), rows)
 
 
@@ -228,7 +237,7 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=Tru
     with runner_for(JobOptions()) as runner:
         for claim in claims:
             plan = plan_of(claim, Wish(), runner.preflight)
-            results().say(f"{claim.path}: right; at most {len(plan.trainings)} trainings, {len(plan.benches)} benches")
+            results().say(f"{claim.path}: right; at most {plan.num_trainings} trainings, {len(plan.benches)} benches")
 
 
 @app.command()

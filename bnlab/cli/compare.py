@@ -15,21 +15,24 @@ from bnlab.cli.options import Baseline, Format, Margin, Runs, Strict, Test, Wher
 if TYPE_CHECKING:
     from bnlab.compare.result import Comparison
 
+By = Annotated[
+    Optional[list[str]], typer.Option("--by", metavar="KEY", help="Keys that make an arm; default: all that differ.")
+]
 Over = Annotated[
     Optional[str],
     typer.Option("--over", metavar="KEY", help="A number across, such as data.train_size, and slopes over it."),
 ]
 Sort = Annotated[Optional[str], typer.Option("--sort", metavar="METRIC", help="Metric to sort by, best first.")]
+Evaluated = Annotated[
+    bool, typer.Option("--evaluated", help="Also what `probe` and `shift` made of the runs by other settings.")
+]
 Notes = Annotated[bool, typer.Option("--notes", help="Print all notes below the table.")]
 All = Annotated[bool, typer.Option("--all", help="Without PATH: all of runs, not the latest sweep only.")]
 
 
 def compare(
     paths: Runs = None,
-    by: Annotated[
-        Optional[list[str]],
-        typer.Option("--by", metavar="KEY", help="Keys that make an arm; default: all that differ."),
-    ] = None,
+    by: By = None,
     baseline: Baseline = None,
     metric: Annotated[
         Optional[list[str]],
@@ -57,6 +60,7 @@ def compare(
     gate: Gate = None,
     margin: Margin = None,
     test: Test = None,
+    evaluated: Evaluated = False,
     notes: Notes = False,
     everything: All = False,
     format: Format = "table",
@@ -71,6 +75,7 @@ def compare(
     from bnlab.report.console import messages
 
     refuse_beside("--over", over, {"--pivot": pivot, "--sort": sort, "--best-of": best_of, "--margin": margin})
+    refuse_beside("--evaluated", evaluated or None, {"--over": over, "--from": source})
     of_others = {"PATH": paths, "--by": by, "--target": target, "--best-of": best_of, "--gate": gate, "--over": over}
     refuse_beside("--from", source, of_others)
     gates, places = parse_gates(gate), paths or _default(everything or source is not None)
@@ -91,8 +96,9 @@ def compare(
                 margin=margin,
                 test=test,
                 of=None if given is None else given.runs,
+                with_evaluated=evaluated,
             )
-            _show(compared, format, (metric if given is None else given.names) or (), notes)
+            show_comparison(compared, format, (metric if given is None else given.names) or (), notes)
     for line in skipped_lines(compared):
         messages().say(line)
     end_by_gates_on(places, where or (), gates, format)
@@ -111,7 +117,7 @@ def _default(everything: bool) -> list[Path]:
     return places
 
 
-def _show(compared: Comparison, format: str, names: Sequence[str], all_notes: bool) -> None:
+def show_comparison(compared: Comparison, format: str, names: Sequence[str], all_notes: bool) -> None:
     """Print a comparison, or its matrices; `names` are the metrics asked for."""
     from bnlab.report.console import results
 

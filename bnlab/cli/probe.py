@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, command_on, number_in
+from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, command_on, number_in, refuse_beside
 
 
 def probe(
@@ -15,7 +15,7 @@ def probe(
     output: Output = None,
     data: Data = None,
     samples: Annotated[
-        int, number_in("--samples", int, 2, help="Training samples for the population statistics, at most.")
+        int, number_in("--samples", int, 2, help="Training samples for the statistics of one run, at most.")
     ] = 10_000,
     format: Format = "table",
 ) -> None:
@@ -23,7 +23,15 @@ def probe(
 
     RUN is a run folder, with overrides such as data.root=FOLDER. With --module there are only overrides:
     data.batch_size=N, that of its training; model.input_norm=none for images in [0, 1]. The model is left as it was.
+    Of a sweep's folder all finished runs are probed and their arms compared. eval.stats=running,precise,none and
+    eval.shifted=blur-5 evaluate runs again under these, without training.
     """
+    from bnlab.cli.evaluate_again import FIGURES, PROBED, evaluate_all, is_of_several
+
+    if module is None and is_of_several(targets or []):
+        refuse_beside("a sweep", True, {"--checkpoint": weights, "--key": key, "--output": output, "--data": data})
+        evaluate_all(targets or [], FIGURES if any("=" in word for word in targets or []) else PROBED, format)
+        return
     from bnlab.experiment.trained_model import find
     from bnlab.measure.probe_model import probe as measure
     from bnlab.measure.verdict import explained, verdict

@@ -37,8 +37,10 @@ def shift(
 
     RUN is a run folder, with overrides such as data.root=FOLDER. With --module there are only overrides:
     data.batch_size=N, that of its training; model.input_norm=none for images in [0, 1].
-    Shows accuracy, calibration, and how much a prediction depends on the images it is evaluated with.
+    Shows accuracy, calibration, and how much a prediction depends on the images it is evaluated with. Of a sweep's
+    folder all finished runs are evaluated, and their arms compared; --shift says under which shifts.
     """
+    from bnlab.cli.evaluate_again import FIGURES, evaluate_all, is_of_several
     from bnlab.data.shifts import SEVERITIES, SHIFTS
     from bnlab.experiment.shift_study import shift_study
     from bnlab.experiment.trained_model import find
@@ -51,6 +53,12 @@ def shift(
     names = _chosen("--shift", shifts, SHIFTS)
     statistics = _chosen("--stats", stats, STATS)
     severities = [int(text) for text in _chosen("--severity", [severity], [str(known) for known in SEVERITIES])]
+    if module is None and is_of_several(targets or []):
+        shown = [f"{name}-{level}" for name in names for level in severities]
+        settings = {"shifted": ["none", *shown], "stats": statistics, "batch_size": [str(batch_size)]}
+        lines = [f"eval.{key}={','.join(values)}" for key, values in settings.items()]
+        evaluate_all([*(targets or []), *lines], FIGURES[:3], format)
+        return
     trained = find(targets or [], module, weights, data, key, output)
     with working(messages()) as tell:
         study = shift_study(trained, names, severities, statistics, batch_size, tell)

@@ -40,7 +40,7 @@ from bnlab.data.dataset import target_of, test_images_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
 from bnlab.interval import Interval
 from bnlab.metrics import Censored, Metric, end_of, evaluation_before, find_metric, step_ratio_interval
-from bnlab.record.read import Run, read_runs, refusals, trained, without_collector
+from bnlab.record.read import Run, evaluated, read_runs, refusals, trained, without_collector
 
 DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
 LEARNED = find_metric("learned")
@@ -64,14 +64,16 @@ def compare(
     margin: float | None = None,
     test: Test | None = None,
     of: Sequence[Run] | None = None,
+    with_evaluated: bool = False,
 ) -> Comparison:
     """Compare all runs under `paths`, or the runs `of`; the first of `metrics` is the main one.
 
     `by` groups by these keys alone, `where` keeps runs (`norm=batch,ghost`), `sort` is a metric (best first) or `arm`,
     `target` is a validation accuracy as a fraction and replaces the data set's usual one. `best_of` are keys of which
     each arm keeps its best setting only. `pivot` (`normxmodel`) makes arms of two keys, to be read as a matrix of one
-    metric, without a baseline. `margin` is the smallest difference of the main metric that matters, in its unit; `test`
-    is Student's t or the permutation of signs.
+    metric, without a baseline. `with_evaluated`: what runs came to under other settings of evaluation is beside them.
+    `margin` is the smallest difference of the main metric that matters, in its unit; `test` is Student's t or the
+    permutation of signs.
 
     Errors: ConfigError for an unknown metric, key, value or baseline, for a choice that cannot be made and for a matrix
     with a third key; RecordError when there is no run folder at all.
@@ -85,6 +87,7 @@ def compare(
         check_pivot(pivot, baseline, sort, metrics or ())
     found, skipped = find_runs(paths) if of is None else (list(of), [])
     runs = trained(found)
+    runs += [each for run in runs for each in evaluated(run)] if with_evaluated else []
     kept = where_of(where, runs) if runs else []
     known = {key: None for run in runs for key in run.config}
     axes = pivot_keys(pivot, known) if pivot is not None and runs else None

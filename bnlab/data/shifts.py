@@ -21,6 +21,7 @@ from torchvision.transforms import functional as image
 
 from bnlab.data.augment import Augment
 from bnlab.data.bundle import Split
+from bnlab.errors import ConfigError, did_you_mean
 from bnlab.seeding import generator
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -42,6 +43,16 @@ class Shift:
 def shifted(samples: Split, name: str, severity: int) -> Split:
     """Return `samples` under the shift `name`; what is random comes out the same at every call and every severity."""
     return SHIFTS[name](samples, severity, generator(0, "augmentation", crc32(name.encode())))
+
+
+def severity_of(shift: str) -> tuple[str, int]:
+    """Return name and severity of a shift such as `blur-5`. Errors: ConfigError."""
+    name, _, severity = shift.rpartition("-")
+    if name not in SHIFTS or severity not in map(str, SEVERITIES):
+        near = did_you_mean(shift, [f"{known}-{number}" for known in SHIFTS for number in SEVERITIES])
+        raise ConfigError(f"eval.shifted={shift}: must be none, or a shift and its severity from 1 to 5, such as blur-5"
+                          f"{near}\nthere are: {', '.join(SHIFTS)}")  # fmt: skip
+    return name, int(severity)
 
 
 def _rotation(samples: Split, degrees: float, source: Generator) -> Split:

@@ -76,6 +76,10 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     )
     _one_of("incompatible", ("stop", RECORDED), tree.get("incompatible", "stop"))
     config.norm.check_batch(config.data.batch_size)
+    if config.eval.shifted != "none":
+        from bnlab.data.shifts import severity_of  # with torchvision's transforms, which take time to import
+
+        severity_of(config.eval.shifted)
     return config
 
 

@@ -157,7 +157,7 @@ def of_run(
         config,
         bundle,
         device,
-        config.batch_of_statistics(_workers(summary)),
+        config.batch_of_statistics(num_workers(summary)),
         state,
         folder,
         place,
@@ -237,7 +237,8 @@ def _bundle_and_device(config: Config) -> tuple[DataBundle, torch.device]:
     return bundle_of(config.data), device_of(config.trainer.device)
 
 
-def _workers(summary: Mapping[str, Any]) -> int:
+def num_workers(summary: Mapping[str, Any]) -> int:
+    """Return how many processes shared a training."""
     environment = summary.get("environment")
     workers = environment.get("workers", 1) if isinstance(environment, Mapping) else 1
     return workers if isinstance(workers, int) and workers > 0 else 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def left_out(model: nn.Module) -> Iterator[None]:
+    """Let every normalization layer return its input as it is."""
+    with ExitStack() as stack:
+        for layer in normalizations(model).values():
+            stack.callback(layer.register_forward_hook(lambda _, inputs, __: inputs[0]).remove)
+        yield
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from bnlab.measure.modes import (
     seeded,
     training_statistics,
 )
+from bnlab.norms.batch import subset_of
 from bnlab.norms.formula import count_per_channel
 
 # Bytes of the widest activation of a chunk. Where the whole set takes no more than WHOLE_BYTES, one pass serves all
@@ -257,13 +258,15 @@ def adopted(model: nn.Module, statistics: Statistics) -> Iterator[None]:
 
 
 @contextmanager
-def mixed_with_batch(model: nn.Module, prior: float, layers: Sequence[nn.Module] | None = None) -> Iterator[None]:
+def mixed_with_batch(
+    model: nn.Module, prior: float, layers: Sequence[nn.Module] | None = None, stride: int = 1
+) -> Iterator[None]:
     """Evaluate each batch with its own statistics mixed into those in the layers, the source.
 
     With n images in the batch, mean = N/(N + n) source + n/(N + n) batch, and the variance (biased) likewise, layer by
     layer, N = `prior` (Schneider et al., "Improving robustness against common corruptions by covariate shift
     adaptation", 2020). prior=0: the batch's own; one that has a single value a channel keeps the source's.
-    `layers`: whose; None: all that keep statistics.
+    `layers`: whose; None: all that keep statistics. `stride`: the batch's are from every k-th row and column.
     """
     layers = running_layers(model) if layers is None else layers
     source = {layer: kept(layer) for layer in layers}
@@ -274,6 +277,7 @@ def mixed_with_batch(model: nn.Module, prior: float, layers: Sequence[nn.Module]
         images = len(batch)
 
     def mix(layer: nn.Module, x: Tensor) -> None:
+        x = subset_of(x, stride, None)
         if prior == 0 and count_per_channel(x) == 1:
             adopt(layer, *source[layer])
             return

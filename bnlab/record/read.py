@@ -15,11 +15,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bnlab.errors import ConfigError, RecordError
+from bnlab.record.evaluations import SETTINGS, Evaluations, read_evaluations, summary_of
 from bnlab.record.plain_files import open_plain
 from bnlab.record.read_files import Unreadable, read_bytes
 
@@ -46,11 +47,37 @@ class Run:
     error: str | None
     environment: dict[str, Any]
     summary: dict[str, Any] | None  # of a run that is done or diverged; its curves are arrays, nan where missing
+    evaluations: Evaluations = field(default_factory=dict)  # of its checkpoint, under other settings of evaluation
 
     @property
     def is_bench(self) -> bool:
         """Whether its steps were timed by `bnlab bench`, and nothing was trained."""
         return self.summary is not None and isinstance(self.summary.get("bench"), dict)
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether it is another run evaluated again, of which the last evaluation alone is known."""
+        return self.summary is not None and self.summary.get("evaluated") is True
+
+
+def evaluated(run: Run) -> list[Run]:
+    """Return what a run would have been with the settings under which its checkpoint was evaluated again.
+
+    Where more was measured of the same evaluation, the run itself has the figures, in `measured`.
+    """
+    return [
+        replace(
+            run, identity=identity, config=run.config | entry["config"], summary=summary_of(run.summary or {}, entry)
+        )
+        for identity, entry in run.evaluations.items()
+        if not _is_same(run, entry)
+    ]
+
+
+def _is_same(run: Run, entry: dict[str, Any]) -> bool:
+    return all(
+        run.config.get(key, SETTINGS[key]) == value for key, value in entry["config"].items() if key != "measure"
+    )
 
 
 @contextmanager
@@ -160,7 +187,7 @@ def _run(folder: str, content: bytes) -> Run:
     environment = environment if isinstance(environment, dict) else {}
     if isinstance(workers := environment.get("workers"), int) and workers > 1:
         config["trainer.workers"] = workers  # how many torchrun started, which no key of a configuration says
-    return Run(
+    run = Run(
         folder=Path(folder),
         state=state,
         identity=str(status.get("identity", "")),
@@ -170,7 +197,12 @@ def _run(folder: str, content: bytes) -> Run:
         error=error if isinstance(error, str) else None,
         environment=environment,
         summary=summary,
+        evaluations=read_evaluations(folder) if state == "done" else {},
     )
+    for entry in run.evaluations.values():
+        if summary is not None and _is_same(run, entry):
+            summary["measured"] = {name: v for name, v in entry["curve"].items() if v is not None}
+    return run
 
 
 def _summary(folder: str, identity: object) -> dict[str, Any] | None:

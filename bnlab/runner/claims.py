@@ -2,8 +2,9 @@
 
 The pool is every finished run below `runs`, whoever made it: a run's identity says that an equal one need not be
 trained. New ones lie in `runs/pool`, each in a folder named by its identity, so that a command line that was killed
-goes on where it was, and two claims that need the same run share it. Times are no part of the pool: a bench is used
-again for a day, on the same boot of the same machine.
+goes on where it was, and two claims that need the same run share it. Settings of evaluation alone train nothing: the
+checkpoint of one run is evaluated again under each. Times are no part of the pool: a bench is used again for a day, on
+the same boot of the same machine.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from bnlab import __version__
 from bnlab.claims.cells import check_cells
 from bnlab.claims.claim import Budget, Claim, check_looks, check_override
 from bnlab.claims.decide import RuleVerdict, decide, failed_guards
+from bnlab.claims.language import quantities
 from bnlab.claims.planned import planned
 from bnlab.claims.rule import parts_of
 from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register
 from bnlab.compare.arms import text_of
 from bnlab.config import compose
-from bnlab.errors import ConfigError, IncompatibleError
-from bnlab.record.read import Run, read_runs, refusals
+from bnlab.errors import BnlabError, ConfigError, IncompatibleError
+from bnlab.metrics import is_of_the_end
+from bnlab.record.evaluations import SETTINGS, with_settings
+from bnlab.record.read import Run, evaluated, read_runs, refusals
 from bnlab.record.run_folder import FINAL, held, queue
 from bnlab.runner.supervisor import JobOptions, JobRunner
 from bnlab.runner.sweep import RUNS, labels
@@ -38,6 +42,7 @@ FRESH_SECONDS = 86_400.0  # for which a bench is used again
 BENCH_SECONDS = {"quick": "bench.seconds=15"}
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 Measure = Callable[[Sequence[str], Path], object]  # times the arms of overrides, and records them below a folder
+Evaluate = Callable[[Path, Sequence[Mapping[str, Any]]], object]  # a finished run, under changed settings
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Wanted:
     tree: Mapping[str, Any]
     run: Run  # queued, with its identity
     label: str
+    base: Wanted | None = None  # the training whose checkpoint gives it, where only settings of evaluation differ
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,10 @@ class ClaimPlan:
     budget: Budget
     trainings: tuple[Wanted, ...]
     benches: tuple[tuple[str, ...], ...]
+
+    @property
+    def num_trainings(self) -> int:
+        return len({(wanted.base or wanted).run.identity for wanted in self.trainings})
 
     def until(self, seeds: int) -> list[Wanted]:
         """Return the trainings of so many seeds."""
@@ -111,11 +121,7 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
             sweep = compose.planned([*lines, f"seed={seeds}"], True)
             for label, (_, tree) in zip(labels(sweep), sweep, strict=True):
                 jobs.setdefault(json.dumps(tree, sort_keys=True), (label, tree))
-        identities = preflight([tree for _, tree in jobs.values()])
-        trainings = tuple(
-            Wanted(tree, planned(tree, identity), f"{claim.name}: {label}")
-            for (label, tree), identity in zip(jobs.values(), identities, strict=True)
-        )
+        trainings = tuple(_wanted(claim, list(jobs.values()), preflight))
         benches = tuple(tuple(_bench_lines(lines, wish)) for lines in claim.benches(budget, wish.more))
         arms = [
             planned(tree, is_bench=True)
@@ -133,6 +139,22 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
     return ClaimPlan(claim, budget, trainings, benches)
 
 
+def _wanted(
+    claim: Claim,
+    jobs: Sequence[tuple[str, dict[str, Any]]],
+    preflight: Callable[[Sequence[Mapping[str, Any]]], list[str]],
+) -> Iterator[Wanted]:
+    """Yield the runs of a claim; where it asks for figures of the end alone, with the training to evaluate."""
+    asked = [*(part.sentence.of for part in parts_of(claim.rule)), *(guard.of for guard in claim.requires)]
+    at_end = all(is_of_the_end(quantity.metric) for of in asked for quantity in quantities(of))
+    bases = [with_settings(tree, SETTINGS) if at_end else tree for _, tree in jobs]
+    identities = preflight([*(tree for _, tree in jobs), *bases])
+    for (label, tree), base, own, of_base in zip(jobs, bases, identities, identities[len(jobs) :], strict=False):
+        training = [word for word in label.split() if word.partition("=")[0] not in SETTINGS or not at_end]
+        wanted = Wanted(base, planned(base, of_base), f"{claim.name}: {' '.join(training)}")
+        yield wanted if own == of_base else Wanted(tree, planned(tree, own), wanted.label, wanted)
+
+
 def _checked(of: Any, runs: Sequence[Run], best_of: Sequence[str], where: str) -> None:
     try:
         check_cells(of, runs, best_of)
@@ -147,16 +169,25 @@ def _bench_lines(lines: Sequence[str], wish: Wish) -> list[str]:
 
 
 def find_finished() -> dict[str, Run]:
-    """Return every finished training below `runs` by its identity; of equal ones the first."""
+    """Return every finished training below `runs` by its identity, and what its checkpoint was evaluated to be."""
     found: dict[str, Run] = {}
     for run in read_runs([RUNS])[0] if RUNS.is_dir() else ():
         if run.state in FINAL and run.identity and not run.is_bench:
             found.setdefault(run.identity, run)
+    for run in list(found.values()):
+        for each in evaluated(run):
+            found.setdefault(each.identity, each)
     return found
 
 
+def _has(pool: Mapping[str, Run], wanted: Wanted) -> bool:
+    """Return whether what is wanted is there; what is to be trained must have been."""
+    run = pool.get(wanted.run.identity)
+    return run is not None and (wanted.base is not None or not run.is_evaluated)
+
+
 def carry_out_claims(
-    claims: Sequence[Claim], wish: Wish, runner: JobRunner, options: JobOptions, measure: Measure
+    claims: Sequence[Claim], wish: Wish, runner: JobRunner, options: JobOptions, measure: Measure, evaluate: Evaluate
 ) -> Iterator[Outcome]:
     """Yield each claim's verdict as soon as it is there; all claims are checked before the first job starts.
 
@@ -172,7 +203,7 @@ def carry_out_claims(
             if claim.name in kept:
                 yield Outcome(claim, kept[claim.name], (), 0)
             else:
-                yield _carry_out(plans[claim.name], wish, pool, runner, options, measure)
+                yield _carry_out(plans[claim.name], wish, pool, runner, options, measure, evaluate)
 
 
 def _kept(claim: Claim, wish: Wish, pool: Mapping[str, Run]) -> ClaimVerdict | None:
@@ -187,7 +218,13 @@ def _kept(claim: Claim, wish: Wish, pool: Mapping[str, Run]) -> ClaimVerdict | N
 
 
 def _carry_out(
-    plan: ClaimPlan, wish: Wish, pool: dict[str, Run], runner: JobRunner, options: JobOptions, measure: Measure
+    plan: ClaimPlan,
+    wish: Wish,
+    pool: dict[str, Run],
+    runner: JobRunner,
+    options: JobOptions,
+    measure: Measure,
+    evaluate: Evaluate,
 ) -> Outcome:
     start = time.monotonic()
     claim, looks = plan.claim, plan.budget.looks
@@ -199,11 +236,14 @@ def _carry_out(
     num_trained = 0
     for seeds in looks:
         wanted = plan.until(seeds)
-        missing = [each for each in wanted if each.run.identity not in pool]
-        failed |= _train(missing, pool, runner, options)
-        num_trained += len(missing)
-        runs = [pool[each.run.identity] for each in wanted if each.run.identity in pool]
-        runs += [replace(each.run, state="failed") for each in wanted if each.run.identity not in pool]
+        missing = [each for each in wanted if not _has(pool, each)]
+        needed = {each.run.identity: each for each in (wanted.base or wanted for wanted in missing)}
+        untrained = [each for each in needed.values() if not _has(pool, each)]
+        failed |= _train(untrained, pool, runner, options)
+        failed |= _evaluate(missing, pool, evaluate)
+        num_trained += len(untrained)
+        runs = [pool[each.run.identity] for each in wanted if _has(pool, each)]
+        runs += [replace(each.run, state="failed") for each in wanted if not _has(pool, each)]
         verdict = decide(claim.rule, [*runs, *benches], claim.alpha, looks if plan.trainings else ())
         if verdict.verdict != "undecided" or not plan.trainings:
             break
@@ -250,6 +290,29 @@ def _train(missing: Sequence[Wanted], pool: dict[str, Run], runner: JobRunner, o
             pool[wanted.run.identity] = runs[0]
         else:
             failed[wanted.run.identity] = f"{job.folder} {result.state}: {result.reason.partition(chr(10))[0]}"
+    return failed
+
+
+def _evaluate(missing: Sequence[Wanted], pool: dict[str, Run], evaluate: Evaluate) -> dict[str, str]:
+    """Evaluate trainings again for what is missing, put it into the pool, and return what failed, by identity."""
+    failed, by_base = {}, dict[str, list[Wanted]]()
+    for each in missing:
+        if each.base is not None:
+            by_base.setdefault(each.base.run.identity, []).append(each)
+    for base, wanted in by_base.items():
+        if (run := pool.get(base)) is None:
+            continue  # its training failed
+        if run.state != "done":
+            pool |= {
+                each.run.identity: replace(run, identity=each.run.identity, config=each.run.config) for each in wanted
+            }
+            continue
+        try:
+            evaluate(run.folder, [{key: each.run.config[key] for key in SETTINGS} for each in wanted])
+        except BnlabError as error:
+            failed[base] = str(error).partition("\n")[0]
+        for found in evaluated(read_runs([run.folder])[0][0]):
+            pool.setdefault(found.identity, found)
     return failed
 
 

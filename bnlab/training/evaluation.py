@@ -6,7 +6,8 @@ running: what the strategy evaluates with, a moving average or, for one that rea
 under the current weights. precise, population: those of the training set as training sees it, augmented and with
 dropout, in one pass with training behaviour or exactly, layer after layer. batch, test: those of what is evaluated, of
 each batch or of the whole split; a sample's figures then depend on the others (transductive). mixed: running and batch
-weighed by sample counts. folded: running, merged into the weights before them.
+weighed by sample counts. folded: running, merged into the weights before them. none: every normalization layer is left
+out, gamma and beta with it, whether it keeps statistics or not.
 
 Statistics that are put in are taken out again, so that evaluating never changes training.
 """
@@ -14,9 +15,10 @@ Statistics that are put in are taken out again, so that evaluating never changes
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,11 +30,11 @@ from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.discrepancy import Gap, calibration_error, logits_of, score
 from bnlab.measure.folding import check_foldable, folded
 from bnlab.measure.layer_statistics import Statistics, gatherer, running_layers
-from bnlab.measure.modes import evaluating, training_statistics
+from bnlab.measure.modes import evaluating, left_out, training_statistics
 from bnlab.measure.moments import InstanceMoments, Moments
 from bnlab.measure.population_statistics import adopted, hooked, mixed_with_batch, population_of, precise
 from bnlab.measure.probe_batches import Probe, probe_indices
-from bnlab.measure.probe_model import ProbeResult, probe
+from bnlab.measure.probe_model import AGREEMENT_SAMPLES, ProbeResult, probe
 from bnlab.measure.refresh import refreshed
 from bnlab.schema import param
 from bnlab.timing import Stopwatch
@@ -46,11 +48,13 @@ class EvalConfig:
     # activations of larger batches leave the cache and the allocator behind: 500 took twice the time
     batch_size: int = param(200, "samples in a batch of an evaluation; only stats=batch and mixed depend on it", low=1)
     probe_samples: int = param(2048, "fixed training and test samples for the train-versus-eval gap", low=1)
-    stats: Literal["running", "precise", "population", "batch", "test", "mixed", "folded"] = param(
+    stats: Literal["running", "precise", "population", "batch", "test", "mixed", "folded", "none"] = param(
         "running",
-        "precise, population, batch, test, mixed, folded: statistics that evaluation normalizes with",
+        "precise, population, batch, test, mixed, folded, none: statistics that evaluation normalizes with",
     )
     prior: float = param(16.0, "samples that the running statistics count for in stats=mixed", low=0.0)
+    stride: int = param(1, "statistics of stats=batch and mixed from every k-th row and column", low=1)
+    shifted: str = param("none", "what the test images undergo, with its severity, such as blur-5")
 
 
 def check_eval(model: nn.Module, config: EvalConfig) -> None:
@@ -105,6 +109,8 @@ class Evaluator:
         measure: Measure = "cheap",
     ) -> None:
         self._config = config
+        if config.shifted != "none":
+            bundle = replace(bundle, test=shifted_as(bundle.test, config.shifted))
         self._training_set = training_set
         self._probe_batch = train_batch_size
         self._precision = precision
@@ -223,8 +229,16 @@ class Evaluator:
         if self._config.stats == "test":
             return adopted(model, population_of(model, batches, plain=True))
         if self._config.stats in ("batch", "mixed"):
-            return mixed_with_batch(model, 0.0 if self._config.stats == "batch" else self._config.prior)
-        return nullcontext()
+            prior = 0.0 if self._config.stats == "batch" else self._config.prior
+            return mixed_with_batch(model, prior, stride=self._config.stride)
+        return left_out(model) if self._config.stats == "none" else nullcontext()
+
+
+def shifted_as(test: Split, shift: str) -> Split:
+    """Return the test split under a shift such as `blur-5`, in the order in which `bnlab shift` takes its samples."""
+    from bnlab.data.shifts import severity_of, shifted  # with torchvision's transforms, which take time to import
+
+    return shifted(test.take(probe_indices(len(test), len(test), batch_size=1)), *severity_of(shift))
 
 
 def _gaps(trained: Tensor, evaluated: Tensor, labels: Tensor) -> list[Figure]:
@@ -258,6 +272,10 @@ def _in_full(probed: ProbeResult) -> list[Figure]:
             name = f"term_{term.name.replace(' ', '_')}"
             for what, value in (("acc", term.accuracy.value), ("loss", term.loss.value), ("kl", term.moved)):
                 figures.append(Figure(decomposition.split, f"{name}_{what}", value, term.accuracy.n))
+    sizes = {"size_error": [row.largest for row in probed.agreement], "size_flips": [r.flips for r in probed.agreement]}
+    for name, values in sizes.items():
+        figures.append(Figure("test", name, math.nan if any(map(math.isnan, values)) else max(values, default=0.0),
+                              AGREEMENT_SAMPLES))  # fmt: skip
     for way in probed.curve:
         name = f"stats_{way.name}" if way.batch_size is None else f"batch_curve_{way.batch_size}"
         figures.append(Figure("test", name, way.accuracy.value, way.samples))

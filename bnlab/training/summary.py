@@ -50,23 +50,24 @@ def summarize(
         "unnormalizable_batches": max((layer.num_unnormalizable for layer in layers), default=0),
         "initial_share": None if share is None else asdict(share),
         "facts": asdict(used[0].facts),
-        "layers": _by_name(outcome.layers),
-        "curve": {name: _finite(values) for name, values in outcome.curve.items()},
+        "layers": layers_by_name(outcome.layers),
+        "curve": {name: finite(values) for name, values in outcome.curve.items()},
         "environment": environment,
     }
     return summary | {"warnings": warnings_of(summary, eval_stats)}
 
 
-def _by_name(evaluations: Sequence[Sequence[LayerGap]]) -> dict[str, Any]:
+def layers_by_name(evaluations: Sequence[Sequence[LayerGap]]) -> dict[str, Any]:
     """Return layer -> its figures at the last evaluation, and those of the middle channel over all evaluations."""
     by_name: dict[str, Any] = {}
     for layer in evaluations[-1] if evaluations else ():
         before = [gap for gaps in evaluations for gap in gaps if gap.name == layer.name]
-        figures = dict(zip(LAYER_FIGURES, _finite([getattr(layer, name) for name in LAYER_FIGURES]), strict=True))
-        curve = {name: _finite([getattr(gap, name) for gap in before]) for name in ("mean_z", "log_std_ratio")}
+        figures = dict(zip(LAYER_FIGURES, finite([getattr(layer, name) for name in LAYER_FIGURES]), strict=True))
+        curve = {name: finite([getattr(gap, name) for gap in before]) for name in ("mean_z", "log_std_ratio")}
         by_name[layer.name] = {"depth": layer.depth, "channels": layer.channels, **figures, "curve": curve}
     return by_name
 
 
-def _finite(values: Sequence[float]) -> list[float | None]:
+def finite(values: Sequence[float]) -> list[float | None]:
+    """Return values that JSON has: null for what is not finite."""
     return [value if math.isfinite(value) else None for value in values]

@@ -1,0 +1,96 @@
+"""Finished runs evaluated again under other settings of evaluation, all in one process, and compared."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnlab.errors import ConfigError, IncompatibleError
+
+if TYPE_CHECKING:
+    from bnlab.record.read import Run
+
+ONLY_AGAIN = ("eval.stats", "eval.shifted", "eval.stride")  # settings that `probe RUN` has no other use for
+BASELINES = ("eval.stats", "eval.shifted")  # what differs in one of these is compared with what is usual
+FIGURES = ("test_accuracy", "test_loss", "ece", "acc_gap", "flip_rate")
+PROBED = (
+    "acc_gap",
+    "kl",
+    "term_batch_noise",
+    "term_initial_statistics",
+    "term_moving_average",
+    "mate_noise",
+    "size_flips",
+)
+
+
+def is_of_several(targets: Sequence[str]) -> bool:
+    """Return whether a command line names a folder of runs, or settings under which to evaluate."""
+    place = Path(targets[0]) if targets else Path()
+    several = bool(targets) and place.is_dir() and not (place / "status.json").exists()
+    return several or any(word.partition("=")[0] in ONLY_AGAIN for word in targets)
+
+
+def evaluate_all(targets: Sequence[str], metrics: Sequence[str], format: str) -> None:
+    """Evaluate every finished run at or below a path as `KEY=VALUE,VALUE` say, and print a comparison.
+
+    What was evaluated before is not evaluated again. Errors: ConfigError.
+    """
+    from bnlab.cli.compare import show_comparison
+    from bnlab.compare.comparison import compare, find_runs
+    from bnlab.config.compose import adjusted
+    from bnlab.experiment.evaluate_again import evaluate_again
+    from bnlab.experiment.trained_model import ADJUSTABLE
+    from bnlab.record.evaluations import SETTINGS
+    from bnlab.record.read import evaluated
+    from bnlab.report.console import messages
+    from bnlab.report.display import Display, duration
+
+    place = Path(targets[0])
+    settings = [word for word in targets[1:] if word.partition("=")[0] in SETTINGS]
+    changes = _changes(settings or ["measure=full"])
+    elsewhere = [word for word in targets[1:] if word.partition("=")[0] not in SETTINGS]
+    adjusted({}, elsewhere, ADJUSTABLE)
+    runs = [run for run in find_runs([place])[0] if run.state == "done" and not run.is_bench]
+    if not runs:
+        raise ConfigError(f"{place}: no run here is finished\n`bnlab resume` finishes them")
+    out, refused, count = messages(), [], 0
+    with Display(out) as display:
+        start = out.get_time()
+        for number, run in enumerate(runs):
+            left = (out.get_time() - start) / number * (len(runs) - number) if number else None
+            said = f"evaluating run {number + 1} of {len(runs)}" + (f", {duration(left)} left" if left else "")
+            display.show(lambda said=said: said)  # type: ignore[misc]
+            try:
+                count += evaluate_again(run.folder, changes, elsewhere)
+            except IncompatibleError as error:
+                refused.append(f"{run.folder}: {str(error).partition(chr(10))[0]}")
+    for line in refused:
+        out.say(line)
+    whole = find_runs([place])[0]
+    kept = [each for run in whole if run.state == "done" for each in (run, *evaluated(run)) if _is_asked(each, changes)]
+    if not kept:
+        raise IncompatibleError(f"{place}: no run can be evaluated so")
+    several = [key for key in BASELINES if len({str(run.config.get(key)) for run in kept}) > 1]
+    base = next(
+        (f"{key}={SETTINGS[key]}" for key in several if any(run.config.get(key) == SETTINGS[key] for run in kept)), None
+    )
+    show_comparison(compare([place], metrics=metrics, of=kept, baseline=base), format, metrics, False)
+    out.say(f"{count:,} evaluations made; `bnlab compare {place} --evaluated` shows all there are")
+
+
+def _changes(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the changes of settings that overrides with several values stand for. Errors: ConfigError."""
+    from bnlab.compare.arms import split_list
+    from bnlab.config.compose import adjusted
+    from bnlab.record.evaluations import SETTINGS
+    from bnlab.record.read import flatten
+
+    each = [[f"{key}={value}" for value in split_list(values)] for key, _, values in (w.partition("=") for w in words)]
+    return [flatten(adjusted({}, lines, list(SETTINGS))) for lines in itertools.product(*each)]
+
+
+def _is_asked(run: Run, changes: Sequence[Mapping[str, Any]]) -> bool:
+    return any(all(run.config.get(k) == v or k == "measure" for k, v in change.items()) for change in changes)

@@ -330,7 +330,7 @@ class _Builder:
             seeds=frozenset(run.seed for run in arm.runs),
             verdicts=verdicts,
             against="" if against is None else self.arms[against].label,
-            folders=frozenset(run.folder for run in arm.runs),
+            runs=arm.runs,
             learned=(sum(share == 1 for share in self.learned[i].values()), len(self.learned[i])),
             p_learned=p_learned,
             num_unlearned=sum(LEARNED.derive(run.summary or {}) == 0 for run in done),
@@ -439,10 +439,34 @@ def _rank(row: Row, metric: Metric) -> tuple[int, float]:
 
 def _median_curve(runs: Sequence[Run], metric: Metric) -> list[float]:
     """Return the median over runs of the curve behind `metric`, at the steps where all of them were evaluated."""
+    steps, tracks = _tracks(runs, metric)
+    points = ([v for track in tracks if math.isfinite(v := track[step])] for step in steps)
+    return [statistics.median(values) for values in points if values]
+
+
+def mean_curve(runs: Sequence[Run], metric: Metric) -> tuple[list[float], list[Interval]]:
+    """Return the steps at which all `runs` were evaluated, and there the mean over seeds of the curve behind `metric`.
+
+    The last of them is what a table has of `metric`, if the runs are the finished ones of an arm.
+    """
+    recorded = [run for run in runs if run.summary]
+    steps, tracks = _tracks(recorded, metric)
+    images = min((n for run in recorded if (n := _images(run, metric)) is not None), default=None)
+    means = []
+    for step in steps:
+        by_seed: dict[int, list[float]] = {}
+        for run, track in zip(recorded, tracks, strict=True):
+            if math.isfinite(track[step]):
+                by_seed.setdefault(run.seed, []).append(track[step])
+        values = {seed: statistics.fmean(each) for seed, each in by_seed.items()}
+        means.append(estimate(Observed(values, images=images), metric))
+    return steps, means
+
+
+def _tracks(runs: Sequence[Run], metric: Metric) -> tuple[list[float], list[dict[float, float]]]:
+    """Return the steps at which all runs were evaluated, and by run the curve behind `metric` over its steps."""
     curves = [run.summary["curve"] for run in runs if run.summary]
     if metric.curve is None or not curves:
-        return []
+        return [], []
     tracks = [dict(zip(c.get("step", ()), c.get(metric.curve, ()), strict=False)) for c in curves]
-    steps = set(tracks[0]).intersection(*tracks[1:])
-    points = ([v for track in tracks if math.isfinite(v := track[step])] for step in sorted(steps))
-    return [statistics.median(values) for values in points if values]
+    return sorted(set(tracks[0]).intersection(*tracks[1:])), tracks

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bnlab.compare.deciding import Verdict
 from bnlab.interval import Interval
+from bnlab.record.read import Run
 
 Value = str | int | float | bool | None
 
@@ -28,7 +30,7 @@ class Row:
     seeds: frozenset[int] | None = None  # of all its runs; None: each run has a seed of its own
     verdicts: dict[str, Verdict] = field(default_factory=dict)  # against the baseline, metric by metric
     against: str = ""  # the label of its baseline
-    folders: frozenset[Path] = frozenset()  # of its runs
+    runs: Sequence[Run] = ()
     learned: tuple[int, int] = (0, 0)  # seeds that learned, of those of which that is known
     p_learned: float | None = None  # that as many seeds of the baseline learn, exact; corrected as all others
     num_unlearned: int = 0  # finished runs that did not learn

@@ -102,7 +102,7 @@ class Rounds:
         rows = [row for section in self.compared.sections for row in section.rows]
         for arm in self._arms:
             folders = {job.folder for job in arm.jobs}
-            row = next((row for row in rows if not folders.isdisjoint(row.folders)), None)
+            row = next((row for row in rows if any(run.folder in folders for run in row.runs)), None)
             arm.verdict = "undecided" if row is None else row.verdicts.get(self.plan.metric, "undecided")
             if any(_state(job) == "refused" for job in arm.jobs):
                 arm.verdict = "refused"

@@ -1,6 +1,7 @@
 """bnlab: measure what normalization strategies do, on your own machine, with honest intervals.
 
-bnlab.compare("runs/…")    # in Python what `bnlab compare` is in a terminal
+compared = bnlab.compare("runs/…")         # in Python what `bnlab compare` is in a terminal
+figure = bnlab.plot.differences(compared)  # and `bnlab plot`
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Load `bnlab.compare` where it is asked for, so that importing bnlab takes no time."""
-    if name == "compare":
-        return __import__("bnlab.compare").__dict__["compare"]
+    """Load `bnlab.compare` and `bnlab.plot` where they are asked for, so that importing bnlab takes no time."""
+    if name in ("compare", "plot"):
+        return __import__(f"bnlab.{name}").__dict__[name]
     raise AttributeError(f"module 'bnlab' has no attribute {name!r}")

@@ -29,8 +29,10 @@ from bnlab.cli import (
     export,
     guide,
     list_options,
+    plot,
     probe,
     recalibrate,
+    report,
     resume,
     shift,
     show,
@@ -70,6 +72,8 @@ app.command(short_help="Train one run, or a sweep with -m.")(train.train)
 app.command(short_help="Finish a run or a sweep.")(resume.resume)
 app.command(short_help="Compare arms with intervals, paired by seed.")(compare.compare)
 app.command(short_help="Show one run: settings, outcome, curves.")(show.show)
+app.command(short_help="Write a comparison as one page to send.")(report.report)
+app.command(short_help="Draw a figure for a paper.")(plot.plot)
 app.command(short_help="Write runs for pandas, TensorBoard, MLflow.")(export.export)
 app.command(short_help="Train against eval: every measure, and the causes.")(probe.probe)
 app.command(short_help="Put statistics of the training set into a model.")(recalibrate.recalibrate)

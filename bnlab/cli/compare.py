@@ -10,7 +10,7 @@ import typer
 
 from bnlab.cli.compare_from import Columns, Seed, Source, others
 from bnlab.cli.gates import Gate, end_by_gates_on, parse_gates
-from bnlab.cli.options import Baseline, Format, Margin, Runs, Strict, Test, Where, number_in, refuse_beside
+from bnlab.cli.options import Baseline, Format, Margin, Metrics, Runs, Strict, Test, Where, number_in, refuse_beside
 
 if TYPE_CHECKING:
     from bnlab.compare.result import Comparison
@@ -34,12 +34,7 @@ def compare(
     paths: Runs = None,
     by: By = None,
     baseline: Baseline = None,
-    metric: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            "--metric", metavar="NAME", help="Metrics to show, the first is compared; see `bnlab list metrics`."
-        ),
-    ] = None,
+    metric: Metrics = None,
     where: Where = None,
     sort: Sort = None,
     target: Annotated[
@@ -78,7 +73,7 @@ def compare(
     refuse_beside("--evaluated", evaluated or None, {"--over": over, "--from": source})
     of_others = {"PATH": paths, "--by": by, "--target": target, "--best-of": best_of, "--gate": gate, "--over": over}
     refuse_beside("--from", source, of_others)
-    gates, places = parse_gates(gate), paths or _default(everything or source is not None)
+    gates, places = parse_gates(gate), paths or default_places(everything or source is not None)
     with others(source, arm, seed, metric, where) as given:
         if over is not None:
             compared = _over(places, over, by or (), baseline, metric, where or (), target, test, format)
@@ -106,7 +101,7 @@ def compare(
         raise typer.Exit(1)
 
 
-def _default(everything: bool) -> list[Path]:
+def default_places(everything: bool = False) -> list[Path]:
     """Return what is compared where no path is given, and say which that is."""
     from bnlab.record.latest import RUNS, latest
     from bnlab.report.console import messages

@@ -106,6 +106,10 @@ def refuse_beside(option: str, given: object, others: Mapping[str, object]) -> N
 Baseline = Annotated[
     Optional[str], typer.Option("--baseline", metavar="ARM", help="The arm to compare with, such as norm=none.")
 ]
+Metrics = Annotated[
+    Optional[list[str]],
+    typer.Option("--metric", metavar="NAME", help="Metrics to show, the first is compared; see `bnlab list metrics`."),
+]
 Margin = Annotated[
     Optional[float],
     number_in("--margin", float, 1e-9, help="The smallest difference that matters, such as 0.2 points."),
@@ -121,6 +125,7 @@ Runs = Annotated[Optional[list[Path]], typer.Argument(metavar="PATH", hidden=Tru
 Where = Annotated[
     Optional[list[str]], typer.Option("--where", metavar="KEY=VALUE[,VALUE]", help="Only runs with such a value.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Write over any file that is there.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a run folder cannot be read.")]
 
 # ---------------------------------------------------------------- of commands that examine a trained model

@@ -1,16 +1,11 @@
-"""The scorecard as one HTML page: no script, nothing loaded, text as text in pictures, readable offline and on paper.
-
-Whatever a claim or a record holds is data: the template escapes all of it.
-"""
+"""The scorecard of claims as one HTML page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from bnlab import __version__
 from bnlab.claims.decide import PartVerdict
 from bnlab.claims.language import parse_region
 from bnlab.report.claim_figures import figures_of
@@ -28,19 +23,16 @@ from bnlab.report.claim_report import (
     summary_line,
 )
 from bnlab.report.console import clean
+from bnlab.report.page import render
 
-TEMPLATE = Path(__file__).with_name("claim_page.html")
 _WIDTH = 260  # of a picture
 
 
 def page(pairs: Sequence[Pair]) -> str:
     """Return the page."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        version=__version__,
+    return render(
+        "claim_page.html",
+        title="claims and verdicts",
         summary=summary_line(pairs),
         chance=chance_line(pairs),
         claims=[_claim(claim, verdict) for claim, verdict in pairs],

@@ -42,7 +42,7 @@ def comparison_table(
     shown: list[Text] = []
     for section, found in zip(comparison.sections, answers(comparison), strict=True):
         drawn = draw(section_columns(section, names), out)
-        legend = [*_stars(section), *_curve_legend(section, drawn.kept), *_left_out(drawn.left_out)]
+        legend = [*stars(section), *_curve_legend(section, drawn.kept), *_left_out(drawn.left_out)]
         notes = section.notes if all_notes else _most_important(section.notes)
         shown += [Text("")] if shown else []
         shown += [line for sentence in found for line in joined([sentence], out)]
@@ -217,14 +217,15 @@ def curve_axis(metric: Metric) -> Axis:
 # ---------------------------------------------------------------- below the table
 
 
-def _stars(section: Section) -> list[str]:
-    stars = []
+def stars(section: Section) -> list[str]:
+    """Return what verdicts and stars of its table mean."""
+    lines = []
     if section.margin is not None:
         unit = {"%": " points", "": ""}.get(metrics[section.main].unit, f" {metrics[section.main].unit}")
-        stars.append(f"verdict: a difference within ±{section.margin:g}{unit} does not matter")
+        lines.append(f"verdict: a difference within ±{section.margin:g}{unit} does not matter")
     if any(is_clear(d) for row in section.rows if (d := row.vs_baseline.get(section.main))):
-        stars.append(f"*: differs from {baseline_name(section)} at the 5% level, paired by seed, Holm-corrected")
-    return stars
+        lines.append(f"*: differs from {baseline_name(section)} at the 5% level, paired by seed, Holm-corrected")
+    return lines
 
 
 def _curve_legend(section: Section, kept: Sequence[Column]) -> list[str]:

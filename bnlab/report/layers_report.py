@@ -28,7 +28,7 @@ _LEAST_BAR, _LONGEST_BAR = 4, 24
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     depth: float
     name: str
     mean_z: float
@@ -40,7 +40,7 @@ def by_depth(summary: Mapping[str, Any], out: Terminal) -> list[Text]:
 
     A bar is as long as the figure is large beside FULL_BAR, or beside the largest of the column above that.
     """
-    layers = _layers(summary)
+    layers = layers_of(summary)
     if not layers:
         return []
     shown = layers[:MOST_LAYERS]
@@ -77,12 +77,13 @@ def over_training(summary: Mapping[str, Any], room: int, *, braille: bool) -> li
     return charts
 
 
-def _layers(summary: Mapping[str, Any]) -> list[_Layer]:
+def layers_of(summary: Mapping[str, Any]) -> list[Layer]:
+    """Return the layers that keep statistics, at the last evaluation, by depth."""
     layers = []
     for name, layer in mapping(summary.get("layers")).items():
         depth, mean_z, ratio = (finite(mapping(layer).get(key)) for key in ("depth", "mean_z", "log_std_ratio"))
         if depth is not None and mean_z is not None and ratio is not None:
-            layers.append(_Layer(depth, name, mean_z, ratio))
+            layers.append(Layer(depth, name, mean_z, ratio))
     return sorted(layers, key=lambda layer: layer.depth)
 
 

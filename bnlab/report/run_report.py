@@ -48,7 +48,18 @@ _ENDED = {
 
 def run_page(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path, out: Terminal) -> Group:
     """Return what to print of the run in `folder`; `summary` is empty where the run wrote none (failed, killed)."""
-    state = str(summary.get("state") or status.get("state", "unknown"))
+    told = run_facts(summary, status, folder)
+    shown = [*joined([str(folder)], out, "bold"), *_pairs(told, out, _ENDED.get(_state_of(summary, status), "red"))]
+    if "bench" in summary:
+        return Group(*shown)  # no curves, and tables without rows
+    files = [(name, what) for name, what in _FILES.items() if (folder / name).is_file()]
+    shown += [*_charts(summary, out), *by_depth(summary, out)]
+    return Group(*shown, *([Text(""), *_pairs(files, out)] if files else []))
+
+
+def run_facts(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """Return what there is to say of a run, a name and its text each."""
+    state = _state_of(summary, status)
     environment = mapping(summary.get("environment"))
     facts: list[tuple[str, Iterable[str]]] = [
         ("state", _state(state, summary, status, folder)),
@@ -56,15 +67,13 @@ def run_page(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path
         *_configuration(mapping(summary.get("config")) or mapping(status.get("config"))),
         ("images", [images_used(environment)]),
         ("passed over", [images_passed_over(environment)]),
-        ("machine", _machine(environment)),
+        ("machine", machine_of(environment)),
     ]
-    told = [(name, text) for name, parts in facts if (text := ", ".join(part for part in parts if part))]
-    shown = [*joined([str(folder)], out, "bold"), *_pairs(told, out, _ENDED.get(state, "red"))]
-    if "bench" in summary:
-        return Group(*shown)  # no curves, and tables without rows
-    files = [(name, what) for name, what in _FILES.items() if (folder / name).is_file()]
-    shown += [*_charts(summary, out), *by_depth(summary, out)]
-    return Group(*shown, *([Text(""), *_pairs(files, out)] if files else []))
+    return [(name, text) for name, parts in facts if (text := ", ".join(part for part in parts if part))]
+
+
+def _state_of(summary: Mapping[str, Any], status: Mapping[str, Any]) -> str:
+    return str(summary.get("state") or status.get("state", "unknown"))
 
 
 def _pairs(pairs: Sequence[tuple[str, str]], out: Terminal, first: str = "") -> list[Text]:
@@ -100,7 +109,8 @@ def _configuration(config: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[st
         yield "measure", [text_of(config["measure"])]
 
 
-def _machine(environment: Mapping[str, Any]) -> Iterable[str]:
+def machine_of(environment: Mapping[str, Any]) -> Iterable[str]:
+    """Yield hardware, threads and versions."""
     where = environment.get("gpu") or environment.get("cpu")
     if where:
         yield str(where)

@@ -54,6 +54,26 @@ def answers(comparison: Comparison) -> list[list[str]]:
     ]
 
 
+def question(section: Section) -> str:
+    """Return what a section answers."""
+    rows, title = compared_rows(section), _title(section)
+    data = section.data or text_of(section.settings.get("data.name", ""))
+    where = f" on {data}" if data else ""
+    others = [row for row in section.rows if not row.is_baseline]
+    if section.is_bench and others:
+        return f"How long is a training step{where} with {_listed(others, section)}, beside {baseline_name(section)}?"
+    if not rows:
+        arms = _listed(section.rows, section) if section.rows else "no arm"
+        return f"What {title} {'does' if len(section.rows) == 1 else 'do'} {arms} reach{where}?"
+    bases = [row for row in section.rows if row.is_baseline]
+    against = arm_name(bases[0].label, section) if len(bases) == 1 else baseline_name(section)
+    margin = ""
+    if section.margin is not None:
+        margin = f" by more than {section.margin:g} {unit_of(metrics[section.main])}".rstrip()
+    verb = "Does" if len(rows) == 1 else "Do"
+    return f"{verb} {_listed(rows, section)} differ from {against} in {title}{where}{margin}?"
+
+
 def answer(section: Section) -> list[str]:
     """Return what was found in one section."""
     if section.is_bench:
@@ -88,12 +108,12 @@ def _verdict_sentence(row: Row, section: Section) -> str:
     difference = row.vs_baseline.get(section.main)
     seeds = "no seed of both" if difference is None else count_of(difference.n, "seed")
     margin = f"margin {section.margin:g}" if section.margin is not None else ""
-    what = WORDS[_verdict(row, section)][0].format(_named(row.against, section), f" in {_title(section)}")
+    what = WORDS[_verdict(row, section)][0].format(arm_name(row.against, section), f" in {_title(section)}")
     figures = ", ".join(filter(None, (_differences(section, [row]), margin, seeds)))
-    return f"{_named(row.label, section)} {what}: {figures}"
+    return f"{arm_name(row.label, section)} {what}: {figures}"
 
 
-def _named(label: str, section: Section) -> str:
+def arm_name(label: str, section: Section) -> str:
     """Return an arm's label, of a number with what it is a value of: `lr=0.1`."""
     keys = list(short_names(section.changed).values())
     return f"{keys[0]}={label}" if len(keys) == 1 and keys != ["norm"] else label
@@ -116,7 +136,7 @@ def _differences(section: Section, rows: Sequence[Row]) -> str:
 
 
 def _listed(rows: Sequence[Row], section: Section) -> str:
-    names = [_named(row.label, section) for row in rows]
+    names = [arm_name(row.label, section) for row in rows]
     return named(names) if len(names) > 6 or len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -125,7 +145,7 @@ def _alone(section: Section) -> Iterator[str]:
     if not section.rows:
         return
     row, metric = section.rows[0], metrics[section.main]
-    arm, title, estimate = _named(row.label, section), _title(section), row.metrics.get(section.main)
+    arm, title, estimate = arm_name(row.label, section), _title(section), row.metrics.get(section.main)
     if len(section.rows) > 1 or estimate is None:
         yield "No arm is compared: none of them has a baseline here."
     elif not estimate.n:
@@ -158,7 +178,7 @@ def _learned(section: Section) -> Iterator[str]:
         p = "" if each[0].p_learned is None else f" (exact p = {each[0].p_learned:.2g})"
         verb = f" {'learns' if len(each) == 1 else 'learn'}{where}" if not parts else ""
         parts.append(f"{_listed(each, section)}{verb} in {_counted(each[0], not parts)}{p}")
-    parts += [f"{_named(base.label, section)} in {_counted(base, False)}" for base in list(against.values())[:6]]
+    parts += [f"{arm_name(base.label, section)} in {_counted(base, False)}" for base in list(against.values())[:6]]
     yield f"{', '.join(parts)}."
 
 
@@ -174,7 +194,7 @@ def _main(section: Section) -> Iterator[str]:
     """Say what is decided of the main metric, and of which arms it is not."""
     rows, metric, title = compared_rows(section), metrics[section.main], _title(section)
     bases = [row for row in section.rows if row.is_baseline]
-    against = _named(bases[0].label, section) if len(bases) == 1 else baseline_name(section)
+    against = arm_name(bases[0].label, section) if len(bases) == 1 else baseline_name(section)
     if not any(e.n for row in bases if (e := row.metrics.get(section.main))):
         states: dict[str, int] = {}
         for state, count in (item for row in bases for item in row.states.items()):
@@ -197,7 +217,7 @@ def _main(section: Section) -> Iterator[str]:
             parts.append(f"{_listed(undecided, section)} {'is' if len(undecided) == 1 else 'are'} undecided")
         yield f"{'; '.join(parts)}."
         return
-    subject = "No arm differs" if len(rows) > 1 else f"{_named(rows[0].label, section)} does not differ"
+    subject = "No arm differs" if len(rows) > 1 else f"{arm_name(rows[0].label, section)} does not differ"
     yield f"{subject} from {against} in {title}{_because(rows, section, metric)}."
 
 
@@ -253,7 +273,7 @@ def _bench(section: Section) -> Iterator[str]:
         if row.is_baseline or ratio is None or math.isnan(ratio.value):
             continue
         if ratio.excludes(1.0):
-            told.append(f"{_named(row.label, section)} {cell.head} {' '.join(cell.interval.split())}".rstrip())
+            told.append(f"{arm_name(row.label, section)} {cell.head} {' '.join(cell.interval.split())}".rstrip())
         else:
             alike.append(row)
     against = baseline_name(section)

@@ -1,0 +1,163 @@
+"""Pages to send: no script, nothing loaded, text as text in pictures, readable offline, on a phone and on paper.
+
+`render` fills a template that extends `page.html`; whatever a run or a claim holds is data, and all of it is escaped.
+`comparison_page` is that of runs, sweeps and benches, `comparison_markdown` the same without pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bnlab import __version__
+from bnlab.compare.arms import text_of
+from bnlab.compare.result import Comparison, Section
+from bnlab.errors import BnlabError, ConfigError
+from bnlab.record.plain_files import read_plain, write_bytes
+from bnlab.record.read import read_documents
+from bnlab.record.sweep_record import SweepRecord
+from bnlab.report.compare_formats import as_markdown, html_grid
+from bnlab.report.compare_report import skipped_lines, stars
+from bnlab.report.console import clean
+from bnlab.report.figures import MISSING
+from bnlab.report.heading import heading
+from bnlab.report.rows import escaped
+from bnlab.report.run_report import machine_of, run_facts
+from bnlab.report.verdicts import answers, question
+
+MADE = "made with bnlab"  # in every file that may be written over
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(version=__version__, made=MADE, **values)
+
+
+def comparison_page(comparison: Comparison, command: str) -> str:
+    """Return the page of a comparison; `command` makes it again."""
+    sections = [
+        _section(section, sentences, f"s{number}")
+        for number, (section, sentences) in enumerate(zip(comparison.sections, answers(comparison), strict=True))
+    ]
+    return render(
+        "comparison_page.html",
+        title=sections[0]["question"] if sections else "no runs",
+        sections=sections,
+        commands=[*_commands(comparison), clean(command)],
+        left_out=skipped_lines(comparison),
+    )
+
+
+def comparison_markdown(comparison: Comparison, command: str) -> str:
+    """Return the comparison as Markdown, its questions above, and what ran where and the commands below."""
+    lines = [f"<!-- {MADE} {__version__} -->", *(f"# {escaped(question(each))}" for each in comparison.sections)]
+    machines = dict.fromkeys(line for section in comparison.sections for line in _machines(section))
+    below = [*map(escaped, machines), *(f"`{line}`" for line in (*_commands(comparison), clean(command)))]
+    lines += [as_markdown(comparison).rstrip(), "## What ran where, and how", "\n".join(f"- {line}" for line in below)]
+    return "\n\n".join(lines) + "\n"
+
+
+def write_own(path: Path, content: bytes, force: bool) -> None:
+    """Write a file that says that it was MADE here; one that does not say so is written over by `force` only.
+
+    Errors: ConfigError where something else lies there; EnvironmentFault.
+    """
+    if os.path.lexists(path) and not force:
+        try:
+            is_ours = MADE.encode() in read_plain(path)
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            raise ConfigError(f"{path}: is there already, and was not written by bnlab\ngive another --out, or --force")
+    write_bytes(path, content)
+
+
+def _section(section: Section, sentences: Sequence[str], name: str) -> dict[str, Any]:
+    titles, rows = _table(section)
+    over = "the rounds of a bench" if section.is_bench else "seeds"
+    sign = [f"±: 95% interval over {over}"] if any("±" in cell for row in rows for cell in row) else []
+    run = _only_run(section)
+    return {
+        "question": clean(question(section)),
+        "answer": [clean(sentence) for sentence in sentences],
+        "heading": clean(" · ".join(heading(section))),
+        "titles": titles,
+        "rows": rows,
+        "legend": clean("; ".join([*sign, *stars(section)])),
+        "pictures": list(_pictures(section, name)),
+        "facts": [] if run is None else [(clean(key), clean(text)) for key, text in _facts(run)],
+        "notes": [clean(note) for note in section.notes],
+        "machines": list(_machines(section)),
+        "settings": [] if run else [(clean(key), clean(text_of(value))) for key, value in section.settings.items()],
+    }
+
+
+def _table(section: Section) -> tuple[list[str], list[list[str]]]:
+    """Return titles and rows, without columns that say nothing of any arm."""
+    titles, rows = html_grid(section)
+    columns = [(title, cells) for title, *cells in zip(titles, *rows, strict=True) if {*cells} != {MISSING}]
+    return [title for title, _ in columns], [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
+
+
+def _pictures(section: Section, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the pictures that there are; what is inside of an SVG was escaped by matplotlib."""
+    from markupsafe import Markup
+
+    from bnlab.report.drawing import PAGE, figure_of, inline_svg
+    from bnlab.report.panels import KINDS
+
+    for key, kind in KINDS.items():
+        picture = kind.of(section)
+        if picture is not None:
+            panels = [panel for row in picture.rows for panel in row]
+            box, inside = inline_svg(figure_of([picture], PAGE), f"{name}-{key}")
+            yield {
+                "title": kind.title,
+                "remark": picture.remark,
+                "described": ". ".join(panel.described() for panel in panels),
+                "box": box,
+                "inside": Markup(inside),
+                "tables": [panel.table() for panel in panels],
+            }
+
+
+def _only_run(section: Section) -> Path | None:
+    """Return the folder of the only run, if it is one."""
+    runs = [run for row in section.rows for run in row.runs]
+    return runs[0].folder if len(runs) == 1 else None
+
+
+def _facts(folder: Path) -> list[tuple[str, str]]:
+    status, summary = read_documents(folder)
+    return [(key, text) for key, text in run_facts(summary, status, folder) if key != "machine"]
+
+
+def _machines(section: Section) -> Iterator[str]:
+    for environment in section.environments:
+        marks = [f"{key} {environment[key]}" for key in ("torchvision", "numpy", "hydra-core") if environment.get(key)]
+        mark = environment.get("data_fingerprint")
+        yield clean(", ".join([*machine_of(environment), *marks, *([f"data {str(mark)[:12]}"] if mark else [])]))
+
+
+def _commands(comparison: Comparison) -> Iterator[str]:
+    """Yield the command line of each sweep that kept its own."""
+    runs = [run for section in comparison.sections for row in section.rows for run in row.runs]
+    for folder in dict.fromkeys(run.folder.parent for run in runs):
+        try:
+            record = SweepRecord.read(folder)
+        except BnlabError:
+            continue
+        if record is not None:
+            yield clean(shlex.join(["bnlab", "train", "-m", *record.overrides]))

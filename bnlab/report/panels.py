@@ -1,0 +1,286 @@
+"""What figures show, as plain values: a picture and the table beside it are of the same panels. No matplotlib here.
+
+    KINDS["differences"].of(section)    # a picture, or None where a section has nothing of the kind
+
+Every panel is lines over a number, or dots with intervals one below the other; an arm has one colour in all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bnlab.compare.comparison import mean_curve
+from bnlab.compare.notes import named, unit_of
+from bnlab.compare.result import Row, Section
+from bnlab.compare.statistics import estimate_mean
+from bnlab.interval import Interval
+from bnlab.metrics import Metric, metrics
+from bnlab.record.read import Run
+from bnlab.report.chart import Axis
+from bnlab.report.compare_report import curve_axis, table_title
+from bnlab.report.console import clean
+from bnlab.report.curves import finite, mapping
+from bnlab.report.figures import MISSING, Cell, difference_cells, estimate_cells, interval_cells, number
+from bnlab.report.layers_report import layers_of
+from bnlab.report.table import shortened
+from bnlab.report.verdicts import arm_name, baseline_name
+
+MOST_ARMS = 12  # of lines in a panel
+MOST_COLUMNS = 10  # of a table
+SPLITS = ("train", "valid", "test")
+MOST_CAUSES = 3  # arms whose gap is shown by cause
+_LONGEST_NAME = 30
+_CAUSE = re.compile(r"test\.term_(\w+)_kl")
+_LOGS: Mapping[Axis, str] = {"error": "log scale of the error", "log": "log scale", "linear": ""}
+
+
+@dataclass(frozen=True)
+class Series:
+    """An arm, or a split of a single run: a value at each place of a line, or one value at a dot."""
+
+    label: str
+    values: Sequence[Interval]
+    colour: int  # its place among the arms; 0 is the baseline's
+    places: Sequence[float] = ()
+    is_open: bool = False  # its difference is undecided
+    floor: float | None = None  # that its step time cannot be below
+    cell: str = ""  # of a dot, as the table of the comparison has it
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines `over` a number, or dots without it, of values that are shown times `factor`."""
+
+    title: str
+    series: Sequence[Series]
+    over: str = ""
+    factor: float = 1.0
+    axis: Axis = "linear"
+    reference: float | None = None  # where nothing differs
+    band: tuple[float, float] | None = None  # within which a difference says nothing, or does not matter
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return titles and rows of text; of a long line some of its places, the first and the last among them."""
+        if not self.over:
+            floors = any(series.floor is not None for series in self.series)
+            rows = [
+                [series.label, series.cell, *([number(series.floor, 3)] if floors else [])] for series in self.series
+            ]
+            return ["", self.title, *(["floor"] if floors else [])], rows
+        places = sorted({place for series in self.series for place in series.places})
+        if len(places) > MOST_COLUMNS:
+            step = (len(places) - 1) / (MOST_COLUMNS - 1)
+            places = [places[round(step * i)] for i in range(MOST_COLUMNS)]
+        at = [dict(zip(series.places, series.values, strict=True)) for series in self.series]
+        columns = [map(str, estimate_cells([each.get(place) for each in at], self.factor)) for place in places]
+        rows = [[series.label, *cells] for series, *cells in zip(self.series, *columns, strict=True)]
+        return ["", *(f"{self.over} {place:,g}" for place in places)], rows
+
+    def described(self) -> str:
+        """Return the panel in a sentence, for whoever cannot see it."""
+        if self.over:
+            ends = (f"{series.label} {cells[-1]}" for series, cells in zip(self.series, self.table()[1], strict=True))
+            return f"{self.title} by {self.over}; at the end: {named(list(ends), by='; ')}"
+        return f"{self.title}: {named([f'{series.label} {series.cell}' for series in self.series], by='; ')}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Rows of panels that stand side by side, and what their signs mean."""
+
+    rows: Sequence[Sequence[Panel]]
+    remark: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of picture: its title, how a section becomes one, and what must be recorded for it."""
+
+    title: str
+    of: Callable[[Section], Picture | None]
+    needs: str
+
+
+# ---------------------------------------------------------------- what there is
+
+
+def _curves(section: Section) -> Picture | None:
+    """Return the curve behind the main metric by arm; of a single run accuracy and loss by split."""
+    if len(section.rows) == 1 and len(section.rows[0].runs) == 1:
+        return _splits(section.rows[0].runs)
+    curve = metrics[section.main].curve
+    metric = next((m for m in metrics.values() if curve and m.curve == curve and m.kind == "mean"), None)
+    if metric is None:
+        return None
+    series, without = [], []
+    for colour, row in _arms(section)[:MOST_ARMS]:
+        steps, values = mean_curve(_finished(row), metric)
+        if _is_line(values):
+            series.append(Series(_name(row, section), values, colour, steps))
+        else:
+            without.append(_name(row, section))
+    has_bands = any(value.low is not None for each in series for value in each.values)
+    said = ["mean over seeds, band: its 95% interval" if has_bands else "one seed an arm", _LOGS[curve_axis(metric)]]
+    said += [f"no curve of a finished run: {named(without)}"] if without else []
+    said += [f"the first {MOST_ARMS} of {len(section.rows)} arms"] if len(section.rows) > MOST_ARMS else []
+    panel = _lines(table_title(metric, section), series, metric)
+    return Picture([[panel]], "; ".join(filter(None, said))) if series else None
+
+
+def _splits(runs: Sequence[Run]) -> Picture | None:
+    panels = []
+    for what, unit in (("accuracy", "%"), ("loss", "nats")):
+        each = [metrics[f"{split}_{what}"] for split in SPLITS]
+        curves = [(split, *mean_curve(runs, metric)) for split, metric in zip(SPLITS, each, strict=True)]
+        series = [
+            Series(split, values, colour, steps)
+            for colour, (split, steps, values) in enumerate(curves)
+            if _is_line(values)
+        ]
+        panels += [_lines(f"{what}, {unit}", series, each[0])] if series else []
+    return Picture([panels], "one seed; log scales, of accuracy that of the error") if panels else None
+
+
+def _lines(title: str, series: list[Series], metric: Metric) -> Panel:
+    return Panel(title, series, "step", metric.scale, curve_axis(metric))
+
+
+def _differences(section: Section) -> Picture | None:
+    """Return the paired differences of the main metric from the baseline."""
+    metric = metrics[section.main]
+    known = [row.vs_baseline.get(metric.name) for row in section.rows]
+    series = [
+        replace(dot, is_open=row.verdicts.get(metric.name, "undecided") == "undecided")
+        for dot, row in _dots(section, known, difference_cells(known, metric.scale, 2))
+    ]
+    if not series:
+        return None
+    margin = section.margin and section.margin / metric.scale
+    unit = f", {unit_of(metric)}" if unit_of(metric) else ""
+    said = ["mean of the differences by seed and its 95% interval"]
+    said += ["hollow: undecided"] if any(dot.is_open for dot in series) else []
+    said += [f"{metric.better} is better"] if metric.better else []
+    said += [f"grey: within ±{section.margin:g}, no difference that matters"] if margin else []
+    panel = Panel(
+        f"{metric.title} minus that of {baseline_name(section)}{unit}",
+        series,
+        factor=metric.scale,
+        reference=0.0,
+        band=(-margin, margin) if margin else None,
+    )
+    return Picture([[panel]], "; ".join(said))
+
+
+def _steps(section: Section) -> Picture | None:
+    """Return the step times of a bench over that of its baseline."""
+    if not section.is_bench:
+        return None
+    benches = [mapping((row.runs[0].summary or {}).get("bench")) if row.runs else {} for row in section.rows]
+    floors = {id(row): finite(bench.get("floor")) for row, bench in zip(section.rows, benches, strict=True)}
+    known = [None if row.is_baseline else row.metrics.get("step_ratio") for row in section.rows]
+    series = [replace(dot, floor=floors[id(row)]) for dot, row in _dots(section, known, estimate_cells(known, 1.0))]
+    if not series:
+        return None
+    ends = ([finite(bench.get(f"control_{end}")) for bench in benches] for end in ("low", "high"))
+    lows, highs = ([end for end in each if end is not None] for each in ends)
+    said = ["median over the rounds and its 95% interval", "tick: the floor, which the bytes moved alone would give"]
+    said += ["grey: a second copy of the baseline"] if lows and highs else []
+    band = (min(lows), max(highs)) if lows and highs else None
+    panel = Panel(f"step over that of {baseline_name(section)}", series, reference=1.0, band=band)
+    return Picture([[panel]], "; ".join(said))
+
+
+def _gap(section: Section) -> Picture | None:
+    """Return by arm how far training mode and evaluation mode are apart at the end, and where it comes from."""
+    compared = []
+    for name in ("acc_gap", "flip_rate", "mate_noise"):
+        metric, known = metrics[name], [row.metrics.get(name) for row in section.rows]
+        series = [dot for dot, _ in _dots(section, known, estimate_cells(known, metric.scale))]
+        if series and len(section.rows) > 1:
+            title = f"{metric.title}, {metric.unit}"
+            compared.append(Panel(title, series, factor=metric.scale, reference=0.0))
+    causes = [panel for colour, row in _arms(section) if (panel := _causes(colour, row, section))][:MOST_CAUSES]
+    said = ["at the last evaluation; mean over seeds and its 95% interval"]
+    said += (
+        ["below: how far predictions move as one cause after the other is taken away, without those of 0"]
+        if causes
+        else []
+    )
+    rows = [row for row in (compared, causes) if row]
+    return Picture(rows, "; ".join(said)) if rows else None
+
+
+def _causes(colour: int, row: Row, section: Section) -> Panel | None:
+    """Return by cause how far it moves an arm's predictions, which cannot cancel; measure=full records it."""
+    runs, metric = _finished(row), metrics["kl"]
+    names = [m[1] for name in (runs[0].summary or {})["curve"] if (m := _CAUSE.fullmatch(name))] if runs else []
+    ends = {name: mean_curve(runs, replace(metric, curve=f"test.term_{name}_kl"))[1][-1:] for name in names}
+    known = {name.replace("_", " "): end[0] for name, end in ends.items() if end and end[0].value > 0}
+    cells = interval_cells(list(known.values())) if known else []
+    series = [
+        Series(clean(name), [value], colour, cell=str(cell))
+        for (name, value), cell in zip(known.items(), cells, strict=True)
+    ]
+    return Panel(f"{_name(row, section)}: KL, nats", series, reference=0.0) if series else None
+
+
+def _depth(section: Section) -> Picture | None:
+    """Return by layer how far the running statistics are from those of the test probe, at the last evaluation."""
+    panels = []
+    for figure in ("mean_z", "log_std_ratio"):
+        series = []
+        for colour, row in _arms(section)[:MOST_ARMS]:
+            by_depth: dict[float, list[float]] = {}
+            for layer in (layer for run in _finished(row) for layer in layers_of(run.summary or {})):
+                by_depth.setdefault(layer.depth, []).append(getattr(layer, figure))
+            places = sorted(by_depth)
+            means = [estimate_mean(by_depth[place]) for place in places]
+            series += [Series(_name(row, section), means, colour, places)] if places else []
+        panels += [Panel(metrics[figure].title, series, "depth", reference=0.0)] if series else []
+    remark = (
+        "running statistics against those of the test probe, median channel of each layer: "
+        "mean z is |running mean - mean| / sigma, log std ratio is log(running sigma / sigma)"
+    )
+    return Picture([panels], remark) if panels else None
+
+
+KINDS: Mapping[str, Kind] = {
+    "curves": Kind("Curves", _curves, "trainings with two evaluations or more, and a metric that has a curve"),
+    "differences": Kind("Differences from the baseline", _differences, "an arm that shares a seed with a baseline"),
+    "steps": Kind("Step times", _steps, "a record of `bnlab bench`"),
+    "gap": Kind("Training mode against evaluation mode", _gap, "several trained arms, or measure=full"),
+    "depth": Kind("Discrepancy by depth", _depth, "trained arms that keep running statistics"),
+}
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _arms(section: Section) -> list[tuple[int, Row]]:
+    """Return the rows with their colours: 0 is that of a baseline."""
+    colours = itertools.accumulate(int(not row.is_baseline) for row in section.rows)
+    return [(0 if row.is_baseline else colour, row) for colour, row in zip(colours, section.rows, strict=True)]
+
+
+def _dots(section: Section, known: Sequence[Interval | None], cells: Sequence[Cell]) -> Iterator[tuple[Series, Row]]:
+    """Yield a dot for each arm that has a value, as its cell in a table has it."""
+    for (colour, row), value, cell in zip(_arms(section), known, cells, strict=True):
+        if value is not None and math.isfinite(value.value):
+            yield Series(_name(row, section), [value], colour, cell=str(cell)), row
+
+
+def _is_line(values: Sequence[Interval]) -> bool:
+    return sum(math.isfinite(value.value) for value in values) > 1
+
+
+def _finished(row: Row) -> list[Run]:
+    """Return the runs that a mean is over."""
+    return [run for run in row.runs if run.state == "done"]
+
+
+def _name(row: Row, section: Section) -> str:
+    return shortened(clean(arm_name(row.label or MISSING, section)), _LONGEST_NAME)

@@ -322,7 +322,7 @@ def test_help_is_quick_because_nothing_heavy_is_loaded() -> None:
     code = (
         "import sys\nsys.argv = ['bnlab', *sys.argv[1:]]\nfrom bnlab.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'hydra', 'omegaconf', 'pandas', 'numpy', 'scipy'}\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'pandas', 'numpy', 'scipy', 'matplotlib', 'jinja2'}\n"
         "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     for arguments in (["--help"], ["train", "--help"], ["--version"], ["list"], ["data", "list"]):
@@ -337,7 +337,8 @@ def test_help_is_quick_because_nothing_heavy_is_loaded() -> None:
 def test_compare_loads_no_torch(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     code = (
         "import sys\nsys.argv = ['bnlab', 'compare']\nfrom bnlab.cli import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\nassert not {'torch', 'hydra', 'pandas'} & set(sys.modules)"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'hydra', 'pandas', 'matplotlib', 'jinja2'} & set(sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=sweep[0], capture_output=True, text=True, env=environment(), check=False

@@ -412,8 +412,8 @@ def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
 
 
 COMMANDS = (
-    *("train", "resume", "compare", "show", "export", "probe", "recalibrate", "shift", "bench", "check", "list"),
-    *("guide", "doctor", "claim", "data"),
+    *("train", "resume", "compare", "show", "report", "plot", "export", "probe", "recalibrate", "shift", "bench"),
+    *("check", "list", "guide", "doctor", "claim", "data"),
 )
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from helpers_cli import ROOT, SHORT, environment
 
+from bnlab.record.latest import short_name
+
 NEXT = [
     *("hydra-core", "hydra-joblib-launcher", "hydra-submitit-launcher", "hydra-ray-launcher", "hydra-optuna-sweeper"),
 ]
@@ -70,7 +72,7 @@ def test_a_sweep_is_trained_without_a_warning(python: str, tmp_path: Path, launc
     done = called(python, "-m", "bnlab", "train", "-m", *words, cwd=tmp_path)
     assert (done.returncode, done.stdout.count("  done  norm=")) == (0, 2), done.stderr
     said = [line for line in done.stderr.splitlines() if not line.startswith(("2 jobs", "1/2 ", "2/2 "))]
-    assert said == [f"2 of 2 jobs done; bnlab compare {next(tmp_path.glob('runs/2*')).relative_to(tmp_path)}"]
+    assert said == [f"2 of 2 jobs done; bnlab compare {short_name(next(tmp_path.glob('runs/2*')).name)}"]
 
 
 def test_a_study_is_stored_with_the_newest_sqlalchemy(python: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from helpers_training import train
 
 from bnlab.config.compose import compose
 from bnlab.errors import EnvironmentFault
+from bnlab.record.latest import short_name
 from bnlab.runner import launchers
 from bnlab.runner.parent import asked_to_stop
 
@@ -95,8 +96,8 @@ def test_a_job_that_harms_its_process_costs_itself_only(swept: Callable[[str], S
         "3 killed: killed by SIGSEGV",
         "4 killed: killed by SIGKILL",
         "5 killed: took longer than 4 s (--timeout)",
-        "2 of 7 jobs done; bnlab compare runs/",
-        "to finish: bnlab resume runs/",
+        "2 of 7 jobs done; bnlab compare ",
+        "to finish: bnlab resume ",
     ):
         assert words in found.first.stderr
 
@@ -212,7 +213,7 @@ def test_a_stopped_sweep_saves_its_jobs(begin: Callable[..., Begun], launcher: s
     assert [line.split()[1] for line in out.splitlines()] == ["interrupted", "interrupted"]
     assert len(list(begun.folder.glob("*/checkpoint.pt"))) == 2
     assert "Traceback" not in err
-    assert f"to finish: bnlab resume runs/{begun.folder.name}" in err
+    assert f"to finish: bnlab resume {short_name(begun.folder.name)}\n" in err
     assert "1 of 3 jobs: was not started" in err
     assert not list(begun.folder.glob(".stop"))
     wait(lambda: not left(begun.environment), 20)

@@ -18,6 +18,7 @@ from helpers_training import train
 
 from bnlab.experiment import run
 from bnlab.norms.strategy import strategies
+from bnlab.record.latest import short_name
 from bnlab.training import checkpoint, loop
 from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Evaluator
@@ -292,7 +293,7 @@ def test_a_signal_leaves_a_checkpoint_and_one_line_on_how_to_go_on(
     assert "  interrupted  " in out
     assert "Traceback" not in out + err
     assert err.count("bnlab resume") == 1
-    assert f"bnlab resume runs/{folder.name}" in err
+    assert f"bnlab resume {short_name(folder.name)}\n" in err
     step = checkpoint.load(folder)["step"]
     assert 0 < step < 20000
     assert len((folder / "steps.csv").read_text().splitlines()) == step + 1

@@ -141,7 +141,7 @@ def test_from_scratch_leaves_checkpoints_aside(place: Path) -> None:
     stopped.send_signal(signal.SIGINT)
     _, err = stopped.communicate(timeout=300)
     assert stopped.returncode == 130, err
-    assert err.count("bnlab resume runs/sweep") == 1
+    assert err.count("bnlab resume sweep\n") == 1
     assert "Traceback" not in err
     assert states(place) == ["done", "done", "interrupted", "done"]
     for name in ("checkpoint.pt", "checkpoint.prev.pt"):

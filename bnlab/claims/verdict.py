@@ -11,9 +11,10 @@ from typing import Any
 
 from bnlab.claims.claim import VERDICTS, Claim
 from bnlab.claims.decide import PartVerdict, Verdict
+from bnlab.record.latest import runs_folder
 from bnlab.record.plain_files import read_plain, write_bytes, write_json
 
-FOLDER = Path("runs/claims")
+FOLDER = "claims"  # in the folder of all runs
 FILE, COPY, REGISTERED = "verdict.json", "claim.yaml", "registered.json"
 SCHEMA = 1
 LARGEST = 2**20
@@ -50,7 +51,7 @@ class ClaimVerdict:
 
 def folder_of(claim: str, budget: str, variant: str = "") -> Path:
     """Return where a claim's verdict lies; a `variant` is the digest of further overrides."""
-    return FOLDER / claim / (f"{budget}-{variant}" if variant else budget)
+    return runs_folder() / FOLDER / claim / (f"{budget}-{variant}" if variant else budget)
 
 
 def register(claim: Claim, folder: Path, *, has_runs: bool) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
@@ -158,6 +157,7 @@ def _print(times: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale
 def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[float], format: str) -> None:
     """Time training on several processes while one of them is late, for each delay in ms."""
     from bnlab.bench.straggler_launch import figures, plan_of, read_sections, run_workers, threads_of
+    from bnlab.record.latest import runs_folder
     from bnlab.record.plain_files import write_bytes
     from bnlab.record.run_folder import fresh_folder
     from bnlab.report.console import messages, results
@@ -171,7 +171,7 @@ def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[f
     with watching(err, workers) as watch:
         times = run_workers(plan_of(sections, delays, limits), workers, threads_of(sections), watch)
     rows = [row for part in times for row in figures(part)]
-    folder = fresh_folder(Path("runs"), "bench")
+    folder = fresh_folder(runs_folder(), "bench")
     write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
     out = results()
     if format != "table":

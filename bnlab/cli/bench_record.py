@@ -11,19 +11,20 @@ from bnlab.config import compose
 from bnlab.errors import IncompatibleError
 from bnlab.experiment.config import identity
 from bnlab.experiment.setup import bundle_of, environment_of
+from bnlab.record.latest import runs_folder
 from bnlab.record.plain_files import write_bytes
 from bnlab.record.run_folder import RunFolder, fresh_folder, queue
 from bnlab.report.rows import as_csv
 
 
-def record(sections: Sequence[BenchSection], found: Sequence[ContestTime], base: Path = Path("runs")) -> Path:
+def record(sections: Sequence[BenchSection], found: Sequence[ContestTime], base: Path | None = None) -> Path:
     """Write a run folder an arm of each of `sections`, and all figures to `bench.csv`; return the folder.
 
     Errors: IncompatibleError where nothing was measured.
     """
     if not found:
         raise IncompatibleError("nothing to measure: no strategy fits any shape")
-    folder = fresh_folder(base, "bench")
+    folder = fresh_folder(base or runs_folder(), "bench")
     rows = [figures(times, arm) for times in found for arm in times.arms]
     write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
     number = 0

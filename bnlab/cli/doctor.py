@@ -19,10 +19,11 @@ LITTLE_SPACE = 2 * 2**30  # bytes
 
 def doctor(root: Root = Path("data")) -> None:
     """Look at what runs need here: versions, device, threads, data, disk, a write test."""
+    from bnlab.record.latest import runs_folder
     from bnlab.report.listing import show_findings
 
     findings = []
-    for finding in examine(Path("runs"), root):
+    for finding in examine(runs_folder(), root):
         show_findings([(finding.subject, finding.state, finding.text)])
         findings.append(finding)
     if any(finding.state == "bad" for finding in findings):

@@ -30,7 +30,7 @@ UNSTARTED = ("queued", "not needed")  # jobs without a run; the latter since the
 SCHEMA = 1
 DEEPEST_CONFIG = 8  # nested levels
 MOST_KEYS = 500  # of a configuration; bnlab's own has about 50
-_NAME_A_RUN = "give the folder of a run, such as runs/…/0; `bnlab train` prints it for each run"
+_NAME_A_RUN = "give a run such as latest, latest/0 or runs/…/0; `bnlab runs` lists them"
 DEEPEST_FOLDER = 3  # below a path: a folder of sweeps, a sweep, a run
 
 
@@ -104,7 +104,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
     for path in paths:
         if not os.path.isdir(path):
             reason = "is not a folder" if os.path.lexists(path) else "does not exist"
-            raise ConfigError(f"{path}: {reason}\ngive a run, a sweep or a folder of runs")
+            raise ConfigError(f"{path}: {reason}\ngive a run, a sweep or a folder of runs; `bnlab runs` lists them")
         start, real = str(path), os.path.realpath(path)
         for folder, status in _found(start, DEEPEST_FOLDER, skipped):
             if (place := real + folder[len(start) :]) in seen:
@@ -168,7 +168,7 @@ def _run(folder: str, content: bytes) -> Run:
     if status.get("state") not in get_args(State):
         raise Unreadable("status.json names no known state")
     state: State = status["state"]
-    if state == "running" and not _is_locked(f"{folder}/.lock"):
+    if state == "running" and not is_locked(f"{folder}/.lock"):
         state = "killed"
     summary = None
     if state in ("done", "diverged", "killed"):
@@ -291,7 +291,7 @@ def _flatten_into(flat: dict[str, Any], node: dict[str, Any], prefix: str, depth
             raise Unreadable(f"the configuration has more than {MOST_KEYS} keys")
 
 
-def _is_locked(path: str) -> bool:
+def is_locked(path: str) -> bool:
     """Return whether a live process holds the run's lock; a shared lock is tried, so that readers do not collide."""
     try:
         import fcntl
@@ -343,7 +343,7 @@ def read_documents(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise _no_run(folder) from error  # it went away just now
     except Unreadable as error:
         raise RecordError(f"{folder}: {error}") from error
-    if status.get("state") == "running" and not _is_locked(f"{folder}/.lock"):
+    if status.get("state") == "running" and not is_locked(f"{folder}/.lock"):
         status["state"] = "killed"
     try:
         return status, _json("summary.json", read_bytes(f"{folder}/summary.json"))

@@ -6,13 +6,12 @@ import html
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.compare import comparison
 from bnlab.compare.deciding import Test, Verdict
 from bnlab.compare.result import Comparison
-from bnlab.record.latest import latest
+from bnlab.record.latest import find_run, latest
 from bnlab.report.compare_formats import as_plain, html_grid, lines_of
 from bnlab.report.console import clean
 from bnlab.report.heading import heading
@@ -95,7 +94,7 @@ def compare(
         places, said = latest()
         which = said and said.partition(" (")[0]  # the option is of the command line
     else:
-        places = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+        places = [find_run(os.fspath(path)) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     found = comparison.compare(
         places,
         by=by,

@@ -12,6 +12,7 @@ from rich.text import Text
 from bnlab.compare.arms import text_of
 from bnlab.compare.notes import count_of
 from bnlab.metrics import LEARNED, warnings_of
+from bnlab.record.inventory import note_of
 from bnlab.report.chart import Axis
 from bnlab.report.console import Terminal
 from bnlab.report.curves import chart, finite, mapping, over_steps, side_by_side
@@ -63,6 +64,7 @@ def run_facts(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Pat
     environment = mapping(summary.get("environment"))
     facts: list[tuple[str, Iterable[str]]] = [
         ("state", _state(state, summary, status, folder)),
+        ("note", [note_of(folder) or note_of(folder.parent)]),
         *_outcome(summary),
         *_configuration(mapping(summary.get("config")) or mapping(status.get("config"))),
         ("images", [images_used(environment)]),

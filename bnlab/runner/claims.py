@@ -30,14 +30,15 @@ from bnlab.config import compose
 from bnlab.errors import BnlabError, ConfigError, IncompatibleError
 from bnlab.metrics import is_of_the_end
 from bnlab.record.evaluations import SETTINGS, with_settings
+from bnlab.record.latest import runs_folder
 from bnlab.record.read import Run, evaluated, read_runs, refusals
 from bnlab.record.run_folder import FINAL, held, queue
 from bnlab.runner.supervisor import JobOptions, JobRunner
-from bnlab.runner.sweep import RUNS, labels
+from bnlab.runner.sweep import labels
 from bnlab.runner.task import do
 from bnlab.training.job import Job
 
-POOL = RUNS / "pool"
+POOL = "pool"  # in the folder of all runs
 FRESH_SECONDS = 86_400.0  # for which a bench is used again
 BENCH_SECONDS = {"quick": "bench.seconds=15"}
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -171,7 +172,7 @@ def _bench_lines(lines: Sequence[str], wish: Wish) -> list[str]:
 def find_finished() -> dict[str, Run]:
     """Return every finished training below `runs` by its identity, and what its checkpoint was evaluated to be."""
     found: dict[str, Run] = {}
-    for run in read_runs([RUNS])[0] if RUNS.is_dir() else ():
+    for run in read_runs([base])[0] if (base := runs_folder()).is_dir() else ():
         if run.state in FINAL and run.identity and not run.is_bench:
             found.setdefault(run.identity, run)
     for run in list(found.values()):
@@ -198,7 +199,7 @@ def carry_out_claims(
     pool = find_finished()
     kept = {claim.name: verdict for claim in claims if (verdict := _kept(claim, wish, pool)) is not None}
     plans = {claim.name: plan_of(claim, wish, runner.preflight) for claim in claims if claim.name not in kept}
-    with held(POOL):
+    with held(runs_folder() / POOL):
         for claim in claims:
             if claim.name in kept:
                 yield Outcome(claim, kept[claim.name], (), 0)
@@ -277,14 +278,15 @@ def _carry_out(
 
 def _train(missing: Sequence[Wanted], pool: dict[str, Run], runner: JobRunner, options: JobOptions) -> dict[str, str]:
     """Train what is missing, put it into the pool, and return what failed, by identity."""
-    jobs = [Job(POOL / wanted.run.identity, i, wanted.label) for i, wanted in enumerate(missing)]
+    pool_folder = runs_folder() / POOL
+    jobs = [Job(pool_folder / wanted.run.identity, i, wanted.label) for i, wanted in enumerate(missing)]
     for job, wanted in zip(jobs, missing, strict=True):
         queue(job.folder, wanted.tree, compose.as_yaml(wanted.tree), wanted.run.identity, wanted.label)
     if jobs:
         runner.callback.sweep_started(len(jobs))
     failed = {}
     for job, wanted in zip(jobs, missing, strict=True):
-        result = do(job, runner, POOL, options)
+        result = do(job, runner, pool_folder, options)
         runs, _ = read_runs([job.folder])
         if runs and runs[0].state in FINAL:
             pool[wanted.run.identity] = runs[0]
@@ -320,7 +322,7 @@ def _bench(lines: Sequence[str], measure: Measure) -> list[Run]:
     """Return the arms of a bench, measured now unless the same was not long ago."""
     boot = BOOT.read_text() if BOOT.is_file() else ""
     digest = hashlib.sha256(json.dumps([list(lines), __version__, boot]).encode()).hexdigest()[:16]
-    base = POOL / f"bench-{digest}"
+    base = runs_folder() / POOL / f"bench-{digest}"
     if not (runs := _latest_bench(base)):
         measure(lines, base)
         runs = _latest_bench(base)

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.errors import RecordError
 from bnlab.metrics import metrics, warnings_of
+from bnlab.record.latest import name_of
 from bnlab.record.plain_files import read_plain
 from bnlab.record.read import Run, read_runs, refusals, started
 from bnlab.record.run_folder import read_status
@@ -25,7 +26,12 @@ from bnlab.training.job import Job, JobResult, ResultState
 
 LOOK_SECONDS = 0.25
 SHARE = 0.05  # of the time, at most, for looking
-HEADLINE = ("test_accuracy", "acc_gap", "step_ms", "train_seconds")
+HEADLINE = {  # metrics, and how a sentence has them
+    "test_accuracy": "{} % test accuracy",
+    "acc_gap": "a gap of {} points to the statistics of training",
+    "step_ms": "{} ms a step",
+    "train_seconds": "{} s of training",
+}
 
 
 def headline(folder: Path, state: str, reason: str) -> str:
@@ -181,9 +187,12 @@ def summarize(
     if multirun:
         without = "".join(f", {count} {state}" for state, count in apart.items())
         done = sum(run.state == "done" for run in runs)
-        err.say(f"{done} of {total} jobs done{without}; bnlab compare {folder}")
+        err.say(f"{done} of {total} jobs done{without}; bnlab compare {name_of(folder)}")
+    elif runs and runs[0].state == "done":
+        err.say(", ".join(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])))
+        err.say(f"curves: bnlab show {name_of(folder)}; the gap by its causes: bnlab probe {name_of(folder)}")
     if missing or any(run.state != "diverged" for run in bad):
-        err.say(f"to finish: bnlab resume {folder}")
+        err.say(f"to finish: bnlab resume {name_of(folder)}")
     return int(bool(bad or skipped or missing or failure is not None))
 
 
@@ -203,9 +212,12 @@ def _data_line(run: Run) -> str:
 def _line(run: Run, arm: Mapping[str, str]) -> str:
     """Return folder, status, what the run was and its headline figures, as `bnlab list metrics` has their units."""
     parts = [str(run.folder), run.state, *(f"{key}={value}" for key, value in arm.items()), f"seed={run.seed}"]
-    for name in HEADLINE:
-        metric = metrics[name]
+    return "  ".join([*parts, *(f"{name}={figure}" for name, figure in _figures(run))])
+
+
+def _figures(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield the headline figures that a run has, in their units."""
+    for metric in map(metrics.__getitem__, HEADLINE):
         value = metric.derive(run.summary) if run.summary and run.state == "done" else None
         if isinstance(value, float):
-            parts.append(f"{name}={value * metric.scale:.4g}")
-    return "  ".join(parts)
+            yield metric.name, f"{value * metric.scale:.4g}"

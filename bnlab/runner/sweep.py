@@ -20,6 +20,7 @@ from typing import Any
 from bnlab.config import compose
 from bnlab.errors import BnlabError, ConfigError, IncompatibleError
 from bnlab.record.decision_plan import DecisionPlan
+from bnlab.record.latest import runs_folder
 from bnlab.record.run_folder import fresh_folder, held, queue
 from bnlab.record.sweep_record import QUEUE, SweepRecord, write_queue
 from bnlab.report.console import Terminal, messages, results
@@ -33,7 +34,6 @@ from bnlab.runner.task import FAILED_FAST, Task, choose, do
 from bnlab.runner.until_decided import Rounds, Wishes, plan_of
 from bnlab.training.job import Job, JobResult, Terminated
 
-RUNS = Path("runs")
 ELSEWHERE = ("submitit_slurm",)  # launchers whose jobs go on without the command line
 BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 
@@ -134,9 +134,9 @@ def _launch(
             plan = None if wishes is None else _decision_plan(wishes, trees, sweeper)
             if folder is None and not dry_run:
                 name = trees[0].get("name")
-                folder = fresh_folder(RUNS, "-".join(filter(None, [name, "sweep" if multirun else "run"])))
+                folder = fresh_folder(runs_folder(), "-".join(filter(None, [name, "sweep" if multirun else "run"])))
                 slurm.claim(folder, overrides)
-            place = folder or RUNS / "…"
+            place = folder or runs_folder() / "…"
             jobs = tuple(
                 Job(place / str(i) if multirun else place, i, label) for i, label in enumerate(labels(planned))
             )

@@ -94,13 +94,6 @@ def _typed(key: str, value: Any, kind: Any, meaning: str) -> Any:
 
 def _in_range(key: str, number: float, field: dataclasses.Field[Any], meaning: str) -> None:
     low, above, high = (field.metadata.get(bound) for bound in ("low", "above", "high"))
-    wanted = []
-    if low is not None:
-        wanted.append(f"at least {low:g}")
-    if above is not None:
-        wanted.append(f"above {above:g}")
-    if high is not None:
-        wanted.append(f"at most {high:g}")
     fits = (
         math.isfinite(number)
         and (low is None or number >= low)
@@ -108,4 +101,12 @@ def _in_range(key: str, number: float, field: dataclasses.Field[Any], meaning: s
         and (high is None or number <= high)
     )
     if not fits:
-        raise ConfigError(f"{key}={number:g}: must be {' and '.join(wanted) or 'finite'} ({meaning})")
+        raise ConfigError(f"{key}={number:g}: must be {range_of(field) or 'finite'} ({meaning})")
+
+
+def range_of(field: dataclasses.Field[Any]) -> str:
+    """Return the range of a field in words: `above 0 and at most 1`; nothing without bounds."""
+    words = {"low": "at least", "above": "above", "high": "at most"}
+    return " and ".join(
+        f"{word} {field.metadata[key]:g}" for key, word in words.items() if field.metadata.get(key) is not None
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from bnlab.data.dataset import datasets
 from bnlab.models.model import models
 from bnlab.norms.strategy import strategies
+from bnlab.schema import range_of
 from bnlab.training.evaluation import EvalConfig
 from bnlab.training.optim import optimizers
 from bnlab.training.schedule import schedules
@@ -66,7 +68,17 @@ def declared(cls: Any, *, common_first: bool = True) -> list[str]:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     own = [] if common_first else [key for key in cls.__annotations__ if key in fields]
     ordered = dict.fromkeys([*own, *fields])
-    return [f"{key}: {_value(fields[key].default)} # {fields[key].metadata['meaning']}" for key in ordered]
+    hints = typing.get_type_hints(cls)
+    return [f"{key}: {_value(fields[key].default)} # {_meaning(fields[key], hints[key])}" for key in ordered]
+
+
+def _meaning(field: dataclasses.Field[Any], kind: Any) -> str:
+    """Return what a key means, the words that it may be, and its range."""
+    meaning = field.metadata["meaning"]
+    choices = (
+        f"one of {', '.join(map(str, typing.get_args(kind)))}" if typing.get_origin(kind) is typing.Literal else ""
+    )
+    return "; ".join(filter(None, [meaning, choices, range_of(field)]))
 
 
 def _value(default: Any) -> str:

@@ -11,7 +11,7 @@ from conf_files import CONF, REGISTRIES, contents
 from helpers_cases import for_each
 
 from bnlab.config import compose
-from bnlab.config.files import groups
+from bnlab.config.files import GLOBAL, groups, keys
 from bnlab.errors import ConfigError
 from bnlab.experiment.config import identity, parse_config
 from bnlab.norms.strategy import strategies
@@ -33,7 +33,7 @@ def test_the_files_are_what_the_classes_declare() -> None:
         assert path.read_text(encoding="utf-8") == text, f"{path} differs from its class: run `make conf`"
     others = {path for group in REGISTRIES for path in (CONF / group).iterdir()} - set(texts)
     assert not others, "no class has these names"
-    assert {group: list(options) for group, options in groups().items() if group != "recipe"} == {
+    assert {group: list(options) for group, options in groups().items() if group not in GLOBAL} == {
         group: list(registry) for group, registry in sorted(REGISTRIES.items())
     }
 
@@ -49,6 +49,31 @@ def test_the_other_nodes_have_the_defaults_of_their_class_but_for_the_recipe() -
     config = parse_config(composed())
     assert dataclasses.replace(config.trainer, epochs=10.0) == TrainerConfig()
     assert dataclasses.replace(config.eval, every=1.0) == EvalConfig()
+
+
+@for_each("name", list(groups()["experiment"]))
+def test_every_preset_is_composed_with_the_arms_that_its_line_names(name: str) -> None:
+    arms = next(word for word in groups()["experiment"][name].rstrip(".").split() if word.startswith("norm="))
+    configs = [parse_config(tree) for tree in compose.jobs([f"+experiment={name}", arms], multirun=True)]
+    assert ",".join(config.norm.name for config in configs) == arms.removeprefix("norm=")
+    assert (configs[0].data.name, configs[0].data.batch_size, configs[0].model.name) == {
+        "ioffe-mnist": ("mnist", 60, "mlp"),
+        "card": ("mnist", 64, "cnn"),
+        "large-batch": ("mnist", 2048, "cnn"),
+        "batch-of-two": ("digits", 2, "cnn"),
+    }[name]
+
+
+def test_every_key_is_listed_with_its_meaning() -> None:
+    listed = keys()
+    for group, name in OPTIONS:
+        assert {f"{group}.{field.name}" for field in dataclasses.fields(REGISTRIES[group][name])} <= set(listed)
+    whole = {f"{group}.{key}" for group, node in composed().items() if isinstance(node, dict) for key in node}
+    assert {key for key in whole if not key.endswith(".name")} <= set(listed)
+    assert all(entry.meaning for entries in listed.values() for entry in entries)
+    assert listed["norm.momentum"][0].default == "0.1"
+    assert listed["trainer.precision"][0].words == ["float32", "bfloat16"]
+    assert listed["norm.affine"][0].words == ["true", "false"]
 
 
 def test_a_sweep_is_taken_apart_into_its_jobs() -> None:

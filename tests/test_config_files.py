@@ -114,7 +114,7 @@ def test_a_file_may_ask_for_a_sweep(mine: Path) -> None:
         (["hydra.verbose=true"], False, "hydra.verbose=True: has no effect in bnlab"),
         (["hydra/job_logging=disabled"], False, "hydra/job_logging=disabled: has no effect in bnlab"),
         (["hydra.sweeper.max_batch_size=2"], True, "hydra.sweeper.max_batch_size=2: has no effect in bnlab"),
-        (["experiment=plain"], False, "experiment=plain: the group is none of bnlab's own\nuse +experiment=plain"),
+        (["experiment=plain"], False, "experiment=plain: comes on top of what is chosen\nuse +experiment=plain"),
         (["hydra.sweeper.params={seed: '0,1'}"], True, "hydra.sweeper.params={seed: '0,1'}: cannot be put there"),
         (["hydra.sweeper.params.seed=1"], True, "hydra.sweeper.params.seed=1: cannot be put there"),
         (["norm=digits"], False, "norm.y: is too large a number\nwhole numbers are below 2^63"),

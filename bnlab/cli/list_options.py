@@ -15,8 +15,9 @@ GROUPS = {
     "optimizers": "optim",
     "schedules": "schedule",
     "recipes": "recipe",
+    "experiments": "experiment",
 }
-KINDS = (*GROUPS, "metrics")
+KINDS = (*GROUPS, "metrics", "keys")
 
 
 def complete_kind(incomplete: str) -> list[str]:
@@ -30,16 +31,18 @@ def list_options(
 ) -> None:
     """List every option with one line each.
 
-    KIND is norms, models, data, optimizers, schedules, recipes or metrics; default: all of them.
+    KIND is norms, models, data, optimizers, schedules, recipes, experiments, metrics or keys; default: all but keys.
+    `bnlab explain WORD` says more of each.
     """
-    from bnlab.config.files import groups
+    from bnlab.config.files import groups, keys
     from bnlab.metrics import metrics
     from bnlab.report.listing import show_options
 
     known = groups()
     options = {kind: known[group] for kind, group in GROUPS.items()}
     options["metrics"] = {m.name: f"{m.meaning} [{m.unit or 'count'}]" for m in metrics.values()}
-    wanted = [word for words in kinds or KINDS for word in words.split(",")]
+    options["keys"] = {key: entries[0].meaning for key, entries in keys().items() if entries}
+    wanted = [word for words in kinds or KINDS[:-1] for word in words.split(",")]
     for kind in wanted:
         if kind not in options:
             raise ConfigError(f"{kind}: no such kind{did_you_mean(kind, options)}\nthere are: {', '.join(options)}")

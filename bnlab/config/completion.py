@@ -1,4 +1,4 @@
-"""Shell completion of `key=value`, by Hydra's own engine."""
+"""Shell completion of `key=value`, by Hydra's own engine; after a comma too, and of values that are words."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ def overrides(incomplete: str) -> list[str]:
     the same in all jobs, so none is offered.
     """
     from bnlab.config import compose
+    from bnlab.config.files import keys
 
-    earlier, word, cut = _line(incomplete)
+    earlier, line, cut = _line(incomplete)
+    key, _, value = line.partition("=")
+    before, comma, last = value.rpartition(",")
+    word = f"{key}={last}" if comma else line
     swept = tuple(f"{line.partition('=')[0]}." for line in earlier if "," in line)
     plain = [line for line in earlier if "," not in line and not any(map(str.isspace, line))]
     try:
         completions = compose.complete(" ".join([*plain, word]))
     except Exception:
         return []
+    words = dict.fromkeys(word for each in keys().get(key, ()) for word in each.words)
+    completions = [f"{key}={word}" for word in words if word.startswith(last)] if words and "=" in line else completions
+    if comma:
+        given = before.split(",")
+        completions = [f"{key}={before},{w}" for c in completions if (w := c.partition("=")[2]) and w not in given]
     return [completion[cut:] for completion in completions if not completion.startswith(swept)]
 
 

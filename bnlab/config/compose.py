@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from bnlab.config.files import CONFIG_NAME
 from bnlab.config.messages import readable
 from bnlab.errors import ConfigError, did_you_mean
+from bnlab.record.latest import PLACE
 
 if TYPE_CHECKING:
     from hydra.core.config_loader import ConfigLoader
@@ -161,6 +162,8 @@ def _check_heeded(
             )
         if key.startswith(HEEDED):
             raise ConfigError(f"{key}={value}: is for a sweep\nadd -m to run one")
+        if key in ("hydra.run.dir", "hydra.sweep.dir"):
+            raise ConfigError(f"{key}={value}: has no effect in bnlab\nset {PLACE}=FOLDER, which every command heeds")
         raise ConfigError(f"{key}={value}: has no effect in bnlab\nof Hydra's own keys these have: {', '.join(HEEDED)}")
 
 

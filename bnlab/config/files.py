@@ -7,8 +7,10 @@ another file. Hydra reads whatever it is pointed at, so each file passes `check_
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,13 @@ from bnlab.record.plain_files import read_plain
 from bnlab.record.read import flatten
 
 CONFIG_NAME = "config"
+EXPERIMENTS = "experiment"  # a group that is added to the others: `+experiment=card`
+GLOBAL = ("recipe", EXPERIMENTS)  # groups that set keys of others
 CLAIMS = "claim"  # the folder of claims, which no configuration is composed of
 LARGEST_FILE = 2**20  # bytes; bnlab's own have at most 2,000
 MOST_VALUES = 10_000  # aliases counted as what they stand for; bnlab's own have about 50
 DEEPEST = 20  # nested levels
+_KEY = re.compile(r"( *)(?:- )?(\w+):(?: (.*?))?(?: # (.*))?")  # a line of one key: its value, and what it means
 TOO_DEEP = f"is nested more than {DEEPEST} levels deep"
 
 
@@ -34,6 +39,11 @@ def conf_dir() -> Path:
     raise EnvironmentFault("bnlab's conf folder is missing\nreinstall bnlab")
 
 
+def added(group: str) -> str:
+    """Return a group as an override names it: what is added to the others begins with a plus."""
+    return f"+{group}" if group == EXPERIMENTS else group
+
+
 def groups() -> dict[str, dict[str, str]]:
     """Return every group's options with the one-line description that opens each file; imports nothing heavy."""
     known: dict[str, dict[str, str]] = {}
@@ -44,6 +54,44 @@ def groups() -> dict[str, dict[str, str]]:
             described = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
             options[file.stem] = described[0] if described else ""
         known[folder.name] = options
+    return known
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the configurations say of a key."""
+
+    default: str  # as YAML
+    meaning: str  # with its range
+    option: str = ""  # of its group, which has the key; "" of all
+
+    @property
+    def words(self) -> list[str]:
+        """The words that its value may be, where these are few."""
+        if self.default in ("true", "false"):
+            return ["true", "false"]
+        named = re.search(r"(?:^|; )one of ([\w, ]+)", self.meaning)
+        return named[1].split(", ") if named else []
+
+
+@cache
+def keys() -> dict[str, list[Key]]:
+    """Return every dotted key and every group, those of one option in some of the groups; imports nothing heavy."""
+    known: dict[str, list[Key]] = {}
+    parent = ""
+    for line in (conf_dir() / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0].splitlines():
+        if found := _KEY.fullmatch(line):
+            indent, name, default, meaning = found.groups(default="")
+            if default:
+                known[f"{parent if indent else ''}{name}"] = [Key(default, meaning)]
+            else:
+                parent = "" if name == "defaults" else f"{name}."
+    for group, options in groups().items():
+        known.setdefault(group, [])
+        for option in options if group not in GLOBAL else ():
+            for line in (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
+                if (found := _KEY.fullmatch(line)) and found[2] != "name":
+                    known.setdefault(f"{group}.{found[2]}", []).append(Key(found[3], found[4] or "", option))
     return known
 
 

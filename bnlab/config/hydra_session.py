@@ -36,7 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from bnlab.config.files import CONFIG_NAME, check_file, conf_dir, groups
+from bnlab.config.files import CONFIG_NAME, EXPERIMENTS, check_file, conf_dir, groups
 from bnlab.config.messages import readable
 from bnlab.errors import BnlabError, ConfigError
 
@@ -122,6 +122,10 @@ def parsed(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list
         found = list(parser.parse_overrides(list(overrides)))
     if too_long := next((o for o in found if len(str(o.key_or_group)) > LONGEST_KEY), None):
         raise ConfigError(f"{too_long.key_or_group}: no such key; it has {len(str(too_long.key_or_group)):,} letters")
+    for override in found:
+        group, _, key = str(override.key_or_group).partition(".")
+        if key == "name" and group in groups():
+            raise ConfigError(f"{override.input_line}: chooses no option\nwrite {group}={override.get_value_string()}")
     return found
 
 
@@ -155,7 +159,7 @@ def _check_options(loader: ConfigLoader, overrides: Sequence[Override]) -> None:
             continue
         if not (options := loader.get_group_options(group, results_filter=None)):
             continue
-        is_own = group not in groups() and not group.startswith("hydra/")
+        is_own = (group not in groups() or group == EXPERIMENTS) and not group.startswith("hydra/")
         if not (is_own and isinstance(value, list) and all(isinstance(item, str) for item in value)):
             raise ConfigError(f"{override.input_line}: is no option of {group}\nthere are: {', '.join(options)}")
 

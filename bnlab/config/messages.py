@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from functools import cache
-from typing import Any
 
-from bnlab.config.files import CONFIG_NAME, conf_dir, groups
+from bnlab.config.files import added, groups, keys
 from bnlab.errors import did_you_mean
 from bnlab.schema import EVERY_KEY
 
 HELP = "See https://hydra.cc"  # how Hydra ends many a message
 NOT_SUPPORTED = ("ray_aws",)  # comes with Hydra's plugin for Ray, and bnlab does not drive it
+
+# What keys are called elsewhere. A word that ends one of bnlab's own keys, as `lr` and `epochs` do, is not needed here.
+ELSEWHERE = {
+    "optim.lr": "learning_rate base_lr init_lr max_lr",
+    "optim.weight_decay": "wd l2",
+    "optim": "optimizer opt",
+    "schedule": "scheduler lr_scheduler lr_schedule",
+    "data": "dataset task",
+    "data.batch_size": "batch_size batchsize bs batch train_batch_size",
+    "data.root": "data_dir data_root datadir",
+    "model": "arch architecture net network backbone",
+    "model.widths": "width channels hidden hidden_sizes hidden_dim",
+    "model.dropout": "drop dropout_rate drop_rate",
+    "norm": "normalization norm_layer norm_type strategy",
+    "norm.groups": "num_groups",
+    "norm.size": "ghost_size ghost_batch_size virtual_batch_size",
+    "seed": "random_seed manual_seed rng_seed",
+    "trainer.epochs": "num_epochs n_epochs max_epochs nb_epochs",
+    "trainer.steps": "num_steps max_steps iterations iters",
+    "trainer.device": "gpu cuda",
+    "trainer.threads": "num_threads",
+    "trainer.precision": "amp dtype",
+    "name": "run_name exp_name experiment_name tag",
+}
+SEEDS = ("seeds", "num_seeds", "n_seeds")
+
+
+def meant_by(word: str) -> list[str]:
+    """Return the keys that a word that is none may stand for: what it is called elsewhere, or where it stands here."""
+    last = word.rpartition(".")[2].lower()
+    if last in SEEDS:
+        return ["seed"]
+    known = [key for key, others in ELSEWHERE.items() if last in others.split()]
+    return known or [key for key in keys() if key.rpartition(".")[2] == last and key != word]
 
 
 def readable(error: Exception, blamed: str = "an override") -> str:
@@ -28,13 +59,17 @@ def readable(error: Exception, blamed: str = "an override") -> str:
         there = f"\nthere are: {', '.join(known)}" if known else ""
         return f"{group}={option}: no such option{did_you_mean(option, known)}{there}"
     if to_add := re.search(r"To append to your default list use (\S+)", text):
-        return f"{to_add.group(1).lstrip('+')}: the group is none of bnlab's own\nuse {to_add.group(1)}"
+        return f"{to_add.group(1).lstrip('+')}: comes on top of what is chosen\nuse {to_add.group(1)}"
     if no_key := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
         key = no_key.group(1) or no_key.group(2)
-        if having := _known_keys().get(key):
+        if having := [each.option for each in keys().get(key, ()) if each.option]:
             group = key.partition(".")[0]
             return f"{key}: the chosen {group} has no such key\nit is a key of: {', '.join(having)}"
-        return f"{key}: no such key{did_you_mean(key, _known_keys())}\n{EVERY_KEY}"
+        if key in SEEDS:
+            return f"{key}: no such key; did you mean seed=0,1,2 or seed=range(5)?\nadd -m to train each seed"
+        value = blamed.partition("=")[2] if blamed.startswith(f"{key}=") else ""
+        meant = " or ".join(f"{each}={value}" if value else each for each in meant_by(key))
+        return f"{key}: no such key{f'; did you mean {meant}?' if meant else did_you_mean(key, keys())}\n{EVERY_KEY}"
     if swept := re.search(r"Ambiguous value for argument '(.*)'|Sweep parameters '(.*)' requires --multirun", text):
         argument = swept.group(1) or swept.group(2)
         return f"{argument}: several values\nadd -m to run one job for each, or write a list as [a,b]"
@@ -68,33 +103,10 @@ def _unparsed(text: str, blamed: str) -> str:
 
 
 def _without_value(word: str) -> str:
-    of = [group for group, options in groups().items() if word in options]
+    of = [added(group) for group, options in groups().items() if word in options]
     if of:
         return f"{word}: is no KEY=VALUE\nwrite {' or '.join(f'{group}={word}' for group in of)}"
-    if word in _known_keys():
+    if word in keys():
         return f"{word}: is no KEY=VALUE\nwrite {word}=VALUE, without spaces"
     options = [option for known in groups().values() for option in known]
-    return f"{word}: is no KEY=VALUE{did_you_mean(word, [*options, *_known_keys()])}\nwrite one such as norm=ghost"
-
-
-@cache
-def _known_keys() -> dict[str, list[str]]:
-    """Every dotted key, with the options of its group that have it."""
-    from omegaconf import OmegaConf
-
-    def walk(node: Any, path: str) -> Iterator[str]:
-        for key, value in node.items():
-            yield f"{path}{key}"
-            if isinstance(value, Mapping):
-                yield from walk(value, f"{path}{key}.")
-
-    root = conf_dir()
-    top = OmegaConf.to_container(OmegaConf.load(root / f"{CONFIG_NAME}.yaml"))
-    assert isinstance(top, dict)
-    known: dict[str, list[str]] = {key: [] for key in walk(top, "") if not key.startswith(("hydra", "defaults"))}
-    for group, options in groups().items():
-        known[group] = []
-        for option in options:
-            for key in walk(OmegaConf.to_container(OmegaConf.load(root / group / f"{option}.yaml")), f"{group}."):
-                known.setdefault(key, []).append(option)
-    return known
+    return f"{word}: is no KEY=VALUE{did_you_mean(word, [*options, *keys()])}\nwrite one such as norm=ghost"

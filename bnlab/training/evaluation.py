@@ -50,7 +50,7 @@ class EvalConfig:
     probe_samples: int = param(2048, "fixed training and test samples for the train-versus-eval gap", low=1)
     stats: Literal["running", "precise", "population", "batch", "test", "mixed", "folded", "none"] = param(
         "running",
-        "precise, population, batch, test, mixed, folded, none: statistics that evaluation normalizes with",
+        "statistics that evaluation normalizes with",
     )
     prior: float = param(16.0, "samples that the running statistics count for in stats=mixed", low=0.0)
     stride: int = param(1, "statistics of stats=batch and mixed from every k-th row and column", low=1)

@@ -1,0 +1,108 @@
+"""`bnlab explain`: what a key, a metric or an option is, from where it is declared."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from bnlab.errors import ConfigError, did_you_mean
+from bnlab.registry import Registry
+
+
+def complete_word(incomplete: str) -> list[str]:
+    return [word for word in _known() if word.startswith(incomplete)]
+
+
+def explain(
+    words: Annotated[list[str], typer.Argument(metavar="WORD", autocompletion=complete_word, hidden=True)],
+) -> None:
+    """Explain a key, a metric or an option: what it is, range, default, where it is used, an example.
+
+    WORD is one such as norm.momentum, acc_gap or ghost; `bnlab list` names them all.
+    """
+    from bnlab.config.messages import meant_by
+    from bnlab.report.listing import show_options
+
+    told: dict[str, Mapping[str, str]] = {}
+    for word in words:
+        found = dict(_told(word))
+        for other in () if found else meant_by(word):
+            found |= dict(_told(other))
+        if not found:
+            raise ConfigError(f"{word}: no key, metric or option{did_you_mean(word, _known())}\n`bnlab list` names all")
+        told |= found
+    show_options(told)
+
+
+def _known() -> list[str]:
+    from bnlab.config.files import groups, keys
+    from bnlab.metrics import metrics
+
+    return list(dict.fromkeys([*keys(), *(option for known in groups().values() for option in known), *metrics]))
+
+
+def _told(word: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield what a word names, and what there is to say of it, line by line."""
+    from bnlab.config.files import Key, added, groups, keys
+    from bnlab.metrics import metrics
+
+    known = groups()
+    if word in known:
+        (key,) = keys()[word] or [Key("none", "presets, which come on top")]
+        option = key.default if key.default in known[word] else next(iter(known[word]))
+        facts = {"what": key.meaning, "default": key.default, "one of": ", ".join(known[word])}
+        yield word, facts | {"example": f"bnlab train {added(word)}={option}"}
+    elif word in keys():
+        yield word, _key(word)
+    for group, options in known.items():
+        if word in options:
+            yield f"{group}={word}", _option(group, word, options[word])
+    if metric := metrics.get(word):
+        better = {"higher": ", more is better", "lower": ", less is better", None: ""}[metric.better]
+        facts = {"what": metric.meaning, "unit": (metric.unit or "count") + better}
+        yield word, facts | {"example": f"bnlab compare --metric {word}"}
+
+
+def _key(word: str) -> dict[str, str]:
+    """Return what a key means, by the options that have it where they do not agree."""
+    from bnlab.config.files import keys
+
+    entries = keys()[word]
+    group, first = word.partition(".")[0], entries[0]
+    facts = {"what": " / ".join(dict.fromkeys(entry.meaning for entry in entries))}
+    defaults = {entry.default: [e.option for e in entries if e.default == entry.default] for entry in entries}
+    facts["default"] = "; ".join(
+        default if len(defaults) == 1 else f"{default} of {', '.join(options)}" for default, options in defaults.items()
+    )
+    if first.option:
+        facts["a key of"] = ", ".join(f"{group}={entry.option}" for entry in entries)
+    usual = next((entry for entry in entries if entry.option in ("", keys()[group][0].default)), None)
+    chosen = f"{word}={(usual or first).default.replace(' ', '')}"
+    return facts | {"example": f"bnlab train {chosen}" if usual else f"bnlab train {group}={first.option} {chosen}"}
+
+
+def _option(group: str, word: str, description: str) -> dict[str, str]:
+    """Return what an option does, from the text of its class, and its keys."""
+    from bnlab.config.files import GLOBAL, added, keys
+
+    facts = {"what": description}
+    if group in GLOBAL:
+        return facts | {"example": f"bnlab train {added(group)}={word}"}
+    from bnlab.data.dataset import datasets
+    from bnlab.models.model import models
+    from bnlab.norms.strategy import strategies
+    from bnlab.training.optim import optimizers
+    from bnlab.training.schedule import schedules
+
+    registries: tuple[Registry[Any], ...] = (datasets, models, strategies, optimizers, schedules)
+    text = inspect.getdoc(next(each for each in registries if each.kind == group)[word]) or ""
+    for number, paragraph in enumerate(text.split("\n\n")[1:]):
+        facts["how" if not number else " " * number] = " ".join(paragraph.split())
+    for key, entries in keys().items():
+        for entry in entries if key.startswith(f"{group}.") else ():
+            if entry.option == word:
+                facts[key] = f"{entry.meaning} [{entry.default}]"
+    return facts | {"example": f"bnlab train {group}={word}"}

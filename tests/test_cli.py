@@ -46,6 +46,9 @@ def test_one_run_prints_one_line_and_leaves_a_whole_folder(tmp_path: Path) -> No
     assert not [name for name in found if name.endswith(".tmp")]
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stderr
+    name = folder.partition("-run-")[2]
+    assert re.search(r"% test accuracy, a gap of \S+ points to the statistics of training, \S+ ms a step", done.stderr)
+    assert done.stderr.endswith(f"bnlab show run-{name}; the gap by its causes: bnlab probe run-{name}\n")
 
 
 def test_a_diverging_job_does_not_stop_the_sweep(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -77,12 +80,30 @@ def test_a_killed_run_is_told_apart(tmp_path: Path) -> None:
 
 MISTAKES = [
     (["nrom=batch"], 2, "nrom: no such key; did you mean norm?"),
+    (["lr=0.1"], 2, "lr: no such key; did you mean optim.lr=0.1?\n"),
+    (["batch_size=8"], 2, "batch_size: no such key; did you mean data.batch_size=8?\n"),
+    (["epochs=3"], 2, "epochs: no such key; did you mean trainer.epochs=3?\n"),
+    (["optimizer.lr=3"], 2, "optimizer.lr: no such key; did you mean optim.lr=3?\n"),
+    (["momentum=0.5"], 2, "momentum: no such key; did you mean norm.momentum=0.5 or optim.momentum=0.5?\n"),
+    (["dataset=mnist"], 2, "dataset: no such key; did you mean data=mnist?\n"),
+    (["norm.name=ghost"], 2, "norm.name=ghost: chooses no option\nwrite norm=ghost\n"),
+    (["-m", "norm.name=ghost,batch"], 2, "norm.name=ghost,batch: chooses no option\nwrite norm=ghost,batch\n"),
+    (["experiment=card"], 2, "experiment=card: comes on top of what is chosen\nuse +experiment=card\n"),
+    (["seeds=5"], 2, "seeds: no such key; did you mean seed=0,1,2 or seed=range(5)?\nadd -m to train each seed\n"),
+    (["--epochs", "3"], 2, "--epochs: no such option; settings are KEY=VALUE\nwrite trainer.epochs=3\n"),
+    (
+        ["norm=ghost", "--batch-size=8"],
+        2,
+        "--batch-size: no such option; settings are KEY=VALUE\nwrite data.batch_size=8\n",
+    ),
+    (["--mulitrun"], 2, "--mulitrun: no such option; did you mean --multirun?\n`bnlab train --help` lists them\n"),
     (["norm=bach"], 2, "norm=bach: no such option; did you mean batch?"),
     (["trainer.epoch=1"], 2, "trainer.epoch: no such key; did you mean trainer.epochs?"),
     (["optim.lr=fast"], 2, "optim.lr=fast: must be a number"),
     (["optim.lr=nan"], 2, "optim.lr=nan: must be above 0"),
     (["+x=1"], 2, "x: no such key\n`bnlab train --cfg job` prints every key"),
     (["++norm.x=1"], 2, "norm.x: no such key\n`bnlab train --cfg job` prints every key"),
+    (["card"], 2, "card: is no KEY=VALUE\nwrite +experiment=card\n"),
     (["ghost"], 2, "ghost: is no KEY=VALUE\nwrite norm=ghost\n"),
     (["norm", "=", "ghost"], 2, "norm: is no KEY=VALUE\nwrite norm=VALUE, without spaces\n"),
     (["ghots"], 2, "ghots: is no KEY=VALUE; did you mean ghost?\n"),
@@ -382,6 +403,11 @@ def test_completion_sees_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from bnlab.config.completion import overrides
 
     lines: dict[tuple[str, ...], list[str]] = {
+        ("-m", "norm", "=", "batch,gho"): ["batch,ghost"],
+        ("-m", "norm", "=", "batch,none,b"): [],
+        ("trainer.precision", "=", "b"): ["bfloat16"],
+        ("-m", "optim.nesterov", "=", "true,"): ["true,false"],
+        ("+experiment", "=", "ca"): ["card"],
         ("norm", "=", "ghost", "norm.s"): ["norm.size="],
         ("-m", "norm", "=", "batch,ghost", "norm.s"): [],
         ("data", "=", "folder", "data.pat"): ["data.path="],
@@ -405,7 +431,9 @@ def test_completion_sees_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
     script = bnlab("--show-completion", "bash", cwd=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_BNLAB_COMPLETE" in script.stdout
-    typed = {"train norm=gh": "norm=ghost", "list nor": "norms", "export t": "tensorboard", "guide ev": "eval"}
+    typed = {"train norm=gh": "norm=ghost", "compare --metric test_accuracy,test_l": "test_accuracy,test_loss"}
+    typed |= {"train -m norm=ghost,fro": "norm=ghost,frozen", "explain norm.stat_sa": "norm.stat_samples"}
+    typed |= {"list nor": "norms", "export t": "tensorboard", "guide ev": "eval"}
     for words, completed in {**typed, "compare --format js": "json"}.items():
         at = {"COMP_WORDS": f"bnlab {words}", "COMP_CWORD": str(len(words.split()))}
         assert bnlab(cwd=tmp_path, _BNLAB_COMPLETE="complete_bash", **at).stdout.split() == [completed]
@@ -413,7 +441,7 @@ def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
 
 COMMANDS = (
     *("train", "resume", "compare", "show", "report", "plot", "export", "probe", "recalibrate", "shift", "bench"),
-    *("check", "list", "guide", "doctor", "claim", "data"),
+    *("check", "list", "explain", "guide", "doctor", "runs", "claim", "data"),
 )
 
 
@@ -426,8 +454,29 @@ def test_help_lists_every_command_and_none_speaks_of_python_types(tmp_path: Path
         assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
+def test_explain_takes_what_it_says_from_where_it_is_declared(tmp_path: Path) -> None:
+    for word, said in {
+        "norm.momentum": ("weight of the new batch", "above 0 and at most 1", "0.1", "norm=ghost", "norm.momentum=0.1"),
+        "data.last_batch": ("one of keep, drop, merge", "bnlab train data.last_batch=keep"),
+        "seed": ("fixes weights", "bnlab train seed=0"),
+        "lr": ("optim.lr", "0.003 of adamw; 0.1 of sgd"),
+        "acc_gap": ("points", "bnlab compare --metric acc_gap"),
+        "norm.size": ("bnlab train norm=ghost norm.size=32",),
+        "ghost": ("norm=ghost", "E[x]", "Hoffer", "norm.size", "[32]", "bnlab train norm=ghost"),
+        "card": ("bnlab train +experiment=card",),
+        "experiment": ("ioffe-mnist", "bnlab train +experiment=batch-of-two"),
+    }.items():
+        done = bnlab("explain", word, cwd=tmp_path, COLUMNS="200")
+        assert all(part in done.stdout for part in said), done.stdout + done.stderr
+    unknown = bnlab("explain", "norm.momentun", cwd=tmp_path)
+    assert (unknown.returncode, "did you mean norm.momentum?" in unknown.stderr) == (2, True)
+
+
 def test_list_data_and_doctor(tmp_path: Path) -> None:
     listed = bnlab("list", "norms,models", cwd=tmp_path)
+    keys = bnlab("list", "keys", cwd=tmp_path).stdout
+    assert all(re.search(rf"^  {key} ", keys, re.MULTILINE) for key in ("norm.momentum", "trainer.epochs", "optim.lr"))
+    assert "norm.momentum" not in bnlab("list", cwd=tmp_path).stdout
     assert all(word in listed.stdout for word in ("ghost", "instance", "resnet"))
     assert "did you mean norms?" in bnlab("list", "norm", cwd=tmp_path).stderr
     data = bnlab("data", "list", cwd=tmp_path)

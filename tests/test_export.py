@@ -352,6 +352,26 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert not list((tmp_path / "there").iterdir())
 
 
+def test_force_replaces_an_earlier_export_and_nothing_else(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "0")
+    for place in ("there", "mine", "near"):
+        assert bnlab("export", "csv", "--out", place, cwd=tmp_path).returncode == 0
+    make_run(tmp_path / "runs" / "1", seed=1)
+    done = bnlab("export", "csv", "--out", "there", "--force", cwd=tmp_path)
+    assert (done.returncode, len(pd.read_csv(tmp_path / "there" / "runs.csv"))) == (0, 2), done.stderr
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    (tmp_path / "near" / "steps.csv").unlink()
+    (tmp_path / "near" / "steps.csv").symlink_to(tmp_path / "mine" / "thesis.tex")
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "file").write_text("mine")
+    for place in ("mine", "near", "link", "file", "runs", "."):
+        refused = bnlab("export", "csv", "--out", place, "--force", cwd=tmp_path)
+        assert (refused.returncode, "holds more than an earlier export" in refused.stderr) == (2, True), place
+    assert bnlab("export", "mlflow", "--force", cwd=tmp_path).returncode != 0
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "there", "mine", "near", "link", "file"}
+    assert len(pd.read_csv(tmp_path / "mine" / "runs.csv")) == 1
+
+
 @pytest.mark.parametrize(
     ("form", "module"),
     [("parquet", "pyarrow"), *(pytest.param(name, name, marks=pytest.mark.slow) for name in ("tensorboard", "mlflow"))],

@@ -22,6 +22,7 @@ from bnlab.data.augment import Augment
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.interval import Interval
+from bnlab.measure import population_statistics
 from bnlab.measure.discrepancy import mean_of
 from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import training_statistics
@@ -583,3 +584,15 @@ def test_the_curve_takes_at_most_so_many_batches_of_a_size(monkeypatch: pytest.M
     monkeypatch.setattr(sys.modules["bnlab.measure.probe_model"], "CURVE_BATCHES", 3)
     found = probed(mlp(nn.BatchNorm1d(4)).eval(), [probe_of(*small(16), 4)], TRAINING)
     assert [row.samples for row in found.curve] == [16, 16, 16, 3, 6, 12, 16, 16]
+
+
+def test_it_tells_how_far_it_is_where_the_statistics_take_a_pass_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(population_statistics, "WHOLE_BYTES", {})
+    monkeypatch.setattr(population_statistics, "CHUNK_BYTES", {"cpu": 2000})
+    model = nn.Sequential(nn.Flatten(), *(layer for _ in range(4) for layer in (nn.Linear(12, 12), nn.BatchNorm1d(12))))
+    images, labels = samples(64, (3, 2, 2), classes=12)
+    shares: list[float] = []
+    probe(model.double(), [probe_of(images, labels, 16)], Doubles(images, labels), 64, shares.append)
+    assert shares == sorted(shares)
+    assert len(shares) == 8  # each layer, with the biased variance and without
+    assert (shares[0] > 0, shares[-1]) == (True, 1)

@@ -546,18 +546,19 @@ def test_a_model_without_statistics_in_ascii(place: Path) -> None:
 @pytest.mark.parametrize(
     ("shifts", "severity", "stats", "said"),
     [
-        (["noise,"], "1", None, "--shift : no such choice"),
-        (["noise", "none"], "1", None, "--shift none: no such choice"),
-        (None, "0,3", None, "--severity 0: no such choice\nthere are: 1, 2, 3, 4, 5"),
-        (None, "1-5", None, "--severity 1-5: no such choice"),
-        (None, "", None, "--severity : no such choice"),
-        (None, "1", ["runing"], "--stats runing: no such choice; did you mean running?"),
-        (None, "1", ["precise"], "--stats precise: no such choice"),
+        ("noise,", "1", "batch", "--shift : no such choice"),
+        ("noise,none", "1", "batch", "--shift none: no such choice"),
+        ("noise", "0,3", "batch", "--severity 0: no such choice\nthere are: 1, 2, 3, 4, 5"),
+        ("noise", "1-5", "batch", "--severity 1-5: no such choice"),
+        ("noise", "", "batch", "--severity : no such choice"),
+        ("noise", "1", "runing", "--stats runing: no such choice; did you mean running?"),
+        ("noise", "1", "precise", "--stats precise: no such choice"),
     ],
 )
-def test_wrong_choices(shifts: list[str] | None, severity: str, stats: list[str] | None, said: str) -> None:
+def test_wrong_choices(shifts: str, severity: str, stats: str, said: str) -> None:
+    shape = {"shifts": shifts.split(","), "severity": severity.split(","), "stats": stats.split(",")}
     with pytest.raises(ConfigError) as error:
-        shift(["nowhere"], shifts=shifts, severity=severity, stats=stats)
+        shift(["nowhere"], **shape)
     assert str(error.value).startswith(said)
 
 

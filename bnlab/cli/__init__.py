@@ -26,6 +26,7 @@ from bnlab.cli import (
     compare,
     data,
     doctor,
+    explain,
     export,
     guide,
     list_options,
@@ -34,10 +35,12 @@ from bnlab.cli import (
     recalibrate,
     report,
     resume,
+    runs,
     shift,
     show,
     train,
 )
+from bnlab.cli.options import OWN_WORDS
 from bnlab.errors import BnlabError
 
 LONGEST_LINE = 500  # characters of a message, which may quote what a user gave
@@ -68,19 +71,23 @@ def root(
     """
 
 
-app.command(short_help="Train one run, or a sweep with -m.")(train.train)
-app.command(short_help="Finish a run or a sweep.")(resume.resume)
+app.command(short_help="Train one run, or a sweep with -m.", context_settings=OWN_WORDS)(train.train)
+app.command(short_help="Finish a run or a sweep.", context_settings=OWN_WORDS)(resume.resume)
 app.command(short_help="Compare arms with intervals, paired by seed.")(compare.compare)
 app.command(short_help="Show one run: settings, outcome, curves.")(show.show)
 app.command(short_help="Write a comparison as one page to send.")(report.report)
 app.command(short_help="Draw a figure for a paper.")(plot.plot)
+app.add_typer(runs.app, name="runs", short_help="List runs and sweeps, note, remove.")
 app.command(short_help="Write runs for pandas, TensorBoard, MLflow.")(export.export)
 app.command(short_help="Train against eval: every measure, and the causes.")(probe.probe)
 app.command(short_help="Put statistics of the training set into a model.")(recalibrate.recalibrate)
 app.command(short_help="Evaluate under shifts of the test images.")(shift.shift)
-app.command(short_help="Step times as ratios with intervals, in minutes.")(bench.bench)
-app.command(short_help="Check what a strategy says of itself, or your own module.")(check.check)
+app.command(short_help="Step times as ratios with intervals, in minutes.", context_settings=OWN_WORDS)(bench.bench)
+app.command(short_help="Check what a strategy says of itself, or your own module.", context_settings=OWN_WORDS)(
+    check.check
+)
 app.command("list", short_help="List every option with one line each.")(list_options.list_options)
+app.command(short_help="Explain a key, a metric or an option.")(explain.explain)
 app.add_typer(claim.app, name="claim")
 app.add_typer(data.app, name="data")
 app.command(short_help="Read a guide in the terminal.")(guide.guide)

@@ -10,19 +10,45 @@ import typer
 
 from bnlab.cli.compare_from import Columns, Seed, Source, others
 from bnlab.cli.gates import Gate, end_by_gates_on, parse_gates
-from bnlab.cli.options import Baseline, Format, Margin, Metrics, Runs, Strict, Test, Where, number_in, refuse_beside
+from bnlab.cli.options import (
+    Baseline,
+    Format,
+    Margin,
+    Metrics,
+    Runs,
+    Strict,
+    Test,
+    Where,
+    complete_key,
+    complete_metric,
+    number_in,
+    refuse_beside,
+    several,
+)
 
 if TYPE_CHECKING:
     from bnlab.compare.result import Comparison
 
 By = Annotated[
-    Optional[list[str]], typer.Option("--by", metavar="KEY", help="Keys that make an arm; default: all that differ.")
+    Optional[list[str]], several("--by", "KEY", "Keys that make an arm; default: all that differ.", complete_key)
+]
+BestOf = Annotated[
+    Optional[list[str]],
+    several("--best-of", "KEY", "Each arm at its best value of KEY, chosen on validation.", complete_key),
 ]
 Over = Annotated[
     Optional[str],
-    typer.Option("--over", metavar="KEY", help="A number across, such as data.train_size, and slopes over it."),
+    typer.Option(
+        "--over",
+        metavar="KEY",
+        autocompletion=complete_key,
+        help="A number across, such as data.train_size, and slopes over it.",
+    ),
 ]
-Sort = Annotated[Optional[str], typer.Option("--sort", metavar="METRIC", help="Metric to sort by, best first.")]
+Sort = Annotated[
+    Optional[str],
+    typer.Option("--sort", metavar="METRIC", autocompletion=complete_metric, help="Metric to sort by, best first."),
+]
 Evaluated = Annotated[
     bool, typer.Option("--evaluated", help="Also what `probe` and `shift` made of the runs by other settings.")
 ]
@@ -40,10 +66,7 @@ def compare(
     target: Annotated[
         Optional[float], number_in("--target", float, 0, 1, help="Validation accuracy to reach, such as 0.98.")
     ] = None,
-    best_of: Annotated[
-        Optional[list[str]],
-        typer.Option("--best-of", metavar="KEY", help="Each arm at its best value of KEY, chosen on validation."),
-    ] = None,
+    best_of: BestOf = None,
     pivot: Annotated[
         Optional[str],
         typer.Option("--pivot", metavar="ROWxCOL", help="A matrix, each column's best bold: 'norm x model'."),
@@ -103,10 +126,10 @@ def compare(
 
 def default_places(everything: bool = False) -> list[Path]:
     """Return what is compared where no path is given, and say which that is."""
-    from bnlab.record.latest import RUNS, latest
+    from bnlab.record.latest import latest, runs_folder
     from bnlab.report.console import messages
 
-    places, which = ([RUNS], None) if everything else latest()
+    places, which = ([runs_folder()], None) if everything else latest()
     if which is not None:
         messages().say(which)
     return places

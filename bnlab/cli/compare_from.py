@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from bnlab.cli.options import several
+
 if TYPE_CHECKING:
     from bnlab.compare.imported import Others
 
@@ -15,9 +17,7 @@ Source = Annotated[
     Optional[str],
     typer.Option("--from", metavar="SOURCE", help="Runs of others: FILE.csv, mlflow:URI or tensorboard:FOLDER."),
 ]
-Columns = Annotated[
-    Optional[list[str]], typer.Option("--arm", metavar="COLUMN", help="With --from: a column that makes an arm.")
-]
+Columns = Annotated[Optional[list[str]], several("--arm", "COLUMN", "With --from: a column that makes an arm.")]
 Seed = Annotated[
     Optional[str], typer.Option("--seed", metavar="COLUMN", help="With --from: the column that runs are paired by.")
 ]

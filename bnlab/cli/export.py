@@ -18,6 +18,7 @@ def export(
         Optional[Path],
         typer.Option("--out", metavar="FOLDER", help="The folder to write, a new one; default: export/FORMAT"),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export that is there.")] = False,
     where: Where = None,
     strict: Strict = False,
 ) -> None:
@@ -28,9 +29,10 @@ def export(
     All but csv need `pip install 'bnlab[export]'`. PATH is the folder of a run or of a sweep; default: runs.
     """
     from bnlab.export.export import export as export_runs
+    from bnlab.record.latest import runs_folder
     from bnlab.training.job import terminated
 
     signal.signal(signal.SIGTERM, terminated)
-    complete = export_runs(form, paths or [Path("runs")], out, where or [])
+    complete = export_runs(form, paths or [runs_folder()], out, where or [], force)
     if strict and not complete:
         raise typer.Exit(1)

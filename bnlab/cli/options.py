@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 import typer
 
 from bnlab.errors import ConfigError, did_you_mean
+from bnlab.record.latest import complete_run, find_run
 
 
 def unknown(named: str, word: str, known: Iterable[str]) -> ConfigError:
@@ -59,8 +60,52 @@ def number_in(name: str, kind: type[int] | type[float], low: float, high: float 
 
 
 def overrides() -> Any:
-    """Declare Hydra overrides."""
-    return typer.Argument(metavar="KEY=VALUE", autocompletion=complete_override, hidden=True)
+    """Declare Hydra overrides, of a command that takes options it does not know for such: OWN_WORDS."""
+    return typer.Argument(metavar="KEY=VALUE", callback=_no_options, autocompletion=complete_override, hidden=True)
+
+
+OWN_WORDS = {"ignore_unknown_options": True}  # context settings: an unknown option is answered by `_no_options`
+
+
+def _no_options(context: typer.Context, words: Optional[list[str]]) -> Optional[list[str]]:
+    for place, word in enumerate(words or ()):
+        if not word.startswith("-"):
+            continue
+        from bnlab.config.messages import meant_by
+
+        name, _, value = word.partition("=")
+        if meant := meant_by(name.strip("-").replace("-", "_")):
+            after = value or next((w for w in (words or ())[place + 1 :] if "=" not in w), "VALUE")
+            raise ConfigError(f"{name}: no such option; settings are KEY=VALUE\nwrite {meant[0]}={after}")
+        known = [option for each in context.command.params for option in each.opts if option.startswith("--")]
+        near = did_you_mean(name, known)
+        raise ConfigError(f"{name}: no such option{near}\n`{context.command_path} --help` lists them")
+    return words
+
+
+def several(name: str, metavar: str, help: str, complete: Callable[[str], Iterable[str]] | None = None) -> Any:
+    """Declare an option with several values, given one by one or with commas between them."""
+
+    def split(words: Optional[list[str]]) -> Optional[list[str]]:
+        return words and [part.strip() for each in words for part in each.split(",")]
+
+    def last(incomplete: str) -> list[str]:
+        before, comma, word = incomplete.rpartition(",")
+        return [f"{before}{comma}{each}" for each in complete(word)] if complete else []
+
+    return typer.Option(name, metavar=f"{metavar},...", callback=split, autocompletion=last, help=help)
+
+
+def complete_metric(incomplete: str) -> list[str]:
+    from bnlab.metrics import metrics
+
+    return [name for name in metrics if name.startswith(incomplete)]
+
+
+def complete_key(incomplete: str) -> list[str]:
+    from bnlab.config.files import keys
+
+    return [key for key in keys() if key.startswith(incomplete)]
 
 
 def complete_override(incomplete: str) -> list[str]:
@@ -108,7 +153,7 @@ Baseline = Annotated[
 ]
 Metrics = Annotated[
     Optional[list[str]],
-    typer.Option("--metric", metavar="NAME", help="Metrics to show, the first is compared; see `bnlab list metrics`."),
+    several("--metric", "NAME", "Metrics to show, the first is compared; see `bnlab list metrics`.", complete_metric),
 ]
 Margin = Annotated[
     Optional[float],
@@ -121,7 +166,13 @@ Test = Annotated[
 
 # ---------------------------------------------------------------- of commands that read runs
 
-Runs = Annotated[Optional[list[Path]], typer.Argument(metavar="PATH", hidden=True)]
+
+def run_argument(metavar: str) -> Any:
+    """Declare an argument that names a run or a sweep: a path, or a name as `find_run` takes it."""
+    return typer.Argument(metavar=metavar, parser=find_run, autocompletion=complete_run, hidden=True)
+
+
+Runs = Annotated[Optional[list[Path]], run_argument("PATH")]
 Where = Annotated[
     Optional[list[str]], typer.Option("--where", metavar="KEY=VALUE[,VALUE]", help="Only runs with such a value.")
 ]
@@ -130,9 +181,18 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a run fol
 
 # ---------------------------------------------------------------- of commands that examine a trained model
 
+
+def _target(word: str) -> str:
+    return word if "=" in word else str(find_run(word))
+
+
+def complete_target(incomplete: str) -> list[str]:
+    return [*complete_run(incomplete), *complete_override(incomplete)]
+
+
 Targets = Annotated[
     Optional[list[str]],
-    typer.Argument(metavar="RUN|KEY=VALUE", autocompletion=complete_override, hidden=True),
+    typer.Argument(metavar="RUN|KEY=VALUE", parser=_target, autocompletion=complete_target, hidden=True),
 ]
 Module = Annotated[
     Optional[str],

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
+import typer
+
 from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, command_on, number_in, refuse_beside
+
+QUICK = 512  # images
 
 
 def probe(
@@ -17,6 +22,10 @@ def probe(
     samples: Annotated[
         int, number_in("--samples", int, 2, help="Training samples for the statistics of one run, at most.")
     ] = 10_000,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help=f"Take {QUICK} images of each split: wider intervals, sooner."),
+    ] = False,
     format: Format = "table",
 ) -> None:
     """Measure how one model behaves differently in train() and eval(), and split the difference into its causes.
@@ -29,14 +38,15 @@ def probe(
     from bnlab.cli.evaluate_again import FIGURES, PROBED, evaluate_all, is_of_several
 
     if module is None and is_of_several(targets or []):
-        refuse_beside("a sweep", True, {"--checkpoint": weights, "--key": key, "--output": output, "--data": data})
+        others = {"--checkpoint": weights, "--key": key, "--output": output, "--data": data, "--quick": quick or None}
+        refuse_beside("a sweep", True, others)
         evaluate_all(targets or [], FIGURES if any("=" in word for word in targets or []) else PROBED, format)
         return
     from bnlab.experiment.trained_model import find
     from bnlab.measure.probe_model import probe as measure
     from bnlab.measure.verdict import explained, verdict
     from bnlab.report.console import messages, results
-    from bnlab.report.display import working
+    from bnlab.report.display import duration, working
     from bnlab.report.probe_report import Probed, probe_head, probe_rows, probe_tables
     from bnlab.report.rows import TIDY_FORMATS
 
@@ -44,9 +54,16 @@ def probe(
         tell("reading model and data")
         trained = find(targets or [], module, weights, data, key, output)
         tell(f"probing {trained.label}")
+        start, most = time.monotonic(), QUICK if quick else None
+
+        def watch(share: float) -> None:
+            left = duration((time.monotonic() - start) * (1 / share - 1))
+            far = f"{100 * share:.0f} % of the statistics taken, {left} left" if share < 1 else "evaluating"
+            tell(f"probing {trained.label}: {far}{'' if quick else '; --quick takes less'}")
+
         with trained.examined():
-            probes = [trained.probe("train"), trained.probe("test")]
-            result = measure(trained.model, probes, trained.train, samples)
+            probes = [trained.probe("train", most), trained.probe("test", most)]
+            result = measure(trained.model, probes, trained.train, min(samples, most or samples), watch)
     said = verdict(result, command_on("recalibrate", targets, module, weights, data, key, output))
     each = tuple(map(explained, result.decompositions))
     report = Probed(trained.label, trained.about, trained.step, trained.batch_size, result, said, each)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from bnlab.cli.options import ConfigDir, DryRun, FailFast, Inline, Overrides, Retries, Timeout
+from bnlab.cli.options import ConfigDir, DryRun, FailFast, Inline, Overrides, Retries, Timeout, run_argument
 from bnlab.cli.train import handle_signals
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", hidden=True)],
+    folder: Annotated[Path, run_argument("FOLDER")],
     overrides: Overrides = None,
     errored: Annotated[bool, typer.Option("--errored", help="Only jobs that failed or were killed.")] = False,
     from_scratch: Annotated[

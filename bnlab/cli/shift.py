@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Optional
 
-import typer
-
-from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, number_in, unknown
+from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, number_in, several, unknown
 
 
 def shift(
     targets: Targets = None,
     shifts: Annotated[
         Optional[list[str]],
-        typer.Option("--shift", metavar="NAME,...", help="Shifts, such as rotation,noise; default: all."),
+        several("--shift", "NAME", "Shifts, such as rotation,noise; default: all."),
     ] = None,
-    severity: Annotated[str, typer.Option("--severity", metavar="N,...", help="Severities from 1 to 5.")] = "1,3,5",
+    severity: Annotated[
+        Optional[list[str]], several("--severity", "N", "Severities from 1 to 5; default: 1,3,5.")
+    ] = None,
     stats: Annotated[
         Optional[list[str]],
-        typer.Option(
-            "--stats",
-            metavar="NAME,...",
-            help="Statistics to evaluate with: running, mixed, batch, test; default: all.",
-        ),
+        several("--stats", "NAME", "Statistics to evaluate with: running, mixed, batch, test; default: all."),
     ] = None,
     batch_size: Annotated[int, number_in("--batch-size", int, 1, help="Test samples in a batch.")] = 64,
     module: Module = None,
@@ -52,7 +48,9 @@ def shift(
 
     names = _chosen("--shift", shifts, SHIFTS)
     statistics = _chosen("--stats", stats, STATS)
-    severities = [int(text) for text in _chosen("--severity", [severity], [str(known) for known in SEVERITIES])]
+    severities = [
+        int(text) for text in _chosen("--severity", severity or ["1", "3", "5"], [str(known) for known in SEVERITIES])
+    ]
     if module is None and is_of_several(targets or []):
         shown = [f"{name}-{level}" for name in names for level in severities]
         settings = {"shifted": ["none", *shown], "stats": statistics, "batch_size": [str(batch_size)]}
@@ -74,8 +72,7 @@ def _chosen(option: str, wanted: Sequence[str] | None, known: Iterable[str]) -> 
     known = list(known)
     if wanted is None:
         return known
-    named = [name.strip() for entry in wanted for name in entry.split(",")]
-    for name in named:
+    for name in wanted:
         if name not in known:
             raise unknown(f"{option} {name}", name, known)
-    return [name for name in known if name in named]
+    return [name for name in known if name in wanted]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from bnlab.cli.options import run_argument
 
 
-def show(run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)]) -> None:
+def show(run: Annotated[Path, run_argument("RUN")]) -> None:
     """Show the run in the folder RUN: what it was, where it ran, how it went, curves as a chart."""
     from bnlab.record.read import read_documents
     from bnlab.report.console import results

@@ -19,6 +19,7 @@ from bnlab.cli.options import (
     Retries,
     Test,
     Timeout,
+    complete_metric,
     one_of,
 )
 from bnlab.errors import ConfigError
@@ -46,7 +47,8 @@ def train(
         bool, typer.Option("--until-decided", help="With -m: train seeds in looks, stop when each arm is decided.")
     ] = False,
     metric: Annotated[
-        Optional[str], typer.Option("--metric", metavar="NAME", help="What decides: test_accuracy.")
+        Optional[str],
+        typer.Option("--metric", metavar="NAME", autocompletion=complete_metric, help="What decides: test_accuracy."),
     ] = None,
     margin: Margin = None,
     baseline: Baseline = None,
@@ -75,10 +77,11 @@ def train(
         raise ConfigError("--resolve and --package go with --cfg")
     if info is not None:
         return compose.show_info(lines, info, config_dir)
+    from bnlab.record.latest import runs_folder
     from bnlab.runner import slurm
     from bnlab.runner.resume import resume
     from bnlab.runner.supervisor import JobOptions
-    from bnlab.runner.sweep import RUNS, launch
+    from bnlab.runner.sweep import launch
     from bnlab.runner.until_decided import wishes_of
     from bnlab.training.job import Terminated
 
@@ -86,7 +89,7 @@ def train(
     handle_signals()
     options = JobOptions(timeout, retries, fail_fast, inline)
     try:
-        if (folder := slurm.earlier(RUNS, lines)) is not None:
+        if (folder := slurm.earlier(runs_folder(), lines)) is not None:
             # the jobs that a search began are finished, by the launcher of this same command line
             own = [line for line in compose.hydra_lines(lines) if "hydra.sweeper" not in line.replace("/", ".")]
             again = own if (folder / "sweep.json").exists() else ()

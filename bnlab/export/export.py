@@ -1,7 +1,8 @@
 """`bnlab export`: read runs without trust, and hand them to the writer of a format.
 
 Every writer gets the runs with their tables and a folder to fill. The folder is filled beside its place and renamed
-into it, so that a failure leaves nothing; nothing that exists is written over. MLflow alone adds to what is there.
+into it, so that a failure leaves nothing; nothing is written over but an earlier export, if that is asked for. MLflow
+alone adds to what is there.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bnlab.compare.arms import where_of
-from bnlab.compare.frames import Tables, tables_of
-from bnlab.errors import EnvironmentFault, RecordError
-from bnlab.export.events import write_events
+from bnlab.compare.frames import KEYS, Tables, tables_of
+from bnlab.errors import ConfigError, EnvironmentFault, RecordError
+from bnlab.export.events import FILE, write_events
 from bnlab.export.place import fresh_place, must_be_free
 from bnlab.export.table_files import table_counts, write_csv, write_parquet
 from bnlab.export.tracking import add_runs
@@ -30,8 +31,13 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def export(form: str, paths: Iterable[Path], place: Path | None, where: Sequence[str]) -> bool:
+OWN_FILES = {f"{name}.{form}" for name in ("runs", *KEYS) for form in ("csv", "parquet")} | {FILE}
+
+
+def export(form: str, paths: Iterable[Path], place: Path | None, where: Sequence[str], force: bool = False) -> bool:
     """Write the runs under `paths` that meet `where` to `place`, by default `export/FORMAT`; print what was written.
+
+    `force`: in place of an earlier export, once the new one is whole.
 
     Returns whether every run folder could be read. Errors: ConfigError for a place that exists, a path or condition
     that is wrong; EnvironmentFault for a missing library or a place that cannot be written; RecordError without runs.
@@ -39,14 +45,16 @@ def export(form: str, paths: Iterable[Path], place: Path | None, where: Sequence
     place = place or Path("export") / form
     must_have(form, f"bnlab export {form}")
     if form != "mlflow":
-        must_be_free(place)
+        must_be_free(place, OWN_FILES if force else None)
+    elif force:
+        raise ConfigError("--force: mlflow adds to its store, and replaces nothing\nleave it out")
     runs, tables, complete = _read(list(paths), where)
     out, err = results(), messages()
     if form == "mlflow":
         out.say(f"{place}: {add_runs(place, runs, tables)}")
         err.say(f"look at it with `mlflow ui --backend-store-uri sqlite:///{place}/mlflow.db`")
         return complete
-    with fresh_place(place) as folder:
+    with fresh_place(place, force) as folder:
         if form == "tensorboard":
             write_events(folder, runs, tables)
         else:

@@ -149,14 +149,17 @@ def levels(model: nn.Module, how: StatisticsPlan | str, batch: Tensor, evaluatio
     """
     if isinstance(how, str):
         return Levels(None, None, None, None, None, evaluation, undefined=how)
-    of_population = population(model, how)
     factors = _shrinkage(model, batch)
-    biased = population(model, how, factors) if factors else of_population
+    both = how.dropped and how.augmented
+    rounds = 1 + bool(factors) + (not how.plain) + both
+    parts = [replace(how, watch=_part(how.watch, number, rounds)) for number in range(rounds)]
+    of_population = population(model, parts.pop(0))
+    biased = population(model, parts.pop(0), factors) if factors else of_population
     undropped = held = of_population
-    plain = None if how.plain else population(model, replace(how, augmented=False, dropped=False))
+    plain = None if how.plain else population(model, replace(parts.pop(0), augmented=False, dropped=False))
     if plain is not None:
-        if how.dropped and how.augmented:
-            undropped = _nearer(of_population, population(model, replace(how, dropped=False)))
+        if both:
+            undropped = _nearer(of_population, population(model, replace(parts.pop(0), dropped=False)))
         held = _nearer(undropped, plain)
         if not how.augmented:
             undropped = held
@@ -166,6 +169,11 @@ def levels(model: nn.Module, how: StatisticsPlan | str, batch: Tensor, evaluatio
     }
     initial = mixed if any(shares.values()) else held
     return Levels(biased, of_population, undropped, held, initial, evaluation, plain)
+
+
+def _part(watch: Callable[[float], None], number: int, rounds: int) -> Callable[[float], None]:
+    """Return what one of several rounds is to tell its share to."""
+    return lambda share: watch((number + share) / rounds)
 
 
 def _nearer(one: Statistics, other: Statistics) -> Statistics:

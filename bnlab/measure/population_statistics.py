@@ -65,6 +65,7 @@ class StatisticsPlan:
     dropped: bool = False  # all but the normalization layers act as in training: dropout
     in_pieces: frozenset[nn.Module] = field(default_factory=frozenset)  # called more than once in a pass
     rows_are_images: bool = True  # in every layer's input
+    watch: Callable[[float], None] = lambda share: None  # told how far it is where it takes a pass a layer, from 0 to 1
 
     @property
     def in_one_pass(self) -> bool:
@@ -177,12 +178,13 @@ def population(model: nn.Module, how: StatisticsPlan, factors: Mapping[nn.Module
         if how.in_one_pass:
             _in_one_pass(model, how, factors or {}, statistics)
             return statistics
-        for layer in how.takers:
+        for number, layer in enumerate(how.takers, 1):
             gathered = gatherer(layer)
             for x in inputs_of(model, layer, how):
                 gathered.add(x)
             statistics[layer] = _scaled(*gathered.result(), (factors or {}).get(layer, 1.0))
             adopt(layer, *statistics[layer])
+            how.watch((number / len(how.takers)) ** 2)  # a pass ends at its layer
     return statistics
 
 

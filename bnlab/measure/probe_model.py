@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -107,18 +107,25 @@ class ProbeResult:
     momenta: tuple[float, ...] = ()  # of the layers that average, ascending, each once
 
 
-def probe(model: nn.Module, probes: Sequence[Probe], training_set: Batches, samples: int) -> ProbeResult:
+def probe(
+    model: nn.Module,
+    probes: Sequence[Probe],
+    training_set: Batches,
+    samples: int,
+    watch: Callable[[float], None] = lambda share: None,
+) -> ProbeResult:
     """Measure `model` on `probes`, the last of which is the test split's; the model is left as it was.
 
     The statistics of the training set are over its first `samples`, as training sees them. Where a layer is called
-    more than once with the same samples, they are not defined, and neither are the terms that need them.
+    more than once with the same samples, they are not defined, and neither are the terms that need them. Where they
+    take a pass a layer, `watch` is told how much of these is done, from 0 to 1: it is most of the time.
     """
     with torch.no_grad(), preserved(model), evaluating(model):
         layers = learners(model)
         samples = min(samples, len(training_set))
         how: StatisticsPlan | str
         try:
-            how = plan(model, dict.fromkeys(layers, samples), training_set)
+            how = replace(plan(model, dict.fromkeys(layers, samples), training_set), watch=watch)
         except IncompatibleError as error:
             how = str(error).partition("\n")[0]
         batch, _ = next(probes[0].plain.sequential(probes[0].batch_size))

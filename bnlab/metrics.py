@@ -206,6 +206,25 @@ def learned(run: Summary) -> float | None:
     return None if accuracy is None else float(accuracy >= LEARNED)
 
 
+@metric("gen gap", "points", "lower", scale=100, bounds=(-1.0, 1.0))
+def gen_gap(run: Summary) -> float | None:
+    """accuracy on the fixed sample of the training split minus that on the validation split, at the last evaluation"""
+    train, valid = _final(run, "train.accuracy"), _final(run, "valid.accuracy")
+    return None if train is None or valid is None else train - valid
+
+
+@metric("gamma drift", "", None)
+def gamma_drift(run: Summary) -> float | None:
+    """RMS of gamma - 1 over all channels of all norm layers, at the end"""
+    return _of_affine(run, "gamma_drift")
+
+
+@metric("beta max", "", None)
+def beta_max(run: Summary) -> float | None:
+    """largest |beta| over all channels of all norm layers, at the end"""
+    return _of_affine(run, "beta_max")
+
+
 @metric("steps to target", "steps", "lower", kind="time to target", curve="valid.accuracy", axis="step")
 def steps_to_target(run: Summary, target: float) -> float | Censored | None:
     """optimizer steps to the first evaluation whose validation accuracy reaches the target"""
@@ -448,6 +467,11 @@ def _of_farthest_layer(run: Summary, figure: str) -> float | None:
         return None
     values = [_number(layer, figure) for layer in layers.values() if isinstance(layer, Mapping)]
     return max((value for value in values if value is not None), key=abs, default=None)
+
+
+def _of_affine(run: Summary, figure: str) -> float | None:
+    affine = run.get("affine")
+    return _number(affine, figure) if isinstance(affine, Mapping) else None
 
 
 def _of_bench(run: Summary, figure: str) -> float | None:

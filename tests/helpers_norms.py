@@ -24,7 +24,7 @@ def ghosts_by_hand(n: int, size: int) -> list[list[int]]:
 
 
 def moved(name: str, p: dict[str, Any], x: Tensor, mean: Tensor, var: Tensor, done: int) -> tuple[Tensor, Tensor, int]:
-    """Running mean and unbiased variance after one more step, and the number of updates."""
+    """Running mean and variance, unbiased unless told otherwise, after one more step, and the number of updates."""
     if name == "batch":
         stride = p.get("stat_stride", 1)
         x = x[: p.get("stat_samples") or len(x)]
@@ -39,8 +39,9 @@ def moved(name: str, p: dict[str, Any], x: Tensor, mean: Tensor, var: Tensor, do
         m = p.get("momentum", 0.1)
         m = 1 / done if m is None else m
         mean = (1 - m) * mean + m * torch.stack([c.sum() / c.numel() for c in columns])
-        unbiased = [((c - c.sum() / c.numel()) ** 2).sum() / (c.numel() - 1) for c in columns]
-        var = (1 - m) * var + m * torch.stack(unbiased)
+        less = 1 if p.get("unbiased", True) else 0
+        own = [((c - c.sum() / c.numel()) ** 2).sum() / (c.numel() - less) for c in columns]
+        var = (1 - m) * var + m * torch.stack(own)
     return mean, var, done
 
 

@@ -154,7 +154,9 @@ def device_batches(
     workers: Workers = ALONE,
 ) -> Batches:
     """Return `split` on the device, as the model takes it; for training augmented and shared among the workers."""
-    standardize = config.model.input_norm == "standardize"
+    mean, std = bundle.mean, bundle.std
+    if config.model.input_norm != "standardize":
+        mean, std = torch.zeros_like(mean), torch.full_like(std, 1 / config.model.input_scale)
     return Batches(
         split,
         batch_size=config.data.batch_size,
@@ -162,8 +164,8 @@ def device_batches(
         seed=config.seed,
         device=device,
         channels_last=_channels_last(config),
-        mean=bundle.mean if standardize else None,
-        std=bundle.std if standardize else None,
+        mean=mean,
+        std=std,
         storage=config.data.storage,
         augment=config.data.augment if training else None,
         rank=workers.rank if training else 0,

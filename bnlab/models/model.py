@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnlab.errors import IncompatibleError
+from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.norms.strategy import NormLayer, Strategy, strategies
 from bnlab.registry import Registry
 from bnlab.schema import param
@@ -30,9 +30,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-# Weights are normal with standard deviation gain / sqrt(fan_in). relu: He et al. 2015. elu: 1 / sqrt(E[elu(z)^2]) for a
-# standard normal z, which is He's argument. selu: LeCun normal, as Klambauer et al. 2017 require. tanh, sigmoid: as in
-# torch.nn.init.calculate_gain.
+# By which an activation shrinks what passes it. relu: He et al. 2015. elu: 1 / sqrt(E[elu(z)^2]) for a standard normal
+# z, which is He's argument. selu: as Klambauer et al. 2017 require. tanh, sigmoid: as in torch.nn.init.calculate_gain.
 GAINS: dict[str, float] = {"relu": math.sqrt(2), "elu": 1.2452, "selu": 1.0, "sigmoid": 1.0, "tanh": 5 / 3}
 
 
@@ -52,12 +51,23 @@ class ModelSpec(ABC):
     activation: Literal["relu", "elu", "selu", "sigmoid", "tanh"] = param(
         "relu", "the nonlinearity of every hidden layer"
     )
+    init: Literal["he", "lecun", "glorot", "orthogonal"] = param(
+        "he",
+        "how weights are drawn: normal of variance gain^2 / fan_in, 1 / fan_in, uniform over both fans, orthogonal",
+    )
+    gain: float = param(1.0, "a factor on all initial weights", above=0.0)
     dropout: float = param(0.0, "share of activations dropped while training", low=0.0, high=0.99)
     input_norm: Literal["none", "standardize", "batch"] = param(
         "standardize", "input: as it is, standardized by the training set, or batch normalized"
     )
+    input_scale: float = param(1.0, "a factor on the pixels, which are from 0 to 1; 255: raw ones", above=0.0)
 
     def __post_init__(self) -> None:
+        if self.input_scale != 1.0 and self.input_norm == "standardize":
+            raise ConfigError(
+                f"model.input_scale={self.input_scale:g}: has no effect on standardized input\n"
+                "set model.input_norm=none or batch"
+            )
         if isinstance(self.bias, bool):  # YAML reads true and false as booleans
             object.__setattr__(self, "bias", str(self.bias).lower())
 
@@ -98,7 +108,7 @@ def build(
     if spec.input_norm == "batch":
         modules.insert(0, strategies["batch"](affine=False).layer(image_shape[0]))
     model = nn.Sequential(*modules)
-    initialize(model, GAINS[spec.activation], generator(seed, "weights"))
+    initialize(model, spec, generator(seed, "weights"))
     return model
 
 
@@ -133,19 +143,33 @@ def norm_layers(model: nn.Module) -> Iterator[tuple[str, NormLayer]]:
             yield name, module
 
 
-def initialize(model: nn.Module, gain: float, draw: torch.Generator) -> None:
+def initialize(model: nn.Module, spec: ModelSpec, draw: torch.Generator) -> None:
     """Draw the weights of every convolution and linear layer in module order; biases are 0.
 
-    The last layer, which no activation follows, has gain 1.
+    With the gain g of the activation, 1 for the last layer, which none follows: he: normal, variance g^2 / fan_in;
+    lecun: normal, 1 / fan_in; glorot: uniform within +-sqrt(6 / (fan_in + fan_out)), as Keras has it; orthogonal: W, of
+    fan_in columns, has orthogonal rows or columns, whichever are fewer, of length g. All times `spec.gain`.
+
+    He et al. 2015; LeCun et al. 1998; Glorot and Bengio 2010; Saxe et al. 2014.
     """
     weighted = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     with torch.no_grad():
         for module in weighted:
-            fan_in = module.weight[0].numel()
-            deviation = (1.0 if module is weighted[-1] else gain) / math.sqrt(fan_in)
-            module.weight.normal_(0.0, deviation, generator=draw)
+            gain = 1.0 if module is weighted[-1] else GAINS[spec.activation]
+            _draw(module.weight, spec.init, gain, spec.gain, draw)
             if module.bias is not None:
                 module.bias.zero_()
+
+
+def _draw(weight: Tensor, init: str, gain: float, factor: float, draw: torch.Generator) -> None:
+    fan_in = weight[0].numel()
+    if init == "glorot":
+        bound = factor * math.sqrt(6 / (fan_in + fan_in // weight.shape[1] * weight.shape[0]))
+        weight.uniform_(-bound, bound, generator=draw)
+    elif init == "orthogonal":
+        nn.init.orthogonal_(weight, factor * gain, generator=draw)
+    else:
+        weight.normal_(0.0, factor * (gain if init == "he" else 1.0) / math.sqrt(fan_in), generator=draw)
 
 
 class Linear(nn.Linear):

@@ -29,7 +29,8 @@ class Batch(Strategy):
 
     y = gamma * (x - E[x]) / sqrt(Var[x] + eps) + beta, Var biased (1/n), over axes N (and H, W) per channel.
     Evaluation uses running averages: new = (1 - momentum) * old + momentum * batch, of the mean and of the unbiased
-    variance (n/(n-1)), from 0 and 1. TensorFlow's decay is 1 - momentum. `momentum=null` averages all steps alike.
+    variance (n/(n-1)), from 0 and 1; with `unbiased=false` of the biased one, as in Keras 3. TensorFlow's decay is
+    1 - momentum. `momentum=null` averages all steps alike.
     With `stat_stride` or `stat_samples` mean and variance are those of a part of the batch; the gradient goes through
     them.
 
@@ -39,6 +40,7 @@ class Batch(Strategy):
     momentum: float | None = momentum_param()
     stat_stride: int = param(1, "statistics from every k-th row and column", low=1)
     stat_samples: int | None = param(None, "statistics from the first n samples; null: from all", low=1)
+    unbiased: bool = param(True, "the running variance is of 1/(n-1); false: of 1/n")
 
     facts = OF_THE_BATCH
 
@@ -63,6 +65,7 @@ class BatchLayer(RunningLayer):
         super().__init__(channels, strategy, strategy.momentum)
         self.stat_stride = strategy.stat_stride
         self.stat_samples = strategy.stat_samples
+        self.unbiased = strategy.unbiased
 
     def values_read(self, x: Tensor) -> int:
         """Return the values a channel of the part that the statistics are taken from."""
@@ -87,7 +90,7 @@ class BatchLayer(RunningLayer):
         y: Tensor = SubsetNorm.apply(
             x, mean, var, self.weight, self.bias, self.eps, self.stat_stride, self.stat_samples
         )
-        self.update(mean, var)
+        self.update(mean, self.kept(var, count_per_channel(subset)))
         return y
 
     def _subset(self, x: Tensor) -> Tensor:

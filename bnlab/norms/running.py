@@ -20,7 +20,9 @@ def momentum_param() -> Any:
 
 
 class RunningLayer(NormLayer):
-    """A layer that evaluates with running statistics: mean from 0, unbiased variance from 1, as torch starts them.
+    """A layer that evaluates with running statistics: mean from 0, variance from 1, as torch starts them.
+
+    The variance is the unbiased one, 1 / (n - 1), unless `unbiased` is False.
 
     A layer whose statistics are those of the training set says so by `refresh_every`; `measure/refresh.py` then
     takes them and puts them in by `adopt`.
@@ -34,6 +36,7 @@ class RunningLayer(NormLayer):
     refresh_samples: int | None = None  # taken from the first so many samples of the training split; None: from all
     gradient_through: bool = False  # the gradient goes through the statistics, which are then `leaves`
     leaves: tuple[Tensor, Tensor] | None = None  # mean and variance that gather their gradient, inside a step only
+    unbiased: bool = True
 
     def __init__(self, channels: int, strategy: Strategy, momentum: float | None) -> None:
         super().__init__(channels, strategy)
@@ -71,26 +74,31 @@ class RunningLayer(NormLayer):
 
     def on_whole_batch(self, x: Tensor) -> Tensor:
         """Normalize with the statistics of all of `x` and update the running ones."""
-        if self.eps_outside or (self.momentum is None and transformed()):  # vmap loses what is left in views of buffers
+        is_fused = self.momentum is not None and self.unbiased
+        if self.eps_outside or (not is_fused and transformed()):  # vmap loses what is left in views of buffers
             return self.on_part(x, x)
-        if self.momentum is not None:
+        if is_fused:
             self.num_batches_tracked.add_(1)
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
             )
         mean, var = self.empty_stats(1).view(2, -1).unbind()
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-        self.update(mean, var)
+        self.update(mean, self.kept(var, count_per_channel(x)))
         return y
+
+    def kept(self, unbiased_var: Tensor, count: int) -> Tensor:
+        """Return the variance of `count` values that goes into the running one."""
+        return unbiased_var if self.unbiased else unbiased_var * ((count - 1) / count)
 
     def on_part(self, x: Tensor, part: Tensor) -> Tensor:
         """Normalize `x` with the statistics of `part` by the written-out formula and update the running ones."""
         mean, var = moments(part, batch_axes(x))
         count = count_per_channel(part)
-        self.update(mean.detach().flatten(), var.detach().flatten() * (count / (count - 1)))
+        self.update(mean.detach().flatten(), self.kept(var.detach().flatten() * (count / (count - 1)), count))
         return normalize(x, mean, var, self.weight, self.bias, self.eps, self.eps_outside)
 
-    def update(self, mean: Tensor, unbiased_var: Tensor) -> None:
+    def update(self, mean: Tensor, var: Tensor) -> None:
         """Move the running statistics towards those of one batch, and count one update.
 
         A cumulative average weighs by that count, which stays on the device.
@@ -98,7 +106,7 @@ class RunningLayer(NormLayer):
         self.num_batches_tracked.add_(1)
         weight = self.num_batches_tracked.to(mean.dtype).reciprocal() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, weight)
-        self.running_var.lerp_(unbiased_var, weight)
+        self.running_var.lerp_(var, weight)
 
     def empty_stats(self, groups: int) -> Tensor:
         """Return zeros of shape (2, groups, C): buffers for means and variances.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 
 from bnlab.measure.by_layer import LayerGap
@@ -49,12 +50,22 @@ def summarize(
         "images_per_second": outcome.images_per_second,
         "unnormalizable_batches": max((layer.num_unnormalizable for layer in layers), default=0),
         "initial_share": None if share is None else asdict(share),
+        "affine": _affine(layers),
         "facts": asdict(used[0].facts),
         "layers": layers_by_name(outcome.layers),
         "curve": {name: finite(values) for name, values in outcome.curve.items()},
         "environment": environment,
     }
     return summary | {"warnings": warnings_of(summary, eval_stats)}
+
+
+def _affine(layers: Sequence[NormLayer]) -> dict[str, float | None]:
+    """Return how far gamma is from 1, as RMS over all channels, and the largest |beta|; null where no layer has any."""
+    weights = [layer.weight.detach().double() for layer in layers if layer.weight is not None]
+    biases = [layer.bias.detach().double() for layer in layers if layer.bias is not None]
+    drift = float((torch.cat(weights) - 1).square().mean().sqrt()) if weights else math.nan
+    largest = float(torch.cat(biases).abs().max()) if biases else math.nan
+    return dict(zip(("gamma_drift", "beta_max"), finite([drift, largest]), strict=True))
 
 
 def layers_by_name(evaluations: Sequence[Sequence[LayerGap]]) -> dict[str, Any]:

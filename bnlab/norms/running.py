@@ -74,13 +74,13 @@ class RunningLayer(NormLayer):
 
     def on_whole_batch(self, x: Tensor) -> Tensor:
         """Normalize with the statistics of all of `x` and update the running ones."""
-        is_fused = self.momentum is not None and self.unbiased
-        if self.eps_outside or (not is_fused and transformed()):  # vmap loses what is left in views of buffers
+        momentum = self.momentum if self.unbiased else None  # that torch's own update can be given
+        if self.eps_outside or (momentum is None and transformed()):  # vmap loses what is left in views of buffers
             return self.on_part(x, x)
-        if is_fused:
+        if momentum is not None:
             self.num_batches_tracked.add_(1)
             return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
+                x, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps
             )
         mean, var = self.empty_stats(1).view(2, -1).unbind()
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)

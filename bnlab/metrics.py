@@ -216,13 +216,13 @@ def gen_gap(run: Summary) -> float | None:
 @metric("gamma drift", "", None)
 def gamma_drift(run: Summary) -> float | None:
     """RMS of gamma - 1 over all channels of all norm layers, at the end"""
-    return _of_affine(run, "gamma_drift")
+    return _of_part(run, "affine", "gamma_drift")
 
 
 @metric("beta max", "", None)
 def beta_max(run: Summary) -> float | None:
     """largest |beta| over all channels of all norm layers, at the end"""
-    return _of_affine(run, "beta_max")
+    return _of_part(run, "affine", "beta_max")
 
 
 @metric("steps to target", "steps", "lower", kind="time to target", curve="valid.accuracy", axis="step")
@@ -358,14 +358,13 @@ def initial_share(run: Summary) -> float | None:
 @metric("step ms", "ms", "lower")
 def step_ms(run: Summary) -> float | None:
     """median time of a step: forward, backward, optimizer; warm-up left out"""
-    times = run.get("step_ms")
-    return _number(times, "median") if isinstance(times, Mapping) else None
+    return _of_part(run, "step_ms", "median")
 
 
 @metric("step ratio", "", "lower")
 def step_ratio(run: Summary) -> float | None:
     """median over the rounds of a bench of the arm's step over the baseline's in the same round"""
-    return _of_bench(run, "ratio")
+    return _of_part(run, "bench", "ratio")
 
 
 @metric("refresh ms", "ms", "lower")
@@ -400,14 +399,14 @@ def fold_error(run: Summary) -> float | None:
 
 def step_ratio_interval(run: Summary) -> tuple[float, float] | None:
     """Return the bootstrap 95% interval, over the rounds of the bench, that `step_ratio` has; None without one."""
-    low, high = _of_bench(run, "ratio_low"), _of_bench(run, "ratio_high")
+    low, high = _of_part(run, "bench", "ratio_low"), _of_part(run, "bench", "ratio_high")
     return None if low is None or high is None else (low, high)
 
 
 def bench_width(run: Summary) -> float:
     """Return the width of the interval of a bench's ratio over the ratio; of a baseline, that of its control."""
     for figure in ("ratio", "control"):
-        value, low, high = (_of_bench(run, name) for name in (figure, f"{figure}_low", f"{figure}_high"))
+        value, low, high = (_of_part(run, "bench", name) for name in (figure, f"{figure}_low", f"{figure}_high"))
         if value and low is not None and high is not None and high > low:
             return (high - low) / value
     return math.inf
@@ -415,8 +414,7 @@ def bench_width(run: Summary) -> float:
 
 def share_left(run: Summary) -> float | None:
     """Return the share of the initial statistics left at the end; None for a strategy without running statistics."""
-    share = run.get("initial_share")
-    return _number(share, "share_left") if isinstance(share, Mapping) else None
+    return _of_part(run, "initial_share", "share_left")
 
 
 def uses_running(stats: object) -> bool:
@@ -469,14 +467,9 @@ def _of_farthest_layer(run: Summary, figure: str) -> float | None:
     return max((value for value in values if value is not None), key=abs, default=None)
 
 
-def _of_affine(run: Summary, figure: str) -> float | None:
-    affine = run.get("affine")
-    return _number(affine, figure) if isinstance(affine, Mapping) else None
-
-
-def _of_bench(run: Summary, figure: str) -> float | None:
-    bench = run.get("bench")
-    return _number(bench, figure) if isinstance(bench, Mapping) else None
+def _of_part(run: Summary, part: str, figure: str) -> float | None:
+    values = run.get(part)
+    return _number(values, figure) if isinstance(values, Mapping) else None
 
 
 def _number(values: Mapping[str, Any], key: str) -> float | None:

@@ -74,6 +74,9 @@ def test_a_ghost_is_tried_with_batches_larger_than_it() -> None:
     assert examine(of_strategy(strategies["ghost"](size=20))).batch > 2 * 20
 
 
+LIES = {"exact_gradient": ("twice", "vmap"), "reads_batch": ("workers",)}  # what else a false fact is against
+
+
 @for_each(
     ("fact", "key"),
     [
@@ -91,7 +94,7 @@ def test_a_false_fact_is_a_contradiction(fact: str, key: str) -> None:
     lying = replace(of_strategy(strategies["batch"]()), facts=replace(facts, **{fact: not getattr(facts, fact)}))
     against = {f.about.key for f in examine(lying).contradictions}
     assert key in against
-    assert against <= {key, "mates_train", "one_sample", *(("twice", "vmap") if fact == "exact_gradient" else ())}
+    assert against <= {key, "mates_train", "one_sample", *LIES.get(fact, ())}
 
 
 # ---------------------------------------------------------------- modules with one fault each
@@ -105,21 +108,21 @@ class Right(nn.Module):
         self.eps = 1e-5
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("var", torch.ones(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        wide = x.float() if x.dtype == torch.bfloat16 else x
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         dims = (0, *range(2, x.dim()))
         return wide.mean(dims), wide.var(dims, correction=0)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, var = self.mean, self.var
+        mean, var = self.running_mean, self.running_var
         if self.training:
             mean, var = self.statistics(x)
             with torch.no_grad():
-                self.mean.lerp_(mean, 0.1)
-                self.var.lerp_(var, 0.1)
+                self.running_mean.lerp_(mean, 0.1)
+                self.running_var.lerp_(var, 0.1)
         return self.scaled(x, mean, var)
 
     def scaled(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -237,6 +240,33 @@ class InPlace(Right):
         return y
 
 
+class Unbiased(Right):
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, var = super().statistics(x)
+        count = x.numel() / x.shape[1]
+        return mean, var * count / max(count - 1, 1)
+
+
+class Unsaved(Right):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("running_mean", torch.zeros(channels), persistent=False)
+
+
+class LearnsStatistics(Right):
+    """Its running mean is a parameter, which an optimizer would move."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        del self.running_mean
+        self.running_mean = nn.Parameter(torch.zeros(channels))
+
+
+class TooLittleEpsilon(Right):
+    def scaled(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return super().scaled(x, mean, var - 0.9 * self.eps)
+
+
 @pytest.fixture(scope="module")
 def right() -> Card:
     return examine(of_function("right", Right))
@@ -257,13 +287,17 @@ def test_a_sound_module_has_what_batch_norm_has(right: Card, cards: dict[str, Ca
         (Contiguous, {"layout"}, "not channels_last"),
         (ReadsMemory, {"layout"}, ""),
         (RefusesOne, {"one_sample", "size_eval"}, "fails: ValueError: one sample has no variance"),
-        (Widens, {"bfloat16"}, "returns float32"),
-        (Unguarded, {"constant", "one_class", "one_sample"}, "not finite"),
-        (Noisy, {"repeat", "vmap"}, ""),
-        (LeavesTheRest, {"ragged", "bias", "shift", "scale"}, ""),
-        (Curved, {"folding"}, ""),
-        (Absolute, {"bias", "shift"}, ""),
-        (Unscaled, {"scale"}, ""),
+        (Widens, {"bfloat16", "float16"}, "returns float32"),
+        (Unbiased, {"merged", "chain", "moments", "undone", "ragged"}, ""),
+        (Unsaved, {"buffers"}, "running_mean is learned, or not in the state dict"),
+        (LearnsStatistics, {"buffers"}, ""),
+        (TooLittleEpsilon, {"small", "merged", "moments", "undone"}, ""),
+        (Unguarded, {"constant", "one_class", "one_sample", "small", "merged", "moments", "undone"}, "not finite"),
+        (Noisy, {"repeat", "vmap", "buffers"}, ""),
+        (LeavesTheRest, {"ragged", "bias", "shift", "scale", "workers", "merged", "chain", "moments", "undone"}, ""),
+        (Curved, {"folding", "merged", "moments", "undone"}, ""),
+        (Absolute, {"bias", "shift", "merged", "chain", "undone"}, ""),
+        (Unscaled, {"scale", "merged", "chain", "moments", "undone"}, ""),
         (InPlace, set(), ""),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
@@ -277,6 +311,23 @@ def test_a_fault_is_found_and_nothing_else(
     if note:
         assert any(note in finding(card, key).note for key in keys)
         assert all("\n" not in f.note for f in card.findings)
+
+
+STATISTICS = ("workers", "merged", "chain", "moments", "undone", "buffers")
+WHOLE = dict(zip(STATISTICS, (False, True, True, True, True, True), strict=True))
+GIVEN = WHOLE | {"workers": True}  # their statistics are those of the set, whoever has which part
+PARTS = dict(zip(STATISTICS, (True, False, False, False, False, True), strict=True))
+OWN = dict(zip(STATISTICS, (False, False, False, False, False, True), strict=True))
+
+
+def test_what_strategies_do_with_the_statistics_of_a_batch(cards: dict[str, Card]) -> None:
+    known = {"batch": WHOLE, "sync": WHOLE, "population": GIVEN, "frozen": GIVEN, "ghost": PARTS}
+    known |= dict.fromkeys(("renorm", "online", "streaming"), OWN)
+    for name, card in cards.items():
+        holds = {key: found(card)[key] for key in STATISTICS}
+        assert holds == known.get(name, {"workers": True} | dict.fromkeys(STATISTICS[1:])), name
+        assert found(card)["small"], name
+        assert found(card)["float16"], name
 
 
 def test_a_module_for_images_only_is_tried_on_images_only() -> None:
@@ -458,7 +509,7 @@ def test_no_line_is_wider_than_the_terminal(
 
 def test_the_matrix_is_one_block_where_there_is_room(cards: dict[str, Card], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = list(cards.values())
-    for width, blocks in ((140, 1), (120, 2), (80, 2)):
+    for width, blocks in ((200, 1), (120, 2), (80, 3)):
         lines = printed(whole, width, monkeypatch).splitlines()
         rows = [line for line in lines if line.startswith("batch ")]
         assert len(rows) == blocks

@@ -1,7 +1,7 @@
 """The conformance card: what a normalization does, each property measured on random batches and edge cases.
 
-`dependence.py`, `edges.py` and `exactness.py` hold the properties, one function each; importing them enters them in
-`CHECKS`. Whatever a property raises is a finding too.
+`dependence.py`, `edges.py`, `exactness.py` and `statistics.py` hold the properties, one function each; importing them
+enters them in `CHECKS`. Whatever a property raises is a finding too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 
 import torch
 
-from bnlab.conformance import dependence, edges, exactness  # noqa: F401  (they enter properties, in the order of the card)
+from bnlab.conformance import dependence, edges, exactness, statistics  # noqa: F401  (they enter properties, in the order of the card)
 from bnlab.conformance.findings import Card, Finding
 from bnlab.conformance.own_code import described
 from bnlab.conformance.proving import CHECKS, Check

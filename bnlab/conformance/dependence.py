@@ -78,6 +78,20 @@ def past(bench: Bench) -> Measured:
     return Measured(worst(error(trial) for trial in bench.trials))
 
 
+@proves("workers", INDEPENDENT, "workers", expects=lambda facts, bench: None if facts.reads_batch else True)
+def workers(bench: Bench) -> Measured:
+    """Two workers with half a batch each train as one.
+
+    Each normalizes its own half, as without communication. It is ghost batches of half a batch that do so.
+    """
+    errors = []
+    for trial in bench.trials:
+        x = trial.x[: 2 * bench.full]
+        halves = [trial.train(half, statistics_of=x) for half in x.chunk(2)]
+        errors.append(apart(trial.train(x, statistics_of=x), torch.cat(halves)))
+    return Measured(worst(errors))
+
+
 # ---------------------------------------------------------------- unmoved by
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnlab.conformance.proving import ROUNDING, Measured, apart, flaw_of, gradients, proves, worst
 from bnlab.conformance.subject import Bench, Trial
-from bnlab.norms.formula import is_channels_last
+from bnlab.norms.formula import batch_axes, is_channels_last, moments
 from bnlab.norms.strategy import NormLayer
 
 COPES = "copes with"
 OFFSET = 1e4  # in standard deviations of the noise
 FLOAT32 = 0.05  # float32 holds 1e4 + noise to 1e-3 of the noise, and a mean of three such values to a few of these
+GROWTH = 2.0  # of what epsilon alone allows: means of a few values vary, too
 BFLOAT16 = 0.05  # values of up to 5 standard deviations, 8 bits
 
 
@@ -152,22 +155,58 @@ def _float32_error(trial: Trial, x: Tensor) -> float:
     return worst(errors)
 
 
+@proves("small", COPES, "small")
+def small(bench: Bench) -> Measured:
+    """Noise of 1e-6 grows by 1/√ε at most: finite.
+
+    By 1/ε with epsilon outside of the root. Without epsilon, noise of any size would come out with a standard deviation
+    of 1.
+    """
+    growths = []
+    for trial in bench.trials:
+        fresh = Trial(trial.subject, trial.subject.make(bench.channels).double(), trial.x, trial.seed)
+        x = 1e-6 * trial.random(*trial.x.shape)
+        if flaw := flaw_of(fresh.copy(x).train(), x):
+            return Measured(None, flaw=flaw)
+        spread, before = (moments(z, batch_axes(z))[1].sqrt() for z in (fresh.train(x, statistics_of=x), x))
+        growths.append((spread / before).max().item() * min(map(_least, fresh.trained.modules())))
+    return Measured(worst(growths), GROWTH, "of that")
+
+
+def _least(part: Any) -> float:
+    """Return the least that a layer divides by; infinity for what has no epsilon."""
+    eps = getattr(part, "eps", None)
+    if not isinstance(eps, float):
+        return math.inf
+    return eps if getattr(part, "eps_outside", False) else eps**0.5
+
+
 @proves("bfloat16", COPES, "bf16")
 def bfloat16(bench: Bench) -> Measured:
     """bfloat16 in, bfloat16 out, close to float32.
 
     The parameters are float32, and both get the same numbers.
     """
+    return _narrow(bench, torch.bfloat16)
+
+
+@proves("float16", COPES, "fp16")
+def float16(bench: Bench) -> Measured:
+    """float16 in, float16 out, close to float32."""
+    return _narrow(bench, torch.float16)
+
+
+def _narrow(bench: Bench, dtype: torch.dtype) -> Measured:
     errors = []
     for trial in bench.trials:
-        narrow = trial.x.bfloat16()
+        narrow = trial.x.to(dtype)
         for training in (True, False):
             module = trial.copy().float().train(training)
             wide = copy.deepcopy(module)(narrow.float())
             if flaw := flaw_of(copy.deepcopy(module), narrow):
                 return Measured(None, BFLOAT16, flaw=flaw)
             y = module(narrow)
-            if y.dtype != torch.bfloat16:
+            if y.dtype != dtype:
                 return Measured(apart(wide, y), BFLOAT16, flaw=f"returns {str(y.dtype).removeprefix('torch.')}")
             errors.append(apart(wide, y))
     return Measured(worst(errors), BFLOAT16)

@@ -19,7 +19,6 @@ from torch.nn.parameter import is_lazy
 from bnlab.conformance.own_code import described, load_factory, own_code
 from bnlab.errors import ConfigError
 from bnlab.norms.formula import batch_axes, moments
-from bnlab.norms.running import RunningLayer
 from bnlab.norms.strategy import Facts, Strategy
 
 CHANNELS = (32, 16, 24, 64, 48, 60, 96, 128, 256)  # the first that the layer accepts
@@ -194,7 +193,7 @@ class Trial:
         facts = self.subject.facts
         if facts is not None and facts.reads_training_set:
             batch = self.x if statistics_of is None else statistics_of
-            _adopt(module, batch)
+            give_statistics(module, batch)
         return module
 
     def train(self, x: Tensor, statistics_of: Tensor | None = None) -> Tensor:
@@ -211,12 +210,15 @@ class Trial:
         return torch.randn(shape, generator=draw, dtype=torch.float64)
 
 
-def _adopt(module: nn.Module, x: Tensor) -> None:
-    """Give every layer with statistics those of `x`."""
+@torch.no_grad()
+def give_statistics(module: nn.Module, x: Tensor) -> bool:
+    """Give every layer with statistics those of `x`; return whether there is one."""
     mean, var = moments(x.detach(), batch_axes(x))
-    for layer in module.modules():
-        if isinstance(layer, RunningLayer):
-            layer.adopt(mean.flatten(), var.flatten())
+    layers = [part for part in module.modules() if isinstance(getattr(part, "running_var", None), Tensor)]
+    for layer in layers:
+        layer.running_mean.copy_(mean.flatten())  # type: ignore[operator]
+        layer.running_var.copy_(var.flatten())  # type: ignore[operator]
+    return bool(layers)
 
 
 class Bench:

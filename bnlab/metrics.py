@@ -352,6 +352,12 @@ def initial_share(run: Summary) -> float | None:
     return share_left(run)
 
 
+@metric("error", "", "lower")
+def check_error(run: Summary) -> float | None:
+    """error of a property of `bnlab check`, over the RMS of the output; of the lines `check` of a claim"""
+    return _number(run, "check")
+
+
 # Time and size.
 
 

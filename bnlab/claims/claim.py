@@ -1,8 +1,8 @@
 """Claim files: a question, the experiments that answer it, and the rule that says how, fixed before they are made.
 
 A file is YAML of a bounded size, read as data: a training is named by the overrides that one types after
-`bnlab train -m`, a condition by a sentence (`language.py`). It can start what a command line of `train` and `bench`
-could, on data inside of the working directory, and nothing else.
+`bnlab train -m`, a condition by a sentence (`language.py`). It can start what `train`, `bench` and `check` could,
+on data inside of the working directory, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +27,7 @@ from bnlab.errors import ConfigError, did_you_mean
 OWN = Path("claims")  # the user's own, in the working directory
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
 KEYS = (
-    "claim", "question", "quote", "source", "expects", "caveats", "base", "train", "bench", "rule", "requires",
+    "claim", "question", "quote", "source", "expects", "caveats", "base", "train", "bench", "check", "rule", "requires",
     "budget",
 )  # fmt: skip
 TALK = ("question", "quote", "source", "expects", "caveats")  # what no verdict depends on
@@ -67,6 +67,7 @@ class Claim:
     base: tuple[str, ...] = ()
     train: tuple[tuple[str, ...], ...] = ()  # overrides of each sweep
     bench: tuple[tuple[str, ...], ...] = ()
+    check: tuple[tuple[str, ...], ...] = ()  # with `property=`
     requires: tuple[Sentence, ...] = ()
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     rule_sha256: str = ""  # of all that a verdict depends on
@@ -82,6 +83,13 @@ class Claim:
     def benches(self, budget: Budget, more: Sequence[str] = ()) -> list[list[str]]:
         """Return the overrides of each bench."""
         return [_last_ones([*self.base, *line, *budget.overrides, *more]) for line in self.bench]
+
+    def checks(self, more: Sequence[str] = ()) -> Iterator[tuple[list[str], list[str]]]:
+        """Yield the overrides and the properties of each line of strategies to check."""
+        for line in self.check:
+            words = [word.removeprefix("property=") for word in line if word.startswith("property=")]
+            others = [word for word in line if not word.startswith("property=")]
+            yield _last_ones([*self.base, *others, *more]), [key for word in words for key in split_list(word)]
 
     def num_runs(self, budget: Budget) -> int:
         """Return how many trainings it takes at most, counted without composing them."""
@@ -145,12 +153,13 @@ def _claim(path: Path, tree: Mapping[str, Any]) -> Claim:
         base=base[0] if base else (),
         train=_lines("train", tree.get("train", [])),
         bench=_lines("bench", tree.get("bench", [])),
+        check=_lines("check", tree.get("check", [])),
         requires=_requires(tree.get("requires", [])),
         budgets=_budgets(tree.get("budget", {})),
         rule_sha256=_digest({key: value for key, value in tree.items() if key not in TALK}),
     )
-    if not claim.train and not claim.bench:
-        raise ConfigError("train: must have a sweep such as `norm=none,batch`, or `bench` one")
+    if not claim.train and not claim.bench and not claim.check:
+        raise ConfigError("train: must have a sweep such as `norm=none,batch`, or `bench` or `check` one")
     return claim
 
 

@@ -81,7 +81,8 @@ def show(name: Name, budget: Budget = None) -> None:
     for word, each in claim.budgets.items():
         looks = ", ".join(map(str, each.looks))
         plan = f"at most {claim.num_runs(each):,} trainings, looked at with {looks} seeds" if claim.train else ""
-        out.say(f"{word:<7}{'; '.join(filter(None, [plan, 'a bench' if claim.bench else '']))}")
+        others = ["a bench" if claim.bench else "", "a check" if claim.check else ""]
+        out.say(f"{word:<7}{'; '.join(filter(None, [plan, *others]))}")
 
 
 @app.command(short_help="Do what is missing, and give verdicts.")
@@ -124,7 +125,7 @@ def _run(claims: Sequence[Claim], wish: Wish, inline: bool, expect: str | None) 
     from bnlab.report.claim_report import card
     from bnlab.report.console import messages, results
     from bnlab.report.progress import make_progress
-    from bnlab.runner.claims import carry_out_claims
+    from bnlab.runner.claims import Tools, carry_out_claims
     from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import runner_for
     from bnlab.training.job import Terminated
@@ -135,7 +136,9 @@ def _run(claims: Sequence[Claim], wish: Wish, inline: bool, expect: str | None) 
     try:
         with runner_for(options) as runner, make_progress(sys.stderr) as progress:
             runner.callback = progress
-            for number, outcome in enumerate(carry_out_claims(claims, wish, runner, options, _measure, _evaluate)):
+            for number, outcome in enumerate(
+                carry_out_claims(claims, wish, runner, options, Tools(_measure, _evaluate, _check))
+            ):
                 if number:
                     out.say("")
                 out.print(card(outcome.claim, outcome.verdict, out))
@@ -168,6 +171,15 @@ def _evaluate(folder: Path, changes: Sequence[Mapping[str, Any]]) -> None:
     from bnlab.experiment.evaluate_again import evaluate_again
 
     evaluate_again(folder, changes)
+
+
+def _check(tree: Mapping[str, Any], key: str) -> float:
+    """Return the error of a property of a configuration's strategy."""
+    from bnlab.conformance.card import error_of
+    from bnlab.conformance.subject import of_strategy
+    from bnlab.experiment.config import parse_config
+
+    return error_of(of_strategy(parse_config(tree).norm), key)
 
 
 def _show_plans(claims: Sequence[Claim], wish: Wish) -> None:

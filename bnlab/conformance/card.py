@@ -6,6 +6,7 @@ enters them in `CHECKS`. Whatever a property raises is a finding too.
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -15,7 +16,7 @@ from bnlab.conformance.findings import Card, Finding
 from bnlab.conformance.own_code import described
 from bnlab.conformance.proving import CHECKS, Check
 from bnlab.conformance.subject import Bench, Subject
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, did_you_mean
 
 
 def examine(subject: Subject) -> Card:
@@ -30,6 +31,24 @@ def examine(subject: Subject) -> Card:
     axes = len(subject.spaces[0]) if subject.spaces else 0
     declares, flat = subject.facts is not None, bench.takes_flat
     return Card(subject.label, declares, bench.channels, bench.samples, not flat, findings, axes)
+
+
+def error_of(subject: Subject, key: str) -> float:
+    """Return the largest error of one property; infinity where it fails, NaN where it is undefined.
+
+    Errors: ConfigError for what is no property.
+    """
+    if key not in CHECKS:
+        raise ConfigError(
+            f"property={key}: no such property{did_you_mean(key, CHECKS)}\nthere are: {', '.join(CHECKS)}"
+        )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        finding = _find(CHECKS[key], Bench(subject))
+    if finding.found is None:
+        return math.nan
+    return (0.0 if finding.found else math.inf) if finding.error is None else finding.error
 
 
 def _find(check: Check, bench: Bench) -> Finding:

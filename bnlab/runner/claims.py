@@ -43,7 +43,17 @@ FRESH_SECONDS = 86_400.0  # for which a bench is used again
 BENCH_SECONDS = {"quick": "bench.seconds=15"}
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 Measure = Callable[[Sequence[str], Path], object]  # times the arms of overrides, and records them below a folder
+Check = Callable[[Mapping[str, Any], str], float]  # the error of one property of a configuration's strategy
 Evaluate = Callable[[Path, Sequence[Mapping[str, Any]]], object]  # a finished run, under changed settings
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What is done in the process of the command line."""
+
+    measure: Measure
+    evaluate: Evaluate
+    check: Check
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class ClaimPlan:
     budget: Budget
     trainings: tuple[Wanted, ...]
     benches: tuple[tuple[str, ...], ...]
+    checks: tuple[tuple[Mapping[str, Any], str], ...]  # a configuration, and a property of its strategy
 
     @property
     def num_trainings(self) -> int:
@@ -129,7 +140,13 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
             for lines in benches
             for _, tree in compose.planned([line for line in lines if not line.startswith("bench.")], True)
         ]
-        runs = [*(wanted.run for wanted in trainings), *arms]
+        checks = tuple(
+            (tree, key)
+            for lines, keys in claim.checks(wish.more)
+            for _, tree in compose.planned(lines, True)
+            for key in keys
+        )
+        runs = [*(wanted.run for wanted in trainings), *arms, *(_checked_run(*each) for each in checks)]
         for part in parts_of(claim.rule):
             _checked(part.sentence.of, runs, part.best_of, f"rule: {part.sentence}")
         for guard in claim.requires:
@@ -137,7 +154,13 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
     except ConfigError as error:
         kind = IncompatibleError if isinstance(error, IncompatibleError) else ConfigError
         raise kind(f"{claim.path}: {error}") from error
-    return ClaimPlan(claim, budget, trainings, benches)
+    return ClaimPlan(claim, budget, trainings, benches, checks)
+
+
+def _checked_run(tree: Mapping[str, Any], key: str, error: float | None = None) -> Run:
+    """Return the arm that a property of a strategy is: its error over the cases of `bnlab check`."""
+    run = planned({**tree, "check": {"property": key}})
+    return run if error is None else replace(run, state="done", summary={"check": error, "curve": {}})
 
 
 def _wanted(
@@ -188,7 +211,7 @@ def _has(pool: Mapping[str, Run], wanted: Wanted) -> bool:
 
 
 def carry_out_claims(
-    claims: Sequence[Claim], wish: Wish, runner: JobRunner, options: JobOptions, measure: Measure, evaluate: Evaluate
+    claims: Sequence[Claim], wish: Wish, runner: JobRunner, options: JobOptions, tools: Tools
 ) -> Iterator[Outcome]:
     """Yield each claim's verdict as soon as it is there; all claims are checked before the first job starts.
 
@@ -204,7 +227,7 @@ def carry_out_claims(
             if claim.name in kept:
                 yield Outcome(claim, kept[claim.name], (), 0)
             else:
-                yield _carry_out(plans[claim.name], wish, pool, runner, options, measure, evaluate)
+                yield _carry_out(plans[claim.name], wish, pool, runner, options, tools)
 
 
 def _kept(claim: Claim, wish: Wish, pool: Mapping[str, Run]) -> ClaimVerdict | None:
@@ -224,15 +247,15 @@ def _carry_out(
     pool: dict[str, Run],
     runner: JobRunner,
     options: JobOptions,
-    measure: Measure,
-    evaluate: Evaluate,
+    tools: Tools,
 ) -> Outcome:
     start = time.monotonic()
     claim, looks = plan.claim, plan.budget.looks
     folder = folder_of(claim.name, wish.budget, wish.variant)
     has_runs = any(wanted.run.identity in pool for wanted in plan.trainings)
     exploratory = register(claim, folder, has_runs=has_runs)
-    benches = [run for lines in plan.benches for run in _bench(lines, measure)]
+    benches = [run for lines in plan.benches for run in _bench(lines, tools.measure)]
+    checks = [_checked_run(tree, key, tools.check(tree, key)) for tree, key in plan.checks]
     failed: dict[str, str] = {}
     num_trained = 0
     for seeds in looks:
@@ -241,14 +264,14 @@ def _carry_out(
         needed = {each.run.identity: each for each in (wanted.base or wanted for wanted in missing)}
         untrained = [each for each in needed.values() if not _has(pool, each)]
         failed |= _train(untrained, pool, runner, options)
-        failed |= _evaluate(missing, pool, evaluate)
+        failed |= _evaluate(missing, pool, tools.evaluate)
         num_trained += len(untrained)
         runs = [pool[each.run.identity] for each in wanted if _has(pool, each)]
         runs += [replace(each.run, state="failed") for each in wanted if not _has(pool, each)]
-        verdict = decide(claim.rule, [*runs, *benches], claim.alpha, looks if plan.trainings else ())
+        verdict = decide(claim.rule, [*runs, *benches, *checks], claim.alpha, looks if plan.trainings else ())
         if verdict.verdict != "undecided" or not plan.trainings:
             break
-    guards = failed_guards(claim.requires, [*runs, *benches])
+    guards = failed_guards(claim.requires, [*runs, *benches, *checks])
     if guards:
         verdict = RuleVerdict("undecided", "guard", verdict.parts)
     found = ClaimVerdict(
@@ -267,7 +290,7 @@ def _carry_out(
         benches=tuple(sorted({str(run.folder.parent) for run in benches})),
         failed=len(failed),
         version=__version__,
-        scope=_scope([*runs, *benches]),
+        scope=_scope([*runs, *benches]) if runs or benches else "random batches in float64",
         seconds=round(time.monotonic() - start, 1),
         made=time.time(),
         refused=tuple(refusals(runs)),

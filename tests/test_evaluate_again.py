@@ -14,8 +14,11 @@ from helpers_cli import QUICK, bnlab
 from helpers_training import train
 from test_claims import SMALL, verdict_of, write
 
+from bnlab.claims.claim import read_claim
 from bnlab.cli.evaluate_again import is_of_several
 from bnlab.config import compose
+from bnlab.config.files import conf_dir
+from bnlab.conformance.card import CHECKS
 from bnlab.data.shifts import severity_of
 from bnlab.errors import ConfigError
 from bnlab.experiment.evaluate_again import evaluate_again
@@ -28,6 +31,7 @@ from bnlab.record.read import evaluated, flatten, read_runs
 
 TINY = ["data=digits", "model.widths=[4,4]", "trainer.steps=6", "trainer.device=cpu", "trainer.threads=1"]
 TINY += ["eval.probe_samples=70", "eval.every=0.1"]
+RULES = {"batch": "<= 0.000000001", "ghost": "> 0.1"}
 CHANGES: list[dict[str, Any]] = [
     *({"eval.stats": stats} for stats in ("precise", "population", "test", "none", "folded")),
     {"eval.stats": "batch", "eval.batch_size": 1, "eval.stride": 2},
@@ -206,6 +210,11 @@ def test_a_claim_over_statistics_trains_each_seed_once(tmp_path: Path) -> None:
     assert len(read_runs([tmp_path / "runs" / "pool"])[0]) == 3
     done = bnlab("claim", "run", "mine", cwd=tmp_path)
     assert "0 runs trained" in done.stderr
+    more = {"train": "norm=batch measure=full", "rule": "exact(size_flips) <= 100"}
+    write(tmp_path, more, "full")
+    done = bnlab("claim", "run", "full", cwd=tmp_path)
+    assert "0 runs trained" in done.stderr
+    assert verdict_of(tmp_path, "full").verdict == "confirmed"
     whole = "steps_to_target[stats=none] - steps_to_target[stats=running] < 2000"
     write(tmp_path, {"train": "norm=batch eval.stats=running,none", "rule": whole}, "other")
     done = bnlab("claim", "run", "other", cwd=tmp_path)
@@ -219,3 +228,22 @@ def test_a_training_that_diverged_has_diverged_whatever_it_is_evaluated_with(tmp
     assert bnlab("claim", "run", "mine", cwd=tmp_path).returncode == 0
     assert verdict_of(tmp_path).verdict in ("confirmed", "undecided")
     assert verdict_of(tmp_path).parts[0].n >= 3
+
+
+def test_a_claim_about_a_property_needs_no_run(tmp_path: Path) -> None:
+    rule = {"all": [f"exact(check_error[norm={norm} property=merged]) {to}" for norm, to in RULES.items()]}
+    write(tmp_path, {"train": None, "base": None, "check": "norm=batch,ghost property=merged,chain", "rule": rule})
+    done = bnlab("claim", "run", "mine", cwd=tmp_path)
+    assert (done.returncode, verdict_of(tmp_path).verdict) == (0, "confirmed"), done.stderr
+    assert "the cases of `bnlab check`" in done.stdout
+    write(tmp_path, {"train": None, "check": "norm=batch property=merge", "rule": "exact(check_error) > 1"}, "wrong")
+    done = bnlab("claim", "run", "wrong", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "property=merge: no such property; did you mean merged?" in done.stderr
+
+
+def test_shipped_claims_name_properties_that_there_are() -> None:
+    for path in sorted((conf_dir() / "claim").glob("*.yaml")):
+        for _, keys in read_claim(path).checks():
+            assert keys
+            assert set(keys) <= set(CHECKS), path.name

@@ -60,17 +60,17 @@ class Run:
         return self.summary is not None and self.summary.get("evaluated") is True
 
 
-def evaluated(run: Run) -> list[Run]:
+def evaluated(run: Run, *, alike: bool = False) -> list[Run]:
     """Return what a run would have been with the settings under which its checkpoint was evaluated again.
 
-    Where more was measured of the same evaluation, the run itself has the figures, in `measured`.
+    `alike`: also where nothing but more was measured, of which the run itself has the figures, in `measured`.
     """
     return [
         replace(
             run, identity=identity, config=run.config | entry["config"], summary=summary_of(run.summary or {}, entry)
         )
         for identity, entry in run.evaluations.items()
-        if not _is_same(run, entry)
+        if alike or not _is_same(run, entry)
     ]
 
 

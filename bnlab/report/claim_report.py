@@ -163,7 +163,7 @@ def n_text(verdict: ClaimVerdict) -> str:
     """Return how many seeds or rounds a verdict rests on, and how often it was looked at."""
     rounds = max((part.n for part in verdict.parts), default=0)
     if not verdict.looks:
-        return count_of(rounds, "round")
+        return count_of(rounds, "round") if verdict.benches else "the cases of `bnlab check`"
     looks = ", ".join(map(str, verdict.looks))
     level = f"; looks at {looks} seeds are together at 5 %" if len(verdict.looks) > 1 else ""
     return f"{count_of(verdict.seeds, 'seed')} of at most {verdict.looks[-1]}{level}"

@@ -199,7 +199,7 @@ def find_finished() -> dict[str, Run]:
         if run.state in FINAL and run.identity and not run.is_bench:
             found.setdefault(run.identity, run)
     for run in list(found.values()):
-        for each in evaluated(run):
+        for each in evaluated(run, alike=True):
             found.setdefault(each.identity, each)
     return found
 
@@ -336,7 +336,7 @@ def _evaluate(missing: Sequence[Wanted], pool: dict[str, Run], evaluate: Evaluat
             evaluate(run.folder, [{key: each.run.config[key] for key in SETTINGS} for each in wanted])
         except BnlabError as error:
             failed[base] = str(error).partition("\n")[0]
-        for found in evaluated(read_runs([run.folder])[0][0]):
+        for found in evaluated(read_runs([run.folder])[0][0], alike=True):
             pool.setdefault(found.identity, found)
     return failed
 

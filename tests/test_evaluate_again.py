@@ -200,6 +200,7 @@ def test_a_comparison_has_them_where_it_is_asked_to(place: Path) -> None:
     assert "none" in {row["arm"].get("eval.stats") for row in both["rows"]}
 
 
+@pytest.mark.slow
 def test_a_claim_over_statistics_trains_each_seed_once(tmp_path: Path) -> None:
     rule = "test_accuracy[stats=none] - test_accuracy[stats=running] < 200"
     write(tmp_path, {"train": "norm=batch eval.stats=running,none,test", "rule": rule})
@@ -221,6 +222,7 @@ def test_a_claim_over_statistics_trains_each_seed_once(tmp_path: Path) -> None:
     assert "5 runs trained" in done.stderr  # curves are those of trainings: of seed 3, and of stats=none
 
 
+@pytest.mark.slow
 def test_a_training_that_diverged_has_diverged_whatever_it_is_evaluated_with(tmp_path: Path) -> None:
     base = f"{SMALL} optim.lr=1e30"
     rule = "rate(learned[stats=none] == 0) > 0.1"
@@ -230,6 +232,7 @@ def test_a_training_that_diverged_has_diverged_whatever_it_is_evaluated_with(tmp
     assert verdict_of(tmp_path).parts[0].n >= 3
 
 
+@pytest.mark.slow
 def test_a_claim_about_a_property_needs_no_run(tmp_path: Path) -> None:
     rule = {"all": [f"exact(check_error[norm={norm} property=merged]) {to}" for norm, to in RULES.items()]}
     write(tmp_path, {"train": None, "base": None, "check": "norm=batch,ghost property=merged,chain", "rule": rule})

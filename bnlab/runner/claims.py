@@ -176,7 +176,7 @@ def _wanted(
     for (label, tree), base, own, of_base in zip(jobs, bases, identities, identities[len(jobs) :], strict=False):
         training = [word for word in label.split() if word.partition("=")[0] not in SETTINGS or not at_end]
         wanted = Wanted(base, planned(base, of_base), f"{claim.name}: {' '.join(training)}")
-        yield wanted if own == of_base else Wanted(tree, planned(tree, own), wanted.label, wanted)
+        yield wanted if base == tree else Wanted(tree, planned(tree, own), wanted.label, wanted)
 
 
 def _checked(of: Any, runs: Sequence[Run], best_of: Sequence[str], where: str) -> None:

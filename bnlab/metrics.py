@@ -292,28 +292,21 @@ def mate_noise(run: Summary) -> float | None:
     return _final(run, "test.mate_noise")
 
 
-@metric("batch noise", "nats", "lower")
-def term_batch_noise(run: Summary) -> float | None:
-    """KL between predictions by a batch's and by the training set's statistics; by `bnlab probe` or measure=full"""
-    return _final(run, "test.term_batch_noise_kl")
+def _term(cause: str, meaning: str) -> None:
+    """Declare by how much one cause of the gap moves predictions."""
+
+    def derive(run: Summary) -> float | None:
+        return _final(run, f"test.term_{cause}_kl")
+
+    derive.__name__ = f"term_{cause}"
+    derive.__doc__ = f"KL between predictions by {meaning}; by `bnlab probe` or measure=full"
+    metric(cause.replace("_", " "), "nats", "lower")(derive)
 
 
-@metric("biased variance", "nats", "lower")
-def term_biased_variance(run: Summary) -> float | None:
-    """KL between predictions by the biased and the unbiased variance; by `bnlab probe` or measure=full"""
-    return _final(run, "test.term_biased_variance_kl")
-
-
-@metric("initial statistics", "nats", "lower")
-def term_initial_statistics(run: Summary) -> float | None:
-    """KL that what is left of mean 0 and variance 1 comes to; by `bnlab probe` or measure=full"""
-    return _final(run, "test.term_initial_statistics_kl")
-
-
-@metric("moving average", "nats", "lower")
-def term_moving_average(run: Summary) -> float | None:
-    """KL between predictions by the training set's and by the averaged statistics; by `bnlab probe` or measure=full"""
-    return _final(run, "test.term_moving_average_kl")
+_term("batch_noise", "a batch's statistics and by the training set's")
+_term("biased_variance", "the biased variance and by the unbiased")
+_term("initial_statistics", "statistics with what is left of mean 0 and variance 1 and by those without")
+_term("moving_average", "the training set's statistics and by the averaged")
 
 
 @metric("flips by size", "%", "lower", scale=100, bounds=SHARE)

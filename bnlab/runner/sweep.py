@@ -210,7 +210,7 @@ def carry_out(plan: Plan, runner: JobRunner, options: JobOptions) -> int:
         except Exception as error:  # a launcher gave up; what its jobs did is on the disk
             failure = error
     waits = stopped and plan.launcher in ELSEWHERE
-    absent = "may still wait for its turn" if waits else "was not started"
+    absent = "may still wait in the queue" if waits else "was not started"
     trouble = monitor.summarize(plan.folder, plan.multirun, absent, failure, ended)
     if plan.rounds is not None and plan.rounds.compared is not None:
         for line in verdict_lines(plan.rounds.compared):

@@ -53,7 +53,8 @@ def explained(gap: Decomposition) -> str:
     sentences.append(f"Most of it is {cause.name}: {_reason(cause, gap)}.")
     if cause not in by_normalization:
         accuracy, loss = by_statistics(gap)
-        sentences.append(f"Normalization's part is {100 * accuracy:+.2f} points and {loss:+.4f} nats.")
+        part = "The part of the normalization layers that it sees" if cause.name == "other" else "Normalization's part"
+        sentences.append(f"{part} is {100 * accuracy:+.2f} points and {loss:+.4f} nats.")
         if not _is_small(accuracy, loss):
             cause = max(by_normalization, key=_moved)
             sentences.append(f"Most of that is {cause.name}: {_reason(cause, gap)}.")

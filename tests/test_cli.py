@@ -110,7 +110,7 @@ MISTAKES = [
     (["norm=glob(*)"], 2, "norm=glob(*): several values\nadd -m to run one job for each"),
     (["norm="], 2, "norm=: no such option\nthere are: batch, dyt, "),
     (["-m", "seed=1,", "2"], 2, "seed=1,: cannot be read where it ends\n"),
-    (["data.path=my photos (2019)"], 2, "data.path=my photos (2019): cannot be read at"),
+    (["data.path=my photos (2019)"], 2, "in both quotes: \"data.path='my photos (2019)'\""),
     (["name=a&b"], 2, "name=a&b: cannot be read\n"),
     (["seed=foo(1)"], 2, "seed=foo(1): "),
     (["-m", "hydra/launcher=foo"], 2, "hydra/launcher=foo: no such option\nthere are: basic, "),

@@ -99,7 +99,12 @@ def _unparsed(text: str, blamed: str) -> str:
         return f"{argument}: {reason[:1].lower()}{reason[1:]}"
     where = re.search(r"input '(.*?)'(?: expecting|\n)", text)
     at = "" if where is None else " where it ends" if where.group(1) == "<EOF>" else f" at {where.group(1)}"
-    return f"{argument or blamed}: cannot be read{at}\nwrite KEY=VALUE, text with other signs as \"KEY='a=b'\""
+    key, _, value = (argument or blamed).partition("=")
+    plain = bool(value) and re.fullmatch(r"[^\[{('\"\\\\$`][^'\"\\\\$`]*", value) is not None
+    example = f"{key}='{value}'" if plain else "KEY='a=b'"
+    return (
+        f'{argument or blamed}: cannot be read{at}\nwrite KEY=VALUE, text with other signs in both quotes: "{example}"'
+    )
 
 
 def _without_value(word: str) -> str:

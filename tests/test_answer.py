@@ -59,6 +59,7 @@ def found(folder: Path, **asked: Any) -> list[str]:
         ({"none": 0.0, "batch": 0.0005}, 3, "batch does not differ from none in test accuracy: 3 seeds can show 0."),
         ({"none": 0.0, "batch": 0.02}, 2, "2 seeds of both decide nothing, it takes 3."),
         ({"none": 0.0, "batch": 0.02}, 1, "1 seed of both decides nothing, it takes 3."),
+        ({"none": 0.0, "batch": None}, 3, "batch cannot be compared with none in test accuracy: no seed of both has"),
         ({"none": 0.0, "batch": 0.02}, 5, "batch is better than none in test accuracy (+2.00 ± 0.20 points)."),
         (
             {"none": 0.0, "batch": 0.02, "ghost": 0.01, "layer": -0.03, "instance": 0.0003},

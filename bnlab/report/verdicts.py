@@ -217,6 +217,10 @@ def _main(section: Section) -> Iterator[str]:
             parts.append(f"{_listed(undecided, section)} {'is' if len(undecided) == 1 else 'are'} undecided")
         yield f"{'; '.join(parts)}."
         return
+    if not any(row.vs_baseline.get(section.main) for row in rows):
+        why = f"no seed of both has a result, it takes {FEWEST_PAIRS['t']}"
+        yield f"{_listed(rows, section)} cannot be compared with {against} in {title}: {why}."
+        return
     subject = "No arm differs" if len(rows) > 1 else f"{arm_name(rows[0].label, section)} does not differ"
     yield f"{subject} from {against} in {title}{_because(rows, section, metric)}."
 
@@ -227,8 +231,8 @@ def _because(rows: Sequence[Row], section: Section, metric: Metric) -> str:
     most = max((d.n for d in known), default=0)
     fewest = FEWEST_PAIRS["t"]
     if most < fewest:
-        pairs = f"{count_of(most, 'seed')} of both" if most else "no seed of both"
-        return f" so far: {pairs} {'decides' if most == 1 else 'decide'} nothing, it takes {fewest}"
+        decide = "decides" if most == 1 else "decide"
+        return f" so far: {count_of(most, 'seed')} of both {decide} nothing, it takes {fewest}"
     if any(d.num_lost and d.p is None for d in known):
         return " so far: the side that looks better lost runs"
     if all(d.sd == 0 and d.value == 0 for d in known):

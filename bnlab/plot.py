@@ -1,10 +1,10 @@
-"""Figures in Python, those that `bnlab plot` and `bnlab report` draw.
+"""Figures in Python, those of `bnlab plot` and `bnlab report`: matplotlib's, without pyplot.
 
 compared = bnlab.compare("runs/…", baseline="batch", margin=0.2)
-figure = bnlab.plot.differences(compared)    # a matplotlib figure, to be changed at will
+figure = bnlab.plot.differences(compared)    # to be changed at will
 bnlab.plot.save(figure, "figure.pdf")        # as the command does it: text stays text, fonts are embedded
 
-No state of pyplot is touched. Every function raises IncompatibleError where the runs did not record what it shows.
+Errors: IncompatibleError where the runs did not record what a figure shows.
 """
 
 from __future__ import annotations
@@ -13,55 +13,51 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bnlab.errors import ConfigError, IncompatibleError
+from bnlab.errors import IncompatibleError
 from bnlab.record.plain_files import write_bytes
 from bnlab.report.drawing import figure_of, image_of
 from bnlab.report.notebook import Compared
 from bnlab.report.panels import KINDS
 
-FORMS = (".svg", ".png", ".pdf")
-
 
 def curves(compared: Compared) -> Figure:
     """Draw the curve behind the compared metric by arm, with its band over seeds; of a single run by split."""
-    return _drawn("curves", compared)
+    return draw("curves", compared)
 
 
 def differences(compared: Compared) -> Figure:
     """Draw each arm's paired difference from its baseline with its interval, against the margin if there is one."""
-    return _drawn("differences", compared)
+    return draw("differences", compared)
 
 
 def steps(compared: Compared) -> Figure:
     """Draw the step times of a bench as ratios to the baseline's, with their intervals and floors."""
-    return _drawn("steps", compared)
+    return draw("steps", compared)
 
 
 def gap(compared: Compared) -> Figure:
-    """Draw how far training mode and evaluation mode are apart; with measure=full also the loss gap by cause."""
-    return _drawn("gap", compared)
+    """Draw how far training mode and evaluation mode are apart, and by which causes if these were measured."""
+    return draw("gap", compared)
 
 
 def depth(compared: Compared) -> Figure:
     """Draw by layer how far the running statistics are from those of the test probe."""
-    return _drawn("depth", compared)
+    return draw("depth", compared)
+
+
+def shift(compared: Compared) -> Figure:
+    """Draw the compared metric over the severity of shifts; it takes `bnlab.compare(..., evaluated=True)`."""
+    return draw("shift", compared)
+
+
+def draw(name: str, compared: Compared) -> Figure:
+    """Draw one of KINDS, all sections below one another."""
+    pictures = [picture for section in compared.comparison.sections if (picture := KINDS[name].of(section))]
+    if not pictures:
+        raise IncompatibleError(f"{name}: there is nothing to draw\nit takes {KINDS[name].needs}")
+    return figure_of(pictures)
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write a figure as SVG, PNG or PDF, as the name says. Errors: ConfigError for another name; EnvironmentFault."""
-    write_bytes(Path(path), image_of(figure, form_of(Path(path))))
-
-
-def form_of(path: Path) -> str:
-    """Return `svg`, `png` or `pdf`. Errors: ConfigError."""
-    if path.suffix not in FORMS:
-        raise ConfigError(f"{path}: must end in {', '.join(FORMS)}")
-    return path.suffix[1:]
-
-
-def _drawn(name: str, compared: Compared) -> Figure:
-    kind = KINDS[name]
-    pictures = [picture for section in compared.comparison.sections if (picture := kind.of(section)) is not None]
-    if not pictures:
-        raise IncompatibleError(f"{name}: there is nothing to draw\nit takes {kind.needs}")
-    return figure_of(pictures)
+    """Write a figure as SVG, PDF or PNG, as the name says. Errors: ConfigError for another name; EnvironmentFault."""
+    write_bytes(Path(path), image_of(figure, str(path)))

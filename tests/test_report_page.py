@@ -15,7 +15,6 @@ import matplotlib
 import numpy as np
 import pytest
 from helpers_cases import for_each
-from helpers_cli import bnlab
 from helpers_runs import make_run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -140,10 +139,9 @@ def test_a_page_says_what_compare_says(tmp_path: Path) -> None:
         assert sentence in said
     titles, rows = html_grid(section)
     assert page.tables[0] == [titles, *rows]
-    assert [of["class"] for tag, of in page.tags if tag == "div" and of.get("class") == "pictures"] == ["pictures"]
-    captions = [kind.title for name, kind in KINDS.items() if name != "steps"]
+    captions = [KINDS[name].title for name in ("curves", "differences", "gap", "depth")]
     assert [title for title in page.texts if title in {kind.title for kind in KINDS.values()}] == captions
-    assert sum(tag == "svg" for tag, _ in page.tags) == sum(tag == "details" for tag, _ in page.tags) - 1
+    assert sum(tag == "svg" for tag, _ in page.tags) == sum(tag == "details" for tag, _ in page.tags)
     differences = next(table for table in page.tables if "minus that of none" in table[0][-1])
     assert differences[1:] == [["batch", rows[1][titles.index("vs none")]]]
 
@@ -183,6 +181,11 @@ def not_finite(folder: Path) -> Path:
     return folder
 
 
+def unreadable(folder: Path) -> Path:
+    (make_run(folder / "0") / "summary.json").unlink()
+    return folder
+
+
 @for_each(
     ("written", "figures", "says"),
     [
@@ -193,6 +196,7 @@ def not_finite(folder: Path) -> Path:
         (lambda folder: sweep(folder, {"batch": (0.9,), "none": (0.8,)}), ["Curves"], "one seed an arm"),
         (diverged, ["Curves"], "no curve of a finished run: batch"),
         (not_finite, ["Curves"], "no curve of a finished run: batch"),
+        (unreadable, [], "unreadable (summary.json is missing"),
         (bench, ["Step times"], "the floor"),
         (lambda folder: bench(folder, None), ["Step times"], "1.20 (1.15–1.26)"),
     ],
@@ -289,7 +293,7 @@ def test_steps_have_ratios_floors_and_the_second_copy(tmp_path: Path) -> None:
 
 def test_gap_has_its_causes_where_they_were_recorded(tmp_path: Path) -> None:
     gaps = drawn("gap", sweep(tmp_path / "cheap")).axes
-    assert [lines_of(axes)["batch"][0] for axes in gaps] == [[pytest.approx(-1.0)], [pytest.approx(3.0)]]
+    assert [lines_of(axes)["batch"][0] for axes in gaps] == [[pytest.approx(size)] for size in (-1.0, 3.0, 7.0)]
     place = tmp_path / "full"
     for seed, moved in enumerate((0.1, 0.2, 0.4)):
         for norm in ("none", "batch"):
@@ -318,11 +322,24 @@ def test_a_single_run_is_drawn_by_split(tmp_path: Path) -> None:
     assert np.diff(places)[1] > 0.5 * np.diff(places)[0]  # 90 to 99 % is a decade of the error
 
 
+def test_a_shift_is_drawn_over_its_severity(tmp_path: Path) -> None:
+    for norm, plain in (("none", 0.9), ("batch", 0.8)):
+        for shift, level in (("none", 0), ("blur-1", 1), ("blur-5", 5), ("noise-5", 5)):
+            for seed in range(2):
+                ends = [0.1, plain - 0.1 * level + 0.01 * seed]
+                name = f"{norm}-{shift}-{seed}"
+                make_run(tmp_path / name, norm=norm, seed=seed, config={"eval.shifted": shift}, test_accuracy=ends)
+    blur, noise = drawn("shift", tmp_path).axes
+    assert (blur.get_title(loc="left"), noise.get_title(loc="left")) == ("blur: test acc %", "noise: test acc %")
+    assert lines_of(blur)["batch"] == ([0, 1, 5], pytest.approx([80.5, 70.5, 30.5]))
+    assert lines_of(noise)["none"] == ([0, 5], pytest.approx([90.5, 40.5]))
+
+
 @for_each("form", ["svg", "pdf", "png"])
 def test_a_figure_in_every_form_is_the_same_each_time(form: str, tmp_path: Path) -> None:
     figure, before = drawn("curves", sweep(tmp_path / "runs")), dict(matplotlib.rcParams)
-    image = image_of(figure, form)
-    assert image == image_of(drawn("curves", tmp_path / "runs"), form)
+    image = image_of(figure, f"a.{form}")
+    assert image == image_of(drawn("curves", tmp_path / "runs"), f"b.{form}")
     assert b"made with bnlab" in image
     assert dict(matplotlib.rcParams) == before
     bnlab_package.plot.save(drawn("curves", tmp_path / "runs"), tmp_path / f"figure.{form}")
@@ -336,10 +353,15 @@ def test_a_figure_in_every_form_is_the_same_each_time(form: str, tmp_path: Path)
 
 def test_what_was_not_recorded_is_refused_by_name(tmp_path: Path) -> None:
     sweep(tmp_path / "s", {"batch": ENDS["batch"]})
-    for name, needs in {"steps": "bnlab bench", "differences": "a baseline", "gap": "measure=full"}.items():
+    for name, needs in {
+        "steps": "bnlab bench",
+        "differences": "a baseline",
+        "gap": "measure=full",
+        "shift": "bnlab shift",
+    }.items():
         with pytest.raises(IncompatibleError, match=needs):
             drawn(name, tmp_path / "s")
-    with pytest.raises(ConfigError, match=r"must end in \.svg, \.png, \.pdf"):
+    with pytest.raises(ConfigError, match=r"must end in \.svg, \.pdf or \.png"):
         bnlab_package.plot.save(drawn("curves", tmp_path / "s"), tmp_path / "figure.jpg")
 
 
@@ -363,9 +385,9 @@ def test_nothing_is_written_over_but_what_bnlab_wrote(
             assert (tmp_path / name).stat().st_size > 5000
     page = tmp_path / "report.html"
     page.write_text("mine")
-    done = bnlab("report", cwd=tmp_path)
-    assert (done.returncode, page.read_text()) == (2, "mine")
-    assert "report.html: is there already, and was not written by bnlab\n" in done.stderr
+    with pytest.raises(ConfigError, match=r"report\.html: is there already, and was not written by bnlab\n"):
+        run("report")
+    assert page.read_text() == "mine"
     write_own(page, b"new", force=True)
     assert page.read_text() == "new"
     (tmp_path / "link.html").symlink_to("elsewhere.html")
@@ -381,7 +403,7 @@ def test_nothing_is_written_over_but_what_bnlab_wrote(
         ("report nowhere", "nowhere: does not exist"),
         ("report --metric speed", "metric speed: no such metric"),
         ("plot curve", "did you mean curves?"),
-        ("plot curves --out c.jpg", "c.jpg: must end in .svg, .png, .pdf"),
+        ("plot curves --out c.jpg", "c.jpg: must end in .svg, .pdf or .png"),
         ("plot steps", "steps: there is nothing to draw"),
     ],
 )

@@ -9,14 +9,14 @@ import typer
 
 from bnlab.cli.options import Baseline, Force, Margin, Metrics, Runs, Where, one_of
 
-FIGURES = ("curves", "differences", "steps", "gap", "depth")
+FIGURES = ("curves", "differences", "steps", "gap", "depth", "shift")
 
 
 def plot(
     figure: Annotated[str, one_of(choices=FIGURES, help="Which figure.")],
     paths: Runs = None,
     out: Annotated[
-        Optional[Path], typer.Option("--out", metavar="FILE", help="FILE.svg, .png or .pdf; default: FIGURE.svg")
+        Optional[Path], typer.Option("--out", metavar="FILE", help="FILE.svg, .pdf or .png; default: FIGURE.svg")
     ] = None,
     metric: Metrics = None,
     baseline: Baseline = None,
@@ -26,19 +26,19 @@ def plot(
 ) -> None:
     """Draw a figure of runs, as wide as the text of a paper; its text stays text.
 
-    FIGURE is curves, differences, steps (of a bench), gap or depth. PATH is the folder of a run, a sweep or a bench;
-    default: the latest sweep.
+    FIGURE is curves, differences, steps (of a bench), gap, depth or shift. PATH is the folder of a run, a sweep or a
+    bench; default: the latest sweep.
     """
-    from bnlab import plot as plots
     from bnlab.cli.compare import default_places
+    from bnlab.plot import draw
     from bnlab.report.console import messages
     from bnlab.report.drawing import image_of
     from bnlab.report.notebook import compare
     from bnlab.report.page import write_own
 
-    out = out or Path(f"{figure}.svg")
-    form = plots.form_of(out)
-    places = paths or default_places()
-    compared = compare(places, metrics=metric, baseline=baseline, where=where or (), margin=margin)
-    write_own(out, image_of(getattr(plots, figure)(compared), form), force)
+    out, places = out or Path(f"{figure}.svg"), paths or default_places()
+    compared = compare(
+        places, metrics=metric, baseline=baseline, where=where or (), margin=margin, evaluated=figure == "shift"
+    )
+    write_own(out, image_of(draw(figure, compared), str(out)), force)
     messages().say(f"written: {out}")

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from bnlab.interval import Interval
+from bnlab.errors import ConfigError
 from bnlab.report.chart import Scale
 from bnlab.report.page import MADE
 from bnlab.report.panels import Panel, Picture, Series
@@ -30,17 +30,12 @@ LINES, DOT, FRAME = 2.4, 0.22, 0.75  # inches high: lines, a dot, what is around
 INK, PALE = "#20242a", "#8b9098"  # lines and words; what is behind them
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # of all arms but baselines
 MARKERS, DASHES = "osD^vP", ("-", (0, (5, 1.5)), (0, (1, 1)))
-MOST_TICKS = 6
+MOST_TICKS, MOST_MARKS = 6, 12
 LEGEND = 15  # characters an inch of a legend's line
 _STYLE = {
-    "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib: the same picture everywhere
     "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
+    "axes.titlesize": "medium",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
@@ -49,11 +44,7 @@ _STYLE = {
     "grid.linewidth": 0.4,
     "grid.alpha": 0.35,
     "grid.color": PALE,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **{f"{what}color": INK for what in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.")},
     "lines.linewidth": 1.3,
     "lines.markersize": 4,
     "text.parse_math": False,  # names are data: `$` starts no formula
@@ -76,7 +67,12 @@ def figure_of(pictures: Sequence[Picture], width: float = WIDTH) -> Figure:
     """Return all pictures below one another in one figure, with one legend."""
     rows = [row for picture in pictures for row in picture.rows]
     heights = [max(LINES if panel.over else FRAME + DOT * len(panel.series) for panel in row) for row in rows]
-    entries = _legend([panel for row in rows for panel in row if panel.over])
+    arms = {series.label: series for row in rows for panel in row if panel.over for series in panel.series}
+    looks = map(_look, arms.values())
+    entries = {
+        label: Line2D([], [], color=colour, linestyle=dashes, marker=marker)
+        for label, (colour, dashes, marker) in zip(arms, looks, strict=True)
+    }
     columns = max(1, min(len(entries), int(LEGEND * width) // (7 + max(map(len, entries), default=1))))
     with _style():
         height = sum(heights) + 0.2 * -(-len(entries) // columns)
@@ -95,18 +91,19 @@ def figure_of(pictures: Sequence[Picture], width: float = WIDTH) -> Figure:
     return figure
 
 
-def image_of(figure: Figure, form: str) -> bytes:
-    """Return a figure as `svg`, `pdf` or `png` (300 dots an inch, on white), which says that bnlab made it."""
-    target = io.BytesIO()
+def image_of(figure: Figure, name: str) -> bytes:
+    """Return a figure as SVG, PDF or PNG (300 dots an inch, on white), as a file's `name` says; it says who MADE it.
+
+    Errors: ConfigError for another name.
+    """
+    form = name.rpartition(".")[2]
     about = {"svg": {"Creator": MADE, "Date": None}, "pdf": {"Creator": MADE, "CreationDate": None}}
+    about["png"] = {"Software": MADE}
+    if form not in about:
+        raise ConfigError(f"{name}: must end in .svg, .pdf or .png")
+    face, target = "white" if form == "png" else "none", io.BytesIO()
     with _style():
-        figure.savefig(
-            target,
-            format=form,
-            dpi=300,
-            facecolor="white" if form == "png" else "none",
-            metadata=about.get(form, {"Software": MADE}),
-        )
+        figure.savefig(target, format=form, dpi=300, facecolor=face, metadata=about[form])
     return target.getvalue()
 
 
@@ -115,7 +112,7 @@ def inline_svg(figure: Figure, name: str) -> tuple[str, str]:
 
     Each id begins with `name`.
     """
-    text = image_of(figure, "svg").decode()
+    text = image_of(figure, ".svg").decode()
     box = re.search(r'viewBox="([\d. ]+)"', text)
     inside = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
     inside = re.sub(r"\s*<metadata>.*?</metadata>|\s*<style.*?</style>", "", inside, flags=re.DOTALL)
@@ -133,10 +130,9 @@ def _draw_lines(axes: Axes, panel: Panel) -> None:
     if panel.axis == "linear" and panel.reference is not None:
         finite += [panel.reference]
     for series in panel.series:
-        means, lows, highs = (np.array(each) * panel.factor for each in _columns(series))
+        means, lows, highs = _columns(panel, series)
         colour, dashes, marker = _look(series)
-        few = len(series.places) <= 12
-        marks = marker if few else ""
+        marks = marker if len(series.places) <= MOST_MARKS else ""
         axes.plot(series.places, means, color=colour, linestyle=dashes, marker=marks, label=series.label, clip_on=False)
         if not (lows == highs).all():
             axes.fill_between(series.places, lows, highs, color=colour, alpha=0.15, linewidth=0)
@@ -161,12 +157,10 @@ def _scale(axes: Axes, inner: Scale, factor: float) -> None:
     axes.set_yscale("function", functions=(lambda v: height(v / factor), lambda h: value(h) * factor))
     axes.set_ylim(scale.low * factor, scale.high * factor)
     decades = [m * 10.0**power for power in range(-9, 10) for m in (1, 2, 5)]
-    candidates = [1 - step for step in decades if step <= 1] if scale.axis == "error" else decades
+    candidates = sorted(1 - step for step in decades) if scale.axis == "error" else decades
     ticks: list[float] = []
-    for tick in sorted(candidates):
-        if scale.low < tick < scale.high and not (
-            ticks and scale.height(tick) - scale.height(ticks[-1]) < 1 / (MOST_TICKS + 1)
-        ):
+    for tick in (tick for tick in candidates if scale.low < tick < scale.high):
+        if not ticks or scale.height(tick) - scale.height(ticks[-1]) > 1 / (MOST_TICKS + 1):
             ticks.append(tick)
     if len(ticks) > 2:
         last = scale.axis == "error" and scale.height(ticks[-1]) == scale.height(1.0)  # where all above is drawn, too
@@ -181,7 +175,7 @@ def _draw_dots(axes: Axes, panel: Panel) -> None:
     if panel.reference is not None:
         axes.axvline(panel.reference * panel.factor, color=PALE, linewidth=0.8, zorder=0)
     for row, series in enumerate(panel.series):
-        (mean,), (low,), (high,) = (np.array(each) * panel.factor for each in _columns(series))
+        (mean,), (low,), (high,) = _columns(panel, series)
         colour, _, marker = _look(series)
         axes.plot([low, high], [row, row], color=colour, solid_capstyle="butt")
         face = "none" if series.is_open else colour
@@ -203,14 +197,10 @@ def _plain(value: float, place: object = None) -> str:
     return f"{round(value, 12):,.10g}"
 
 
-def _columns(series: Series) -> tuple[list[float], list[float], list[float]]:
+def _columns(panel: Panel, series: Series) -> Any:
     """Return the values and both ends of their intervals, the value itself where there is none."""
-
-    def end(value: Interval, bound: float | None) -> float:
-        return value.value if bound is None or not np.isfinite(bound) else bound
-
-    values = series.values
-    return [v.value for v in values], [end(v, v.low) for v in values], [end(v, v.high) for v in values]
+    ends = [(v.value, *(v.value if end is None else end for end in (v.low, v.high))) for v in series.values]
+    return np.array(ends).T * panel.factor
 
 
 def _labels(panel: Panel) -> list[str]:
@@ -223,12 +213,3 @@ def _look(series: Series) -> tuple[str, Any, str]:
         return INK, "-", "x"
     place = series.colour - 1
     return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)], MARKERS[place % len(MARKERS)]
-
-
-def _legend(panels: Sequence[Panel]) -> dict[str, Line2D]:
-    """Return one entry an arm, by its label."""
-    entries: dict[str, Line2D] = {}
-    for series in (series for panel in panels for series in panel.series):
-        colour, dashes, marker = _look(series)
-        entries.setdefault(series.label, Line2D([], [], color=colour, linestyle=dashes, marker=marker))
-    return entries

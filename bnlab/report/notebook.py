@@ -84,6 +84,7 @@ def compare(
     best_of: Sequence[str] = (),
     margin: float | None = None,
     test: Test | None = None,
+    evaluated: bool = False,
 ) -> Compared:
     """Compare the runs below a path or several, by default the latest sweep below `runs`.
 
@@ -106,6 +107,7 @@ def compare(
         best_of=best_of,
         margin=margin,
         test=test,
+        with_evaluated=evaluated,
     )
     return Compared(found, which)
 

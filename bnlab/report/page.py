@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from bnlab import __version__
-from bnlab.compare.arms import text_of
 from bnlab.compare.result import Comparison, Section
 from bnlab.errors import BnlabError, ConfigError
 from bnlab.record.plain_files import read_plain, write_bytes
@@ -85,30 +84,22 @@ def write_own(path: Path, content: bytes, force: bool) -> None:
 
 
 def _section(section: Section, sentences: Sequence[str], name: str) -> dict[str, Any]:
-    titles, rows = _table(section)
+    titles, rows = html_grid(section)
+    says = [i for i, cells in enumerate(zip(*rows, strict=True)) if set(cells) != {MISSING}]
+    runs = [run for row in section.rows for run in row.runs]
     over = "the rounds of a bench" if section.is_bench else "seeds"
-    sign = [f"±: 95% interval over {over}"] if any("±" in cell for row in rows for cell in row) else []
-    run = _only_run(section)
     return {
         "question": clean(question(section)),
         "answer": [clean(sentence) for sentence in sentences],
         "heading": clean(" · ".join(heading(section))),
-        "titles": titles,
-        "rows": rows,
-        "legend": clean("; ".join([*sign, *stars(section)])),
+        "titles": [titles[i] for i in says],
+        "rows": [[row[i] for i in says] for row in rows],
+        "legend": clean("; ".join([f"± and brackets: 95% interval over {over}", *stars(section)])),
         "pictures": list(_pictures(section, name)),
-        "facts": [] if run is None else [(clean(key), clean(text)) for key, text in _facts(run)],
+        "facts": list(_facts(runs[0].folder)) if len(runs) == 1 else [],
         "notes": [clean(note) for note in section.notes],
         "machines": list(_machines(section)),
-        "settings": [] if run else [(clean(key), clean(text_of(value))) for key, value in section.settings.items()],
     }
-
-
-def _table(section: Section) -> tuple[list[str], list[list[str]]]:
-    """Return titles and rows, without columns that say nothing of any arm."""
-    titles, rows = html_grid(section)
-    columns = [(title, cells) for title, *cells in zip(titles, *rows, strict=True) if {*cells} != {MISSING}]
-    return [title for title, _ in columns], [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
 
 
 def _pictures(section: Section, name: str) -> Iterator[dict[str, Any]]:
@@ -133,15 +124,12 @@ def _pictures(section: Section, name: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def _only_run(section: Section) -> Path | None:
-    """Return the folder of the only run, if it is one."""
-    runs = [run for row in section.rows for run in row.runs]
-    return runs[0].folder if len(runs) == 1 else None
-
-
-def _facts(folder: Path) -> list[tuple[str, str]]:
+def _facts(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say of a run, but where it ran."""
     status, summary = read_documents(folder)
-    return [(key, text) for key, text in run_facts(summary, status, folder) if key != "machine"]
+    for name, text in run_facts(summary, status, folder):
+        if name != "machine":
+            yield clean(name), clean(text)
 
 
 def _machines(section: Section) -> Iterator[str]:

@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bnlab.compare.comparison import mean_curve
+from bnlab.compare.arms import text_of
+from bnlab.compare.comparison import Observed, estimate, mean_curve, observe
 from bnlab.compare.notes import named, unit_of
 from bnlab.compare.result import Row, Section
 from bnlab.compare.statistics import estimate_mean
@@ -197,34 +198,30 @@ def _steps(section: Section) -> Picture | None:
 def _gap(section: Section) -> Picture | None:
     """Return by arm how far training mode and evaluation mode are apart at the end, and where it comes from."""
     compared = []
-    for name in ("acc_gap", "flip_rate", "mate_noise"):
-        metric, known = metrics[name], [row.metrics.get(name) for row in section.rows]
+    for metric in (metrics[name] for name in ("acc_gap", "flip_rate", "mate_noise")):
+        known = [estimate(observe(row.runs, metric, None), metric) for row in section.rows]
         series = [dot for dot, _ in _dots(section, known, estimate_cells(known, metric.scale))]
         if series and len(section.rows) > 1:
-            title = f"{metric.title}, {metric.unit}"
-            compared.append(Panel(title, series, factor=metric.scale, reference=0.0))
+            compared.append(Panel(f"{metric.title}, {metric.unit}", series, factor=metric.scale, reference=0.0))
     causes = [panel for colour, row in _arms(section) if (panel := _causes(colour, row, section))][:MOST_CAUSES]
     said = ["at the last evaluation; mean over seeds and its 95% interval"]
-    said += (
-        ["below: how far predictions move as one cause after the other is taken away, without those of 0"]
-        if causes
-        else []
-    )
+    said += ["below: how far predictions move by each cause that there is"] if causes else []
     rows = [row for row in (compared, causes) if row]
     return Picture(rows, "; ".join(said)) if rows else None
 
 
 def _causes(colour: int, row: Row, section: Section) -> Panel | None:
-    """Return by cause how far it moves an arm's predictions, which cannot cancel; measure=full records it."""
-    runs, metric = _finished(row), metrics["kl"]
-    names = [m[1] for name in (runs[0].summary or {})["curve"] if (m := _CAUSE.fullmatch(name))] if runs else []
-    ends = {name: mean_curve(runs, replace(metric, curve=f"test.term_{name}_kl"))[1][-1:] for name in names}
-    known = {name.replace("_", " "): end[0] for name, end in ends.items() if end and end[0].value > 0}
+    """Return by cause how far it moves an arm's predictions, which cannot cancel, where that was measured."""
+    terms: dict[str, dict[int, float]] = {}
+    for run in _finished(row):
+        summary = run.summary or {}
+        last = {name: values[-1] for name, values in summary["curve"].items() if values} | summary.get("measured", {})
+        for name, value in last.items():
+            if (found := _CAUSE.fullmatch(name)) and math.isfinite(value):
+                terms.setdefault(clean(found[1].replace("_", " ")), {})[run.seed] = value
+    known = {name: estimate(Observed(by), metrics["kl"]) for name, by in terms.items() if any(by.values())}
     cells = interval_cells(list(known.values())) if known else []
-    series = [
-        Series(clean(name), [value], colour, cell=str(cell))
-        for (name, value), cell in zip(known.items(), cells, strict=True)
-    ]
+    series = [Series(name, [known[name]], colour, cell=str(cell)) for name, cell in zip(known, cells, strict=True)]
     return Panel(f"{_name(row, section)}: KL, nats", series, reference=0.0) if series else None
 
 
@@ -248,12 +245,42 @@ def _depth(section: Section) -> Picture | None:
     return Picture([panels], remark) if panels else None
 
 
+def _shift(section: Section) -> Picture | None:
+    """Return the compared metric over the severity of each shift under which runs were evaluated again."""
+    metric = metrics[section.main]
+    rows = [row for row in section.rows if "eval.shifted" in row.arm]
+    keys = [key for key in section.changed if key != "eval.shifted" and len({row.arm.get(key) for row in rows}) > 1]
+    plain: dict[str, Interval] = {}
+    shifted: dict[str, dict[str, dict[float, Interval]]] = {}  # by shift, arm and severity
+    for row in rows:
+        shift, _, severity = str(row.arm["eval.shifted"]).rpartition("-")
+        arm = " ".join(text_of(row.arm[key]) for key in keys if key in row.arm)
+        arm = shortened(clean(arm or "all runs"), _LONGEST_NAME)
+        if severity.isdecimal():
+            shifted.setdefault(clean(shift), {}).setdefault(arm, {})[float(severity)] = row.metrics[metric.name]
+        else:
+            plain[arm] = row.metrics[metric.name]
+    panels = []
+    for shift, by_arm in shifted.items():
+        lines = {arm: {0.0: plain[arm]} | dict(sorted(by_arm[arm].items())) for arm in plain if arm in by_arm}
+        series = [Series(arm, [*lines[arm].values()], i, [*lines[arm]]) for i, arm in enumerate(plain) if arm in lines]
+        title = f"{shift}: {table_title(metric, section)}"
+        panels += [Panel(title, series[:MOST_ARMS], "severity", metric.scale)] if series else []
+    pairs = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+    return Picture(pairs, "mean over seeds, band: its 95% interval") if pairs else None
+
+
 KINDS: Mapping[str, Kind] = {
     "curves": Kind("Curves", _curves, "trainings with two evaluations or more, and a metric that has a curve"),
     "differences": Kind("Differences from the baseline", _differences, "an arm that shares a seed with a baseline"),
     "steps": Kind("Step times", _steps, "a record of `bnlab bench`"),
-    "gap": Kind("Training mode against evaluation mode", _gap, "several trained arms, or measure=full"),
+    "gap": Kind(
+        "Training mode against evaluation mode",
+        _gap,
+        "several trained arms, or causes by measure=full or `bnlab probe SWEEP`",
+    ),
     "depth": Kind("Discrepancy by depth", _depth, "trained arms that keep running statistics"),
+    "shift": Kind("Shifted test images", _shift, "what `bnlab shift SWEEP` evaluated"),
 }
 
 

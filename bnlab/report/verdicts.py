@@ -24,6 +24,7 @@ WORDS: dict[Verdict, tuple[str, str]] = {  # of one arm and of several: against 
     ),
     "undecided": ("is undecided against {}{}", "are undecided against {}{}"),
 }
+MOST_ASKED = 6  # arms that a question names
 TIMES = ("steps_to_target", "epochs_to_target", "seconds_to_target")
 
 
@@ -56,22 +57,24 @@ def answers(comparison: Comparison) -> list[list[str]]:
 
 def question(section: Section) -> str:
     """Return what a section answers."""
-    rows, title = compared_rows(section), _title(section)
     data = section.data or text_of(section.settings.get("data.name", ""))
     where = f" on {data}" if data else ""
-    others = [row for row in section.rows if not row.is_baseline]
+    rows = compared_rows(section) or section.rows
+    others = [row for row in rows if not row.is_baseline]
+    arms = _listed(others, section) if len(others) <= MOST_ASKED else f"{len(others)} arms"
     if section.is_bench and others:
-        return f"How long is a training step{where} with {_listed(others, section)}, beside {baseline_name(section)}?"
-    if not rows:
-        arms = _listed(section.rows, section) if section.rows else "no arm"
-        return f"What {title} {'does' if len(section.rows) == 1 else 'do'} {arms} reach{where}?"
+        return f"How long is a training step{where} with {arms}, beside {baseline_name(section)}?"
+    if not compared_rows(section):
+        many = len(section.rows) > MOST_ASKED
+        arms = f"{len(section.rows)} arms" if many else _listed(section.rows, section) or "nothing"
+        return f"What {_title(section)} {'does' if len(section.rows) == 1 else 'do'} {arms} reach{where}?"
     bases = [row for row in section.rows if row.is_baseline]
     against = arm_name(bases[0].label, section) if len(bases) == 1 else baseline_name(section)
     margin = ""
     if section.margin is not None:
         margin = f" by more than {section.margin:g} {unit_of(metrics[section.main])}".rstrip()
     verb = "Does" if len(rows) == 1 else "Do"
-    return f"{verb} {_listed(rows, section)} differ from {against} in {title}{where}{margin}?"
+    return f"{verb} {arms} differ from {against} in {_title(section)}{where}{margin}?"
 
 
 def answer(section: Section) -> list[str]:

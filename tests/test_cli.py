@@ -35,8 +35,10 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
 
 
 def test_one_run_prints_one_line_and_leaves_a_whole_folder(tmp_path: Path) -> None:
-    done = bnlab("train", "norm=ghost", "norm.size=16", *SHORT, cwd=tmp_path)
+    done = bnlab("train", "norm=ghost", "norm.size=16", *SHORT, cwd=tmp_path, BNLAB_RUNS="mine/runs")
     assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert done.stdout.startswith("mine/runs/2")
     folder, state, *rest = done.stdout.split()
     assert state == "done"
     assert "norm=ghost" in rest

@@ -653,7 +653,7 @@ def test_what_is_no_run_folder_names_the_runs_below_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, what in (("empty", "no run here"), ("file", "is not a folder"), ("missing", "does not exist")):
         assert message(tmp_path / name).startswith(f"{tmp_path / name}: {what}")
-        assert "`bnlab train` prints it" in message(tmp_path / name)
+        assert "`bnlab runs` lists them" in message(tmp_path / name)
 
 
 def test_no_runs(tmp_path: Path) -> None:

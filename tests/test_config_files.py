@@ -110,7 +110,7 @@ def test_a_file_may_ask_for_a_sweep(mine: Path) -> None:
         (["+experiment=elsewhere"], False, "hydra.run.dir=/tmp/x: has no effect in bnlab"),
         (["+experiment=elsewhere"], True, "hydra.run.dir=/tmp/x: has no effect in bnlab"),
         (["+experiment=cluster"], True, "hydra.job.env_set.A=b: has no effect in bnlab"),
-        (["hydra.sweep.dir=x"], True, "hydra.sweep.dir=x: has no effect in bnlab"),
+        (["hydra.sweep.dir=x"], True, "hydra.sweep.dir=x: has no effect in bnlab\nset BNLAB_RUNS=FOLDER"),
         (["hydra.verbose=true"], False, "hydra.verbose=True: has no effect in bnlab"),
         (["hydra/job_logging=disabled"], False, "hydra/job_logging=disabled: has no effect in bnlab"),
         (["hydra.sweeper.max_batch_size=2"], True, "hydra.sweeper.max_batch_size=2: has no effect in bnlab"),

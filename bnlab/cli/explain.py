@@ -8,16 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from bnlab.cli.options import among
 from bnlab.errors import ConfigError, did_you_mean
 from bnlab.registry import Registry
 
 
-def complete_word(incomplete: str) -> list[str]:
-    return [word for word in _known() if word.startswith(incomplete)]
-
-
 def explain(
-    words: Annotated[list[str], typer.Argument(metavar="WORD", autocompletion=complete_word, hidden=True)],
+    words: Annotated[list[str], typer.Argument(metavar="WORD", autocompletion=among(lambda: _known()), hidden=True)],
 ) -> None:
     """Explain a key, a metric or an option: what it is, range, default, where it is used, an example.
 

@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from bnlab.cli.options import among
 from bnlab.errors import ConfigError, did_you_mean
 
 GROUPS = {
@@ -20,13 +21,9 @@ GROUPS = {
 KINDS = (*GROUPS, "metrics", "keys")
 
 
-def complete_kind(incomplete: str) -> list[str]:
-    return [kind for kind in KINDS if kind.startswith(incomplete)]
-
-
 def list_options(
     kinds: Annotated[
-        Optional[list[str]], typer.Argument(metavar="KIND", autocompletion=complete_kind, hidden=True)
+        Optional[list[str]], typer.Argument(metavar="KIND", autocompletion=among(lambda: KINDS), hidden=True)
     ] = None,
 ) -> None:
     """List every option with one line each.

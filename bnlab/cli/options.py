@@ -24,6 +24,15 @@ def unknown(named: str, word: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"{named}: no such choice{did_you_mean(word, known)}\nthere are: {', '.join(known)}")
 
 
+def among(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return a completion by those of `words` that begin so."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words() if word.startswith(incomplete)]
+
+    return complete
+
+
 def one_of(*names: str, choices: Sequence[str], help: str) -> Any:
     """Declare an option that is one of `choices`; without `names`, an argument."""
 
@@ -32,10 +41,7 @@ def one_of(*names: str, choices: Sequence[str], help: str) -> Any:
             raise unknown(f"{names[0]} {word}" if names else word, word, choices)
         return word
 
-    def complete(incomplete: str) -> list[str]:
-        return [word for word in choices if word.startswith(incomplete)]
-
-    metavar = "|".join(choices)
+    metavar, complete = "|".join(choices), among(lambda: choices)
     if not names:
         return typer.Argument(metavar=metavar, parser=parse, autocompletion=complete, help=help, hidden=True)
     return typer.Option(*names, metavar=metavar, parser=parse, autocompletion=complete, help=help)
@@ -96,16 +102,19 @@ def several(name: str, metavar: str, help: str, complete: Callable[[str], Iterab
     return typer.Option(name, metavar=f"{metavar},...", callback=split, autocompletion=last, help=help)
 
 
-def complete_metric(incomplete: str) -> list[str]:
+def _metrics() -> Iterable[str]:
     from bnlab.metrics import metrics
 
-    return [name for name in metrics if name.startswith(incomplete)]
+    return metrics
 
 
-def complete_key(incomplete: str) -> list[str]:
+def _keys() -> Iterable[str]:
     from bnlab.config.files import keys
 
-    return [key for key in keys() if key.startswith(incomplete)]
+    return keys()
+
+
+complete_metric, complete_key = among(_metrics), among(_keys)
 
 
 def complete_override(incomplete: str) -> list[str]:

@@ -19,7 +19,7 @@ from bnlab.record.latest import name_of
 from bnlab.record.plain_files import read_plain
 from bnlab.record.read import Run, read_runs, refusals, started
 from bnlab.record.run_folder import read_status
-from bnlab.report.console import messages, results
+from bnlab.report.console import Terminal, messages, results
 from bnlab.report.data_report import images_passed_over, images_used
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, JobResult, ResultState
@@ -161,7 +161,7 @@ def summarize(
         for run in arm.runs
     }
     for run in runs:
-        out.say(lines[run.folder])
+        _write(out, lines[run.folder])
     for line in dict.fromkeys(filter(None, map(_data_line, runs))):
         out.say(line)
     doubts = Counter(
@@ -189,11 +189,16 @@ def summarize(
         done = sum(run.state == "done" for run in runs)
         err.say(f"{done} of {total} jobs done{without}; bnlab compare {name_of(folder)}")
     elif runs and runs[0].state == "done":
-        err.say(", ".join(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])))
+        _write(err, ", ".join(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])))
         err.say(f"curves: bnlab show {name_of(folder)}; the gap by its causes: bnlab probe {name_of(folder)}")
     if missing or any(run.state != "diverged" for run in bad):
         err.say(f"to finish: bnlab resume {name_of(folder)}")
     return int(bool(bad or skipped or missing or failure is not None))
+
+
+def _write(out: Terminal, line: str) -> None:
+    """Write a line; a terminal breaks it between words, so in no figure."""
+    out.print(out.show(line), soft_wrap=not out.is_terminal)
 
 
 def _with_result(run: Run, result: JobResult | None) -> Run:

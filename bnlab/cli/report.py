@@ -38,10 +38,13 @@ def report(
         raise ConfigError(f"--out {out}: must end in {' or '.join(pages)}")
     places = paths or default_places()
     compared = compare(places, metrics=metric, baseline=baseline, where=where or (), margin=margin)
-    options = [("--metric", name) for name in metric or ()] + [("--where", condition) for condition in where or ()]
-    options += [("--baseline", baseline)] if baseline else []
-    options += [("--margin", f"{margin:g}")] if margin else []
-    given = [word for option in options for word in option]
+    options = {
+        "--metric": metric or [],
+        "--baseline": [baseline] if baseline else [],
+        "--where": where or [],
+        "--margin": [f"{margin:g}"] if margin else [],
+    }
+    given = [word for option, values in options.items() for value in values for word in (option, value)]
     command = shlex.join(["bnlab", "report", *map(str, places), *given])
     write_own(out, pages[out.suffix](compared, command).encode(), force)
     messages().say(f"written: {out}")

@@ -125,6 +125,14 @@ def test_a_refused_run_has_not_learned(mixed: Path) -> None:
     assert evidence_of(sentence.of, runs) == Count(0, 2)
 
 
+def test_a_run_by_itself_may_be_refused_too(tmp_path: Path) -> None:
+    done = bnlab("train", *TINY, "norm=batch", "data.batch_size=1", "incompatible=record", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"norm=batch seed=0: refused, {REASON}\nrefused: {REASON} (1 run)\n" in done.stderr
+    assert "0 steps" not in done.stderr
+    assert "  refused  norm=batch" in done.stdout
+
+
 def test_where_it_is_not_asked_for_nothing_starts(tmp_path: Path) -> None:
     done = bnlab("train", "-m", *QUICK, "norm=none,batch", "data.batch_size=1", cwd=tmp_path)
     assert done.returncode == 2

@@ -131,7 +131,7 @@ class PlainProgress(_Reporter):
     def job_started(self, index: int, label: str, total_steps: int) -> None:
         super().job_started(index, label, total_steps)
         self._last_line = self._now()
-        if not self._num_jobs:
+        if total_steps and not self._num_jobs:
             self._say(f"{self._name(index)}: {total_steps:,} steps")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:

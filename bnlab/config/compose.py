@@ -125,14 +125,15 @@ def planned(
     """
     from bnlab.config.hydra_session import composed, hydra_settings, session
 
-    usual = None if plain_hydra(overrides, extra_dir) else _usual_settings()
+    is_plain = plain_hydra(overrides, extra_dir)
+    usual = None if is_plain else _usual_settings()
     with session(extra_dir) as loader:
         if not multirun:
             config = composed(loader, overrides, False)
             if usual is not None:
                 _check_heeded(hydra_settings(config), usual, HEEDED_BY_RUNS)
             return [(list(overrides), plain(config))]
-        jobs_lines, settings = _taken_apart(loader, overrides)
+        jobs_lines, settings = _taken_apart(loader, overrides, is_plain)
         if usual is not None:
             _check_heeded(settings, usual, HEEDED)
         return list(zip(jobs_lines, _each(loader, jobs_lines, None if usual is None else settings), strict=True))
@@ -167,10 +168,12 @@ def _check_heeded(
         raise ConfigError(f"{key}={value}: has no effect in bnlab\nof Hydra's own keys these have: {', '.join(HEEDED)}")
 
 
-def _taken_apart(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[list[str]], dict[str, Any]]:
+def _taken_apart(
+    loader: ConfigLoader, overrides: Sequence[str], is_plain: bool
+) -> tuple[list[list[str]], dict[str, Any]]:
     """Return the overrides of each job of a sweep, of a search those that all of its jobs share; Hydra's settings.
 
-    What the command line says of a key counts more than what a file sweeps.
+    What the command line says of a key counts more than what a file sweeps. `is_plain`: no file can say anything.
     """
     from bnlab.config.hydra_session import composed, hydra_settings, parsed
 
@@ -178,8 +181,12 @@ def _taken_apart(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[l
     for override in given:
         if override.is_sweep_override() and override.is_hydra_override():
             raise ConfigError(f"{override.get_key_element()}: hydra's own keys cannot be swept")
-    config = composed(loader, _shared(given), True)
-    sweeper, settings = config.hydra.sweeper, hydra_settings(config)
+    if is_plain:
+        sweeper: Mapping[str, Any] = {"_target_": ".BasicSweeper"}
+        settings: dict[str, Any] = {}
+    else:
+        config = composed(loader, _shared(given), True)
+        sweeper, settings = config.hydra.sweeper, hydra_settings(config)
     params = parsed([f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()], loader)
     by_name = {str(o.key_or_group): o for o in params}
     if not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
@@ -187,7 +194,7 @@ def _taken_apart(loader: ConfigLoader, overrides: Sequence[str]) -> tuple[list[l
             raise ConfigError(f"{twice.input_line}: is in hydra.sweeper.params of a file, too\ngive it in one place")
         return [[str(o.input_line) for o in given if not o.is_sweep_override()]], settings
     if sweeper.get("max_batch_size") is not None:
-        raise ConfigError(f"hydra.sweeper.max_batch_size={sweeper.max_batch_size}: has no effect in bnlab")
+        raise ConfigError(f"hydra.sweeper.max_batch_size={sweeper['max_batch_size']}: has no effect in bnlab")
     for override in given:
         if not override.is_hydra_override():
             known = override.key_or_group in by_name and not override.is_delete()
@@ -247,6 +254,9 @@ def _choices(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
+_OF_OWN_FILES: dict[tuple[str, ...], dict[str, Any] | None] = {}  # by options: claims ask for the same few again
+
+
 def _each(
     loader: ConfigLoader, jobs_lines: Sequence[Sequence[str]], settings: Mapping[str, Any] | None
 ) -> Iterator[dict[str, Any]]:
@@ -255,17 +265,15 @@ def _each(
     What takes a tenth of a second, the choice of options, is composed once for all jobs that agree in it, and their
     values are put in; only a job whose values are not plain is composed by itself.
     """
-    from bnlab.config.hydra_session import composed, hydra_settings, parsed
-
-    is_group = cache(lambda key: bool(loader.get_group_options(key, results_filter=None)))
+    from bnlab.config.hydra_session import composed, group_options, hydra_settings, parsed
 
     @cache
     def value_of(line: str) -> Override | None:
         """Return an override that sets a value; None for one that chooses an option or is Hydra's own."""
         (override,) = parsed([line], loader)
-        return None if override.is_hydra_override() or is_group(override.key_or_group) else override
+        return None if override.is_hydra_override() or group_options(loader, override.key_or_group) else override
 
-    trees: dict[tuple[str, ...], dict[str, Any] | None] = {}
+    trees = _OF_OWN_FILES if settings is None else {}
     for lines in jobs_lines:
         options = tuple(line for line in lines if value_of(line) is None)
         if options not in trees:

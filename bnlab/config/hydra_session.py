@@ -151,13 +151,20 @@ def composed(loader: ConfigLoader, overrides: Sequence[str], multirun: bool) -> 
     return config
 
 
+def group_options(loader: ConfigLoader, key: str) -> list[str]:
+    """Return the options that files give for a group; none where `key` is no group."""
+    if not key.startswith("hydra/") and (ConfigDir.folder is None or not (ConfigDir.folder / key).is_dir()):
+        return sorted(file.stem for file in (conf_dir() / key).glob("*.yaml"))  # Hydra takes ten times as long
+    return list(loader.get_group_options(key, results_filter=None))
+
+
 def _check_options(loader: ConfigLoader, overrides: Sequence[Override]) -> None:
     """Refuse a list, a number or null in the place of an option; a group of the user's own may be given a list."""
     for override in overrides:
         group, value = str(override.key_or_group), override.value()
         if isinstance(value, str) or override.is_delete() or override.is_sweep_override():
             continue
-        if not (options := loader.get_group_options(group, results_filter=None)):
+        if not (options := group_options(loader, group)):
             continue
         is_own = (group not in groups() or group == EXPERIMENTS) and not group.startswith("hydra/")
         if not (is_own and isinstance(value, list) and all(isinstance(item, str) for item in value)):

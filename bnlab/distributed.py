@@ -180,6 +180,7 @@ class Workers:
                     timeout=timedelta(seconds=timeout),
                     device_id=device if device.type == "cuda" else None,
                 )
+                dist.barrier()  # one that fails before the others are connected would leave them waiting for it
                 yield
             finally:
                 if dist.is_initialized():

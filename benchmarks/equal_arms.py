@@ -1,4 +1,4 @@
-"""How often does a bench tell an arm from itself? `python -m benchmarks.equal_arms [PAIRS [SECONDS]]`.
+"""How often does a bench tell an arm from itself? `python -m benchmarks.equal_arms [PAIRS [SECONDS [MODEL,...]]]`.
 
 The same strategy stands in both arms: momentum changes no step's work. At most 5% of the intervals may exclude 1, and
 the mean ratio is 1.
@@ -16,8 +16,8 @@ from bnlab.bench.engine import measure
 ARMS = ["norm=batch", "norm.momentum=0.1,0.2", "data=digits", "trainer.threads=1"]
 
 
-def main(pairs: int = 200, seconds: float = 8.0) -> None:
-    for model in ("mlp", "cnn"):
+def main(pairs: int = 200, seconds: float = 8.0, models: str = "mlp,cnn") -> None:
+    for model in models.split(","):
         limits, (section,), _ = read([*ARMS, f"model={model}", f"bench.seconds={seconds}"])
         ratios = [measure(contest(section), limits, seconds, lambda *_: None).arms[1].ratio for _ in range(pairs)]
         logs = [math.log(ratio.value) for ratio in ratios]
@@ -33,4 +33,4 @@ def main(pairs: int = 200, seconds: float = 8.0) -> None:
 
 
 if __name__ == "__main__":
-    main(*(kind(value) for kind, value in zip((int, float), sys.argv[1:], strict=False)))
+    main(*(kind(value) for kind, value in zip((int, float, str), sys.argv[1:], strict=False)))

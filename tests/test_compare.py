@@ -523,11 +523,16 @@ def test_environments_are_listed_once(tmp_path: Path) -> None:
 def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
     run = read_runs([make_run(tmp_path / "a")])[0][0]
     assert run.summary is not None
+    terms = [f"term_{cause}_kl" for cause in ("batch_noise", "biased_variance", "initial_statistics", "moving_average")]
+    steps = len(run.summary["curve"]["step"])
+    curve = {f"test.{name}": [1e-4] * steps for name in (*terms, "size_flips", "size_error")}
+    affine = {"gamma_drift": 0.1, "beta_max": 0.2}
+    more = {"bench": {"ratio": 1.1}, "affine": affine, "check": 1e-9, "curve": run.summary["curve"] | curve}
     for name, metric in metrics.items():
         assert metric.name == name
         assert metric.meaning.strip()
         assert "\n" not in metric.meaning
-        assert metric.derive(run.summary | {"bench": {"ratio": 1.1}}, 0.98) is not None
+        assert metric.derive(run.summary | more, 0.98) is not None, name
 
 
 def without_new_keys(run: Path) -> Path:

@@ -273,9 +273,17 @@ def _in_batches(model: nn.Module, batches: Batches, samples: int, size: int) -> 
     try:
         return _logits(model, batches, samples, size)
     except Exception:  # whatever a model of others raises
-        if size > 1:
+        if size > 1 or _takes_one(model, batches):
             raise
         return None
+
+
+def _takes_one(model: nn.Module, batches: Batches) -> bool:
+    try:
+        _logits(model, batches, 1, 1)
+    except Exception:
+        return False
+    return True
 
 
 def _logits(model: nn.Module, batches: Batches, samples: int, size: int) -> Tensor:

@@ -758,6 +758,7 @@ def test_sizes_end_with_a_table_of_ratios(
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_layers_on_the_command_line(tmp_path: Path) -> None:
     process = bnlab(
         *("bench", "--layers", "norm=batch,layer,instance", *QUICK),

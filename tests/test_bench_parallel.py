@@ -85,6 +85,7 @@ def on_two() -> list[tuple[Counts, Steps]]:
     return on_workers(2, counted_and_timed)
 
 
+@pytest.mark.slow
 def test_collectives_and_bytes_are_those_of_a_small_network(on_two: list[tuple[Counts, Steps]]) -> None:
     """64 pixels, layers of 6 and 4 channels, 10 classes, float32; the size of a worker's part has no influence.
 

@@ -278,6 +278,7 @@ def test_a_sound_module_has_what_batch_norm_has(right: Card, cards: dict[str, Ca
     assert right.contradictions == []
 
 
+@pytest.mark.slow
 @for_each(
     ("faulty", "keys", "note"),
     [

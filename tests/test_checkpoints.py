@@ -109,6 +109,7 @@ def killed_while_saving(folder: Path, times: int) -> None:
     assert reached[-1] > times / 8  # some were saved, so some were killed while saving
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_after_any_kill(tmp_path: Path) -> None:
     killed_while_saving(tmp_path, 40)
 
@@ -203,6 +204,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(stopped: Path,
     assert_equal(stopped, whole)
 
 
+@pytest.mark.slow
 def test_two_damaged_checkpoints_are_left_alone(stopped: Path, whole: Path) -> None:
     damage(stopped / "checkpoint.pt", "truncated")
     damage(stopped / "checkpoint.prev.pt", "bit-flipped")

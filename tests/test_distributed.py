@@ -154,6 +154,7 @@ def all_runs(workers: Workers) -> dict[str, tuple[dict[str, Tensor], list[float]
     return {name: trained(workers, *run) for name, run in RUNS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_workers_take_the_steps_of_one_process_in_float64(size: int) -> None:
     """120 samples by 32: the last batch, of 24 or 56 samples, and all over 3 workers, are cut unevenly."""
@@ -420,6 +421,7 @@ def test_every_worker_refuses_and_only_the_first_says_so(tmp_path: Path) -> None
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_every_worker_returns_the_code_of_the_sweep_and_only_the_first_records(tmp_path: Path) -> None:
     """The second job diverges, on all workers at the same step."""
     before = set(Path(tempfile.gettempdir()).glob("bnlab-*"))

@@ -45,6 +45,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != FILE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "population"])
 def test_it_is_what_a_training_with_these_settings_ends_with(norm: str, tmp_path: Path) -> None:
     assert train([*TINY, f"norm={norm}"], tmp_path / "plain").state == "done"

@@ -352,6 +352,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert not list((tmp_path / "there").iterdir())
 
 
+@pytest.mark.slow
 def test_force_replaces_an_earlier_export_and_nothing_else(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "0")
     for place in ("there", "mine", "near"):

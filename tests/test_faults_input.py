@@ -127,6 +127,7 @@ def test_unusual_images_are_converted_and_trained_on(answers: dict[str, Done]) -
     assert "\x1b" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_options_of_commands_are_checked_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     wrong = {

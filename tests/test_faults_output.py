@@ -135,6 +135,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_no_escape_sequence_reaches_the_output(hostile: Path, trained: Path) -> None:
     evil = f"runs/evil{EVIL[:4]}0"
     commands = [["compare", "-f", form] for form in FORMS]

@@ -330,6 +330,7 @@ def middles(routes: list[tuple[str, ...]]) -> Iterator[int]:
         yield calls[len(calls) // 2]
 
 
+@pytest.mark.slow
 @for_each("name", MODELS)
 def test_so_it_is_when_any_phase_is_interrupted(name: str) -> None:
     model = MODELS[name]()

@@ -59,6 +59,7 @@ def test_every_job_is_queued_before_the_first_begins(waiting: Path) -> None:
     assert sorted(path.name for path in (waiting / "1").iterdir()) == [".lock", "config.yaml", "status.json"]
 
 
+@pytest.mark.slow
 def test_resume_does_what_was_queued_and_what_was_not_even_that(waiting: Path, tmp_path: Path) -> None:
     shutil.rmtree(waiting / "2")  # as after a kill between two folders
     listed = bnlab("resume", "runs/sweep", "--dry-run", cwd=tmp_path, supervised=True)

@@ -225,6 +225,7 @@ class InEvaluation(Stop):
         super().check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -305,6 +306,7 @@ def test_a_signal_leaves_a_checkpoint_and_one_line_on_how_to_go_on(
     assert checkpoint.load(folder)["step"] >= step
 
 
+@pytest.mark.slow
 def test_bnlab_resume_ends_as_a_run_never_interrupted(tmp_path: Path) -> None:
     some = [*LONG, "trainer.steps=3000"]
     process = started(tmp_path, "train", *some)

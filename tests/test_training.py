@@ -105,6 +105,7 @@ def test_the_loop_takes_the_steps_that_plain_torch_takes(
         assert torch.equal(saved["model"][name], value), name
 
 
+@pytest.mark.slow
 @for_each("norm", list(strategies))
 def test_same_seed_same_bits(trained: Callable[..., Path], norm: str) -> None:
     more = (f"norm={norm}", "model.dropout=0.2", "data.shift=1", "data.flip=true")
@@ -242,6 +243,7 @@ def test_bfloat16_trains(trained: Callable[..., Path]) -> None:
     assert summary["curve"]["test.loss"][-1] < summary["curve"]["test.loss"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs C++")
 def test_a_compiled_run_learns_the_same(trained: Callable[..., Path]) -> None:
     eager, compiled = (summary_of(trained("trainer.steps=5", f"trainer.compile={c}")) for c in ("false", "true"))

@@ -22,6 +22,7 @@ from scipy import stats
 
 import bnlab as bnlab_package
 from bnlab.cli import app
+from bnlab.cli.plot import FIGURES
 from bnlab.compare.comparison import compare
 from bnlab.compare.result import Section
 from bnlab.errors import BnlabError, ConfigError, IncompatibleError
@@ -333,6 +334,10 @@ def test_a_shift_is_drawn_over_its_severity(tmp_path: Path) -> None:
     assert (blur.get_title(loc="left"), noise.get_title(loc="left")) == ("blur: test acc %", "noise: test acc %")
     assert lines_of(blur)["batch"] == ([0, 1, 5], pytest.approx([80.5, 70.5, 30.5]))
     assert lines_of(noise)["none"] == ([0, 5], pytest.approx([90.5, 40.5]))
+
+
+def test_the_command_knows_every_figure() -> None:
+    assert set(FIGURES) == KINDS.keys()
 
 
 @for_each("form", ["svg", "pdf", "png"])

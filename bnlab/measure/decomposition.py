@@ -240,7 +240,7 @@ def stages(model: nn.Module, probe: Probe, at: Levels) -> Stages:
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
-    return torch.equal(first.nan_to_num(), second.nan_to_num())  # NaN is no difference between two that have it
+    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)  # NaN beside NaN is no difference
 
 
 def _drawn(logits_of_draw: Callable[[int], Tensor]) -> Tensor:

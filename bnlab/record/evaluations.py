@@ -18,7 +18,8 @@ from typing import Any
 from bnlab.record.read_files import Unreadable, read_bytes
 
 FILE = "evaluations.json"
-DIGESTS = "checkpoint.sha256"  # of a run's checkpoints, the newest first
+CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"  # a run's checkpoints
+DIGESTS = "checkpoint.sha256"  # of both, the newest first
 LARGEST_DIGESTS = 4096  # bytes
 # Settings that change no training, as they are without a word; what differs in them can be evaluated again.
 SETTINGS: Mapping[str, Any] = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from bnlab.errors import ConfigError, RecordError
+from bnlab.record.evaluations import CURRENT, DIGESTS, PREVIOUS
 from bnlab.record.latest import STAMP, names, runs_folder
 from bnlab.record.plain_files import beside_of, read_plain, write_bytes
 from bnlab.record.read import Run, is_locked, read_runs
@@ -21,7 +22,7 @@ from bnlab.record.run_folder import FINAL, held
 
 NOTE = "note.txt"
 LONGEST_NOTE = 200  # letters
-WEIGHTS = ("checkpoint.pt", "checkpoint.prev.pt", "checkpoint.sha256")
+WEIGHTS = (CURRENT, PREVIOUS, DIGESTS)
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,9 @@ import torch
 from numpy._core import multiarray
 
 from bnlab.errors import ConfigError, RecordError
-from bnlab.record.evaluations import DIGESTS, LARGEST_DIGESTS
+from bnlab.record.evaluations import CURRENT, DIGESTS, LARGEST_DIGESTS, PREVIOUS
 from bnlab.record.plain_files import cannot_write, open_plain, read_plain, remove_leftovers, write_bytes
 
-CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 LARGEST = 4 * 2**30  # bytes of a checkpoint, a thousand million float32 weights; bnlab's own have some millions
 OTHERS = {".npy'": "arrays of numpy.savez", "/constants.pkl'": "TorchScript"}  # archives of another kind, by a name
 WAYS_OUT = "save model.state_dict() alone, or let the factory load the file: omit --checkpoint"

@@ -11,7 +11,7 @@ help: ## show this help
 
 demo: $(READY) ## train five strategies with five seeds each on the embedded digits, and compare them
 	$(BIN)/bnlab train -m norm=none,batch,ghost,instance,layer seed=0,1,2,3,4 \
-		optim.lr=0.3 trainer.epochs=3 eval.every=0.5 name=demo $(ARGS)
+		optim.lr=0.5 trainer.epochs=3 eval.every=0.5 name=demo $(ARGS)
 	$(BIN)/bnlab compare
 
 # one more at a time than there are cores: many tests wait for processes of their own

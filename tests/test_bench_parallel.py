@@ -111,6 +111,7 @@ def test_collectives_and_bytes_are_those_of_a_small_network(on_two: list[tuple[C
         }
 
 
+@pytest.mark.slow
 def test_a_late_worker_holds_up_the_forward_pass_of_sync_only(on_two: list[tuple[Counts, Steps]]) -> None:
     """Medians of six rounds: what waits, waits 150 ms, and what does not is far below half of that."""
     steps = on_two[0][1]

@@ -242,6 +242,7 @@ def test_a_bench_beside_the_runs_is_left_as_it_is(tmp_path: Path) -> None:
     assert timed.rows[0].best == {}
 
 
+@pytest.mark.slow
 def test_the_command_line_in_every_format(tmp_path: Path) -> None:
     where = [str(grid(tmp_path)), "--best-of", "optim.lr"]
     shown = bnlab_compare(*where, "--baseline", "norm=none")

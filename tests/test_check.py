@@ -53,6 +53,7 @@ def test_every_strategy_is_what_it_declares(cards: dict[str, Card], name: str) -
     assert [f.about.key for f in cards[name].findings] == list(CHECKS)
 
 
+@pytest.mark.slow
 @for_each(
     ("name", "parameters", "label"),
     [
@@ -77,6 +78,7 @@ def test_a_ghost_is_tried_with_batches_larger_than_it() -> None:
 LIES = {"exact_gradient": ("twice", "vmap"), "reads_batch": ("workers",)}  # what else a false fact is against
 
 
+@pytest.mark.slow
 @for_each(
     ("fact", "key"),
     [

@@ -323,6 +323,7 @@ def test_a_checkpoint_of_something_else_ends_in_a_message(stopped: Path, wrong: 
     assert (stopped / "steps.csv").read_bytes() == rows
 
 
+@pytest.mark.slow
 def test_tables_shorter_than_the_checkpoint_counts_on(stopped: Path, whole: Path) -> None:
     rows = (stopped / "evals.csv").read_bytes()
     (stopped / "evals.csv").write_bytes(rows[:-30])

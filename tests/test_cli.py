@@ -326,6 +326,7 @@ def test_ascii_terminals_and_no_color(sweep: tuple[Path, subprocess.CompletedPro
     assert "\x1b[3" not in plain.stdout
 
 
+@pytest.mark.slow
 def test_show(sweep: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     place, done = sweep
     for line in done.stdout.splitlines():

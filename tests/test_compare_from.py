@@ -207,6 +207,7 @@ def test_seeds_may_be_any_text(tmp_path: Path) -> None:
     assert [run.seed for run in read(path).runs] == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "mlflow", "tensorboard"])
 def test_what_bnlab_exports_compares_as_the_runs_do(tmp_path: Path, form: str) -> None:
     for norm, values in {"none": (0.90, 0.93, 0.91, 0.95), "batch": (0.92, 0.96, 0.93, 0.96)}.items():
@@ -226,6 +227,7 @@ def test_what_bnlab_exports_compares_as_the_runs_do(tmp_path: Path, form: str) -
             assert theirs["p"] == pytest.approx(ours["p"], rel=1e-4)  # event files have 32 bits
 
 
+@pytest.mark.slow
 def test_a_store_that_is_none_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other.db") as other:
         other.execute("CREATE TABLE mine (x)")

@@ -141,6 +141,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
+@pytest.mark.slow
 def test_a_probe_of_a_sweep_is_that_of_each_run(place: Path) -> None:
     done = bnlab("probe", "runs/s", "-f", "json", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -174,6 +175,7 @@ def test_a_shift_of_a_sweep_is_that_of_each_run(place: Path) -> None:
         assert other["curve"]["test.accuracy"][0] == pytest.approx(row["accuracy"], abs=1e-12), row
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_said_and_the_rest_is_done(place: Path) -> None:
     done = bnlab("probe", "runs/s", "eval.stats=folded,none", cwd=place)
     assert done.returncode == 0

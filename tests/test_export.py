@@ -271,6 +271,7 @@ def test_mlflow_has_every_run_once(home: Path, runs: list[Path], tracked: Tracke
             assert sorted((point.step, point.value) for point in history) == points
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_replaces_what_has_gone_on_and_what_was_left_half(tmp_path: Path, tracked: Tracked) -> None:
     from bnlab.compare.frames import tables_of

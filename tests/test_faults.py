@@ -129,6 +129,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     return place, done
 
 
+@pytest.mark.slow
 def test_a_job_without_memory_names_its_batch_size(mixed: tuple[Path, Done]) -> None:
     _, done = mixed
     assert done.returncode == 1
@@ -157,6 +158,7 @@ def test_a_diverged_job_keeps_its_figures_and_the_mean_is_marked(mixed: tuple[Pa
     assert "means are over finished runs only" in " ".join(shown.stdout.split())
 
 
+@pytest.mark.slow
 def test_one_of_five_seeds_diverged_and_an_arm_of_which_all_failed(tmp_path: Path) -> None:
     for seed in range(5):
         make_run(tmp_path / "runs" / f"a{seed}", norm="none", seed=seed)

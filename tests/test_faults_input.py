@@ -199,6 +199,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_a_folder_of_configurations_that_mean_harm(tmp_path: Path) -> None:
     norms = tmp_path / "conf" / "norm"
     norms.mkdir(parents=True)
@@ -244,6 +245,7 @@ def fetched(url: str, cwd: Path) -> Done:
     return done
 
 
+@pytest.mark.slow
 def test_downloads_that_come_to_nothing(server: Server, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{server.server_port}"
     part = tmp_path / "data" / "MNIST" / "raw" / "train-images-idx3-ubyte.gz.part"

@@ -88,6 +88,7 @@ def test_messages_that_nobody_takes_cost_nothing(tmp_path: Path, end: str) -> No
     assert (done.returncode, done.stdout.count("  done  "), done.stderr) == (0, 2, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "terminal",
     [

@@ -132,6 +132,7 @@ def test_steps_do_not_depend_on_how_often_losses_are_looked_at(
     assert_equal(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stops",
     [

@@ -163,6 +163,7 @@ def test_links_for_files_are_not_followed(place: Path, failed: Path) -> None:
             assert shown in answer.stderr, answer.stderr
 
 
+@pytest.mark.slow
 def test_folders_that_are_links_are_not_entered(place: Path, failed: Path) -> None:
     sweep = sweep_of(place, "sweep", ["seed=0,1", *QUICK])
     (sweep / "0").symlink_to(place.parent / "outside/empty")
@@ -305,6 +306,7 @@ def test_records_of_any_shape_end_in_a_message(place: Path, failed: Path) -> Non
         assert name != "interpolation" or "data.root=${oc.env:HOME}, " in answer.stderr  # it stays the text that it is
 
 
+@pytest.mark.slow
 def test_names_are_shown_with_their_control_characters_written_out(place: Path, failed: Path) -> None:
     evil = "a\x1b[31m\u202eb\r"
     shutil.copytree(failed, place / evil)
@@ -330,6 +332,7 @@ def test_a_job_cannot_lie_outside_of_its_sweep(place: Path, failed: Path) -> Non
     assert "sweep/x/y: lies deeper than the jobs of a sweep\nmove it away" in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_its_figures_stays_as_it_is(place: Path, failed: Path) -> None:
     run = Path(shutil.copytree(failed, place / "run"))
     assert [answer.returncode for answer in resumed(place, "run")] == [0]

@@ -57,9 +57,9 @@ def test_weights_depend_on_the_seed_alone(spec: ModelSpec) -> None:
         if strategies[norm]().facts.needs_space and not spec.has_space:
             continue
         for bias in ("auto", "true", "false"):
-            for more in ({}, {"placement": "post"}, {"norm_every": 2}, {"dropout": 0.5}, {"input_norm": "batch"}):
+            for more in ({}, {"placement": "post"}, {"placement": "both"}, {"norm_every": 2}, {"dropout": 0.5}, {"input_norm": "batch"}):
                 changed = type(spec)(**{**vars(spec), "bias": bias, **more})
-                if changed.placement == "post" and strategies[norm]().activation(1):
+                if changed.placement != "pre" and strategies[norm]().activation(1):
                     continue
                 model = make(changed, norm)
                 for a, b in zip(reference, weights(model), strict=True):
@@ -77,6 +77,8 @@ def test_building_leaves_the_global_generator_alone(spec: ModelSpec) -> None:
 KNOBS: list[dict[str, Any]] = [
     {},
     {"placement": "post"},
+    {"placement": "both"},
+    {"placement": "last"},
     {"norm_every": 2},
     {"norm_every": 2, "norm_rest": "frozen"},
     {"bias": "true"},
@@ -100,8 +102,9 @@ def test_every_knob_works_with_every_strategy_or_is_refused_by_name(
     changed = type(spec)(**{**vars(spec), **knobs})
     strategy = strategies[norm]()
     own_activation = strategy.activation(8) is not None
-    refused = strategy.facts.needs_space and not spec.has_space
-    refused |= own_activation and (changed.placement == "post" or changed.activation != "relu")
+    refused = strategy.facts.needs_space and not changed.norms_see_pixels
+    refused |= own_activation and (changed.placement != "pre" or changed.activation != "relu")
+    refused |= strategy.weight_transform is not None and changed.placement == "last"
     if refused:
         with pytest.raises(IncompatibleError, match=f"norm={norm}.*model"):
             make(changed, norm)
@@ -145,6 +148,45 @@ def test_placement_order() -> None:
     assert "".join(kinds(make(Cnn(widths=(4, 4), depth=2, dropout=0.5)))) == ("cnacnap") * 2 + "fdl"
     assert "".join(kinds(make(Resnet(depth=8, width=4)))) == "cna" + "cnacna" * 3 + "pfl"
     assert "".join(kinds(make(Resnet(depth=8, width=4, placement="post")))) == "can" + "cancan" * 3 + "pfl"
+    assert "".join(kinds(make(Mlp(widths=(8, 8), placement="both", dropout=0.5)))) == "f" + "lnand" * 2 + "l"
+    assert "".join(kinds(make(Resnet(depth=8, width=4, placement="both")))) == "cnan" + "cnancnan" * 3 + "pfl"
+    assert "".join(kinds(make(Mlp(widths=(8, 8), placement="last", dropout=0.5)))) == "f" + "lad" + "land" + "l"
+    assert "".join(kinds(make(Cnn(widths=(4, 4), placement="last", dropout=0.5)))) == "cap" * 2 + "nfdl"
+    assert "".join(kinds(make(Resnet(depth=8, width=4, placement="last")))) == "ca" + "caca" * 3 + "pfnl"
+
+
+def normalized(z: Tensor) -> Tensor:
+    """Batch normalization of (N, C) as it starts, in float64."""
+    return (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()
+
+
+def test_both_and_last_compute_what_they_say() -> None:
+    x = torch.rand(16, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    first, second, last = (w.double() for w in weights(make(Mlp(widths=(8, 6)))))
+    z = normalized((normalized(x.flatten(1) @ first.T)).relu())
+    z = normalized(normalized(z @ second.T).relu())
+    torch.testing.assert_close(make(Mlp(widths=(8, 6), placement="both")).double()(x), z @ last.T)
+    z = normalized(((x.flatten(1) @ first.T).relu() @ second.T).relu())
+    torch.testing.assert_close(make(Mlp(widths=(8, 6), placement="last")).double()(x), z @ last.T)
+
+
+def test_placements_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(IncompatibleError, match="model.norm_every=2: has no meaning with model.placement=last"):
+        Mlp(placement="last", norm_every=2)
+    with pytest.raises(IncompatibleError, match="model=resnet with model.placement=last see none"):
+        make(Resnet(depth=8, placement="last"), "instance")
+    with pytest.raises(IncompatibleError, match="transforms the weights.*follows none\n.*take norm=group"):
+        make(Mlp(placement="last"), "weight_std")
+    with pytest.raises(IncompatibleError, match="model.norm_rest=frozen: has no effect with model.norm_every=1"):
+        Mlp(norm_rest="frozen")
+
+
+def test_depth_repeats_the_one_width_of_an_mlp() -> None:
+    deep, listed = make(Mlp(widths=(8,), depth=3)), make(Mlp(widths=(8, 8, 8)))
+    assert "".join(kinds(deep)) == "f" + "lna" * 3 + "l"
+    assert all(torch.equal(a, b) for a, b in zip(deep.parameters(), listed.parameters(), strict=True))
+    with pytest.raises(ConfigError, match=r"names 2\nset model.widths=\[256\], or model.depth=null"):
+        Mlp(depth=16)
 
 
 def test_norm_every_normalizes_only_its_layers() -> None:
@@ -161,6 +203,8 @@ def test_bias_is_dropped_only_where_it_has_no_effect() -> None:
     assert biases(make(spec, "layer")) == [True, True, True]
     assert biases(make(spec, "none")) == [True, True, True]
     assert biases(make(Mlp(widths=(8, 8), placement="post"), "batch")) == [True, True, True]
+    assert biases(make(Mlp(widths=(8, 8), placement="both"), "batch")) == [False, False, True]
+    assert biases(make(Mlp(widths=(8, 8), placement="last"), "batch")) == [True, True, True]
     assert biases(make(Mlp(widths=(8, 8), bias="true"), "batch")) == [True, True, True]
     assert biases(make(Mlp(widths=(8, 8), bias="false"), "none")) == [False, False, True]
     assert Mlp(bias=False).bias == "false"  # type: ignore[arg-type]
@@ -194,7 +238,6 @@ def test_norm_rest_normalizes_the_other_layers_with_frozen_statistics() -> None:
     assert biases(model) == [True, False, True, True]
     assert [s.name for s in spec.strategies(strategies["batch"]())] == ["batch", "frozen"]
     assert [s.name for s in Mlp(input_norm="batch").strategies(strategies["layer"]())] == ["layer", "batch"]
-    assert [s.name for s in Mlp(norm_rest="frozen").strategies(strategies["layer"]())] == ["layer"]
 
 
 def test_selu_has_lecun_weights_and_alpha_dropout() -> None:

@@ -38,4 +38,5 @@ class Cnn(ModelSpec):
                 channels = outputs
             modules.append(nn.MaxPool2d(2))
         features = channels * (height >> stages) * (width >> stages)
-        return [*modules, nn.Flatten(), *blocks.dropout(), Linear(features, num_classes)]
+        last = [*blocks.last_norm(channels), nn.Flatten(), *blocks.dropout(), Linear(features, num_classes)]
+        return [*modules, *last]

@@ -34,6 +34,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 # z, which is He's argument. selu: as Klambauer et al. 2017 require. tanh, sigmoid: as in torch.nn.init.calculate_gain.
 GAINS: dict[str, float] = {"relu": math.sqrt(2), "elu": 1.2452, "selu": 1.0, "sigmoid": 1.0, "tanh": 5 / 3}
 
+BEFORE = ("pre", "both")  # placements with a norm between layer and activation
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(ABC):
@@ -42,7 +44,9 @@ class ModelSpec(ABC):
     name: ClassVar[str]
     has_space: ClassVar[bool] = True  # the layers see H x W
 
-    placement: Literal["pre", "post"] = param("pre", "norm before or after the activation")
+    placement: Literal["pre", "post", "both", "last"] = param(
+        "pre", "norm before the activation, after it, both, or one norm in all, on the input of the last layer"
+    )
     norm_every: int = param(1, "normalize only the layers k, 2k, ...; the others keep their bias", low=1)
     norm_rest: Literal["none", "frozen"] = param(
         "none", "what the other layers get: nothing, or statistics of the training set taken once, at initialization"
@@ -68,12 +72,27 @@ class ModelSpec(ABC):
                 f"model.input_scale={self.input_scale:g}: has no effect on standardized input\n"
                 "set model.input_norm=none or batch"
             )
+        if self.placement == "last" and self.norm_every > 1:
+            raise IncompatibleError(
+                f"model.norm_every={self.norm_every}: has no meaning with model.placement=last, which has one norm\n"
+                "set model.norm_every=1, or model.placement=pre"
+            )
+        if self.norm_rest != "none" and self.norm_every == 1:
+            raise IncompatibleError(
+                f"model.norm_rest={self.norm_rest}: has no effect with model.norm_every=1, which leaves no others\n"
+                "set model.norm_every=2 or more, or model.norm_rest=none"
+            )
         if isinstance(self.bias, bool):  # YAML reads true and false as booleans
             object.__setattr__(self, "bias", str(self.bias).lower())
 
+    @property
+    def norms_see_pixels(self) -> bool:
+        """Whether the norm layers see H x W."""
+        return self.has_space
+
     def strategies(self, strategy: Strategy) -> list[Strategy]:
         """Return the strategies that a model with `strategy` holds, `strategy` first."""
-        rest = self.rest(strategy) if self.norm_every > 1 else None
+        rest = self.rest(strategy)
         before = strategies["batch"](affine=False) if self.input_norm == "batch" else None
         return [strategy, *(other for other in (rest, before) if other is not None)]
 
@@ -121,10 +140,16 @@ def num_weights(spec: ModelSpec, strategy: Strategy, image_shape: tuple[int, int
 
 def check_fit(spec: ModelSpec, strategy: Strategy) -> None:
     """Refuse a strategy that is undefined in this model. Errors: IncompatibleError naming both."""
-    if strategy.facts.needs_space and not spec.has_space:
+    if strategy.facts.needs_space and not spec.norms_see_pixels:
+        where = f"model={spec.name}" if not spec.has_space else f"model={spec.name} with model.placement={spec.placement}"
         raise IncompatibleError(
-            f"norm={strategy.name}: is over the pixels of an image, and the layers of model={spec.name} have none\n"
+            f"norm={strategy.name}: is over the pixels of an image, and the norm layers of {where} see none\n"
             "use a model over images (model=cnn) or another norm (norm=layer)"
+        )
+    if strategy.weight_transform is not None and spec.placement == "last":
+        raise IncompatibleError(
+            f"norm={strategy.name}: transforms the weights of the layer that it follows, and with model.placement=last "
+            f"it follows none\nset model.placement=pre, or take norm=group"
         )
     if strategy.activation(1) is None:
         return
@@ -228,12 +253,18 @@ class Blocks:
         """Return (what comes before the activation, the activation and what comes after it)."""
         self._made += 1
         strategy = self._strategy_of(self._made)
-        norm: list[nn.Module] = [] if strategy is None else [strategy.layer(channels)]
+        before, behind = (
+            [] if strategy is None or self.spec.placement not in places else [strategy.layer(channels)]
+            for places in (BEFORE, ("post", "both"))
+        )
         activation = None if strategy is None else strategy.activation(channels)
         layer = make(self._keeps_bias(strategy))
         layer.weight_transform = None if strategy is None else strategy.weight_transform
-        after: list[nn.Module] = [activation or self.activation()]
-        return ([layer, *norm], after) if self.spec.placement == "pre" else ([layer], [*after, *norm])
+        return [layer, *before], [activation or self.activation(), *behind]
+
+    def last_norm(self, channels: int) -> list[nn.Module]:
+        """Return the norm that `placement=last` has on the input of the last layer, as a list of one or of none."""
+        return [self.strategy.layer(channels)] if self.spec.placement == "last" else []
 
     def activation(self) -> nn.Module:
         """Return a fresh activation."""
@@ -247,6 +278,8 @@ class Blocks:
 
     def _strategy_of(self, number: int) -> Strategy | None:
         """Return the strategy of block `number`, counted from 1; None: it is not normalized."""
+        if self.spec.placement == "last":
+            return None
         if number % self.spec.norm_every == 0:
             return self.strategy
         return self.spec.rest(self.strategy)
@@ -256,4 +289,4 @@ class Blocks:
             return True
         if self.spec.bias != "auto":
             return self.spec.bias == "true"
-        return not (self.spec.placement == "pre" and strategy.facts.cancels_bias)
+        return not (self.spec.placement in BEFORE and strategy.facts.cancels_bias)

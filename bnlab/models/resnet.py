@@ -38,13 +38,19 @@ class Resnet(ModelSpec):
                 outputs = self.width << stage
                 modules.append(Residual(blocks, channels, outputs, stride=2 if stage and not block else 1))
                 channels = outputs
-        return [*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *blocks.dropout(), Linear(channels, num_classes)]
+        last = [*blocks.last_norm(channels), *blocks.dropout(), Linear(channels, num_classes)]
+        return [*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *last]
+
+    @property
+    def norms_see_pixels(self) -> bool:
+        return self.placement != "last"  # which is behind the pool
 
 
 class Residual(nn.Module):
     """Two convolution blocks with a shortcut added in front of the second activation.
 
-    placement=pre: act(norm(conv(act(norm(conv(x))))) + x); post: norm(act(conv(norm(act(conv(x)))) + x)).
+    placement=pre: act(norm(conv(act(norm(conv(x))))) + x); post: norm(act(conv(norm(act(conv(x)))) + x)); both: the
+    norms of pre and those of post; last: none here.
     """
 
     def __init__(self, blocks: Blocks, inputs: int, outputs: int, stride: int) -> None:

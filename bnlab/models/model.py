@@ -141,7 +141,7 @@ def num_weights(spec: ModelSpec, strategy: Strategy, image_shape: tuple[int, int
 def check_fit(spec: ModelSpec, strategy: Strategy) -> None:
     """Refuse a strategy that is undefined in this model. Errors: IncompatibleError naming both."""
     if strategy.facts.needs_space and not spec.norms_see_pixels:
-        where = f"model={spec.name}" if not spec.has_space else f"model={spec.name} with model.placement={spec.placement}"
+        where = f"model={spec.name}" + (f" with model.placement={spec.placement}" if spec.has_space else "")
         raise IncompatibleError(
             f"norm={strategy.name}: is over the pixels of an image, and the norm layers of {where} see none\n"
             "use a model over images (model=cnn) or another norm (norm=layer)"

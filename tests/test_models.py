@@ -171,13 +171,13 @@ def test_both_and_last_compute_what_they_say() -> None:
 
 
 def test_placements_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(IncompatibleError, match="model.norm_every=2: has no meaning with model.placement=last"):
+    with pytest.raises(IncompatibleError, match=r"model.norm_every=2: has no meaning with model.placement=last"):
         Mlp(placement="last", norm_every=2)
-    with pytest.raises(IncompatibleError, match="model=resnet with model.placement=last see none"):
+    with pytest.raises(IncompatibleError, match=r"model=resnet with model.placement=last see none"):
         make(Resnet(depth=8, placement="last"), "instance")
-    with pytest.raises(IncompatibleError, match="transforms the weights.*follows none\n.*take norm=group"):
+    with pytest.raises(IncompatibleError, match=r"transforms the weights.*follows none\n.*take norm=group"):
         make(Mlp(placement="last"), "weight_std")
-    with pytest.raises(IncompatibleError, match="model.norm_rest=frozen: has no effect with model.norm_every=1"):
+    with pytest.raises(IncompatibleError, match=r"model.norm_rest=frozen: has no effect with model.norm_every=1"):
         Mlp(norm_rest="frozen")
 
 

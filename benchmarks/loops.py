@@ -180,6 +180,7 @@ class _Rows:
     def __init__(self, run: RunFolder) -> None:
         self.steps, self.times = run.steps.append, run.times.append
         self.evals, self.layers = run.evals.append, run.layers.append
+        self.meters = self.layers
 
         self.sizes: dict[str, int] = {}
 

@@ -17,6 +17,7 @@ LAYERS = [
     {"norms", "data", "record"},
     {"models", "compare", "config"},
     {"conformance", "measure", "claims"},
+    {"meters"},
     {"training"},
     {"experiment"},
     {"bench"},

@@ -112,8 +112,14 @@ def test_glob_takes_every_strategy() -> None:
         ("trainer.epochs=0", "trainer.epochs=0: must be above 0"),
         ("trainer.epochs=1e20", "trainer.epochs=1e+20: must be above 0 and at most 1e+06"),
         ("trainer.device=tpu", "trainer.device=tpu: must be auto, cpu, cuda or cuda:N"),
-        ("measure=ful", "measure=ful: must be one of cheap, full; did you mean full?"),
-        ("measure=null", "measure=None: must be one of cheap, full"),
+        ("measure=ful", "measure=ful: must be cheap, full, or a list of gap, probe, "),
+        ("measure=ful", "did you mean full?"),
+        ("measure=null", "measure=None: must be cheap, full, or a list of gap, probe, "),
+        ("measure=[]", "measure=[]: must be cheap, full, or a list of gap, probe, "),
+        ("measure=[gap,landscap]", "did you mean landscape?"),
+        ("measure=[[gap]]", "measure=['gap']: must be cheap, full, or a list of gap, probe, "),
+        ("measure_every=0", "measure_every=0: must be a whole number of steps"),
+        ("measure_every=1.5", "measure_every=1.5: must be a whole number of steps"),
         ("measur=full", "measur: no such key; did you mean measure?"),
         ("seed=-1", "seed=-1: must be a whole number"),
         ("seed=0.5", "seed=0.5: must be a whole number"),
@@ -136,11 +142,23 @@ def test_mistakes_are_named(override: str, message: str) -> None:
 
 
 def test_what_is_measured() -> None:
-    assert parse_config(composed()).measure == "cheap"
-    assert parse_config(composed("measure=full")).measure == "full"
+    assert parse_config(composed()).measure == ("gap",)
+    for override in ("measure=full", "measure=probe", "measure=[gap,probe]", "measure=[probe]"):
+        assert parse_config(composed(override)).in_full
+    listed = parse_config(composed("measure=[landscape,gap,landscape]", "measure_every=5"))
+    assert (listed.measure, listed.meters, listed.in_full) == (("gap", "landscape"), ("landscape",), False)
     older = composed()
-    del older["measure"]
-    assert parse_config(older).measure == "cheap"
+    del older["measure"], older["measure_every"]
+    assert parse_config(older).measure == ("gap",)
+
+
+def test_one_way_to_measure_is_one_identity() -> None:
+    known = identity(composed("measure=full"), "data")
+    assert identity(composed("measure=[probe,gap]"), "data") == identity(composed("measure=probe"), "data") == known
+    assert len({known, *(identity(composed(o), "data") for o in ("seed=0", "measure=landscape"))}) == 3
+    older = composed()
+    del older["measure"], older["measure_every"]
+    assert identity(older, "data") == identity(composed(), "data")
 
 
 def test_a_ghost_larger_than_the_batch_is_refused() -> None:

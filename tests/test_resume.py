@@ -17,6 +17,7 @@ from helpers_resume import MLP, SHORT, TABLES, assert_equal, interrupted, plain_
 from helpers_training import train
 
 from bnlab.experiment import run
+from bnlab.meters.meter import meters
 from bnlab.norms.strategy import strategies
 from bnlab.record.latest import short_name
 from bnlab.training import checkpoint, loop
@@ -98,6 +99,8 @@ def test_every_optimizer_and_schedule_goes_on_bit_for_bit(tmp_path: Path, optimi
         ("trainer.channels_last=false", "data.storage=uint8", "data.flip=true"),
         pytest.param(("measure=full", "norm=batch"), marks=pytest.mark.slow),
         pytest.param(("measure=full", "norm=online"), marks=pytest.mark.slow),
+        (f"measure=[{','.join(meters)}]", "measure_every=2", "norm=batch"),
+        (f"measure=[{','.join(meters)}]", "norm=streaming"),
         ("eval.stats=precise",),
         ("eval.stats=population",),
         ("eval.stats=mixed",),

@@ -20,17 +20,17 @@ from bnlab.errors import RecordError
 from bnlab.metrics import Censored, metrics
 from bnlab.record.read import Run, read_runs, started
 from bnlab.record.read_files import Unreadable, read_bytes
-from bnlab.record.run_folder import EVALS, LAYERS, STEPS, TIMES
+from bnlab.record.run_folder import TABLES
 
-COLUMNS = {"steps": STEPS, "evals": EVALS, "layers": LAYERS, "times": TIMES}
 # What tells the rows of each table apart: after a resume the later row of a step holds.
 KEYS = {
     "steps": ["step"],
     "evals": ["step", "split", "metric"],
     "layers": ["step", "layer", "reference", "metric"],
     "times": ["step"],
+    "meters": ["step", "meter", "figure", "layer", "axis"],
 }
-TEXTS = ("split", "metric", "layer", "reference")  # a layer called `1` is text all the same
+TEXTS = ("split", "metric", "layer", "reference", "meter", "figure", "axis")  # a layer called `1` is text all the same
 LARGEST_TABLE = 2**30  # bytes
 
 Tables = Mapping[str, pd.DataFrame]
@@ -106,14 +106,14 @@ def _table(path: Path, name: str) -> pd.DataFrame:
             io.BytesIO(whole),
             dtype=dict.fromkeys(TEXTS, str),
             keep_default_na=False,
-            na_values={column: ["nan"] for column in COLUMNS[name] if column not in TEXTS},
+            na_values={column: ["nan"] for column in TABLES[name] if column not in TEXTS},
         )
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: is not UTF-8") from error
-    missing = [column for column in COLUMNS[name] if column not in frame.columns]
+    missing = [column for column in TABLES[name] if column not in frame.columns]
     if missing:
         raise RecordError(f"{path}, line 1: no column {', '.join(missing)}")
-    for column in COLUMNS[name] if len(frame) else ():
+    for column in TABLES[name] if len(frame) else ():
         kinds = "i" if column == "step" else "uif"
         if column not in TEXTS and frame[column].dtype.kind not in kinds:
             raise RecordError(f"{path}: column {column} holds something else than numbers")
@@ -137,7 +137,7 @@ def _long_frame(name: str, runs: Sequence[Run], tables: Sequence[Tables]) -> pd.
     about = [{"folder": _encodable(run.folder), **{k: _encodable(run.config.get(k)) for k in keys}} for run in runs]
     present = [(i, of[name]) for i, of in enumerate(tables) if name in of and len(of[name])]
     if not present:
-        return pd.DataFrame(columns=list(dict.fromkeys([*about[0], *COLUMNS[name]])))
+        return pd.DataFrame(columns=list(dict.fromkeys([*about[0], *TABLES[name]])))
     own = pd.concat([table for _, table in present], ignore_index=True)
     lead = pd.DataFrame(about).iloc[[i for i, table in present for _ in range(len(table))]].reset_index(drop=True)
     return pd.concat([lead.drop(columns=own.columns, errors="ignore"), own], axis=1)

@@ -7,25 +7,30 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from bnlab import __version__
 from bnlab.data.dataset import DataSpec, datasets
 from bnlab.distributed import HOW_TO_START, Workers, from_environment
 from bnlab.errors import ConfigError, IncompatibleError, did_you_mean
+from bnlab.meters.meter import ALWAYS, meters
 from bnlab.models.model import ModelSpec, models
 from bnlab.norms.strategy import Strategy, strategies
 from bnlab.registry import Named, Registry
 from bnlab.schema import EVERY_KEY, parse
-from bnlab.training.evaluation import EvalConfig, Measure
+from bnlab.training.evaluation import EvalConfig
 from bnlab.training.optim import OptimizerSpec, optimizers
 from bnlab.training.schedule import ScheduleSpec, schedules
 from bnlab.training.trainer import TrainerConfig
 
+SHORT = {"cheap": ("gap",), "full": ("gap", "probe")}  # words for what is measured
 T = TypeVar("T", bound=Named)
 W = TypeVar("W", bound=str)
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,79}")
-KEYS = ("name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval", "measure", "incompatible")
+KEYS = (
+    "name", "seed", "norm", "model", "data", "optim", "schedule", "trainer", "eval", "measure", "measure_every",
+    "incompatible",
+)  # fmt: skip
 # Where things lie and what a run is called; they cannot change its result, so they are no part of its identity.
 # Of several workers their number counts, not the switch.
 PLACES = (
@@ -47,7 +52,18 @@ class Config:
     schedule: ScheduleSpec
     trainer: TrainerConfig
     eval: EvalConfig
-    measure: Measure = "cheap"
+    measure: tuple[str, ...] = SHORT["cheap"]
+    measure_every: int | None = None  # steps between readings of meters; None: at evaluations
+
+    @property
+    def in_full(self) -> bool:
+        """Whether every evaluation takes the measurements of `bnlab probe`."""
+        return "probe" in self.measure
+
+    @property
+    def meters(self) -> tuple[str, ...]:
+        """The meters that are read."""
+        return tuple(name for name in self.measure if name not in ALWAYS)
 
     def batch_of_statistics(self, workers: int) -> int:
         """Return how many samples the norm layers of one of so many workers have for their batch."""
@@ -72,7 +88,8 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         schedule=_option(schedules, "schedule", tree),
         trainer=parse(TrainerConfig, _node("trainer", tree), "trainer"),
         eval=parse(EvalConfig, _node("eval", tree), "eval"),
-        measure=_one_of("measure", get_args(Measure), tree.get("measure", "cheap")),  # older runs do not have the key
+        measure=_measure(tree.get("measure", "cheap")),  # older runs do not have the key
+        measure_every=_measure_every(tree.get("measure_every")),
     )
     _one_of("incompatible", ("stop", RECORDED), tree.get("incompatible", "stop"))
     config.norm.check_batch(config.data.batch_size)
@@ -102,6 +119,8 @@ def check_workers(config: Config, workers: Workers) -> None:
         raise ConfigError("trainer.distributed=true: hydra/launcher must be basic, the workers run the jobs themselves")
     if workers.size == 1:
         return
+    if config.meters:
+        raise ConfigError(f"measure={config.meters[0]}: is read in one process, not of {workers.size} workers")
     if not config.trainer.distributed:
         raise ConfigError(
             f"trainer.distributed=false: {workers.size} processes were started for one run\n"
@@ -125,6 +144,9 @@ def identity(tree: Mapping[str, Any], data_fingerprint: str, workers: int = 1) -
     Several workers add up in another order, and a strategy may take the statistics of each worker's own part.
     """
     rest = json.loads(json.dumps(tree))
+    rest["measure"] = _shortest(_measure(rest.get("measure", "cheap")))
+    if rest.get("measure_every") is None:
+        rest.pop("measure_every", None)
     for *path, last in PLACES:
         node = rest
         for key in path:
@@ -132,6 +154,32 @@ def identity(tree: Mapping[str, Any], data_fingerprint: str, workers: int = 1) -
         node.pop(last, None)
     content = json.dumps([rest, data_fingerprint, __version__, *([workers] if workers > 1 else [])], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _measure(value: Any) -> tuple[str, ...]:
+    """Return what is measured, in the order of the meters; the gap always is. Errors: ConfigError."""
+    known = (*ALWAYS, *meters)
+    if isinstance(value, str) and value in SHORT:
+        return SHORT[value]
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names:
+        raise ConfigError(f"measure={value}: must be cheap, full, or a list of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            near = did_you_mean(str(name), [*known, *SHORT])
+            raise ConfigError(f"measure={name}: must be cheap, full, or a list of {', '.join(known)}{near}")
+    return tuple(name for name in known if name == "gap" or name in names)
+
+
+def _shortest(measure: tuple[str, ...]) -> str | list[str]:
+    """Return the one way to write it that identities are made of."""
+    return next((word for word, names in SHORT.items() if names == measure), list(measure))
+
+
+def _measure_every(value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**63):
+        return value
+    raise ConfigError(f"measure_every={value}: must be a whole number of steps from 1 on, or null (at evaluations)")
 
 
 def _node(key: str, tree: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -59,12 +59,12 @@ def _evaluated(trained: TrainedModel, config: Config) -> dict[str, Any]:
         trained.train,
         lambda split, training: device_batches(config, trained.bundle, split, trained.device, training=training),
         precision_of(config.trainer, trained.device),
-        config.measure,
+        in_full=config.in_full,
     )
     found = evaluator.evaluate(trained.model)
     names = [f"{figure.split}.{figure.metric}" for figure in found.figures]
     return {
-        "config": {"measure": config.measure}
+        "config": {"measure": "full" if config.in_full else "cheap"}
         | {f"eval.{k}": v for k, v in vars(config.eval).items() if f"eval.{k}" in SETTINGS},
         "curve": dict(zip(names, finite([figure.value for figure in found.figures]), strict=True)),
         "layers": layers_by_name([found.layers["probe"]]),

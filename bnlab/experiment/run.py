@@ -34,6 +34,7 @@ from bnlab.experiment.setup import (
     to_device,
 )
 from bnlab.measure.refresh import Refresh, bnlab_layers
+from bnlab.meters.panel import Panel
 from bnlab.record.plain_files import open_plain, read_plain
 from bnlab.record.read import State
 from bnlab.record.run_folder import FINAL, RunFolder, read_status, settle
@@ -48,7 +49,7 @@ from bnlab.training.job import INTERRUPTED, Job, JobResult, Stop, Terminated
 from bnlab.training.loop import Training
 from bnlab.training.outcome import Outcome, score_of
 from bnlab.training.summary import summarize
-from bnlab.training.trainer import precision_of
+from bnlab.training.trainer import loss_function, precision_of
 
 DEFAULT_THREADS = torch.get_num_threads()
 log = logging.getLogger("bnlab")
@@ -166,7 +167,7 @@ def _train(
     callback.job_started(job.index, job.label, total)
     where = environment_of(device, bundle, workers.size)
     folder.write_environment(where)
-    folder.begin(None if earlier is None else earlier["tables"])
+    folder.begin(None if earlier is None else earlier["tables"], metered=config.meters != ())
     log.info("training %s: %d steps on %s", job.label or "one run", total, device)
     if earlier is not None:
         log.info("going on from step %d", earlier["step"])
@@ -179,13 +180,27 @@ def _train(
         batches,
         lambda split, training: device_batches(config, bundle, split, device, training=training),
         precision,
-        config.measure,
+        in_full=config.in_full,
     )
+    optimizer = config.optim.make(model)
+    panel = Panel(
+        config.meters,
+        config.measure_every,
+        config.model.strategies(config.norm),
+        model,
+        batches,
+        config.batch_of_statistics(workers.size),
+        optimizer,
+        loss_function(config.trainer),
+        precision,
+    )
+    for name, reason in panel.absent.items():
+        callback.noted(f"measure={name}: cannot be read, {reason}")
     training = Training(
         model=model,
         batches=batches,
         evaluator=evaluator,
-        optimizer=config.optim.make(model),
+        optimizer=optimizer,
         rate_of=config.schedule.rate_of(config.optim.lr, total),
         total_steps=total,
         config=config.trainer,
@@ -196,6 +211,7 @@ def _train(
         refresh=refresh,
         workers=workers,
         stop=stop,
+        panel=panel,
     )
     outcome = training.run(earlier)
     wall.stop()
@@ -211,6 +227,7 @@ def _train(
             wall.seconds,
             where,
             config.eval.stats,
+            panel.absent,
         )
         | {"samples": evaluator.samples},
     )
@@ -315,6 +332,9 @@ class _Recorder:
     def layers(self, rows: list[tuple[Cell, ...]]) -> None:
         self._folder.layers.append(rows)
 
+    def meters(self, rows: list[tuple[Cell, ...]]) -> None:
+        self._folder.meters.append(rows)
+
     def checkpoint(self, state: dict[str, Any]) -> None:
         about = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
         checkpoint.save(self._folder.path, state | about)
@@ -330,6 +350,7 @@ class _Unrecorded:
     def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def meters(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def checkpoint(self, state: dict[str, Any]) -> None: ...
 
 

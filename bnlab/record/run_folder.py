@@ -37,7 +37,9 @@ EVALS = ("step", "epoch", "split", "metric", "value", "samples")
 LAYERS = ("step", "epoch", "depth", "layer", "reference", "metric", "value", "channels")
 # Clock readings have a table of their own, so that the others are byte-identical between equal runs.
 TIMES = ("step", "data_ms", "step_ms", "warmup")
-TABLES = {"steps": STEPS, "evals": EVALS, "layers": LAYERS, "times": TIMES}
+# Of runs that were asked for meters; `-` stands for the whole network.
+METERS = ("step", "epoch", "meter", "figure", "layer", "depth", "axis", "value")
+TABLES = {"steps": STEPS, "evals": EVALS, "layers": LAYERS, "times": TIMES, "meters": METERS}
 
 
 def fresh_folder(base: Path, label: str) -> Path:
@@ -119,6 +121,7 @@ class RunFolder:
     times: Table
     evals: Table
     layers: Table
+    meters: Table
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path, self.identity = path, identity
@@ -144,9 +147,14 @@ class RunFolder:
             self._status["started"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.path / "status.json", self._status)
 
-    def begin(self, sizes: Mapping[str, int] | None = None) -> None:
-        """Open the tables: new ones, or those of a checkpoint, each cut to the size that it had then."""
+    def begin(self, sizes: Mapping[str, int] | None = None, *, metered: bool = False) -> None:
+        """Open the tables: new ones, or those of a checkpoint, each cut to the size that it had then.
+
+        That of meters only where `metered`.
+        """
         for name, columns in TABLES.items():
+            if name == "meters" and not metered:
+                continue
             table = Table(self.path / f"{name}.csv", columns, None if sizes is None else sizes[name])
             setattr(self, name, table)
             self._tables.append(table)

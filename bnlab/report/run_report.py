@@ -31,6 +31,7 @@ _FILES = {
     "evals.csv": "every evaluation",
     "times.csv": "length of every step",
     "layers.csv": "discrepancy by layer",
+    "meters.csv": "every reading of a meter",
     "checkpoint.pt": "weights, optimizer and random state",
     "run.log": "what was logged",
 }

@@ -63,7 +63,6 @@ def check_eval(model: nn.Module, config: EvalConfig) -> None:
         check_foldable(model)
 
 
-Measure = Literal["cheap", "full"]
 LAYER_FIGURES = ("mean_z", "mean_z_max", "log_std_ratio", "log_std_ratio_max")  # of a LayerGap
 
 
@@ -94,7 +93,7 @@ class Evaluator:
     statistics of a batch depend on, and a model that does not depend on them gives the same bits twice, so that its gap
     is 0 and not merely small. In training mode each batch is the next step after the same past.
 
-    `device_batches` puts a split on the device, plain or as training sees it. With measure="full" every evaluation also
+    `device_batches` puts a split on the device, plain or as training sees it. With `in_full` every evaluation also
     takes the measurements of `bnlab probe`.
     """
 
@@ -106,7 +105,7 @@ class Evaluator:
         training_set: Batches,
         device_batches: Callable[[Split, bool], Batches],
         precision: Callable[[], AbstractContextManager[object]],
-        measure: Measure = "cheap",
+        in_full: bool = False,
     ) -> None:
         self._config = config
         if config.shifted != "none":
@@ -128,7 +127,7 @@ class Evaluator:
         self._probed = chosen["test"].to(self._test.device)
         self._beyond = beyond.nonzero().flatten().to(self._test.device)  # test samples that are not in the probe
         self._probes: list[Probe] = []
-        if measure == "full":
+        if in_full:
             augments = training_set.augment.active
             for name, split in (("train", train_probe), ("test", bundle.test.take(chosen["test"]))):
                 plain = self._others["train"] if name == "train" else device_batches(split, False)

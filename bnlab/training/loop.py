@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from bnlab.data.batches import Batches
 from bnlab.distributed import ALONE, Workers
 from bnlab.errors import RecordError
 from bnlab.measure.refresh import Refresh
+from bnlab.meters.panel import Panel
 from bnlab.models.model import norm_layers
 from bnlab.norms.strategy import NormLayer
 from bnlab.timing import Stopwatch, step_clock
@@ -86,7 +88,9 @@ class Training:
         refresh: Refresh | None = None,
         workers: Workers = ALONE,
         stop: Stop | None = None,
+        panel: Panel | None = None,
     ) -> None:
+        self._panel = panel
         self._stop, self._device = stop or Stop(), device
         self._model, self._batches, self._evaluator = model, batches, evaluator
         self._optimizer, self._rate_of, self._total = optimizer, rate_of, total_steps
@@ -126,9 +130,10 @@ class Training:
         next_eval = next(step for step in itertools.chain([0], self._eval_steps) if step > self._evaluated)
         if next_eval == outcome.steps:  # the initial weights, or an evaluation that was interrupted
             self._evaluate()
-            if outcome.steps == total:
-                return self._end()
-            next_eval = next(self._eval_steps)
+            next_eval = next(self._eval_steps, total)
+        self._read_meters()
+        if outcome.steps == total:
+            return self._end()
         self._model.train()
         self._watch.start()
         for images, labels in self._stream(outcome.steps):
@@ -142,13 +147,15 @@ class Training:
             self._clock.end()
             outcome.steps += 1
             at_eval = outcome.steps == next_eval
-            if at_eval or len(self._pending) >= self._interval or self._stop.requested:
+            at_reading = self._panel is not None and self._panel.reads_after(outcome.steps)
+            if at_eval or at_reading or len(self._pending) >= self._interval or self._stop.requested:
                 self._watch.stop()
                 if not self._flush():
                     return None
                 if at_eval:
                     self._evaluate()
                     next_eval = next(self._eval_steps, total)
+                self._read_meters()
                 if outcome.steps == total:
                     return self._end()
                 if self._stop.requested or self._watch.seconds - self._saved_at >= CHECKPOINT_SECONDS:
@@ -226,17 +233,9 @@ class Training:
         return self._mean_loss(logits, labels) * (len(labels) * self._workers.size / whole)
 
     def _evaluate(self) -> None:
-        self._eval_watch.start()
-        listening = register_module_forward_pre_hook(lambda *_: self._stop.check())
-        try:
+        with self._measuring():
             evaluation = self._evaluator.evaluate(self._model)
-        except KeyboardInterrupt:
-            self._save()  # the evaluation left the model as it was
-            raise
-        finally:
-            listening.remove()
         figures = evaluation.figures
-        self._eval_watch.stop()
         self._evaluated = self.outcome.steps
         step, epoch = self.outcome.steps, self.outcome.steps / self._batches.steps_per_epoch
         self._recorder.evals([(step, epoch, m.split, m.metric, m.value, m.samples) for m in figures])
@@ -252,6 +251,32 @@ class Training:
         self.outcome.layers.append(evaluation.layers["probe"])
         self.outcome.discrepancy_seconds += evaluation.discrepancy_seconds
         self._callback.evaluated(step, {f"{m.split}.{m.metric}": m.value for m in figures})
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Count the time as that of evaluation; asked to stop, save at the next layer: the model is as it was."""
+        self._eval_watch.start()
+        listening = register_module_forward_pre_hook(lambda *_: self._stop.check())
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        finally:
+            listening.remove()
+        self._eval_watch.stop()
+
+    def _read_meters(self) -> None:
+        """Read the meters that are due here."""
+        step = self.outcome.steps
+        if self._panel is None or not self._panel.is_due(step, self._evaluated, self._total):
+            return
+        with self._measuring():
+            taken = self._panel.read(step, self._rate_of(min(step, self._total - 1)), self._batches)
+        epoch = step / self._batches.steps_per_epoch
+        for of_meter in taken:
+            self._recorder.meters([(step, epoch, *row) for row in of_meter.rows()])
+            self.outcome.take_readings(step, of_meter.meter, of_meter.of_network(), of_meter.seconds)
 
     def _extend_curve(self, step: int, epoch: float, figures: list[Figure]) -> None:
         point = {"step": step, "epoch": epoch, "seconds": self._watch.seconds}
@@ -276,6 +301,7 @@ class Training:
             "unnormalizable": counts,
             "calibration": None if self._refresh is None else self._refresh.state(),
             "evaluated": self._evaluated,
+            "panel": None if self._panel is None else self._panel.state(),
             "ended": self._ended,
             "outcome": self.outcome.as_plain(),
             "seconds": (self._watch.seconds, self._eval_watch.seconds),
@@ -295,6 +321,8 @@ class Training:
             layer.num_unnormalizable = count
         if self._refresh is not None:
             self._refresh.restore(state["calibration"])
+        if self._panel is not None:
+            self._panel.restore(state["panel"])
         self._evaluated, self._ended = state["evaluated"], state["ended"]
         self.outcome = Outcome.of_plain(state["outcome"])
         if self.outcome.steps > self._total:

@@ -24,6 +24,7 @@ class Recorder(Protocol):
     def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def meters(self, rows: list[tuple[Cell, ...]]) -> None: ...
     def checkpoint(self, state: dict[str, Any]) -> None: ...
 
 
@@ -49,6 +50,16 @@ class Outcome:
     refresh_ms: float | None = None  # median of the refreshes of statistics inside steps
     curve: dict[str, list[float]] = field(default_factory=dict)
     layers: list[list[LayerGap]] = field(default_factory=list)  # an entry an evaluation, against the test probe
+
+    readings: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # of a meter: `step` and its figures
+    meter_seconds: dict[str, float] = field(default_factory=dict)
+
+    def take_readings(self, step: int, meter: str, figures: Mapping[str, float], seconds: float) -> None:
+        """Add what a meter read of the network after `step` steps, and what it took; a figure is there every time."""
+        curves = self.readings.setdefault(meter, {})
+        for name, value in {"step": step, **figures}.items():
+            curves.setdefault(name, []).append(value)
+        self.meter_seconds[meter] = self.meter_seconds.get(meter, 0.0) + seconds
 
     def as_plain(self) -> dict[str, Any]:
         """Return it as values that a checkpoint can hold."""

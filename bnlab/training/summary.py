@@ -25,10 +25,12 @@ def summarize(
     wall_seconds: float,
     environment: Mapping[str, Any],
     eval_stats: str = "running",
+    absent_meters: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the outcome as JSON-ready values; a figure that is not finite becomes null.
 
     `used` are the strategies in the model, the one under study first; the initial share is the largest among them.
+    `absent_meters` could not be read, each with its reason.
     """
     layers = [module for module in model.modules() if isinstance(module, NormLayer)]
     shares = [s for strategy in used if (s := strategy.initial_share(outcome.steps, batch_size)) is not None]
@@ -56,7 +58,18 @@ def summarize(
         "curve": {name: finite(values) for name, values in outcome.curve.items()},
         "environment": environment,
     }
+    if outcome.readings or absent_meters:
+        summary["meters"] = _meters(outcome, absent_meters or {})
     return summary | {"warnings": warnings_of(summary, eval_stats)}
+
+
+def _meters(outcome: Outcome, absent: Mapping[str, str]) -> dict[str, Any]:
+    """Return meter -> its figures of the network at each reading and its seconds; or why it could not be read."""
+    read = {
+        name: {"seconds": outcome.meter_seconds[name], "curve": {key: finite(values) for key, values in curves.items()}}
+        for name, curves in outcome.readings.items()
+    }
+    return read | {name: {"absent": reason} for name, reason in absent.items()}
 
 
 def _affine(layers: Sequence[NormLayer]) -> dict[str, float | None]:

@@ -1,0 +1,222 @@
+"""Meters of mechanism: they change nothing, and each reads what an independent computation gives."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers_training import train
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bnlab.data.batches import Batches
+from bnlab.data.bundle import Split
+from bnlab.meters.curvature import largest_eigenvalue
+from bnlab.meters.meter import ALWAYS, Meter, Moment, Reading, gradient_of, meters, parameters_by_layer
+from bnlab.models.cnn import Cnn
+from bnlab.models.mlp import Mlp
+from bnlab.models.model import build
+from bnlab.norms.strategy import strategies
+
+SHORT = ("data=digits", "trainer.steps=7", "data.batch_size=32", "trainer.threads=1", "trainer.device=cpu")
+SMALL = ("model=cnn", "model.widths=[8,8]", "eval.every=0.05")
+
+
+def moment(model: nn.Module, *, rate: float = 0.1, lr: float = 0.1, momentum: float = 0.0) -> Moment:
+    """A moment of `model` in float64, with 24 random images and a batch of 8."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8, generator=draw)
+    batches = Batches(Split(images, torch.randint(0, 10, (24,), generator=draw)), batch_size=8)
+    pictures, labels = next(batches.epoch(0))
+    model.double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    return Moment(0, rate, (pictures.double(), labels), batches, 8, F.cross_entropy, nullcontext, model, optimizer)
+
+
+def network(name: str, spec: Mlp | Cnn | None = None) -> nn.Module:
+    more = {"groups": 2} if name in ("group", "weight_std") else {}
+    return build(spec or Mlp(widths=(8, 8)), strategies[name](**more), (1, 8, 8), 10, seed=0)
+
+
+def read(meter: str, at: Moment) -> dict[tuple[str, str, str], float]:
+    """Return figure, layer, axis -> value."""
+    return {(r.figure, r.layer, r.axis): r.value for r in meters[meter]().read(at)}
+
+
+# ---------------------------------------------------------------- what a run records
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / f"{name}.csv").read_bytes() for name in ("steps", "evals", "layers")}
+
+
+@pytest.mark.parametrize("name", list(strategies))
+def test_no_meter_changes_a_training_by_a_bit(tmp_path: Path, name: str) -> None:
+    plain, metered = tmp_path / "plain", tmp_path / "metered"
+    line = (*SHORT, *SMALL, f"norm={name}", "model.dropout=0.2", "data.shift=1")
+    every = f"measure=[{','.join(meters)}]"
+    assert train(line, plain).state == train([*line, every, "measure_every=2"], metered).state == "done"
+    assert tables(plain) == tables(metered)
+    weights = [torch.load(folder / "checkpoint.pt", weights_only=True)["model"] for folder in (plain, metered)]
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    found = json.loads((metered / "summary.json").read_text())["meters"]
+    assert set(found) == set(meters)
+    rows = rows_of(metered / "meters.csv")
+    for meter, about in found.items():
+        steps = {int(row["step"]) for row in rows if row["meter"] == meter}
+        if "absent" in about:
+            assert not steps
+            assert name in about["absent"]
+        else:
+            assert steps == {0, 2, 4, 6, 7}
+            assert about["curve"]["step"] == [0, 2, 4, 6, 7]
+            assert all(len(curve) == 5 for curve in about["curve"].values())
+
+
+def test_meters_are_read_at_evaluations_unless_told_otherwise(tmp_path: Path) -> None:
+    train([*SHORT, "model=mlp", "model.widths=[8]", "eval.every=0.1", "measure=landscape"], tmp_path / "run")
+    rows, evaluated = rows_of(tmp_path / "run" / "meters.csv"), rows_of(tmp_path / "run" / "evals.csv")
+    assert {row["step"] for row in rows} == {row["step"] for row in evaluated}
+    assert {row["meter"] for row in rows} == {"landscape"}
+
+
+def test_a_run_without_meters_has_no_table_of_them(tmp_path: Path) -> None:
+    train([*SHORT, "model=mlp", "model.widths=[8]"], tmp_path / "run")
+    assert not (tmp_path / "run" / "meters.csv").exists()
+    assert "meters" not in json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+# ---------------------------------------------------------------- gradients along a step
+
+
+@pytest.mark.parametrize("name", ["none", "batch", "layer", "renorm"])
+def test_the_landscape_is_that_of_plain_loops(name: str) -> None:
+    model = network(name)
+    at = moment(model)
+    found = read("landscape", at)
+    images, labels = at.batch
+
+    def at_weights(weights: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        own = {key: weight.detach().clone().requires_grad_() for key, weight in weights.items()}
+        buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+        loss = F.cross_entropy(functional_call(model, own | buffers, (images,)), labels)
+        return loss.detach(), dict(zip(own, torch.autograd.grad(loss, list(own.values())), strict=True))
+
+    model.train()
+    start = {key: weight.detach() for key, weight in model.named_parameters()}
+    loss, gradient = at_weights(start)
+    flat = torch.cat([part.flatten() for part in gradient.values()])
+    losses, changes, smooth = [loss], [], []
+    for factor in (0.5, 1, 2, 4):
+        moved, there = at_weights({key: weight - factor * 0.1 * gradient[key] for key, weight in start.items()})
+        change = (torch.cat([part.flatten() for part in there.values()]) - flat).norm()
+        losses.append(moved)
+        changes.append(change)
+        smooth.append(change / (factor * 0.1 * flat.norm()))
+    assert found["loss_range", "-", "-"] == pytest.approx((max(losses) - min(losses)).item(), rel=1e-9)
+    assert found["grad_change", "-", "-"] == pytest.approx(max(changes).item(), rel=1e-9)
+    assert found["beta_smooth", "-", "-"] == pytest.approx(max(smooth).item(), rel=1e-9)
+
+    last = list(parameters_by_layer(model))[-1]
+    own = [f"{last}.weight", f"{last}.bias"]
+    updated = {key: weight - (0 if key in own else 0.1) * gradient[key] for key, weight in start.items()}
+    _, after = at_weights(updated)
+    one, other = (torch.cat([part[key].flatten() for key in own]) for part in (gradient, after))
+    assert found["ics", last, "-"] == pytest.approx(((one - other).norm() / one.norm()).item(), rel=1e-9)
+    assert found["ics_cosine", last, "-"] == pytest.approx(F.cosine_similarity(one, other, dim=0).item(), rel=1e-9)
+    first = next(iter(parameters_by_layer(model)))
+    assert found["ics", first, "-"] == 0
+
+
+def test_the_landscape_of_a_quadratic_is_its_curvature() -> None:
+    """Along the gradient of w'Aw/2 the smoothness is |A g| / |g|, whatever the step."""
+    eigenvalues = torch.tensor([5.0, 1.0, 0.1], dtype=torch.float64)
+    value, converged = largest_eigenvalue(lambda w: [w[0] * eigenvalues], [torch.ones(3, dtype=torch.float64)])
+    assert converged
+    assert value == pytest.approx(5, rel=0.01)
+
+
+@pytest.mark.parametrize("spectrum", [(3.0, -7.0, 1.0), (-4.0, 0.5, 0.5), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0)])
+def test_the_sign_of_the_largest_eigenvalue_is_kept(spectrum: Sequence[float]) -> None:
+    turned, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    matrix = turned @ torch.diag(torch.tensor(spectrum, dtype=torch.float64)) @ turned.T
+    value, converged = largest_eigenvalue(lambda w: [matrix @ w[0]], [torch.ones(3, dtype=torch.float64)])
+    assert converged
+    assert value == pytest.approx(max(spectrum, key=abs), rel=0.02, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["none", "batch", "ghost", "layer", "group", "rms", "weight_std"])
+def test_the_curvature_is_that_of_the_whole_hessian(name: str) -> None:
+    model = network(name)
+    at = moment(model)
+    images, labels = next(iter(at.samples(1)))
+    model.train()
+    start = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split([weight.numel() for weight in model.parameters()])
+        named = model.named_parameters()
+        weights = {key: part.view_as(weight) for (key, weight), part in zip(named, parts, strict=True)}
+        buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+        return F.cross_entropy(functional_call(model, weights | buffers, (images.double(),)), labels)
+
+    eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, start))
+    largest = eigenvalues[eigenvalues.abs().argmax()].item()
+    found = read("curvature", at)
+    assert found["converged", "-", "-"] == 1
+    assert found["lambda_max", "-", "-"] == pytest.approx(largest, rel=0.05)
+    assert found["stable_rate", "-", "-"] == pytest.approx(
+        2 / largest if largest > 0 else math.nan, rel=0.05, nan_ok=True
+    )
+
+
+def test_a_gradient_is_of_the_next_step_and_leaves_statistics() -> None:
+    model = network("batch")
+    at = moment(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    _, gradient = gradient_of(at.copy(), at.batch, F.cross_entropy)
+    model.train()
+    F.cross_entropy(model(at.batch[0]), at.batch[1]).backward()
+    assert all(torch.equal(weight.grad, part) for weight, part in zip(model.parameters(), gradient, strict=True))
+    model.load_state_dict(before)
+    gradient_of(model, at.batch, F.cross_entropy)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_parameters_stand_with_the_layer_that_they_follow() -> None:
+    model = network("batch", Cnn(widths=(3, 4)))
+    places = parameters_by_layer(model)
+    assert sorted(place for own in places.values() for place in own) == list(range(len(list(model.parameters()))))
+    names = [name for name, _ in model.named_parameters()]
+    for layer, own in places.items():
+        assert names[own[0]] == f"{layer}.weight"
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def test_every_meter_says_what_it_is_and_is_known_to_measure() -> None:
+    assert not set(ALWAYS) & set(meters)
+    for name in meters:
+        assert issubclass(meters[name], Meter)
+        assert (meters[name].__doc__ or "").strip()
+
+
+def test_probe_samples_are_whole_batches_and_always_the_same() -> None:
+    at = moment(network("none"))
+    batches = list(at.samples(20))
+    assert [len(labels) for _, labels in batches] == [8, 8]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(batches, at.samples(20), strict=True))
+    assert [len(labels) for _, labels in at.samples(1)] == [8]
+    assert Reading("x", 1.0).layer == "-"

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from bnlab.data.batches import batch_sizes
+from bnlab.data.batches import Batches, batch_sizes
 from bnlab.data.bundle import DataBundle
 from bnlab.distributed import ALONE, RankLost, Workers
 from bnlab.errors import BnlabError, EnvironmentFault, IncompatibleError, RecordError
@@ -183,19 +184,6 @@ def _train(
         in_full=config.in_full,
     )
     optimizer = config.optim.make(model)
-    panel = Panel(
-        config.meters,
-        config.measure_every,
-        config.model.strategies(config.norm),
-        model,
-        batches,
-        config.batch_of_statistics(workers.size),
-        optimizer,
-        loss_function(config.trainer),
-        precision,
-    )
-    for name, reason in panel.absent.items():
-        callback.noted(f"measure={name}: cannot be read, {reason}")
     training = Training(
         model=model,
         batches=batches,
@@ -211,7 +199,7 @@ def _train(
         refresh=refresh,
         workers=workers,
         stop=stop,
-        panel=panel,
+        panel=_panel_of(config, model, batches, optimizer, callback),
     )
     outcome = training.run(earlier)
     wall.stop()
@@ -232,6 +220,26 @@ def _train(
         | {"samples": evaluator.samples},
     )
     return outcome
+
+
+def _panel_of(
+    config: Config, model: nn.Module, batches: Batches, optimizer: torch.optim.Optimizer, callback: Callback
+) -> Panel:
+    """Return the meters of a run; those that cannot be read are named."""
+    panel = Panel(
+        config.meters,
+        config.measure_every,
+        config.model.strategies(config.norm),
+        model,
+        batches,
+        config.batch_of_statistics(workers=1),
+        optimizer,
+        loss_function(config.trainer),
+        precision_of(config.trainer, batches.device),
+    )
+    for name, reason in panel.absent.items():
+        callback.noted(f"measure={name}: cannot be read, {reason}")
+    return panel
 
 
 def _checkpoint(job: Job, folder: RunFolder, callback: Callback, workers: Workers) -> dict[str, Any] | None:

@@ -184,6 +184,7 @@ def _train(
         in_full=config.in_full,
     )
     optimizer = config.optim.make(model)
+    panel = _panel_of(config, model, batches, optimizer, callback)
     training = Training(
         model=model,
         batches=batches,
@@ -199,7 +200,7 @@ def _train(
         refresh=refresh,
         workers=workers,
         stop=stop,
-        panel=_panel_of(config, model, batches, optimizer, callback),
+        panel=panel,
     )
     outcome = training.run(earlier)
     wall.stop()

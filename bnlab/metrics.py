@@ -321,6 +321,12 @@ def size_error(run: Summary) -> float | None:
     return _final(run, "test.size_error")
 
 
+@metric("images needed", "", "lower")
+def samples_needed(run: Summary) -> float | None:
+    """training samples from which on new statistics are as good as those of all; by `bnlab recalibrate SWEEP`"""
+    return _final(run, "train.samples_needed")
+
+
 @metric("mean z", "sigma", "lower")
 def mean_z(run: Summary) -> float | None:
     """|running mean - mean| / sigma of the layer where it is largest: its median channel, on the test probe"""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnlab.errors import ConfigError, IncompatibleError
+from bnlab.errors import ConfigError, IncompatibleError, RecordError
 
 if TYPE_CHECKING:
     from bnlab.record.read import Run
@@ -26,11 +27,14 @@ PROBED = (
 )
 
 
+def is_folder_of_runs(targets: Sequence[str]) -> bool:
+    """Return whether a command line names a folder that is no run's own."""
+    return bool(targets) and (place := Path(targets[0])).is_dir() and not (place / "status.json").exists()
+
+
 def is_of_several(targets: Sequence[str]) -> bool:
     """Return whether a command line names a folder of runs, or settings under which to evaluate."""
-    place = Path(targets[0]) if targets else Path()
-    several = bool(targets) and place.is_dir() and not (place / "status.json").exists()
-    return several or any(word.partition("=")[0] in ONLY_AGAIN for word in targets)
+    return is_folder_of_runs(targets) or any(word.partition("=")[0] in ONLY_AGAIN for word in targets)
 
 
 def evaluate_all(targets: Sequence[str], metrics: Sequence[str], format: str) -> None:
@@ -39,38 +43,18 @@ def evaluate_all(targets: Sequence[str], metrics: Sequence[str], format: str) ->
     What was evaluated before is not evaluated again. Errors: ConfigError.
     """
     from bnlab.cli.compare import show_comparison
-    from bnlab.compare.comparison import compare, find_runs
-    from bnlab.config.compose import adjusted
+    from bnlab.compare.comparison import compare
     from bnlab.experiment.evaluate_again import evaluate_again
-    from bnlab.experiment.trained_model import ADJUSTABLE
     from bnlab.record.evaluations import SETTINGS
     from bnlab.record.read import evaluated
     from bnlab.report.console import messages
-    from bnlab.report.display import Display, duration
 
     place = Path(targets[0])
     settings = [word for word in targets[1:] if word.partition("=")[0] in SETTINGS]
     changes = _changes(settings or ["measure=full"])
     elsewhere = [word for word in targets[1:] if word.partition("=")[0] not in SETTINGS]
-    adjusted({}, elsewhere, ADJUSTABLE)
-    runs = [run for run in find_runs([place])[0] if run.state == "done" and not run.is_bench]
-    if not runs:
-        raise ConfigError(f"{place}: no run here is finished\n`bnlab resume` finishes them")
-    out, refused, count = messages(), [], 0
-    with Display(out) as display:
-        start = out.get_time()
-        for number, run in enumerate(runs):
-            left = (out.get_time() - start) / number * (len(runs) - number) if number else None
-            said = f"evaluating run {number + 1} of {len(runs)}" + (f", {duration(left)} left" if left else "")
-            display.show(lambda said=said: said)  # type: ignore[misc]
-            try:
-                count += evaluate_again(run.folder, changes, elsewhere)
-            except IncompatibleError as error:
-                refused.append(f"{run.folder}: {str(error).partition(chr(10))[0]}")
-    for line in refused:
-        out.say(line)
-    whole = find_runs([place])[0]
-    kept = [each for run in whole if run.state == "done" for each in (run, *evaluated(run)) if _is_asked(each, changes)]
+    count = of_each(place, elsewhere, "evaluating", lambda folder: evaluate_again(folder, changes, elsewhere))
+    kept = [each for run in finished(place) for each in (run, *evaluated(run)) if _is_asked(each, changes)]
     if not kept:
         raise IncompatibleError(f"{place}: no run can be evaluated so")
     several = [key for key in BASELINES if len({str(run.config.get(key)) for run in kept}) > 1]
@@ -78,7 +62,46 @@ def evaluate_all(targets: Sequence[str], metrics: Sequence[str], format: str) ->
         (f"{key}={SETTINGS[key]}" for key in several if any(run.config.get(key) == SETTINGS[key] for run in kept)), None
     )
     show_comparison(compare([place], metrics=metrics, of=kept, baseline=base), format, metrics, False)
-    out.say(f"{count:,} evaluations made; `bnlab compare {place} --evaluated` shows all there are")
+    messages().say(f"{count:,} evaluations made; `bnlab compare {place} --evaluated` shows all there are")
+
+
+def finished(place: Path) -> list[Run]:
+    """Return the finished trainings at or below a path. Errors: RecordError, ConfigError without any."""
+    from bnlab.compare.comparison import find_runs
+
+    runs = [run for run in find_runs([place])[0] if run.state == "done" and not run.is_bench]
+    if not runs:
+        raise ConfigError(f"{place}: no run here is finished\n`bnlab resume` finishes them")
+    return runs
+
+
+def of_each(place: Path, overrides: Sequence[str], doing: str, do: Callable[[Path], int]) -> int:
+    """Do something with the folder of each finished run, say with which it cannot be done, and return the sum.
+
+    Errors: ConfigError, as for `overrides` that say something else than where data lie.
+    """
+    from bnlab.config.compose import adjusted
+    from bnlab.experiment.trained_model import ADJUSTABLE
+    from bnlab.report.console import messages
+    from bnlab.report.display import Display, duration
+
+    adjusted({}, overrides, ADJUSTABLE)
+    runs, out, count = finished(place), messages(), 0
+    refused: dict[str, list[Path]] = defaultdict(list)
+    with Display(out) as display:
+        start = out.get_time()
+        for number, run in enumerate(runs):
+            left = (out.get_time() - start) / number * (len(runs) - number) if number else None
+            said = f"{doing} run {number + 1} of {len(runs)}" + (f", {duration(left)} left" if left else "")
+            display.show(lambda said=said: said)  # type: ignore[misc]
+            try:
+                count += do(run.folder)
+            except (IncompatibleError, RecordError) as error:
+                refused[str(error).partition("\n")[0].removeprefix(f"{run.folder}: ")].append(run.folder)
+    for reason, folders in refused.items():
+        others = f" and {len(folders) - 1:,} more" if len(folders) > 1 else ""
+        out.say(f"{folders[0]}{others}: {reason}")
+    return count
 
 
 def _changes(words: Sequence[str]) -> list[dict[str, Any]]:
@@ -93,4 +116,8 @@ def _changes(words: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _is_asked(run: Run, changes: Sequence[Mapping[str, Any]]) -> bool:
+    from bnlab.record.evaluations import RECALIBRATED
+
+    if RECALIBRATED in run.config:
+        return False
     return any(all(run.config.get(k) == v or k == "measure" for k, v in change.items()) for change in changes)

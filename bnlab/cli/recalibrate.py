@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
-from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, command_on, number_in, one_of
+from bnlab.cli.options import (
+    Data,
+    Format,
+    Key,
+    Module,
+    Output,
+    Targets,
+    Weights,
+    command_on,
+    number_in,
+    one_of,
+    refuse_beside,
+)
+
+if TYPE_CHECKING:
+    from bnlab.measure.recalibration import Stats
 
 
 def recalibrate(
@@ -37,11 +53,18 @@ def recalibrate(
 
     RUN is a run folder, with overrides such as data.root=FOLDER. With --module there are only overrides:
     data.batch_size=N, that of its training; model.input_norm=none for images in [0, 1].
-    Shows before and after in one table, and how many samples would have been enough.
+    Shows before and after in one table, and how many samples would have been enough. Of a sweep's folder all finished
+    runs are recalibrated, each arm is compared with itself before, and what that came to stays with the runs.
     """
+    from bnlab.cli.evaluate_again import is_folder_of_runs
+
+    if module is None and is_folder_of_runs(targets or []):
+        others = {"--checkpoint": weights, "--key": key, "--output": output, "--data": data, "--out": out}
+        refuse_beside("a sweep", True, others)
+        _recalibrate_all(targets or [], cast("Stats", stats), samples, plain, format)
+        return
     from bnlab.experiment.recalibrated import new_file, recalibrated, save
     from bnlab.experiment.trained_model import find
-    from bnlab.measure.recalibration import Stats
     from bnlab.report.console import messages, results
     from bnlab.report.display import working
     from bnlab.report.recalibration_report import (
@@ -53,13 +76,15 @@ def recalibrate(
     from bnlab.report.rows import TIDY_FORMATS
     from bnlab.training.checkpoint import check_new_file
 
-    how, err = cast(Stats, stats), messages()
+    how, err = cast("Stats", stats), messages()
     if out is not None:
         check_new_file(out)  # before anything is read
     with working(err) as tell:
         tell("reading model and data")
         trained = find(targets or [], module, weights, data, key, output)
-        file, count = new_file(trained, weights, how, samples, out)
+        usual, count = new_file(trained, weights, how, samples, plain=plain)
+        file = out or usual
+        check_new_file(file)
         if samples is not None and count < min(samples, len(trained.train)):
             of = f"whole batches of {trained.batch_size} are taken"
             err.say(f"stats={stats}: {of}, {count} of the {samples} samples asked for")
@@ -73,3 +98,32 @@ def recalibrate(
     else:
         terminal.emit(TIDY_FORMATS[format](recalibration_head(report), recalibration_rows(report)))
     err.say(f"{command_on('probe', targets, module, file, data, key, output)} examines it")
+
+
+def _recalibrate_all(targets: Sequence[str], stats: Stats, samples: int | None, plain: bool, format: str) -> None:
+    """Recalibrate every finished run at or below a path, and compare each arm with itself before.
+
+    What was recalibrated before is not recalibrated again. Errors: ConfigError; IncompatibleError where none can be.
+    """
+    from bnlab.cli.compare import show_comparison
+    from bnlab.cli.evaluate_again import FIGURES, finished, of_each
+    from bnlab.compare.comparison import compare
+    from bnlab.errors import IncompatibleError
+    from bnlab.experiment.evaluate_again import before_and_after, recalibrate_again
+    from bnlab.record.evaluations import RECALIBRATED
+    from bnlab.report.console import messages
+
+    place, overrides = Path(targets[0]), targets[1:]
+
+    def do(folder: Path) -> int:
+        return recalibrate_again(folder, stats, samples, plain=plain, overrides=overrides)
+
+    count = of_each(place, overrides, "recalibrating", do)
+    kept = [each for run in finished(place) for each in before_and_after(run, stats, samples, plain=plain)]
+    if not kept:
+        raise IncompatibleError(f"{place}: no run here can be recalibrated")
+    metrics = (*FIGURES[:2], "samples_needed", *FIGURES[2:])
+    compared = compare([place], metrics=metrics, of=kept, baseline=f"{RECALIBRATED}=before")
+    show_comparison(compared, format, metrics, False)
+    name = f"recalibrated-{stats}-{'plain-' * plain}N.pt"
+    messages().say(f"{count:,} runs recalibrated; the new checkpoints are {place}/…/{name}")

@@ -20,12 +20,12 @@ from bnlab.training import checkpoint
 
 
 def new_file(
-    trained: TrainedModel, weights: Path | None, stats: Stats, samples: int | None, out: Path | None
+    trained: TrainedModel, weights: Path | None, stats: Stats, samples: int | None, *, plain: bool
 ) -> tuple[Path, int]:
-    """Return the file to write, and over how many training samples the statistics will be.
+    """Return the file that is usual for new statistics, and over how many training samples these will be.
 
-    Without `out` it lies in the run's folder, or beside the `weights` that go with a module. Errors: ConfigError where
-    it exists; IncompatibleError where there is nothing to recalibrate; EnvironmentFault.
+    It lies in the run's folder, or beside the `weights` that go with a module. Errors: IncompatibleError where there is
+    nothing to recalibrate.
     """
     try:
         with trained.examined():
@@ -34,9 +34,7 @@ def new_file(
         raise IncompatibleError(f"{trained.label}: {error}") from error
     count = samples_used(trained.train, stats, samples, trained.batch_size)
     folder = trained.folder or (Path() if weights is None else weights.parent)
-    file = out or folder / f"recalibrated-{stats}-{count}.pt"
-    checkpoint.check_new_file(file)
-    return file, count
+    return folder / f"recalibrated-{stats}-{'plain-' * plain}{count}.pt", count
 
 
 def recalibrated(trained: TrainedModel, stats: Stats, samples: int | None, *, plain: bool = False) -> Recalibration:

@@ -2,8 +2,9 @@
 
     {"schema": 1, "weights": SHA-256 of the checkpoint, "evaluations": {IDENTITY: {"config", "curve", "layers", ...}}}
 
-IDENTITY is that of a run trained with these settings: of its configuration, its data and the version of bnlab. The file
-goes with one checkpoint; where the run has another by now, or the file cannot be read, it is as if it were not there.
+IDENTITY is that of a run trained with these settings: of its configuration, its data and the version of bnlab; of a
+recalibrated checkpoint it is the name of its file. The file goes with one checkpoint; where the run has another by now,
+or the file cannot be read, it is as if it were not there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SETTINGS: Mapping[str, Any] = {
     "eval.shifted": "none",
     "measure": "cheap",
 }
+RECALIBRATED = "recalibrated"  # a key of what a recalibrated checkpoint was evaluated to be: by which statistics
 Evaluations = dict[str, dict[str, Any]]  # by identity
 
 
@@ -63,7 +65,9 @@ def read_evaluations(folder: Path | str) -> Evaluations:
 
 def _checked(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return an entry whose figures are numbers. Errors: those of Python for what it is not."""
-    config = {key: entry["config"][key] for key in SETTINGS}
+    config = {key: entry["config"][key] for key in SETTINGS} | {
+        key: value for key, value in entry["config"].items() if key == RECALIBRATED
+    }
     if not all(isinstance(value, (str, int, float)) for value in config.values()):
         raise TypeError
     curve = {name: None if value is None else float(value) for name, value in entry["curve"].items()}

@@ -76,7 +76,7 @@ def evaluated(run: Run, *, alike: bool = False) -> list[Run]:
 
 def _is_same(run: Run, entry: dict[str, Any]) -> bool:
     return all(
-        run.config.get(key, SETTINGS[key]) == value for key, value in entry["config"].items() if key != "measure"
+        run.config.get(key, SETTINGS.get(key)) == value for key, value in entry["config"].items() if key != "measure"
     )
 
 

@@ -564,3 +564,83 @@ def test_a_module_without_averages_is_refused_and_leaves_nothing(theirs: str, tm
     with pytest.raises(IncompatibleError, match=f"{theirs}:plain: nothing to recalibrate"):
         recalibrate(HERE, module=f"{theirs}:plain", data="digits")
     assert sorted(tmp_path.rglob("*.pt")) == before == []
+
+
+# ---------------------------------------------------------------- sweeps
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds of a strategy with statistics that are mostly 0 and 1, and of one without any."""
+    place = tmp_path_factory.mktemp("sweep")
+    sizes = ["data=digits", "data.valid_size=200", "model.widths=[8,16]", "trainer.steps=60", "optim.lr=0.1"]
+    done = bnlab("train", "-m", "norm=batch,layer", "norm.momentum=0.001", "seed=0,1,2", *sizes, *HERE, cwd=place)
+    assert done.returncode == 0, done.stderr
+    (folder,) = place.glob("runs/2*")
+    folder.rename(place / "runs" / "s")
+    return place
+
+
+def test_every_run_of_a_sweep_is_recalibrated_and_its_arm_compared_with_itself(sweep: Path) -> None:
+    old = {path: path.read_bytes() for path in (sweep / "runs" / "s").rglob("*.pt")}
+    done = bnlab("recalibrate", "runs/s", cwd=sweep, COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("recalibrated=population is better than recalibrated=before in test accuracy (+")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "runs/s/3 and 2 more: nothing to recalibrate" in done.stderr
+    new = sorted((sweep / "runs" / "s").rglob("recalibrated-*.pt"))
+    assert [path.relative_to(sweep / "runs" / "s").as_posix() for path in new] == [
+        f"{i}/recalibrated-population-1237.pt" for i in range(3)
+    ]
+    assert {path: path.read_bytes() for path in old} == old
+
+    found = json.loads(bnlab("recalibrate", "runs/s", "-f", "json", cwd=sweep).stdout)["rows"]
+    before, after = (next(r for r in found if r["arm"]["recalibrated"] == word) for word in ("before", "population"))
+    models = [(of_run(path.parent), of_run(path.parent, path)) for path in new]
+    for place, row in enumerate((before, after)):
+        losses, hits = [], []
+        for pair in models:
+            images, labels = next(pair[place].test.sequential(360))
+            with torch.no_grad():
+                logits = pair[place].model(images).double()
+            losses.append(F.cross_entropy(logits, labels).item())
+            hits.append((logits.argmax(1) == labels).double().mean().item())
+        assert row["metrics"]["test_loss"]["value"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+        assert row["metrics"]["test_accuracy"]["value"] == pytest.approx(sum(hits) / 3, abs=1e-12)
+    assert after["metrics"]["test_loss"]["value"] < before["metrics"]["test_loss"]["value"] - 0.1
+    assert after["vs_baseline"]["test_accuracy"]["n"] == 3
+    needed = []
+    for path in new:
+        alone = json.loads(bnlab("recalibrate", str(path.parent), "--out", f"{path.parent.name}.pt", "-f", "json",
+                                 cwd=sweep).stdout)  # fmt: skip
+        needed.append(alone["enough"])
+    assert after["metrics"]["samples_needed"]["value"] == pytest.approx(sum(needed) / 3)
+
+
+def test_what_was_recalibrated_stays_as_it_is(sweep: Path) -> None:
+    first = bnlab("recalibrate", "runs/s", "--stats", "precise", "--samples", "128", cwd=sweep)
+    assert "3 runs recalibrated" in first.stderr, first.stderr
+    files = {path: path.read_bytes() for path in (sweep / "runs" / "s").rglob("*.pt*")}
+    again = bnlab("recalibrate", "runs/s", "--stats", "precise", "--samples", "128", cwd=sweep)
+    assert "0 runs recalibrated" in again.stderr
+    assert again.stdout == first.stdout
+    (sweep / "runs" / "s" / "1" / "evaluations.json").unlink()  # as where `recalibrate RUN` had made the file
+    third = bnlab("recalibrate", "runs/s", "--stats", "precise", "--samples", "128", cwd=sweep)
+    assert "1 runs recalibrated" in third.stderr
+    assert third.stdout == first.stdout
+    assert {path: path.read_bytes() for path in files} == files
+    plain = bnlab("recalibrate", "runs/s", "--stats", "precise", "--samples", "128", "--plain", cwd=sweep)
+    assert "recalibrated=precise 128 plain" in plain.stdout
+    both = bnlab("compare", "runs/s", "--evaluated", "--where", "norm=batch", "--metric", "samples_needed", cwd=sweep)
+    assert "precise 128 plain" in both.stdout
+    assert "precise 128" not in bnlab("probe", "runs/s", "eval.stats=running", cwd=sweep).stdout
+
+
+def test_a_sweep_cannot_be_recalibrated_into_one_file(sweep: Path) -> None:
+    for words, said in (
+        (["--out", "x.pt"], "cannot be combined with --out"),
+        (["--checkpoint", "x.pt"], "cannot be combined with --checkpoint"),
+        (["optim.lr=1"], "optim.lr=1: cannot be set here"),
+    ):
+        done = bnlab("recalibrate", "runs/s", *words, cwd=sweep)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr

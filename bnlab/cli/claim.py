@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from bnlab.cli.options import DryRun, Format, Inline, number_in, one_of
+from bnlab.cli.options import DryRun, Format, Inline, Retries, Timeout, number_in, one_of
 from bnlab.errors import ConfigError
 
 if TYPE_CHECKING:
     from bnlab.claims.claim import Claim
     from bnlab.report.claim_report import Pair
     from bnlab.runner.claims import Wish
+    from bnlab.runner.supervisor import JobOptions
 
 app = typer.Typer(no_args_is_help=True, help="Claims and the verdicts that runs give them.")
 VERDICTS = ("confirmed", "refuted", "undecided", "not run")
@@ -97,48 +98,51 @@ def run(
     expect: Annotated[
         Optional[str], one_of("--expect", choices=VERDICTS[:3], help="Exit with 1 where a verdict is another.")
     ] = None,
+    timeout: Timeout = None,
+    retries: Retries = 0,
     inline: Inline = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train and time what is missing, and print a card a claim as soon as it is decided.
 
     NAME is one of `bnlab claim list`, or all. KEY=VALUE applies to every experiment, and makes a variant with a verdict
-    of its own. A verdict of any kind is exit code 0; 1 says that a job failed.
+    of its own; hydra/launcher=joblib and the like only say where its runs are trained, as for `bnlab train`. A verdict
+    of any kind is exit code 0; 1 says that a job failed.
     """
     from bnlab.claims.claim import claim_files, find_claim, read_claim
+    from bnlab.config.compose import hydra_lines
     from bnlab.runner.claims import Wish
+    from bnlab.runner.supervisor import JobOptions
 
     names = [word for word in words if "=" not in word]
     if not names:
         raise ConfigError("name a claim, or all\n`bnlab claim list` names them")
-    wish = Wish(budget, seeds, tuple(word for word in words if "=" in word))
+    launch = hydra_lines([word for word in words if "=" in word])
+    wish = Wish(budget, seeds, tuple(word for word in words if "=" in word and word not in launch), tuple(launch))
     wish.check()
     paths = claim_files().values() if names == ["all"] else [find_claim(name) for name in dict.fromkeys(names)]
     claims = [read_claim(path) for path in paths]
     if dry_run:
         return _show_plans(claims, wish)
-    raise typer.Exit(_run(claims, wish, inline, expect))
+    raise typer.Exit(_run(claims, wish, JobOptions(timeout, retries, inline=inline), expect))
 
 
-def _run(claims: Sequence[Claim], wish: Wish, inline: bool, expect: str | None) -> int:
+def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str | None) -> int:
     from bnlab.cli.train import handle_signals
     from bnlab.report.claim_report import card
     from bnlab.report.console import messages, results
     from bnlab.report.progress import make_progress
     from bnlab.runner.claims import Tools, carry_out_claims
-    from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import runner_for
     from bnlab.training.job import Terminated
 
     handle_signals()
-    options = JobOptions(inline=inline)
     out, trouble, trained = results(), 0, 0
     try:
         with runner_for(options) as runner, make_progress(sys.stderr) as progress:
             runner.callback = progress
-            for number, outcome in enumerate(
-                carry_out_claims(claims, wish, runner, options, Tools(_measure, _evaluate, _check))
-            ):
+            tools = Tools(runner, options, _measure, _evaluate, _check)
+            for number, outcome in enumerate(carry_out_claims(claims, wish, tools)):
                 if number:
                     out.say("")
                 out.print(card(outcome.claim, outcome.verdict, out))

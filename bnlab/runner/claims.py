@@ -27,16 +27,16 @@ from bnlab.claims.rule import parts_of
 from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register
 from bnlab.compare.arms import text_of
 from bnlab.config import compose
-from bnlab.errors import BnlabError, ConfigError, IncompatibleError
+from bnlab.errors import BnlabError, ConfigError, EnvironmentFault, IncompatibleError
 from bnlab.metrics import is_of_the_end
 from bnlab.record.evaluations import SETTINGS, with_settings
 from bnlab.record.latest import runs_folder
 from bnlab.record.read import Run, evaluated, read_runs, refusals
 from bnlab.record.run_folder import FINAL, held, queue
+from bnlab.runner import launchers
 from bnlab.runner.supervisor import JobOptions, JobRunner
-from bnlab.runner.sweep import labels
-from bnlab.runner.task import do
-from bnlab.training.job import Job
+from bnlab.runner.sweep import Plan, do_jobs, labels, refuse_launcher, threads_of
+from bnlab.training.job import Job, JobResult
 
 POOL = "pool"  # in the folder of all runs
 FRESH_SECONDS = 86_400.0  # for which a bench is used again
@@ -49,8 +49,10 @@ Evaluate = Callable[[Path, Sequence[Mapping[str, Any]]], object]  # a finished r
 
 @dataclass(frozen=True)
 class Tools:
-    """What is done in the process of the command line."""
+    """Who trains, and what is done in the process of the command line."""
 
+    runner: JobRunner
+    options: JobOptions
     measure: Measure
     evaluate: Evaluate
     check: Check
@@ -63,11 +65,19 @@ class Wish:
     budget: str = "quick"
     seeds: int | None = None  # looked at last, in place of the budget's
     more: tuple[str, ...] = ()  # overrides of every experiment: a variant of the claim
+    launch: tuple[str, ...] = ()  # Hydra's own, such as hydra/launcher=joblib
 
     def check(self) -> None:
         """Raise ConfigError for what cannot be asked for."""
         for word in self.more:
             check_override(word, word, foreign=False)
+        if self.launcher[1] != "basic":
+            raise ConfigError("hydra/sweeper: must be basic\na claim says itself what is trained")
+
+    @property
+    def launcher(self) -> tuple[str, str]:
+        """The kinds of launcher and sweeper. Errors: as of `launchers.machinery`."""
+        return launchers.machinery(self.launch)
 
     def budget_of(self, claim: Claim) -> Budget:
         budget = claim.budgets[self.budget]
@@ -210,24 +220,23 @@ def _has(pool: Mapping[str, Run], wanted: Wanted) -> bool:
     return run is not None and (wanted.base is not None or not run.is_evaluated)
 
 
-def carry_out_claims(
-    claims: Sequence[Claim], wish: Wish, runner: JobRunner, options: JobOptions, tools: Tools
-) -> Iterator[Outcome]:
+def carry_out_claims(claims: Sequence[Claim], wish: Wish, tools: Tools) -> Iterator[Outcome]:
     """Yield each claim's verdict as soon as it is there; all claims are checked before the first job starts.
 
     Errors: ConfigError, EnvironmentFault; then nothing was started. KeyboardInterrupt and Terminated pass; what is done
     stays in the pool.
     """
     wish.check()
+    refuse_launcher(wish.launcher[0], tools.runner)
     pool = find_finished()
     kept = {claim.name: verdict for claim in claims if (verdict := _kept(claim, wish, pool)) is not None}
-    plans = {claim.name: plan_of(claim, wish, runner.preflight) for claim in claims if claim.name not in kept}
+    plans = {claim.name: plan_of(claim, wish, tools.runner.preflight) for claim in claims if claim.name not in kept}
     with held(runs_folder() / POOL):
         for claim in claims:
             if claim.name in kept:
                 yield Outcome(claim, kept[claim.name], (), 0)
             else:
-                yield _carry_out(plans[claim.name], wish, pool, runner, options, tools)
+                yield _carry_out(plans[claim.name], wish, pool, tools)
 
 
 def _kept(claim: Claim, wish: Wish, pool: Mapping[str, Run]) -> ClaimVerdict | None:
@@ -241,14 +250,7 @@ def _kept(claim: Claim, wish: Wish, pool: Mapping[str, Run]) -> ClaimVerdict | N
     return verdict if same and there else None
 
 
-def _carry_out(
-    plan: ClaimPlan,
-    wish: Wish,
-    pool: dict[str, Run],
-    runner: JobRunner,
-    options: JobOptions,
-    tools: Tools,
-) -> Outcome:
+def _carry_out(plan: ClaimPlan, wish: Wish, pool: dict[str, Run], tools: Tools) -> Outcome:
     start = time.monotonic()
     claim, looks = plan.claim, plan.budget.looks
     folder = folder_of(claim.name, wish.budget, wish.variant)
@@ -263,7 +265,7 @@ def _carry_out(
         missing = [each for each in wanted if not _has(pool, each)]
         needed = {each.run.identity: each for each in (wanted.base or wanted for wanted in missing)}
         untrained = [each for each in needed.values() if not _has(pool, each)]
-        failed |= _train(untrained, pool, runner, options)
+        failed |= _train(untrained, pool, wish, tools)
         failed |= _evaluate(missing, pool, tools.evaluate)
         num_trained += len(untrained)
         runs = [pool[each.run.identity] for each in wanted if _has(pool, each)]
@@ -299,22 +301,34 @@ def _carry_out(
     return Outcome(claim, found, tuple(failed.values()), num_trained)
 
 
-def _train(missing: Sequence[Wanted], pool: dict[str, Run], runner: JobRunner, options: JobOptions) -> dict[str, str]:
-    """Train what is missing, put it into the pool, and return what failed, by identity."""
+def _train(missing: Sequence[Wanted], pool: dict[str, Run], wish: Wish, tools: Tools) -> dict[str, str]:
+    """Train what is missing, put it into the pool, and return what failed, by identity.
+
+    Errors: EnvironmentFault where a launcher gave up.
+    """
     pool_folder = runs_folder() / POOL
     jobs = [Job(pool_folder / wanted.run.identity, i, wanted.label) for i, wanted in enumerate(missing)]
     for job, wanted in zip(jobs, missing, strict=True):
         queue(job.folder, wanted.tree, compose.as_yaml(wanted.tree), wanted.run.identity, wanted.label)
-    if jobs:
-        runner.callback.sweep_started(len(jobs))
+    ended: dict[Path, JobResult] = {}
+    launcher, threads = wish.launcher[0], threads_of([wanted.tree for wanted in missing])
+    plan = Plan(pool_folder, tuple(jobs), True, threads, shared=wish.launch, launcher=launcher)
+    try:
+        do_jobs(plan, tools.runner, tools.options, ended)
+    except Exception as error:
+        if launcher == "basic" or isinstance(error, BnlabError):
+            raise
+        raise EnvironmentFault(f"the launcher stopped: {str(error).partition(chr(10))[0]}") from error
     failed = {}
     for job, wanted in zip(jobs, missing, strict=True):
-        result = do(job, runner, pool_folder, options)
         runs, _ = read_runs([job.folder])
         if runs and runs[0].state in FINAL:
             pool[wanted.run.identity] = runs[0]
-        else:
-            failed[wanted.run.identity] = f"{job.folder} {result.state}: {result.reason.partition(chr(10))[0]}"
+            continue
+        state, reason = (runs[0].state, runs[0].error or "") if runs else ("failed", "its folder cannot be read")
+        if job.folder in ended:  # also where its folder could not be told
+            state, reason = ended[job.folder].state, ended[job.folder].reason
+        failed[wanted.run.identity] = f"{job.folder} {state}: {reason.partition(chr(10))[0]}"
     return failed
 
 

@@ -200,7 +200,7 @@ def carry_out(plan: Plan, runner: JobRunner, options: JobOptions) -> int:
                 numbered = tuple(replace(job, index=i) for i, job in enumerate(jobs))  # of those done now
                 if plan.rounds is not None:
                     runner.callback.noted(plan.rounds.sentence())
-                _do(replace(plan, jobs=numbered), runner, options, ended)
+                do_jobs(replace(plan, jobs=numbered), runner, options, ended)
                 if (plan.folder / FAILED_FAST).exists():
                     break
         except KeyboardInterrupt:
@@ -218,7 +218,7 @@ def carry_out(plan: Plan, runner: JobRunner, options: JobOptions) -> int:
     return stopped or trouble
 
 
-def _do(plan: Plan, runner: JobRunner, options: JobOptions, ended: dict[Path, JobResult]) -> None:
+def do_jobs(plan: Plan, runner: JobRunner, options: JobOptions, ended: dict[Path, JobResult]) -> None:
     """Do the jobs in turn, or let a launcher or a search do so; note in `ended` what came of those done here.
 
     Errors: whatever a launcher raises.

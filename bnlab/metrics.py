@@ -56,6 +56,11 @@ class Metric:
         """Whether it varies by factors, as the times of a busy machine do."""
         return self.unit in ("ms", "s", "1/s") and self.kind == "mean"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its values are counts, and their means shown as such."""
+        return self.unit in ("steps", "images")
+
     def derive(self, summary: Summary, target: float | None = None) -> float | Censored | None:
         """Return the metric of one run; None where it was not measured or, for a time to a target, none is given."""
         if self.kind == "mean":
@@ -321,7 +326,7 @@ def size_error(run: Summary) -> float | None:
     return _final(run, "test.size_error")
 
 
-@metric("images needed", "", "lower")
+@metric("images needed", "images", "lower")
 def samples_needed(run: Summary) -> float | None:
     """training samples from which on new statistics are as good as those of all; by `bnlab recalibrate SWEEP`"""
     return _final(run, "train.samples_needed")

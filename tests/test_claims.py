@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from helpers_cli import bnlab, start
+from helpers_launchers import run as run_as
+from helpers_launchers import settings
 
 from bnlab.claims.claim import claim_files, read_claim
 from bnlab.claims.verdict import ClaimVerdict, read_verdict
@@ -274,6 +276,26 @@ def test_killed_at_20_random_moments_the_same_command_comes_to_the_same(tmp_path
     one, other = verdict_of(whole), verdict_of(tmp_path)
     assert (one.verdict, one.parts, one.runs) == (other.verdict, other.parts, other.runs)
     assert {run.state for run in read_runs([tmp_path / "runs"])[0]} == {"done"}
+
+
+@pytest.mark.slow
+def test_under_a_launcher_verdicts_are_the_same_and_the_rest_is_refused(tmp_path: Path) -> None:
+    alone, joined = tmp_path / "alone", tmp_path / "joblib"
+    for place, words in ((alone, []), (joined, ["hydra/launcher=joblib"])):
+        place.mkdir()
+        write(place)
+        done = run_as(place, settings(place), "claim", "run", "mine", *words)
+        assert (done.returncode, "6 runs trained" in done.stderr) == (0, True), done.stderr
+    one, other = verdict_of(alone), verdict_of(joined)
+    assert (one.verdict, one.parts, one.runs, one.variant) == (other.verdict, other.parts, other.runs, other.variant)
+    assert "0 runs trained" in bnlab("claim", "run", "mine", cwd=joined).stderr
+    for words, said in (
+        (["hydra/launcher=joblib", "--inline"], "hydra/launcher=joblib: must be basic for --inline"),
+        (["hydra/sweeper=optuna"], "hydra/sweeper: must be basic"),
+        (["hydra/launcher=job"], "hydra/launcher=job"),
+    ):
+        refused = bnlab("claim", "run", "mine", *words, cwd=tmp_path / "alone", supervised="--inline" not in words)
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
 
 
 # ---------------------------------------------------------------- the rest of the surface

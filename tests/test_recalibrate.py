@@ -9,6 +9,7 @@ import io
 import json
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers_cli import bnlab
+from helpers_training import train
 from torch import Tensor, nn
 
+from bnlab.cli.compare import compare
+from bnlab.cli.probe import probe
 from bnlab.cli.recalibrate import recalibrate
 from bnlab.data.augment import Augment
 from bnlab.data.batches import Batches
@@ -40,6 +44,7 @@ from bnlab.measure.recalibration import (
     samples_used,
 )
 from bnlab.norms.strategy import strategies
+from bnlab.record.read import read_runs
 from bnlab.training import checkpoint
 
 HERE = ["trainer.device=cpu", "trainer.threads=1"]
@@ -571,76 +576,96 @@ def test_a_module_without_averages_is_refused_and_leaves_nothing(theirs: str, tm
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds of a strategy with statistics that are mostly 0 and 1, and of one without any."""
+    """Three seeds of a strategy whose statistics are mostly 0 and 1, and one without any."""
     place = tmp_path_factory.mktemp("sweep")
-    sizes = ["data=digits", "data.valid_size=200", "model.widths=[8,16]", "trainer.steps=60", "optim.lr=0.1"]
-    done = bnlab("train", "-m", "norm=batch,layer", "norm.momentum=0.001", "seed=0,1,2", *sizes, *HERE, cwd=place)
-    assert done.returncode == 0, done.stderr
-    (folder,) = place.glob("runs/2*")
-    folder.rename(place / "runs" / "s")
+    sizes = ["data=digits", "data.valid_size=200", "model=mlp", "model.widths=[16]", "trainer.steps=60", "optim.lr=0.1"]
+    for number, words in enumerate(
+        [*(["norm=batch", "norm.momentum=0.001", f"seed={i}"] for i in range(3)), ["norm=layer"]]
+    ):
+        assert train([*sizes, *HERE, *words], place / str(number)).state == "done"
     return place
 
 
-def test_every_run_of_a_sweep_is_recalibrated_and_its_arm_compared_with_itself(sweep: Path) -> None:
-    old = {path: path.read_bytes() for path in (sweep / "runs" / "s").rglob("*.pt")}
-    done = bnlab("recalibrate", "runs/s", cwd=sweep, COLUMNS="80")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("recalibrated=population is better than recalibrated=before in test accuracy (+")
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "runs/s/3 and 2 more: nothing to recalibrate" in done.stderr
-    new = sorted((sweep / "runs" / "s").rglob("recalibrated-*.pt"))
-    assert [path.relative_to(sweep / "runs" / "s").as_posix() for path in new] == [
+Printed = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def printed(sweep: Path, capsys: pytest.CaptureFixture[str]) -> Printed:
+    """Return what recalibrating the sweep prints, on stdout and on stderr."""
+
+    def call(**options: Any) -> tuple[str, str]:
+        recalibrate([str(sweep)], **options)
+        shown = capsys.readouterr()
+        return shown.out, shown.err
+
+    return call
+
+
+def test_every_run_of_a_sweep_is_recalibrated_and_its_arm_compared_with_itself(sweep: Path, printed: Printed) -> None:
+    old = {path: path.read_bytes() for path in sweep.rglob("*.pt")}
+    found = json.loads(printed(format="json")[0])["rows"]
+    new = sorted(sweep.rglob("recalibrated-*.pt"))
+    assert [path.relative_to(sweep).as_posix() for path in new] == [
         f"{i}/recalibrated-population-1237.pt" for i in range(3)
     ]
     assert {path: path.read_bytes() for path in old} == old
-
-    found = json.loads(bnlab("recalibrate", "runs/s", "-f", "json", cwd=sweep).stdout)["rows"]
-    before, after = (next(r for r in found if r["arm"]["recalibrated"] == word) for word in ("before", "population"))
-    models = [(of_run(path.parent), of_run(path.parent, path)) for path in new]
-    for place, row in enumerate((before, after)):
+    rows = {row["arm"]["recalibrated"]: row["metrics"] for row in found}
+    for word, weights in (("before", [None] * 3), ("population", new)):
         losses, hits = [], []
-        for pair in models:
-            images, labels = next(pair[place].test.sequential(360))
+        for path, file in zip(new, weights, strict=True):
+            trained = of_run(path.parent, file)
+            images, labels = next(trained.test.sequential(360))
             with torch.no_grad():
-                logits = pair[place].model(images).double()
+                logits = trained.model(images).double()
             losses.append(F.cross_entropy(logits, labels).item())
             hits.append((logits.argmax(1) == labels).double().mean().item())
-        assert row["metrics"]["test_loss"]["value"] == pytest.approx(sum(losses) / 3, rel=1e-5)
-        assert row["metrics"]["test_accuracy"]["value"] == pytest.approx(sum(hits) / 3, abs=1e-12)
-    assert after["metrics"]["test_loss"]["value"] < before["metrics"]["test_loss"]["value"] - 0.1
-    assert after["vs_baseline"]["test_accuracy"]["n"] == 3
-    needed = []
-    for path in new:
-        alone = json.loads(bnlab("recalibrate", str(path.parent), "--out", f"{path.parent.name}.pt", "-f", "json",
-                                 cwd=sweep).stdout)  # fmt: skip
-        needed.append(alone["enough"])
-    assert after["metrics"]["samples_needed"]["value"] == pytest.approx(sum(needed) / 3)
+        assert rows[word]["test_loss"]["mean"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+        assert rows[word]["test_accuracy"]["mean"] == pytest.approx(sum(hits) / 3 * 100, abs=1e-9)
+    assert rows["population"]["test_loss"]["mean"] < rows["before"]["test_loss"]["mean"] - 0.1
+    (pair,) = (row["vs_baseline"] for row in found if row["arm"]["recalibrated"] == "population")
+    assert pair["test_accuracy"]["n"] == 3
+    whole = of_run(sweep / "0")
+    alone = recalibration(whole.model, whole.train, {"valid": whole.valid or whole.test}, "population", None, 64, 200)
+    (run,) = read_runs([sweep / "0"])[0]
+    assert run.evaluations["recalibrated-population-1237"]["curve"]["train.samples_needed"] == alone.enough
 
 
-def test_what_was_recalibrated_stays_as_it_is(sweep: Path) -> None:
-    first = bnlab("recalibrate", "runs/s", "--stats", "precise", "--samples", "128", cwd=sweep)
-    assert "3 runs recalibrated" in first.stderr, first.stderr
-    files = {path: path.read_bytes() for path in (sweep / "runs" / "s").rglob("*.pt*")}
-    again = bnlab("recalibrate", "runs/s", "--stats", "precise", "--samples", "128", cwd=sweep)
-    assert "0 runs recalibrated" in again.stderr
-    assert again.stdout == first.stdout
-    (sweep / "runs" / "s" / "1" / "evaluations.json").unlink()  # as where `recalibrate RUN` had made the file
-    third = bnlab("recalibrate", "runs/s", "--stats", "precise", "--samples", "128", cwd=sweep)
-    assert "1 runs recalibrated" in third.stderr
-    assert third.stdout == first.stdout
+def test_the_answer_comes_first_and_what_cannot_be_recalibrated_is_named(
+    sweep: Path, printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out, err = printed()
+    assert out.startswith("recalibrated=population does not differ from recalibrated=before in test loss: 3")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "initial mean 0 and variance 1: before 94 %." in " ".join(out.split())
+    assert f"{sweep}/3: nothing to recalibrate: no layer keeps" in err
+
+
+def test_what_was_recalibrated_stays_as_it_is(
+    sweep: Path, printed: Printed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few: dict[str, Any] = {"stats": "precise", "samples": 128, "format": "csv"}
+    first, err = printed(**few)
+    assert "3 runs recalibrated" in err
+    files = {path: path.read_bytes() for path in sweep.rglob("*.pt*")}
+    assert printed(**few)[0] == first
+    (sweep / "1" / "evaluations.json").unlink()  # as where `recalibrate RUN` had made the file
+    again, err = printed(**few)
+    assert "1 run recalibrated" in err
+    assert again == first
     assert {path: path.read_bytes() for path in files} == files
-    plain = bnlab("recalibrate", "runs/s", "--stats", "precise", "--samples", "128", "--plain", cwd=sweep)
-    assert "recalibrated=precise 128 plain" in plain.stdout
-    both = bnlab("compare", "runs/s", "--evaluated", "--where", "norm=batch", "--metric", "samples_needed", cwd=sweep)
-    assert "precise 128 plain" in both.stdout
-    assert "precise 128" not in bnlab("probe", "runs/s", "eval.stats=running", cwd=sweep).stdout
+    assert "precise 128 plain" in printed(**few, plain=True)[0]
+    assert len(list(sweep.rglob("recalibrated-precise-plain-128.pt"))) == 3
+    compare([sweep], evaluated=True, metric=["samples_needed"], format="csv")
+    assert "precise 128 plain" in capsys.readouterr().out
+    probe([str(sweep), "eval.stats=running"], format="csv")
+    assert "precise 128" not in capsys.readouterr().out
 
 
 def test_a_sweep_cannot_be_recalibrated_into_one_file(sweep: Path) -> None:
-    for words, said in (
-        (["--out", "x.pt"], "cannot be combined with --out"),
-        (["--checkpoint", "x.pt"], "cannot be combined with --checkpoint"),
-        (["optim.lr=1"], "optim.lr=1: cannot be set here"),
-    ):
-        done = bnlab("recalibrate", "runs/s", *words, cwd=sweep)
-        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    with pytest.raises(ConfigError, match="cannot be combined with --out"):
+        recalibrate([str(sweep)], out=sweep / "x.pt")
+    with pytest.raises(ConfigError, match="cannot be combined with --checkpoint"):
+        recalibrate([str(sweep)], weights=sweep / "x.pt")
+    with pytest.raises(ConfigError, match=r"optim\.lr=1: cannot be set here"):
+        recalibrate([str(sweep), "optim.lr=1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, cast
@@ -106,12 +107,15 @@ def _recalibrate_all(targets: Sequence[str], stats: Stats, samples: int | None, 
     What was recalibrated before is not recalibrated again. Errors: ConfigError; IncompatibleError where none can be.
     """
     from bnlab.cli.compare import show_comparison
-    from bnlab.cli.evaluate_again import FIGURES, finished, of_each
+    from bnlab.cli.evaluate_again import finished, of_each
     from bnlab.compare.comparison import compare
+    from bnlab.compare.notes import count_of
     from bnlab.errors import IncompatibleError
     from bnlab.experiment.evaluate_again import before_and_after, recalibrate_again
     from bnlab.record.evaluations import RECALIBRATED
-    from bnlab.report.console import messages
+    from bnlab.report.console import messages, results
+    from bnlab.report.table import joined
+    from bnlab.report.verdicts import answers
 
     place, overrides = Path(targets[0]), targets[1:]
 
@@ -122,8 +126,12 @@ def _recalibrate_all(targets: Sequence[str], stats: Stats, samples: int | None, 
     kept = [each for run in finished(place) for each in before_and_after(run, stats, samples, plain=plain)]
     if not kept:
         raise IncompatibleError(f"{place}: no run here can be recalibrated")
-    metrics = (*FIGURES[:2], "samples_needed", *FIGURES[2:])
-    compared = compare([place], metrics=metrics, of=kept, baseline=f"{RECALIBRATED}=before")
-    show_comparison(compared, format, metrics, False)
+    metrics, before = ("test_accuracy", "test_loss", "samples_needed", "acc_gap"), f"{RECALIBRATED}=before"
+    if format == "table":
+        of_loss = compare([place], metrics=["test_loss"], of=kept, baseline=before)
+        out = results()
+        for sentence in itertools.chain(*answers(of_loss)):
+            out.print(*joined([sentence], out), sep="\n")
+    show_comparison(compare([place], metrics=metrics, of=kept, baseline=before), format, metrics, False)
     name = f"recalibrated-{stats}-{'plain-' * plain}N.pt"
-    messages().say(f"{count:,} runs recalibrated; the new checkpoints are {place}/…/{name}")
+    messages().say(f"{count_of(count, 'run')} recalibrated; the new checkpoints are {place}/…/{name}")

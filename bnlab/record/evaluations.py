@@ -77,4 +77,6 @@ def _checked(entry: Mapping[str, Any]) -> dict[str, Any]:
 def summary_of(trained: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the summary of a training with its last evaluation replaced; the ones before it are not known."""
     curve = {name: array.array("d", [math.nan if value is None else value]) for name, value in entry["curve"].items()}
-    return {**trained, "evaluated": True, "curve": curve, "layers": entry["layers"], "samples": entry["samples"]}
+    left = {"initial_share": {"share_left": 0.0}} if RECALIBRATED in entry["config"] else {}
+    known = {"curve": curve, "layers": entry["layers"], "samples": entry["samples"]}
+    return {**trained, **left, **known, "evaluated": True}

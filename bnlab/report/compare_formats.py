@@ -147,7 +147,7 @@ def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]
     for name in sorted(measured, key=lambda name: name != section.main):
         metric = metrics[name]
         unit = f"[{metric.unit}]" if metric.unit else ""
-        cells = estimate_cells([row.metrics.get(name) for row in rows], metric.scale, whole=metric.unit == "steps")
+        cells = estimate_cells([row.metrics.get(name) for row in rows], metric.scale, whole=metric.is_whole)
         columns.append((name + unit if plain else table_title(metric, section), _texts(cells, plain)))
         if name == section.main:
             differences = [row.vs_baseline.get(name) for row in rows]

@@ -194,7 +194,7 @@ def _curve_column(section: Section, scale: Scale, rank: int) -> Column:
 
 
 def _estimates(rows: Sequence[Row], metric: Metric) -> list[Cell]:
-    return estimate_cells(_of(rows, metric), metric.scale, whole=metric.unit == "steps")
+    return estimate_cells(_of(rows, metric), metric.scale, whole=metric.is_whole)
 
 
 def _of(rows: Sequence[Row], metric: Metric) -> list[Interval | None]:

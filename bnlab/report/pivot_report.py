@@ -177,7 +177,7 @@ def _cells(matrix: Matrix) -> list[list[Cell]]:
     """Return the figures, all with the same number of decimals, for they are of one metric."""
     metric = metrics[matrix.section.main]
     estimates = [_estimate(row, metric) for cells in matrix.cells for row in cells]
-    flat = estimate_cells(estimates, metric.scale, whole=metric.unit == "steps")
+    flat = estimate_cells(estimates, metric.scale, whole=metric.is_whole)
     across = len(matrix.columns)
     return [flat[i : i + across] for i in range(0, len(flat), across)]
 

@@ -154,7 +154,7 @@ def _alone(section: Section) -> Iterator[str]:
     elif not estimate.n:
         yield f"{arm} has no {title}: none of its {count_of(row.num_runs, 'run')} has one; there is no other arm."
     else:
-        (cell,) = estimate_cells([estimate], metric.scale, whole=metric.unit == "steps")
+        (cell,) = estimate_cells([estimate], metric.scale, whole=metric.is_whole)
         figure = " ".join(filter(None, (cell.head, cell.interval, metric.unit)))
         yield f"{arm} has a {title} of {figure} in {count_of(estimate.n, 'seed')}; there is no other arm."
 
@@ -251,7 +251,7 @@ def _sooner(section: Section) -> Iterator[str]:
     if name is None or name == section.main or section.target is None or len(bases) != 1:
         return
     metric = metrics[name]
-    cells = estimate_cells([row.metrics.get(name) for row in section.rows], metric.scale, whole=metric.unit == "steps")
+    cells = estimate_cells([row.metrics.get(name) for row in section.rows], metric.scale, whole=metric.is_whole)
     times = {row.label: cell.head for row, cell in zip(section.rows, cells, strict=True)}
     for verdict, word in (("better", "fewer"), ("worse", "more")):
         rows = [row for row in compared_rows(section) if row.verdicts.get(name) == verdict]

@@ -525,7 +525,9 @@ def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
     assert run.summary is not None
     terms = [f"term_{cause}_kl" for cause in ("batch_noise", "biased_variance", "initial_statistics", "moving_average")]
     steps = len(run.summary["curve"]["step"])
-    curve = {f"test.{name}": [1e-4] * steps for name in (*terms, "size_flips", "size_error")}
+    curve = {f"test.{name}": [1e-4] * steps for name in (*terms, "size_flips", "size_error")} | {
+        "train.samples_needed": [64.0] * steps
+    }
     affine = {"gamma_drift": 0.1, "beta_max": 0.2}
     more = {"bench": {"ratio": 1.1}, "affine": affine, "check": 1e-9, "curve": run.summary["curve"] | curve}
     for name, metric in metrics.items():

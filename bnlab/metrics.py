@@ -94,20 +94,9 @@ def metric(
 
     def enter(function: Derivation) -> Derivation:
         name, meaning = function.__name__, (function.__doc__ or "").strip()
+        any_end = of_diverged or axis is not None
         metrics[name] = Metric(
-            name,
-            unit,
-            better,
-            title,
-            meaning,
-            scale,
-            kind,
-            curve,
-            function,
-            bounds,
-            split,
-            axis,
-            of_diverged or axis is not None,
+            name, unit, better, title, meaning, scale, kind, curve, function, bounds, split, axis, any_end
         )
         return function
 

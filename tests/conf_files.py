@@ -82,6 +82,8 @@ def _meaning(field: dataclasses.Field[Any], kind: Any) -> str:
 
 
 def _value(default: Any) -> str:
+    if default in ("true", "false"):  # words among others, which YAML and older records have as truth values
+        return str(default)
     plain = list(default) if isinstance(default, tuple) else default
     return yaml.safe_dump([plain], default_flow_style=True).strip()[1:-1]
 

@@ -74,7 +74,7 @@ def test_every_key_is_listed_with_its_meaning() -> None:
     assert all(entry.meaning for entries in listed.values() for entry in entries)
     assert listed["norm.momentum"][0].default == "0.1"
     assert listed["trainer.precision"][0].words == ["float32", "bfloat16"]
-    assert listed["norm.affine"][0].words == ["true", "false"]
+    assert listed["norm.affine"][0].words == ["true", "false", "gamma", "beta", "layer"]
 
 
 def test_a_sweep_is_taken_apart_into_its_jobs() -> None:

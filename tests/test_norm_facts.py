@@ -139,4 +139,4 @@ def test_a_layer_draws_no_random_numbers() -> None:
 def test_every_strategy_has_the_same_defaults() -> None:
     for name in strategies:
         strategy = strategies[name]()
-        assert (strategy.name, strategy.eps, strategy.affine, strategy.eps_outside) == (name, 1e-5, True, False)
+        assert (strategy.name, strategy.eps, strategy.affine, strategy.eps_outside) == (name, 1e-5, "true", False)

@@ -68,6 +68,9 @@ RUNNING: list[tuple[str, dict[str, Any]]] = [
     ("batch", {"momentum": 1.0}),
     ("batch", {"momentum": None}),
     ("batch", {"affine": False}),
+    ("batch", {"affine": "gamma"}),
+    ("batch", {"affine": "beta", "stat_samples": 3}),
+    ("batch", {"affine": "layer", "eps_outside": True}),
     ("batch", {"eps_outside": True}),
     ("batch", {"eps_outside": True, "momentum": None}),
     ("batch", {"stat_samples": 3}),
@@ -83,6 +86,8 @@ RUNNING: list[tuple[str, dict[str, Any]]] = [
     ("ghost", {"size": 4}),
     ("ghost", {"size": 2}),
     ("ghost", {"size": 4, "affine": False}),
+    ("ghost", {"size": 2, "affine": "gamma"}),
+    ("ghost", {"size": 4, "affine": "layer"}),
     ("ghost", {"size": 4, "eps_outside": True}),
     ("ghost", {"size": 4, "momentum": None}),
     ("ghost", {"size": 4, "update": "sequential"}),
@@ -96,11 +101,14 @@ STATELESS: list[tuple[str, dict[str, Any]]] = [
     ("none", {}),
     ("instance", {}),
     ("instance", {"affine": False, "eps": 1e-2}),
+    ("instance", {"affine": "beta"}),
     ("instance", {"eps_outside": True}),
     ("layer", {}),
     ("layer", {"affine": False}),
     ("layer", {"eps_outside": True, "eps": 1e-2}),
+    ("layer", {"affine": "layer"}),
     ("layer", {"over": "channel"}),
+    ("layer", {"over": "channel", "affine": "gamma"}),
     ("layer", {"over": "channel", "affine": False}),
     ("layer", {"over": "channel", "eps_outside": True}),
 ]
@@ -124,12 +132,10 @@ def test_training_output_and_gradients(case: tuple[str, dict[str, Any]], shape: 
     x, out_weight = sample(shape), sample(shape, seed=2)
     actual = with_gradients(layer, laid_out(x, layout), laid_out(out_weight, layout))
 
-    inputs = [x.requires_grad_()]
-    parameters = [None, None]
-    if layer.weight is not None and layer.bias is not None:
-        parameters = [layer.weight.detach().clone().requires_grad_(), layer.bias.detach().clone().requires_grad_()]
-        inputs += parameters
-    y = formula(name, p, x, *parameters)
+    x.requires_grad_()
+    gamma, beta = (None if p is None else p.detach().clone().requires_grad_() for p in (layer.weight, layer.bias))
+    inputs = [x, *(p for p in (gamma, beta) if p is not None)]
+    y = formula(name, p, x, gamma, beta)
     wanted = [y.detach(), *torch.autograd.grad((y * out_weight).sum(), inputs)]
     assert len(actual) == len(wanted)
     for a, w in zip(actual, wanted, strict=True):

@@ -126,7 +126,7 @@ def undone(bench: Bench) -> Measured | None:
     for trial in bench.trials:
         module = trial.copy().train()
         layer = _layer(module)
-        if layer is None or layer.weight is None or layer.bias is None:
+        if layer is None or not all(p is not None and p.numel() == bench.channels for p in (layer.weight, layer.bias)):
             return None
         mean, var = moments(trial.x, batch_axes(trial.x))
         outside = getattr(layer, "eps_outside", False)

@@ -93,7 +93,7 @@ class ModelSpec(ABC):
     def strategies(self, strategy: Strategy) -> list[Strategy]:
         """Return the strategies that a model with `strategy` holds, `strategy` first."""
         rest = self.rest(strategy)
-        before = strategies["batch"](affine=False) if self.input_norm == "batch" else None
+        before = strategies["batch"](affine="false") if self.input_norm == "batch" else None
         return [strategy, *(other for other in (rest, before) if other is not None)]
 
     def rest(self, strategy: Strategy) -> Strategy | None:
@@ -125,7 +125,7 @@ def build(
     check_fit(spec, strategy)
     modules = spec.layers(Blocks(spec, strategy), image_shape, num_classes)
     if spec.input_norm == "batch":
-        modules.insert(0, strategies["batch"](affine=False).layer(image_shape[0]))
+        modules.insert(0, strategies["batch"](affine="false").layer(image_shape[0]))
     model = nn.Sequential(*modules)
     initialize(model, spec, generator(seed, "weights"))
     return model

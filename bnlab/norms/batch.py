@@ -87,9 +87,7 @@ class BatchLayer(RunningLayer):
         layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
         with torch.no_grad():
             F.batch_norm(subset.contiguous(memory_format=layout), mean, var, None, None, True, 1.0, self.eps)
-        y: Tensor = SubsetNorm.apply(
-            x, mean, var, self.weight, self.bias, self.eps, self.stat_stride, self.stat_samples
-        )
+        y: Tensor = SubsetNorm.apply(x, mean, var, self.gamma, self.beta, self.eps, self.stat_stride, self.stat_samples)
         self.update(mean, self.kept(var, count_per_channel(subset)))
         return y
 

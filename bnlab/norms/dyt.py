@@ -44,6 +44,6 @@ class DynamicTanhLayer(NormLayer):
 
     def normalized(self, x: Tensor) -> Tensor:
         y = torch.tanh(widened(x) * self.alpha)
-        if self.weight is not None and self.bias is not None:
-            y = y * per_channel(self.weight, x) + per_channel(self.bias, x)
+        if (gamma := self.gamma) is not None and (beta := self.beta) is not None:
+            y = y * per_channel(gamma, x) + per_channel(beta, x)
         return y.to(x.dtype)

@@ -45,7 +45,7 @@ class FrnLayer(NormLayer):
                 f"filter response normalization is over the pixels of a channel, got shape {tuple(x.shape)} without "
                 "any\nuse it in a network over images (model=cnn or model=resnet)"
             )
-        return over_root_mean_square(x, self.weight, self.bias, (2, 3), self.eps, self.eps_outside)
+        return over_root_mean_square(x, self.gamma, self.beta, (2, 3), self.eps, self.eps_outside)
 
 
 class ThresholdedLinear(NormModule):

@@ -127,7 +127,7 @@ class GhostLayer(RunningLayer):
         return torch.cat([self._fused(part, mean, var) for part, mean, var in pairs])
 
     def _fused(self, part: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        return F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        return F.batch_norm(part, mean, var, self.gamma, self.beta, True, 1.0, self.eps)
 
     def _folded(self, x: Tensor, ghosts: int, stats: Tensor) -> Tensor:
         """Normalize equal ghosts in one call: a copy with the ghosts beside each other as channels."""
@@ -135,8 +135,8 @@ class GhostLayer(RunningLayer):
         length = x.shape[0] // ghosts
         wide = x.reshape(ghosts, length, self.channels, *rest).transpose(0, 1)
         wide = wide.reshape(length, ghosts * self.channels, *rest)
-        weight = None if self.weight is None else self.weight.repeat(ghosts)
-        bias = None if self.bias is None else self.bias.repeat(ghosts)
+        weight = None if (gamma := self.gamma) is None else gamma.repeat(ghosts)
+        bias = None if (beta := self.beta) is None else beta.repeat(ghosts)
         mean, var = stats.flatten(1).unbind()
         y = F.batch_norm(wide, mean, var, weight, bias, True, 1.0, self.eps)
         return y.view(length, ghosts, self.channels, *rest).transpose(0, 1).reshape(x.shape)
@@ -146,7 +146,7 @@ class GhostLayer(RunningLayer):
         count = count_per_channel(part)
         stats[0] = mean.detach().flatten()
         stats[1] = var.detach().flatten() * (count / (count - 1))
-        return normalize(part, mean, var, self.weight, self.bias, self.eps, self.eps_outside)
+        return normalize(part, mean, var, self.gamma, self.beta, self.eps, self.eps_outside)
 
     def _track(self, stats: Tensor, counts: Sequence[int]) -> None:
         means, variances = stats.unbind()

@@ -73,18 +73,18 @@ class GroupLayer(NormLayer):
     def normalized(self, x: Tensor) -> Tensor:
         if self.eps_outside or is_channels_last(x):
             norm = group_formula if transformed() else GroupNorm.apply
-            y: Tensor = norm(x, self.weight, self.bias, self.groups, self.eps, self.eps_outside)
+            y: Tensor = norm(x, self.gamma, self.beta, self.groups, self.eps, self.eps_outside)
             return y
         if x.dim() == 2:
             return self._of_rows(x)
-        flat = kernel_input(x, self.weight).flatten(2)  # three dimensions have one layout only
-        return torch.group_norm(flat, self.groups, self.weight, self.bias, self.eps).view(x.shape).to(x.dtype)
+        flat = kernel_input(x, self.gamma).flatten(2)  # three dimensions have one layout only
+        return torch.group_norm(flat, self.groups, self.gamma, self.beta, self.eps).view(x.shape).to(x.dtype)
 
     def _of_rows(self, x: Tensor) -> Tensor:
         parts = widened(x).unflatten(1, (self.groups, -1))
         y = F.layer_norm(parts, parts.shape[2:], eps=self.eps).flatten(1)
-        if self.weight is not None and self.bias is not None:
-            y = torch.addcmul(self.bias, y, self.weight)
+        if (gamma := self.gamma) is not None and (beta := self.beta) is not None:
+            y = torch.addcmul(beta, y, gamma)
         return y.to(x.dtype)
 
 

@@ -48,14 +48,14 @@ class InstanceLayer(NormLayer):
             return self.written_out(x, (2, 3))
         if is_channels_last(x) and x.shape[2] * x.shape[3] > 1:
             return self._over_rows(x)
-        wide = kernel_input(x, self.weight)
-        y = torch.group_norm(wide.flatten(2), self.channels, self.weight, self.bias, self.eps)
+        wide = kernel_input(x, self.gamma)
+        y = torch.group_norm(wide.flatten(2), self.channels, self.gamma, self.beta, self.eps)
         return y.view(x.shape).to(x.dtype)
 
     def _over_rows(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         rows = x.permute(2, 3, 0, 1).reshape(h * w, n * c)
-        weight = None if self.weight is None else self.weight.repeat(n)
-        bias = None if self.bias is None else self.bias.repeat(n)
+        weight = None if (gamma := self.gamma) is None else gamma.repeat(n)
+        bias = None if (beta := self.beta) is None else beta.repeat(n)
         y = F.batch_norm(rows, None, None, weight, bias, True, 0.0, self.eps)
         return y.view(h, w, n, c).permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)

@@ -52,21 +52,21 @@ class LayerLayer(NormLayer):
     def normalized(self, x: Tensor) -> Tensor:
         if self.eps_outside:
             return self.written_out(x, (1,) if self.over == "channel" else tuple(range(1, x.dim())))
-        wide = kernel_input(x, self.weight)
+        wide = kernel_input(x, self.gamma)
         if x.dim() == 2:
-            y = F.layer_norm(wide, (self.channels,), self.weight, self.bias, self.eps)
+            y = F.layer_norm(wide, (self.channels,), self.gamma, self.beta, self.eps)
         elif self.over == "channel":
             y = self._over_last(wide, 1)
             y = y if is_channels_last(x) else y.contiguous()
         elif is_channels_last(x):
             y = self._over_last(wide, 3)
         else:  # three dimensions have one layout only: group norm cannot take its channels_last way
-            y = torch.group_norm(wide.flatten(2), 1, self.weight, self.bias, self.eps).view(x.shape)
+            y = torch.group_norm(wide.flatten(2), 1, self.gamma, self.beta, self.eps).view(x.shape)
         return y.to(x.dtype)
 
     def _over_last(self, x: Tensor, dims: int) -> Tensor:
         view = x.permute(0, 2, 3, 1)
         shape = view.shape[-dims:]
-        weight = None if self.weight is None else self.weight.expand(shape)
-        bias = None if self.bias is None else self.bias.expand(shape)
+        weight = None if (gamma := self.gamma) is None else gamma.expand(shape)
+        bias = None if (beta := self.beta) is None else beta.expand(shape)
         return F.layer_norm(view, shape, weight, bias, self.eps).permute(0, 3, 1, 2)

@@ -86,7 +86,7 @@ class OnlineLayer(RunningLayer):
         if not self.training:
             return self._layer_scaled(self.with_running(x))
         refuse_transforms("online", CONTROLLED)
-        y: Tensor = OnlineNorm.apply(x, self.weight, self.bias, self)
+        y: Tensor = OnlineNorm.apply(x, self.gamma, self.beta, self)
         return y
 
     def affine_map(self) -> None:

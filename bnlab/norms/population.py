@@ -39,6 +39,7 @@ class Population(Strategy):
     through: bool = param(False, "let the gradient go through the statistics; needs every=1")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.through and self.every > 1:
             raise ConfigError(
                 f"norm.every={self.every}: with norm.through=true the statistics must be those of the current weights\n"
@@ -72,4 +73,4 @@ class TrainingSetLayer(RunningLayer):
         if self.leaves is None:
             return self.with_running(x)
         mean, var = (per_channel(leaf, x) for leaf in self.leaves)
-        return normalize(x, mean, var, self.weight, self.bias, self.eps, self.eps_outside)
+        return normalize(x, mean, var, self.gamma, self.beta, self.eps, self.eps_outside)

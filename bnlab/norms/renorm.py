@@ -112,9 +112,9 @@ class RenormLayer(RunningLayer):
         sigma = deviation(self.running_var, self.eps, self.eps_outside)
         r = torch.clamp(deviation(var, self.eps, self.eps_outside) / sigma, r_max.reciprocal(), r_max)
         d = torch.clamp((mean - self.running_mean) / sigma, -d_max, d_max)
-        if self.weight is None or self.bias is None:
+        if (gamma := self.gamma) is None or (beta := self.beta) is None:
             return r, d
-        return self.weight * r, self.weight * d + self.bias
+        return gamma * r, gamma * d + beta
 
 
 class CorrectedNorm(ShareNorm):

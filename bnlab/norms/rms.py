@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnlab.errors import IncompatibleError
 from bnlab.norms.derivatives import through_formula, transformed
 from bnlab.norms.formula import batch_axes, is_channels_last, normalize, per_channel, widened
 from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
@@ -23,7 +24,7 @@ from bnlab.schema import param
 class Rms(Strategy):
     """Divide each sample by its root mean square, without centring; training and evaluation are the same.
 
-    y = gamma * x / sqrt(E[x^2] + eps), gamma one value a channel, no beta (`affine=true` learns gamma only).
+    y = gamma * x / sqrt(E[x^2] + eps), gamma one value a channel, no beta: `affine=true` and `gamma` learn gamma.
     `over=sample`: the mean is over axes C, H, W per sample; `over=channel`: over axis C per sample and position. For
     `(N, C)` both are the same. With `eps_outside` the divisor is sqrt(E[x^2]) + eps.
 
@@ -34,6 +35,11 @@ class Rms(Strategy):
     over: Literal["sample", "channel"] = param("sample", "mean square over C, H, W, or over C at each position")
 
     facts = Facts(cancels_scale=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.affine == "beta":
+            raise IncompatibleError("norm.affine=beta: norm=rms has no beta\nset norm.affine=true or false")
 
     def layer(self, channels: int) -> NormLayer:
         return RmsLayer(channels, self)
@@ -58,11 +64,11 @@ class RmsLayer(NormLayer):
         if not self.eps_outside and self.over == "channel" and is_channels_last(x):
             return self._of_rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         dims = (1,) if self.over == "channel" else tuple(range(1, x.dim()))
-        return over_root_mean_square(x, self.weight, None, dims, self.eps, self.eps_outside)
+        return over_root_mean_square(x, self.gamma, None, dims, self.eps, self.eps_outside)
 
     def _of_rows(self, rows: Tensor) -> Tensor:
         norm = rows_formula if transformed() else RootMeanSquareOfRows.apply
-        y: Tensor = norm(widened(rows).contiguous(), self.weight, self.eps)
+        y: Tensor = norm(widened(rows).contiguous(), self.gamma, self.eps)
         return y.to(rows.dtype)
 
 

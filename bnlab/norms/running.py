@@ -69,8 +69,8 @@ class RunningLayer(NormLayer):
         """Normalize with the running statistics, as evaluation does."""
         if self.eps_outside:
             mean, var = per_channel(self.running_mean, x), per_channel(self.running_var, x)
-            return normalize(x, mean, var, self.weight, self.bias, self.eps, True)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return normalize(x, mean, var, self.gamma, self.beta, self.eps, True)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.gamma, self.beta, False, 0.0, self.eps)
 
     def on_whole_batch(self, x: Tensor) -> Tensor:
         """Normalize with the statistics of all of `x` and update the running ones."""
@@ -79,11 +79,9 @@ class RunningLayer(NormLayer):
             return self.on_part(x, x)
         if momentum is not None:
             self.num_batches_tracked.add_(1)
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps
-            )
+            return F.batch_norm(x, self.running_mean, self.running_var, self.gamma, self.beta, True, momentum, self.eps)
         mean, var = self.empty_stats(1).view(2, -1).unbind()
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        y = F.batch_norm(x, mean, var, self.gamma, self.beta, True, 1.0, self.eps)
         self.update(mean, self.kept(var, count_per_channel(x)))
         return y
 
@@ -96,7 +94,7 @@ class RunningLayer(NormLayer):
         mean, var = moments(part, batch_axes(x))
         count = count_per_channel(part)
         self.update(mean.detach().flatten(), self.kept(var.detach().flatten() * (count / (count - 1)), count))
-        return normalize(x, mean, var, self.weight, self.bias, self.eps, self.eps_outside)
+        return normalize(x, mean, var, self.gamma, self.beta, self.eps, self.eps_outside)
 
     def update(self, mean: Tensor, var: Tensor) -> None:
         """Move the running statistics towards those of one batch, and count one update.

@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,8 +63,14 @@ class Strategy(ABC):
     name: ClassVar[str]
 
     eps: float = param(1e-5, "added to the variance", above=0.0)
-    affine: bool = param(True, "learn gamma and beta, one pair a channel")
+    affine: Literal["true", "false", "gamma", "beta", "layer"] = param(
+        "true", "learn gamma and beta, a pair a channel; neither; one of the two; or a single pair for the layer"
+    )
     eps_outside: bool = param(False, "divide by sqrt(var) + eps instead of sqrt(var + eps)")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.affine, bool):  # YAML reads true and false as booleans
+            object.__setattr__(self, "affine", str(self.affine).lower())
 
     @property
     @abstractmethod
@@ -126,8 +132,10 @@ class NormModule(nn.Module):
 
 
 class NormLayer(NormModule, ABC):
-    """Base of all layers: gamma and beta of shape (C,), and the count of batches it could not normalize.
+    """Base of all layers: gamma and beta, and the count of batches it could not normalize.
 
+    What is learned is `weight` and `bias`, of shape (C,), or (1,) with `affine=layer`; `gamma` and `beta` are what the
+    formula takes: both of shape (C,), or neither.
     `forward` checks the input and calls `normalized`, which returns a tensor of the input's shape, dtype and memory
     layout. Errors: ValueError for a wrong rank, a wrong number of channels or an empty batch.
     """
@@ -140,13 +148,30 @@ class NormLayer(NormModule, ABC):
         self.channels = channels
         self.eps = strategy.eps
         self.eps_outside = strategy.eps_outside
-        self.weight = nn.Parameter(torch.ones(channels)) if strategy.affine else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if strategy.affine else None
+        self.affine = strategy.affine
+        size = 1 if self.affine == "layer" else channels
+        self.weight = nn.Parameter(torch.ones(size)) if self.affine in ("true", "gamma", "layer") else None
+        self.bias = nn.Parameter(torch.zeros(size)) if self.affine in ("true", "beta", "layer") else None
         self.num_unnormalizable = 0  # batches with one value a channel, see the batch policy in batch.py
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.channels)
         return self.normalized(x)
+
+    @property
+    def gamma(self) -> Tensor | None:
+        """Return gamma of shape (C,): ones where only beta is learned."""
+        return self._of_each_channel(self.weight, self.bias, 1.0)
+
+    @property
+    def beta(self) -> Tensor | None:
+        """Return beta of shape (C,): zeros where only gamma is learned."""
+        return self._of_each_channel(self.bias, self.weight, 0.0)
+
+    def _of_each_channel(self, learned: Tensor | None, other: Tensor | None, constant: float) -> Tensor | None:
+        if learned is None:
+            return None if other is None else torch.full_like(other, constant, requires_grad=False)
+        return learned.repeat(self.channels) if self.affine == "layer" else learned
 
     def begin(self, total_steps: int) -> None:
         """Learn, before the first step, how many steps the run has."""
@@ -160,12 +185,12 @@ class NormLayer(NormModule, ABC):
         return None
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, eps={self.eps:g}, affine={self.weight is not None}"
+        return f"{self.channels}, eps={self.eps:g}, affine={self.affine}"
 
     def written_out(self, x: Tensor, dims: Sequence[int]) -> Tensor:
         """Normalize with the statistics over `dims` by the written-out formula."""
         mean, var = moments(x, dims)
-        return normalize(x, mean, var, self.weight, self.bias, self.eps, self.eps_outside)
+        return normalize(x, mean, var, self.gamma, self.beta, self.eps, self.eps_outside)
 
 
 def check_input(x: Tensor, channels: int) -> None:

@@ -76,14 +76,14 @@ class StreamingLayer(RunningLayer):
         mean, var = batch_statistics(x, self.running_mean)
         mixed_mean, mixed_var = self._mixed(mean, var, share)
         self._store(mixed_mean, mixed_var, var, share, count_per_channel(x))
-        y: Tensor = ShareNorm.apply(x, mixed_mean, mixed_var, self.weight, self.bias, self.eps, share)
+        y: Tensor = ShareNorm.apply(x, mixed_mean, mixed_var, self.gamma, self.beta, self.eps, share)
         return y
 
     def _written_out(self, x: Tensor, share: float | Tensor) -> Tensor:
         mean, var = (statistic.flatten() for statistic in moments(x, batch_axes(x)))
         mixed_mean, mixed_var = self._mixed(mean, var, share)
         whole = per_channel(mixed_mean, x), per_channel(mixed_var, x)
-        y = normalize(x, *whole, self.weight, self.bias, self.eps, self.eps_outside)
+        y = normalize(x, *whole, self.gamma, self.beta, self.eps, self.eps_outside)
         self._store(mixed_mean.detach(), mixed_var.detach(), var.detach(), share, count_per_channel(x))
         return y
 

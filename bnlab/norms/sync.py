@@ -72,13 +72,13 @@ class SyncLayer(RunningLayer):
         if self.eps_outside:
             mean, var, total = all_moments(x)
             self._track(mean.detach(), var.detach(), total)
-            return normalize(x, per_channel(mean, x), per_channel(var, x), self.weight, self.bias, self.eps, True)
+            return normalize(x, per_channel(mean, x), per_channel(var, x), self.gamma, self.beta, self.eps, True)
         with torch.no_grad():
             unused = self.empty_stats(1).view(2, -1).unbind()  # their dtype makes that of the statistics
             parts = torch.cat(torch.ops.aten.batch_norm_update_stats(x, *unused, 1.0))
             mean, var, total = merged(gathered(with_count(parts, x)))
             self._track(mean, var, total)
-        y: Tensor = SyncNorm.apply(x, mean, var, total, self.weight, self.bias, self.eps)
+        y: Tensor = SyncNorm.apply(x, mean, var, total, self.gamma, self.beta, self.eps)
         return y
 
     def _track(self, mean: Tensor, var: Tensor, total: Tensor) -> None:

@@ -73,7 +73,7 @@ def _meters(outcome: Outcome, absent: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _affine(layers: Sequence[NormLayer]) -> dict[str, float | None]:
-    """Return how far gamma is from 1, as RMS over all channels, and the largest |beta|; null where no layer has any."""
+    """Return how far gamma is from 1, as RMS over all gammas, and the largest |beta|; null where no layer has any."""
     weights = [layer.weight.detach().double() for layer in layers if layer.weight is not None]
     biases = [layer.bias.detach().double() for layer in layers if layer.bias is not None]
     drift = float((torch.cat(weights) - 1).square().mean().sqrt()) if weights else math.nan

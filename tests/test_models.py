@@ -14,7 +14,8 @@ from bnlab.models.cnn import Cnn
 from bnlab.models.mlp import Mlp
 from bnlab.models.model import ModelSpec, build, models, norm_layers
 from bnlab.models.resnet import Resnet
-from bnlab.norms.strategy import NormLayer, strategies
+from bnlab.norms.strategy import NormLayer, PerActivation, strategies
+from bnlab.schema import parse
 
 SPECS: list[ModelSpec] = [Mlp(widths=(16, 24)), Cnn(widths=(8, 16), depth=2), Resnet(depth=8, width=8)]
 SHAPE = (3, 8, 8)
@@ -168,6 +169,47 @@ def test_both_and_last_compute_what_they_say() -> None:
     torch.testing.assert_close(make(Mlp(widths=(8, 6), placement="both")).double()(x), z @ last.T)
     z = normalized(((x.flatten(1) @ first.T).relu() @ second.T).relu())
     torch.testing.assert_close(make(Mlp(widths=(8, 6), placement="last")).double()(x), z @ last.T)
+
+
+@for_each("spec", SPECS[1:], ids=lambda s: s.name)
+@for_each("norm", ["batch", "ghost", "sync", "renorm", "streaming", "population"])
+def test_statistics_of_each_activation_are_those_of_the_layer_as_vectors(spec: ModelSpec, norm: str) -> None:
+    """Each norm layer of a network over images sees (N, C * H * W) and has a gamma for each."""
+    model = make(spec, norm, over="activation")
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, outer in model.named_modules():
+        if isinstance(outer, PerActivation):
+            outer.register_forward_hook(lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)}))
+    x = torch.rand(7, *SHAPE, generator=torch.Generator().manual_seed(0))
+    model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    layers = [layer for _, layer in norm_layers(model)]
+    assert len(layers) == len(seen) == 4 + 3 * (spec.name == "resnet")
+    for layer, (z, y) in zip(layers, seen.values(), strict=True):
+        assert layer.weight is not None
+        assert layer.weight.numel() == layer.channels == z[0].numel()
+        assert y.shape == z.shape
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        if norm == "batch":
+            wide = z.double()
+            var, mean = torch.var_mean(wide, 0, correction=0)
+            torch.testing.assert_close(y.double(), (wide - mean) / (var + 1e-5).sqrt(), rtol=1e-4, atol=1e-4)
+            running_mean = layer.get_buffer("running_mean").double().view(mean.shape)
+            torch.testing.assert_close(running_mean, 0.1 * mean, rtol=1e-4, atol=1e-5)
+
+
+def test_an_odd_image_has_its_pixels_counted() -> None:
+    x = torch.rand(5, 1, 11, 13)
+    for spec in (Resnet(depth=8, width=4), Cnn(widths=(4, 6)), Cnn(widths=(4, 6), placement="last")):
+        assert build(spec, strategies["batch"](over="activation"), (1, 11, 13), 10, 0)(x).shape == (5, 10)
+
+
+def test_activations_without_pixels_are_refused() -> None:
+    with pytest.raises(IncompatibleError, match=r"norm.over=activation: is over=channel.*model=mlp\nset norm.over"):
+        make(Mlp(), over="activation")
+    with pytest.raises(IncompatibleError, match=r"norm.stat_stride=2: leaves pixels out"):
+        strategies["batch"](over="activation", stat_stride=2)
+    with pytest.raises(ConfigError, match=r"norm.over=activation: must be one of sample, channel"):
+        parse(strategies["layer"], {"over": "activation"}, "norm")
 
 
 def test_placements_that_mean_nothing_are_refused() -> None:

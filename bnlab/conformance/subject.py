@@ -64,6 +64,7 @@ def of_strategy(strategy: Strategy) -> Subject:
         strategy.weight_transform,
         takes_batch,
         without_eps=lambda: of_strategy(replace(strategy, eps=NO_EPS)),
+        spaces=() if strategy.per_activation else IMAGES,
     )
 
 

@@ -109,7 +109,8 @@ def model_of(config: Config, bundle: DataBundle, workers: Workers = ALONE) -> nn
     """Return the initialized model, on the CPU."""
     facts = config.norm.facts
     used = config.norm.samples_read(config.batch_of_statistics(workers.size))
-    if used == 1 and facts.needs_batch and not config.model.norms_see_pixels:
+    single = not config.model.norms_see_pixels or config.norm.per_activation
+    if used == 1 and facts.needs_batch and single:
         raise IncompatibleError(
             f"data.batch_size={config.data.batch_size}: norm={config.norm.name} has one value a channel in "
             f"model={config.model.name}\n"

@@ -32,11 +32,12 @@ class Cnn(ModelSpec):
                 f"use at most {min(height, width).bit_length() - 1} stages"
             )
         modules: list[nn.Module] = []
-        for outputs in self.widths:
+        for stage, outputs in enumerate(self.widths):
+            blocks.pixels = (height >> stage) * (width >> stage)
             for _ in range(self.depth):
                 modules += blocks.conv(channels, outputs)
                 channels = outputs
             modules.append(nn.MaxPool2d(2))
-        features = channels * (height >> stages) * (width >> stages)
-        last = [*blocks.last_norm(channels), nn.Flatten(), *blocks.dropout(), Linear(features, num_classes)]
-        return [*modules, *last]
+        blocks.pixels = (height >> stages) * (width >> stages)
+        modules += [*blocks.last_norm(channels), nn.Flatten(), *blocks.dropout()]
+        return [*modules, Linear(channels * blocks.pixels, num_classes)]

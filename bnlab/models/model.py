@@ -146,6 +146,11 @@ def check_fit(spec: ModelSpec, strategy: Strategy) -> None:
             f"norm={strategy.name}: is over the pixels of an image, and the norm layers of {where} see none\n"
             "use a model over images (model=cnn) or another norm (norm=layer)"
         )
+    if strategy.per_activation and not spec.norms_see_pixels:
+        raise IncompatibleError(
+            f"norm.over=activation: is over=channel where the norm layers see no pixels, as in model={spec.name}\n"
+            "set norm.over=channel, or take a model over images (model=cnn)"
+        )
     if strategy.weight_transform is not None and spec.placement == "last":
         raise IncompatibleError(
             f"norm={strategy.name}: transforms the weights of the layer that it follows, and with model.placement=last "
@@ -233,6 +238,7 @@ class Blocks:
     def __init__(self, spec: ModelSpec, strategy: Strategy) -> None:
         self.spec = spec
         self.strategy = strategy
+        self.pixels = 1  # of each channel behind the blocks to come; a model over images keeps it right
         self._made = 0
 
     def linear(self, inputs: int, outputs: int) -> list[nn.Module]:
@@ -254,7 +260,7 @@ class Blocks:
         self._made += 1
         strategy = self._strategy_of(self._made)
         before, behind = (
-            [] if strategy is None or self.spec.placement not in places else [strategy.layer(channels)]
+            [] if strategy is None or self.spec.placement not in places else [strategy.layer_for(channels, self.pixels)]
             for places in (BEFORE, ("post", "both"))
         )
         activation = None if strategy is None else strategy.activation(channels)
@@ -264,7 +270,7 @@ class Blocks:
 
     def last_norm(self, channels: int) -> list[nn.Module]:
         """Return the norm that `placement=last` has on the input of the last layer, as a list of one or of none."""
-        return [self.strategy.layer(channels)] if self.spec.placement == "last" else []
+        return [self.strategy.layer_for(channels, self.pixels)] if self.spec.placement == "last" else []
 
     def activation(self) -> nn.Module:
         """Return a fresh activation."""

@@ -31,15 +31,18 @@ class Resnet(ModelSpec):
                 f"model.depth={self.depth}: must be 6n + 2 (three stages of n blocks of two layers, and two more)\n"
                 f"use {lower} or {lower + 6}"
             )
-        modules = blocks.conv(image_shape[0], self.width)
+        colours, height, width = image_shape
+        blocks.pixels = height * width
+        modules = blocks.conv(colours, self.width)
         channels = self.width
         for stage in range(3):
+            blocks.pixels = -(-height >> stage) * -(-width >> stage)  # rounded up
             for block in range((self.depth - 2) // 6):
                 outputs = self.width << stage
                 modules.append(Residual(blocks, channels, outputs, stride=2 if stage and not block else 1))
                 channels = outputs
-        last = [*blocks.last_norm(channels), *blocks.dropout(), Linear(channels, num_classes)]
-        return [*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *last]
+        modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *blocks.last_norm(channels), *blocks.dropout()]
+        return [*modules, Linear(channels, num_classes)]
 
     @property
     def norms_see_pixels(self) -> bool:

@@ -15,16 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bnlab.errors import IncompatibleError
 from bnlab.norms.derivatives import through_formula, transformed
 from bnlab.norms.formula import batch_axes, count_per_channel, is_channels_last, moments, normalize
 from bnlab.norms.running import RunningLayer, momentum_param
-from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, OverSamples, share_left, strategies
 from bnlab.schema import param
 
 
 @strategies.register("batch")
 @dataclass(frozen=True, kw_only=True)
-class Batch(Strategy):
+class Batch(OverSamples):
     """Normalize each channel over the batch (and H, W).
 
     y = gamma * (x - E[x]) / sqrt(Var[x] + eps) + beta, Var biased (1/n), over axes N (and H, W) per channel.
@@ -43,6 +44,14 @@ class Batch(Strategy):
     unbiased: bool = param(True, "the running variance is of 1/(n-1); false: of 1/n")
 
     facts = OF_THE_BATCH
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stat_stride > 1 and self.per_activation:
+            raise IncompatibleError(
+                f"norm.stat_stride={self.stat_stride}: leaves pixels out, and with norm.over=activation each has "
+                "statistics of its own\nset norm.stat_stride=1 or norm.over=channel"
+            )
 
     def layer(self, channels: int) -> NormLayer:
         return BatchLayer(channels, self)

@@ -20,7 +20,7 @@ from bnlab.errors import IncompatibleError
 from bnlab.norms.derivatives import transformed
 from bnlab.norms.formula import batch_axes, count_per_channel, is_channels_last, moments, normalize
 from bnlab.norms.running import RunningLayer, momentum_param
-from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, OverSamples, share_left, strategies
 from bnlab.schema import param
 
 # From this many equal ghosts of at most so many values on, one call on a copy beats one call a ghost (on 2 CPU cores:
@@ -31,7 +31,7 @@ FOLD_VALUES = 2**16
 
 @strategies.register("ghost")
 @dataclass(frozen=True, kw_only=True)
-class Ghost(Strategy):
+class Ghost(OverSamples):
     """Normalize each channel over consecutive groups of `size` samples of the batch (and H, W).
 
     y = gamma * (x - E[x]) / sqrt(Var[x] + eps) + beta, Var biased, over axes n (and H, W) per ghost and channel; one

@@ -13,13 +13,13 @@ from torch import Tensor
 from bnlab.errors import ConfigError
 from bnlab.norms.formula import normalize, per_channel
 from bnlab.norms.running import RunningLayer
-from bnlab.norms.strategy import Facts, NormLayer, Strategy, strategies
+from bnlab.norms.strategy import Facts, NormLayer, OverSamples, Strategy, strategies
 from bnlab.schema import param
 
 
 @strategies.register("population")
 @dataclass(frozen=True, kw_only=True)
-class Population(Strategy):
+class Population(OverSamples):
     """Normalize each channel over the whole training set under the current weights.
 
     y = gamma * (x - E[x]) / sqrt(Var[x] + eps) + beta, Var biased (1/n), over all training samples (and H, W) per

@@ -12,7 +12,7 @@ from bnlab.norms.derivatives import refuse_second_derivative, refuse_transforms
 from bnlab.norms.formula import batch_axes, count_per_channel, deviation, moments, normalize
 from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.share import ShareNorm, batch_statistics, eager_forward
-from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, OverSamples, share_left, strategies
 from bnlab.schema import param
 
 HELD = "its gradient holds r and d constant"
@@ -20,7 +20,7 @@ HELD = "its gradient holds r and d constant"
 
 @strategies.register("renorm")
 @dataclass(frozen=True, kw_only=True)
-class Renorm(Strategy):
+class Renorm(OverSamples):
     """Normalize each channel over the batch (and H, W), corrected within bounds towards the running statistics.
 
     y = gamma * ((x - mu_B) / sigma_B * r + d) + beta, r = clip(sigma_B / sigma, 1 / r_max, r_max),

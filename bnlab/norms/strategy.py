@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bnlab.norms.formula import moments, normalize
+from bnlab.norms.formula import is_channels_last, moments, normalize
 from bnlab.registry import Registry
 from bnlab.schema import param
 
@@ -83,6 +83,15 @@ class Strategy(ABC):
 
         Errors: IncompatibleError when the parameters do not fit the number of channels.
         """
+
+    @property
+    def per_activation(self) -> bool:
+        """Whether its statistics are those of each pixel of a channel by itself."""
+        return False
+
+    def layer_for(self, channels: int, pixels: int) -> nn.Module:
+        """Return a fresh layer as it stands in a model, behind what has so many channels of so many pixels."""
+        return PerActivation(self.layer(channels * pixels)) if self.per_activation else self.layer(channels)
 
     @property
     def weight_transform(self) -> Callable[[Tensor], Tensor] | None:
@@ -191,6 +200,34 @@ class NormLayer(NormModule, ABC):
         """Normalize with the statistics over `dims` by the written-out formula."""
         mean, var = moments(x, dims)
         return normalize(x, mean, var, self.gamma, self.beta, self.eps, self.eps_outside)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSamples(Strategy):
+    """A strategy whose statistics are over samples, and over the pixels of a channel unless told otherwise."""
+
+    over: Literal["channel", "activation"] = param(
+        "channel", "statistics, gamma and beta of each channel, or of each of its pixels by itself"
+    )
+
+    @property
+    def per_activation(self) -> bool:
+        return self.over == "activation"
+
+
+class PerActivation(nn.Module):
+    """A layer for (N, C * H * W) in the place of one for (N, C, H, W): each activation is a channel of its own.
+
+    Ioffe and Szegedy 2015, section 3.2, have it so for all but convolutions, whose pixels share one transform.
+    """
+
+    def __init__(self, layer: NormLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.flatten(1)).view(x.shape)
+        return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y
 
 
 def check_input(x: Tensor, channels: int) -> None:

@@ -11,12 +11,12 @@ from bnlab.norms.derivatives import transformed
 from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
 from bnlab.norms.running import RunningLayer, momentum_param
 from bnlab.norms.share import ShareNorm, batch_statistics, eager_forward
-from bnlab.norms.strategy import Facts, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.strategy import Facts, InitialShare, NormLayer, OverSamples, share_left, strategies
 
 
 @strategies.register("streaming")
 @dataclass(frozen=True, kw_only=True)
-class Streaming(Strategy):
+class Streaming(OverSamples):
     """Normalize each channel by running statistics that already include the batch; works from batches of 1 on.
 
     y = gamma * (x - mu_t) / sqrt(v_t + eps) + beta with, for a batch of mean mu_B and biased variance Var_B over axes N

@@ -21,12 +21,12 @@ from bnlab.distributed import group_size
 from bnlab.norms.derivatives import refuse_transforms, through_formula
 from bnlab.norms.formula import batch_axes, count_per_channel, moments, normalize, per_channel
 from bnlab.norms.running import RunningLayer, momentum_param
-from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, Strategy, share_left, strategies
+from bnlab.norms.strategy import OF_THE_BATCH, InitialShare, NormLayer, OverSamples, share_left, strategies
 
 
 @strategies.register("sync")
 @dataclass(frozen=True, kw_only=True)
-class Sync(Strategy):
+class Sync(OverSamples):
     """Normalize each channel over the batch (and H, W) of all workers; with one worker it is `batch`.
 
     y = gamma * (x - E[x]) / sqrt(Var[x] + eps) + beta, Var biased (1/n), over axes N (and H, W) of all parts of the

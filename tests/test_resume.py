@@ -105,6 +105,8 @@ def test_every_optimizer_and_schedule_goes_on_bit_for_bit(tmp_path: Path, optimi
         ("eval.stats=population",),
         ("eval.stats=mixed",),
         ("eval.stats=folded", "norm=ghost", "norm.size=16"),
+        ("norm=batch", "optim.norm_lr=0.1", "schedule=cosine"),
+        ("norm=layer", "optim.only=norm", "optim=adamw"),
         ("data.last_batch=merge", "model=resnet", "model.depth=8", "model.width=4"),
     ],
     ids=" ".join,

@@ -19,8 +19,10 @@ from helpers_training import train
 from torch import nn
 
 from bnlab.config import compose
+from bnlab.errors import IncompatibleError
 from bnlab.experiment import setup
 from bnlab.experiment.config import parse_config
+from bnlab.experiment.run import preflight
 from bnlab.measure.discrepancy import Gap, calibration_error, logits_of, score
 from bnlab.measure.modes import evaluating, training_statistics
 from bnlab.models.model import build, models, norm_layers
@@ -61,28 +63,33 @@ def summary_of(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- the steps themselves
 
 
-@for_each("optimizer", ["sgd", "adamw"])
-@for_each("norm", ["none", "batch", "ghost", "layer"])
+PLAIN = [
+    (norm, optimizer, "all", 1.0) for norm in ("none", "batch", "ghost", "layer") for optimizer in ("sgd", "adamw")
+]
+TOLD_APART = [("batch", "sgd", "all", 0.1), ("layer", "sgd", "norm", 1.0), ("batch", "adamw", "norm", 3.0)]
+
+
+@for_each("norm, optimizer, only, norm_lr", PLAIN + TOLD_APART)
 def test_the_loop_takes_the_steps_that_plain_torch_takes(
-    trained: Callable[..., Path], norm: str, optimizer: str
+    trained: Callable[..., Path], norm: str, optimizer: str, only: str, norm_lr: float
 ) -> None:
     overrides = (f"norm={norm}", f"optim={optimizer}", "schedule=cosine", "trainer.label_smoothing=0.1")
-    overrides += ("optim.lr=0.01", "data.shift=1")
+    overrides += ("optim.lr=0.01", "data.shift=1", f"optim.only={only}", f"optim.norm_lr={norm_lr}")
     folder = trained(*overrides)
     config = parse_config(tree_of(*overrides))
     bundle = setup.bundle_of(config.data)
     model = build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
     model = model.to(memory_format=torch.channels_last)
     norms = {id(p) for _, layer in norm_layers(model) for p in layer.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in norms], "weight_decay": config.optim.weight_decay},
-        {"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0},
-    ]
+    rest = {"params": [p for p in model.parameters() if id(p) not in norms], "weight_decay": config.optim.weight_decay}
+    groups = [rest] if only == "all" else []
+    if norms:
+        groups += [{"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0}]
     plain: torch.optim.Optimizer
     if optimizer == "sgd":
-        plain = torch.optim.SGD(groups[: 2 if norms else 1], lr=0.01, momentum=0.9, nesterov=True, fused=True)
+        plain = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True, fused=True)
     else:
-        plain = torch.optim.AdamW(groups[: 2 if norms else 1], lr=0.01, fused=True)
+        plain = torch.optim.AdamW(groups, lr=0.01, fused=True)
     batches = setup.device_batches(config, bundle, bundle.train, torch.device("cpu"), training=True)
     losses: list[float] = []
     model.train()
@@ -92,6 +99,7 @@ def test_the_loop_takes_the_steps_that_plain_torch_takes(
                 break
             for group in plain.param_groups:
                 group["lr"] = 0.01 * (1 + math.cos(math.pi * len(losses) / 30)) / 2
+                group["lr"] *= 1.0 if group["weight_decay"] else norm_lr
             plain.zero_grad()
             loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
             loss.backward()
@@ -147,6 +155,30 @@ def test_norm_parameters_are_spared_from_decay_unless_asked(spec: Sgd | AdamW) -
     assert (decayed["weight_decay"], spared["weight_decay"]) == (spec.weight_decay, 0.0)
     (all_of_them,) = type(spec)(decay_norm=True).groups(model)
     assert len(all_of_them["params"]) == len(list(model.parameters()))
+    decayed, slow = type(spec)(decay_norm=True, norm_lr=0.1).groups(model)
+    assert (slow["weight_decay"], slow["factor"], decayed["factor"]) == (spec.weight_decay, 0.1, 1.0)
+
+
+def test_norm_alone_is_trained_and_the_rest_stays_as_drawn(trained: Callable[..., Path]) -> None:
+    folder = trained("norm=batch", "optim.only=norm")
+    config = parse_config(tree_of("norm=batch", "optim.only=norm"))
+    bundle = setup.bundle_of(config.data)
+    drawn = setup.model_of(config, bundle)
+    ours = {f"{name}.{own}" for name, layer in norm_layers(drawn) for own, _ in layer.named_parameters()}
+    saved = checkpoint.load(folder)["model"]
+    for name, value in drawn.named_parameters():
+        assert torch.equal(saved[name], value) == (name not in ours), name
+    assert summary_of(folder)["curve"]["train.loss"][-1] < summary_of(folder)["curve"]["train.loss"][0]
+    optimizer = config.optim.make(drawn)
+    F.cross_entropy(drawn(torch.rand(4, *bundle.image_shape)), torch.arange(4)).backward()
+    assert {name for name, p in drawn.named_parameters() if p.grad is not None} == ours
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(ours)
+
+
+@for_each("norm", ["norm=none", "norm=batch norm.affine=false"])
+def test_norm_alone_needs_something_to_train(norm: str) -> None:
+    with pytest.raises(IncompatibleError, match=r"optim.only=norm: no norm layer of this model learns anything\n"):
+        preflight([tree_of(*norm.split(), "optim.only=all"), tree_of(*norm.split(), "optim.only=norm")])
 
 
 # ---------------------------------------------------------------- records and ends

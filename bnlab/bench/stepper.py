@@ -31,6 +31,7 @@ from bnlab.measure.refresh import Refresh, bnlab_layers
 from bnlab.models.model import norm_layers
 from bnlab.timing import PhaseClock, phase_clock
 from bnlab.training.loop import train_step
+from bnlab.training.optim import set_rate
 from bnlab.training.trainer import forward_of, loss_function, precision_of
 
 Batch = tuple[Tensor, Tensor]
@@ -83,8 +84,7 @@ def trainee(
     for _, layer in norm_layers(model):
         layer.begin(TOTAL_STEPS)
     optimizer = config.optim.make(model)
-    for group in optimizer.param_groups:
-        group["lr"] = config.schedule.rate_of(config.optim.lr, TOTAL_STEPS)(0)
+    set_rate(optimizer, config.schedule.rate_of(config.optim.lr, TOTAL_STEPS)(0))
     forward = forward_of(workers.shared(model, device) if averaged else model, config.trainer, device)
     refresh = None
     if Refresh.needed_by(model):

@@ -68,10 +68,9 @@ class Key:
     @property
     def words(self) -> list[str]:
         """The words that its value may be, where these are few."""
-        if self.default in ("true", "false"):
-            return ["true", "false"]
-        named = re.search(r"(?:^|; )one of ([\w, ]+)", self.meaning)
-        return named[1].split(", ") if named else []
+        if named := re.search(r"(?:^|; )one of ([\w, ]+)", self.meaning):
+            return named[1].split(", ")
+        return ["true", "false"] if self.default in ("true", "false") else []
 
 
 @cache

@@ -68,7 +68,15 @@ def preflight(trees: Sequence[Mapping[str, Any]], workers: Workers = ALONE) -> l
             config = parse_config(tree)
             check_workers(config, workers)
             device = device_of(config.trainer.device, workers)
-            key = (config.norm, config.model, config.data, config.eval.stats, device, is_recorded(tree))
+            key = (
+                config.norm,
+                config.model,
+                config.data,
+                config.eval.stats,
+                config.optim.only,
+                device,
+                is_recorded(tree),
+            )
             if key not in seen:
                 seen.add(key)
                 _check_model(config, workers)
@@ -86,6 +94,7 @@ def _check_model(config: Config, workers: Workers) -> None:
     config.data.augment.check(*bundle.image_shape[1:])
     model = model_of(config, bundle, workers)
     check_eval(model, config.eval)
+    config.optim.groups(model)
     for layer in bnlab_layers(model):
         if workers.size > 1 and layer.gradient_through:
             raise IncompatibleError(

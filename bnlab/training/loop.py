@@ -32,6 +32,7 @@ from bnlab.timing import Stopwatch, step_clock
 from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import LAYER_FIGURES, Evaluator, Figure, evaluation_steps
 from bnlab.training.job import Stop
+from bnlab.training.optim import set_rate
 from bnlab.training.outcome import WARMUP_STEPS, Outcome, Pace, Recorder
 from bnlab.training.trainer import TrainerConfig, forward_of, loss_function
 
@@ -137,9 +138,7 @@ class Training:
         self._model.train()
         self._watch.start()
         for images, labels in self._stream(outcome.steps):
-            rate = self._rate_of(outcome.steps)
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
+            set_rate(self._optimizer, self._rate_of(outcome.steps))
             loss = train_step(
                 self._forward, self._optimizer, self._loss_of, images, labels, outcome.steps, self._refresh
             )

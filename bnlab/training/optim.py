@@ -1,4 +1,4 @@
-"""Optimizers: fused kernels, and weight decay that may leave normalization parameters alone."""
+"""Optimizers: fused kernels; weight decay, rate and training itself may tell normalization from the rest."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.norms.strategy import NormModule
 from bnlab.registry import Registry
 from bnlab.schema import param
@@ -26,23 +26,49 @@ class OptimizerSpec(ABC):
     lr: float
     weight_decay: float = param(5e-4, "times the weights, added to the gradient", low=0.0)
     decay_norm: bool = param(False, "decay gamma and beta too")
+    norm_lr: float = param(1.0, "a factor on the learning rate of gamma and beta", above=0.0)
+    only: Literal["all", "norm"] = param("all", "what is trained: all of it, or gamma and beta alone")
 
     @abstractmethod
     def make(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer over the model's parameters."""
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Return two parameter groups: with decay, and without it (of normalization, unless `decay_norm`).
+        """Return parameter groups: of normalization, with its own decay and factor on the rate, and of the rest.
 
-        They are formed from the modules themselves, never from parameter names.
+        They are formed from the modules themselves, never from parameter names; where both are treated alike they are
+        one. With `only=norm` the rest is left out and takes no gradient any more. Errors: IncompatibleError when there
+        is nothing but the rest.
         """
-        apart = set()
-        if not self.decay_norm:
-            apart = {id(p) for m in model.modules() if isinstance(m, NormModule) for p in m.parameters()}
-        decayed = [p for p in model.parameters() if id(p) not in apart]
-        spared = [p for p in model.parameters() if id(p) in apart]
-        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": self.weight_decay}]
-        return groups + ([{"params": spared, "weight_decay": 0.0}] if spared else [])
+        norms = {id(p) for m in model.modules() if isinstance(m, NormModule) for p in m.parameters()}
+        rest = [p for p in model.parameters() if id(p) not in norms]
+        apart = [p for p in model.parameters() if id(p) in norms]
+        if self.only == "norm":
+            if not apart:
+                raise IncompatibleError(
+                    "optim.only=norm: no norm layer of this model learns anything\n"
+                    "take a norm with gamma or beta (norm=batch norm.affine=true), or set optim.only=all"
+                )
+            for parameter in rest:
+                parameter.requires_grad_(False)
+            rest = []
+        elif self.decay_norm and self.norm_lr == 1:
+            rest, apart = list(model.parameters()), []
+        decay = self.weight_decay if self.decay_norm else 0.0
+        groups = [
+            {"params": rest, "weight_decay": self.weight_decay, "factor": 1.0},
+            {"params": apart, "weight_decay": decay, "factor": self.norm_lr},
+        ]
+        return [group for group in groups if group["params"]]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step: `rate` times the factor of each group.
+
+    A group from a checkpoint that is older than the factors has none.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
 
 
 optimizers: Registry[OptimizerSpec] = Registry("optim")

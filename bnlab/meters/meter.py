@@ -75,7 +75,7 @@ class Moment:
         """Return copies of the model, in training mode, and of its optimizer, at the learning rate of the step."""
         model, optimizer = copy.deepcopy((self._model, self._optimizer))
         for group in optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate * group.get("factor", 1.0)  # as `set_rate` of the training has it
         return model.train(), optimizer
 
     def samples(self, number: int) -> Iterator[Batch]:

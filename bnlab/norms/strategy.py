@@ -64,7 +64,7 @@ class Strategy(ABC):
 
     eps: float = param(1e-5, "added to the variance", above=0.0)
     affine: Literal["true", "false", "gamma", "beta", "layer"] = param(
-        "true", "learn gamma and beta, a pair a channel; neither; one of the two; or a single pair for the layer"
+        "true", "learn gamma and beta, a pair a channel; neither; only gamma or only beta; or one pair a layer"
     )
     eps_outside: bool = param(False, "divide by sqrt(var) + eps instead of sqrt(var + eps)")
 

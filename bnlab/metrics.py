@@ -2,7 +2,7 @@
 
 Adding one is adding a function here; its docstring is the line that `bnlab list metrics` prints. No torch here.
 
-    metrics["steps_to_target"].derive(summary, target=0.98)    # 470.0, or Censored(at=1880.0) when never reached
+What a metric is stands in `metric.py`.
 
 A split or a curve that a run does not have (no validation samples, too few steps to time one) gives None.
 
@@ -15,124 +15,51 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
 
-from bnlab.errors import ConfigError, did_you_mean
-
-Summary = Mapping[str, Any]
-Direction = Literal["higher", "lower"]
-Kind = Literal["mean", "time to target"]
-
-
-@dataclass(frozen=True)
-class Censored:
-    """A target that was not reached by `at`, where the run ended."""
-
-    at: float
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One column of every table."""
-
-    name: str
-    unit: str
-    better: Direction | None  # None: neither direction is the better one
-    title: str  # of a column, short
-    meaning: str
-    scale: float  # what a value is multiplied by for display: 100 for fractions shown in percent
-    kind: Kind
-    curve: str | None  # the recorded curve that shows how it came about
-    function: Callable[..., float | Censored | None]
-    bounds: tuple[float, float]  # that no value is beyond
-    split: str | None  # of whose images it is a share
-    axis: str | None  # of the curve, that a time to a target is on
-    of_diverged: bool  # a run that diverged has it too
-
-    @property
-    def is_skewed(self) -> bool:
-        """Whether it varies by factors, as the times of a busy machine do."""
-        return self.unit in ("ms", "s", "1/s") and self.kind == "mean"
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether its values are counts, and their means shown as such."""
-        return self.unit in ("steps", "images")
-
-    def derive(self, summary: Summary, target: float | None = None) -> float | Censored | None:
-        """Return the metric of one run; None where it was not measured or, for a time to a target, none is given."""
-        if self.kind == "mean":
-            return self.function(summary)
-        return None if target is None else self.function(summary, target)
-
-    def column(self, target: float | None = None) -> str:
-        """Return the column's title, with the target where the metric has one: `steps to 98 %`."""
-        return self.title if target is None else self.title.replace("target", f"{100 * target:g} %")
-
-
-SHARE, ANY = (0.0, 1.0), (-math.inf, math.inf)  # bounds
-metrics: dict[str, Metric] = {}
-Derivation = Callable[..., float | Censored | None]
-
-
-def metric(
-    title: str,
-    unit: str,
-    better: Direction | None,
-    *,
-    scale: float = 1.0,
-    kind: Kind = "mean",
-    curve: str | None = None,
-    bounds: tuple[float, float] = (0.0, math.inf),
-    split: str | None = None,
-    axis: str | None = None,
-    of_diverged: bool = False,
-) -> Callable[[Derivation], Derivation]:
-    """Declare the decorated function as a metric: its name is the metric's, its docstring the meaning."""
-
-    def enter(function: Derivation) -> Derivation:
-        name, meaning = function.__name__, (function.__doc__ or "").strip()
-        any_end = of_diverged or axis is not None
-        metrics[name] = Metric(
-            name, unit, better, title, meaning, scale, kind, curve, function, bounds, split, axis, any_end
-        )
-        return function
-
-    return enter
-
+from bnlab.metric import (
+    ANY,
+    SHARE,
+    Censored,
+    Direction,
+    Metric,
+    Summary,
+    curve_of,
+    final,
+    find_metric,
+    geometric_mean,
+    is_of_the_end,
+    mean,
+    metric,
+    metrics,
+    number,
+    of_farthest_layer,
+    of_part,
+    over_readings,
+)
 
 LEARNED = 0.5  # training accuracy
 MOST_INITIAL_SHARE = 0.01  # of the initial statistics left at the end of a run, before it is worth a warning
 
 __all__ = [
+    "ANY",
+    "LEARNED",
     "MOST_INITIAL_SHARE",
     "Censored",
+    "Direction",
     "Metric",
+    "Summary",
+    "bench_width",
+    "end_of",
+    "evaluation_before",
     "find_metric",
     "is_of_the_end",
     "metrics",
     "share_left",
     "step_ratio_interval",
+    "uses_running",
     "warnings_of",
 ]
-
-
-def is_of_the_end(name: str) -> bool:
-    """Return whether a metric can be told from the last evaluation, without those before."""
-    return metrics[name].kind == "mean" and name not in ("area_under_curve", "test_at_best_valid")
-
-
-def find_metric(name: str) -> Metric:
-    """Return the metric called `name`.
-
-    Errors: ConfigError with the closest name.
-    """
-    if name not in metrics:
-        known = ", ".join(metrics)
-        raise ConfigError(f"metric {name}: no such metric{did_you_mean(name, metrics)}\nthere are: {known}")
-    return metrics[name]
 
 
 # Accuracy and loss, in evaluation mode.
@@ -141,25 +68,25 @@ def find_metric(name: str) -> Metric:
 @metric("test acc", "%", "higher", scale=100, curve="test.accuracy", bounds=SHARE, split="test")
 def test_accuracy(run: Summary) -> float | None:
     """accuracy on the test set at the last evaluation"""
-    return _final(run, "test.accuracy")
+    return final(run, "test.accuracy")
 
 
 @metric("valid acc", "%", "higher", scale=100, curve="valid.accuracy", bounds=SHARE, split="valid")
 def valid_accuracy(run: Summary) -> float | None:
     """accuracy on the validation split at the last evaluation"""
-    return _final(run, "valid.accuracy")
+    return final(run, "valid.accuracy")
 
 
 @metric("train acc", "%", "higher", scale=100, curve="train.accuracy", bounds=SHARE, split="train")
 def train_accuracy(run: Summary) -> float | None:
     """accuracy on a fixed sample of the training split at the last evaluation"""
-    return _final(run, "train.accuracy")
+    return final(run, "train.accuracy")
 
 
 @metric("test at best valid", "%", "higher", scale=100, curve="test.accuracy", bounds=SHARE, split="test")
 def test_at_best_valid(run: Summary) -> float | None:
     """test accuracy at the first evaluation with the best validation accuracy: chosen on validation, read on test"""
-    pairs = zip(_curve(run, "valid.accuracy"), _curve(run, "test.accuracy"), strict=False)
+    pairs = zip(curve_of(run, "valid.accuracy"), curve_of(run, "test.accuracy"), strict=False)
     valid = [(v, t) for v, t in pairs if math.isfinite(v)]
     return max(valid, key=lambda pair: pair[0])[1] if valid else None
 
@@ -167,25 +94,25 @@ def test_at_best_valid(run: Summary) -> float | None:
 @metric("test loss", "nats", "lower", curve="test.loss")
 def test_loss(run: Summary) -> float | None:
     """mean cross-entropy on the test set at the last evaluation"""
-    return _final(run, "test.loss")
+    return final(run, "test.loss")
 
 
 @metric("ECE", "points", "lower", scale=100, curve="test.ece", bounds=SHARE)
 def ece(run: Summary) -> float | None:
     """expected calibration error on the test set at the last evaluation: 15 equal bins of the top probability"""
-    return _final(run, "test.ece")
+    return final(run, "test.ece")
 
 
 @metric("valid loss", "nats", "lower", curve="valid.loss")
 def valid_loss(run: Summary) -> float | None:
     """mean cross-entropy on the validation split at the last evaluation"""
-    return _final(run, "valid.loss")
+    return final(run, "valid.loss")
 
 
 @metric("train loss", "nats", "lower", curve="train.loss")
 def train_loss(run: Summary) -> float | None:
     """mean cross-entropy on a fixed sample of the training split at the last evaluation"""
-    return _final(run, "train.loss")
+    return final(run, "train.loss")
 
 
 # Convergence.
@@ -196,27 +123,27 @@ def learned(run: Summary) -> float | None:
     """1 if the training accuracy at the last evaluation is 50 % or more; 0 if less, diverged, or refused"""
     if run.get("state") in ("diverged", "refused"):
         return 0.0
-    accuracy = _final(run, "train.accuracy")
+    accuracy = final(run, "train.accuracy")
     return None if accuracy is None else float(accuracy >= LEARNED)
 
 
 @metric("gen gap", "points", "lower", scale=100, bounds=(-1.0, 1.0))
 def gen_gap(run: Summary) -> float | None:
     """accuracy on the fixed sample of the training split minus that on the validation split, at the last evaluation"""
-    train, valid = _final(run, "train.accuracy"), _final(run, "valid.accuracy")
+    train, valid = final(run, "train.accuracy"), final(run, "valid.accuracy")
     return None if train is None or valid is None else train - valid
 
 
 @metric("gamma drift", "", None)
 def gamma_drift(run: Summary) -> float | None:
     """RMS of gamma - 1 over all channels of all norm layers, at the end"""
-    return _of_part(run, "affine", "gamma_drift")
+    return of_part(run, "affine", "gamma_drift")
 
 
 @metric("beta max", "", None)
 def beta_max(run: Summary) -> float | None:
     """largest |beta| over all channels of all norm layers, at the end"""
-    return _of_part(run, "affine", "beta_max")
+    return of_part(run, "affine", "beta_max")
 
 
 @metric("steps to target", "steps", "lower", kind="time to target", curve="valid.accuracy", axis="step")
@@ -240,7 +167,7 @@ def seconds_to_target(run: Summary, target: float) -> float | Censored | None:
 @metric("mean valid acc", "%", "higher", scale=100, curve="valid.accuracy", bounds=SHARE)
 def area_under_curve(run: Summary) -> float | None:
     """area under validation accuracy over steps (trapezoids), divided by the steps: the mean accuracy on the way"""
-    points = list(zip(_curve(run, "step"), _curve(run, "valid.accuracy"), strict=False))
+    points = list(zip(curve_of(run, "step"), curve_of(run, "valid.accuracy"), strict=False))
     if len(points) < 2 or points[-1][0] <= points[0][0]:
         return None
     area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points))
@@ -253,44 +180,44 @@ def area_under_curve(run: Summary) -> float | None:
 @metric("gap train-eval", "points", None, scale=100, curve="test.acc_gap", bounds=(-1.0, 1.0))
 def acc_gap(run: Summary) -> float | None:
     """accuracy with the statistics of training minus accuracy with those of evaluation, same samples and weights"""
-    return _final(run, "test.acc_gap")
+    return final(run, "test.acc_gap")
 
 
 @metric("loss gap", "nats", None, curve="test.loss_gap", bounds=ANY)
 def loss_gap(run: Summary) -> float | None:
     """loss with the statistics of training minus loss with those of evaluation, same samples and weights"""
-    return _final(run, "test.loss_gap")
+    return final(run, "test.loss_gap")
 
 
 @metric("flips", "%", "lower", scale=100, curve="test.flip_rate", bounds=SHARE)
 def flip_rate(run: Summary) -> float | None:
     """share of samples whose predicted class changes between the statistics of training and those of evaluation"""
-    return _final(run, "test.flip_rate")
+    return final(run, "test.flip_rate")
 
 
 @metric("KL", "nats", "lower", curve="test.kl")
 def kl(run: Summary) -> float | None:
     """mean KL(p_train || p_eval): how far the predictions move between the two, also where losses cancel"""
-    return _final(run, "test.kl")
+    return final(run, "test.kl")
 
 
 @metric("logit RMS", "%", "lower", scale=100, curve="test.logit_rms")
 def logit_rms(run: Summary) -> float | None:
     """RMS of the logit difference between the two over the RMS of the logits in evaluation"""
-    return _final(run, "test.logit_rms")
+    return final(run, "test.logit_rms")
 
 
 @metric("mate noise", "%", "lower", scale=100, curve="test.mate_noise")
 def mate_noise(run: Summary) -> float | None:
     """standard deviation of a sample's logits over other batch mates, over their RMS; recorded with measure=full"""
-    return _final(run, "test.mate_noise")
+    return final(run, "test.mate_noise")
 
 
 def _term(cause: str, meaning: str) -> None:
     """Declare by how much one cause of the gap moves predictions."""
 
     def derive(run: Summary) -> float | None:
-        return _final(run, f"test.term_{cause}_kl")
+        return final(run, f"test.term_{cause}_kl")
 
     derive.__name__ = f"term_{cause}"
     derive.__doc__ = f"KL between predictions by {meaning}; by `bnlab probe` or measure=full"
@@ -306,37 +233,37 @@ _term("moving_average", "the training set's statistics and by the averaged")
 @metric("flips by size", "%", "lower", scale=100, bounds=SHARE)
 def size_flips(run: Summary) -> float | None:
     """share of predictions that change with the size of evaluation's batches; by `bnlab probe` or measure=full"""
-    return _final(run, "test.size_flips")
+    return final(run, "test.size_flips")
 
 
 @metric("error by size", "ppm", "lower", scale=1e6)
 def size_error(run: Summary) -> float | None:
     """largest logit difference between evaluation's batches of 1, 2, 7, 64 and all, over the RMS of the logits"""
-    return _final(run, "test.size_error")
+    return final(run, "test.size_error")
 
 
 @metric("images needed", "images", "lower")
 def samples_needed(run: Summary) -> float | None:
     """training samples from which on new statistics are as good as those of all; by `bnlab recalibrate SWEEP`"""
-    return _final(run, "train.samples_needed")
+    return final(run, "train.samples_needed")
 
 
 @metric("mean z", "sigma", "lower")
 def mean_z(run: Summary) -> float | None:
     """|running mean - mean| / sigma of the layer where it is largest: its median channel, on the test probe"""
-    return _of_farthest_layer(run, "mean_z")
+    return of_farthest_layer(run, "mean_z")
 
 
 @metric("log std ratio", "log", None, bounds=ANY)
 def log_std_ratio(run: Summary) -> float | None:
     """log(running sigma / sigma) of the layer where it is farthest from 0: its median channel, on the test probe"""
-    return _of_farthest_layer(run, "log_std_ratio")
+    return of_farthest_layer(run, "log_std_ratio")
 
 
 @metric("gap cost", "%", "lower", scale=100)
 def discrepancy_share(run: Summary) -> float | None:
     """seconds that telling training mode from evaluation mode took, over the seconds of training"""
-    return _number(run, "discrepancy_share")
+    return number(run, "discrepancy_share")
 
 
 @metric("initial share", "%", "lower", scale=100, bounds=SHARE)
@@ -348,7 +275,46 @@ def initial_share(run: Summary) -> float | None:
 @metric("error", "", "lower")
 def check_error(run: Summary) -> float | None:
     """error of a property of `bnlab check`, over the RMS of the output; of the lines `check` of a claim"""
-    return _number(run, "check")
+    return number(run, "check")
+
+
+# Why it works: what meters read, over a training.
+
+
+@metric("loss range", "nats", "lower")
+def loss_range(run: Summary) -> float | None:
+    """change of the loss along a step of 1/2 to 4 times the learning rate, geometric mean; by measure=landscape"""
+    return geometric_mean(over_readings(run, "landscape", "loss_range"))
+
+
+@metric("gradient change", "", "lower")
+def grad_change(run: Summary) -> float | None:
+    """largest change of the gradient along such a step, geometric mean over readings; by measure=landscape"""
+    return geometric_mean(over_readings(run, "landscape", "grad_change"))
+
+
+@metric("smoothness", "", "lower")
+def beta_smooth(run: Summary) -> float | None:
+    """change of the gradient over the length of the step, geometric mean over readings; by measure=landscape"""
+    return geometric_mean(over_readings(run, "landscape", "beta_smooth"))
+
+
+@metric("covariate shift", "%", "lower", scale=100)
+def ics(run: Summary) -> float | None:
+    """change of a layer's gradient once those before it are updated, median layer, mean; by measure=landscape"""
+    return mean(over_readings(run, "landscape", "ics"))
+
+
+@metric("lambda max", "", None, bounds=ANY)
+def lambda_max(run: Summary) -> float | None:
+    """largest eigenvalue of the Hessian of the loss, mean over readings; by measure=curvature"""
+    return mean(over_readings(run, "curvature", "lambda_max"))
+
+
+@metric("stable rate", "", "higher")
+def stable_rate(run: Summary) -> float | None:
+    """2 over the largest eigenvalue of the Hessian, geometric mean over readings; by measure=curvature"""
+    return geometric_mean(over_readings(run, "curvature", "stable_rate"))
 
 
 # Time and size.
@@ -357,55 +323,55 @@ def check_error(run: Summary) -> float | None:
 @metric("step ms", "ms", "lower")
 def step_ms(run: Summary) -> float | None:
     """median time of a step: forward, backward, optimizer; warm-up left out"""
-    return _of_part(run, "step_ms", "median")
+    return of_part(run, "step_ms", "median")
 
 
 @metric("step ratio", "", "lower")
 def step_ratio(run: Summary) -> float | None:
     """median over the rounds of a bench of the arm's step over the baseline's in the same round"""
-    return _of_part(run, "bench", "ratio")
+    return of_part(run, "bench", "ratio")
 
 
 @metric("refresh ms", "ms", "lower")
 def refresh_ms(run: Summary) -> float | None:
     """median time of a refresh of training-set statistics, which is part of its step"""
-    return _number(run, "refresh_ms")
+    return number(run, "refresh_ms")
 
 
 @metric("images/s", "1/s", "higher")
 def images_per_second(run: Summary) -> float | None:
     """training images a second, preparation of the batches included"""
-    return _number(run, "images_per_second")
+    return number(run, "images_per_second")
 
 
 @metric("seconds", "s", "lower")
 def train_seconds(run: Summary) -> float | None:
     """seconds of training; evaluation and recording are not counted"""
-    return _number(run, "train_seconds")
+    return number(run, "train_seconds")
 
 
 @metric("parameters", "", None)
 def num_parameters(run: Summary) -> float | None:
     """trainable parameters of the network"""
-    return _number(run, "num_parameters")
+    return number(run, "num_parameters")
 
 
 @metric("fold error", "ppm", "lower", scale=1e6, curve="test.fold_error")
 def fold_error(run: Summary) -> float | None:
     """largest logit difference after eval.stats=folded merged the norms into the weights, over the RMS of the logits"""
-    return _final(run, "test.fold_error")
+    return final(run, "test.fold_error")
 
 
 def step_ratio_interval(run: Summary) -> tuple[float, float] | None:
     """Return the bootstrap 95% interval, over the rounds of the bench, that `step_ratio` has; None without one."""
-    low, high = _of_part(run, "bench", "ratio_low"), _of_part(run, "bench", "ratio_high")
+    low, high = of_part(run, "bench", "ratio_low"), of_part(run, "bench", "ratio_high")
     return None if low is None or high is None else (low, high)
 
 
 def bench_width(run: Summary) -> float:
     """Return the width of the interval of a bench's ratio over the ratio; of a baseline, that of its control."""
     for figure in ("ratio", "control"):
-        value, low, high = (_of_part(run, "bench", name) for name in (figure, f"{figure}_low", f"{figure}_high"))
+        value, low, high = (of_part(run, "bench", name) for name in (figure, f"{figure}_low", f"{figure}_high"))
         if value and low is not None and high is not None and high > low:
             return (high - low) / value
     return math.inf
@@ -413,7 +379,7 @@ def bench_width(run: Summary) -> float:
 
 def share_left(run: Summary) -> float | None:
     """Return the share of the initial statistics left at the end; None for a strategy without running statistics."""
-    return _of_part(run, "initial_share", "share_left")
+    return of_part(run, "initial_share", "share_left")
 
 
 def uses_running(stats: object) -> bool:
@@ -447,42 +413,8 @@ def _data_warnings(run: Summary) -> list[str]:
     return [doubt for doubt in doubts if isinstance(doubt, str)] if isinstance(doubts, list) else []
 
 
-def _curve(run: Summary, name: str) -> Sequence[float]:
-    curve: Sequence[float] = run["curve"].get(name, ())
-    return curve
-
-
-def _final(run: Summary, name: str) -> float | None:
-    values = _curve(run, name)
-    return values[-1] if values else run.get("measured", {}).get(name)
-
-
-def _of_farthest_layer(run: Summary, figure: str) -> float | None:
-    """Return the figure of the layer in which it is farthest from 0."""
-    layers = run.get("layers")
-    if not isinstance(layers, Mapping):
-        return None
-    values = [_number(layer, figure) for layer in layers.values() if isinstance(layer, Mapping)]
-    return max((value for value in values if value is not None), key=abs, default=None)
-
-
-def _of_part(run: Summary, part: str, figure: str) -> float | None:
-    values = run.get(part)
-    return _number(values, figure) if isinstance(values, Mapping) else None
-
-
-def _number(values: Mapping[str, Any], key: str) -> float | None:
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # a whole number that no float can hold
-        return math.inf
-
-
 def _first_reaching(run: Summary, target: float, axis: str) -> float | Censored | None:
-    points = list(zip(_curve(run, axis), _curve(run, "valid.accuracy"), strict=False))
+    points = list(zip(curve_of(run, axis), curve_of(run, "valid.accuracy"), strict=False))
     if not points:
         return None
     return next((at for at, accuracy in points if accuracy >= target), Censored(points[-1][0]))
@@ -490,9 +422,9 @@ def _first_reaching(run: Summary, target: float, axis: str) -> float | Censored 
 
 def evaluation_before(run: Summary, metric: Metric, time: float) -> float:
     """Return when the last evaluation before `time` was: a target reached at `time` was not reached there."""
-    return max((at for at in _curve(run, metric.axis or "") if at < time), default=time)
+    return max((at for at in curve_of(run, metric.axis or "") if at < time), default=time)
 
 
 def end_of(run: Summary, metric: Metric) -> float:
     """Return when the run ended, in the unit of a time to a target."""
-    return max(_curve(run, metric.axis or ""), default=0.0)
+    return max(curve_of(run, metric.axis or ""), default=0.0)

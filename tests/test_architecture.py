@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower layers first; a package may import from lower layers, and beside it where BESIDE says so.
 LAYERS = [
-    {"errors", "interrupts", "interval", "registry", "schema", "seeding", "timing", "metrics", "distributed"},
+    {"errors", "interrupts", "interval", "registry", "schema", "seeding", "timing", "metric", "metrics", "distributed"},
     {"norms", "data", "record"},
     {"models", "compare", "config"},
     {"conformance", "measure", "claims"},
@@ -30,7 +30,8 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 BESIDE = {
     ("registry", "errors"),
     ("schema", "errors"),
-    ("metrics", "errors"),
+    ("metric", "errors"),
+    ("metrics", "metric"),
     ("distributed", "errors"),
 }
 # Where each library may be imported.
@@ -54,6 +55,8 @@ WITHOUT_TORCH = {
     "interval",
     "registry",
     "schema",
+    "metric",
+    "metric",
     "metrics",
     "record",
     "config",

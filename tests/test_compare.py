@@ -529,7 +529,15 @@ def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
         "train.samples_needed": [64.0] * steps
     }
     affine = {"gamma_drift": 0.1, "beta_max": 0.2}
-    more = {"bench": {"ratio": 1.1}, "affine": affine, "check": 1e-9, "curve": run.summary["curve"] | curve}
+    read = ("loss_range", "grad_change", "beta_smooth", "ics", "lambda_max", "stable_rate")  # of the landscape and more
+    meters = dict.fromkeys(("landscape", "curvature"), {"curve": {figure: [0.1, 0.2] for figure in read}})
+    more = {
+        "meters": meters,
+        "bench": {"ratio": 1.1},
+        "affine": affine,
+        "check": 1e-9,
+        "curve": run.summary["curve"] | curve,
+    }
     for name, metric in metrics.items():
         assert metric.name == name
         assert metric.meaning.strip()

@@ -56,7 +56,6 @@ WITHOUT_TORCH = {
     "registry",
     "schema",
     "metric",
-    "metric",
     "metrics",
     "record",
     "config",

@@ -530,7 +530,7 @@ def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
     }
     affine = {"gamma_drift": 0.1, "beta_max": 0.2}
     read = ("loss_range", "grad_change", "beta_smooth", "ics", "lambda_max", "stable_rate")  # of the landscape and more
-    meters = dict.fromkeys(("landscape", "curvature"), {"curve": {figure: [0.1, 0.2] for figure in read}})
+    meters = {key: {"curve": {figure: [0.1, 0.2] for figure in read}} for key in ("landscape", "curvature")}
     more = {
         "meters": meters,
         "bench": {"ratio": 1.1},

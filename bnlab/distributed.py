@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +43,11 @@ BUFFERS_KEY = next(
 )
 FINISHED = "bnlab/finished"
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+
+def unsynced(model: nn.Module) -> Callable[[], AbstractContextManager[object]]:
+    """Return the context in which a backward pass of what `Workers.shared` gave keeps its gradients to itself."""
+    return model.no_sync if isinstance(model, DistributedDataParallel) else contextlib.nullcontext
 
 
 class RankLost(EnvironmentFault):

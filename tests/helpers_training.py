@@ -1,16 +1,23 @@
-"""Train in this process, as a supervised worker would."""
+"""Train in this process, as a supervised worker would, or the loop alone, in float64."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from bnlab.config import compose
+from bnlab.data.bundle import Split
 from bnlab.experiment import run
 from bnlab.experiment.config import identity, parse_config
 from bnlab.experiment.setup import bundle_of
 from bnlab.record.run_folder import queue
+from bnlab.record.tables import Cell
 from bnlab.training.callbacks import Callback
+from bnlab.training.evaluation import Findings
 from bnlab.training.job import Job, JobResult, Stop
 
 
@@ -27,3 +34,38 @@ def queued(overrides: Sequence[str], folder: Path) -> Job:
     known = identity(tree, bundle_of(parse_config(tree).data).fingerprint)
     queue(folder, tree, compose.as_yaml(tree), known)
     return Job(folder)
+
+
+def digits(samples: int) -> Split:
+    draw = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (samples, 1, 8, 8), generator=draw, dtype=torch.uint8)
+    return Split(images, torch.randint(0, 10, (samples,), generator=draw))
+
+
+class Kept:
+    """A recorder that keeps the losses and the last checkpoint."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.state: dict[str, Any] = {}
+        self.sizes: dict[str, int] = {}
+
+    def steps(self, rows: list[tuple[Cell, ...]]) -> None:
+        self.losses += [float(row[2]) for row in rows]
+
+    def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        self.state = state["model"]
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+class NoEvaluation:
+    def evaluate(self, model: nn.Module) -> Findings:
+        return Findings([], {"probe": []})

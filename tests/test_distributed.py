@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_training import train
+from helpers_training import Doubled, Kept, NoEvaluation, digits, train
 from helpers_workers import environment_of, free_port, on_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,19 +28,16 @@ from torch import Tensor, nn
 from bnlab.config import compose
 from bnlab.data.augment import Augment
 from bnlab.data.batches import Batches
-from bnlab.data.bundle import Split
 from bnlab.distributed import ALONE, RankLost, Workers, from_environment, shard
 from bnlab.errors import BnlabError, ConfigError, EnvironmentFault
 from bnlab.experiment import run
 from bnlab.experiment.config import identity
 from bnlab.models.model import build, models
 from bnlab.norms.strategy import strategies
-from bnlab.record.tables import Cell
 from bnlab.runner import sweep
 from bnlab.runner.supervisor import JobOptions
 from bnlab.training import checkpoint
 from bnlab.training.callbacks import Callback
-from bnlab.training.evaluation import Findings
 from bnlab.training.loop import Training
 from bnlab.training.optim import Sgd
 from bnlab.training.trainer import TrainerConfig
@@ -63,12 +60,6 @@ def test_shards_are_consecutive_and_differ_by_at_most_one(samples: int, size: in
     assert max(end - first for first, end in spans) - min(end - first for first, end in spans) <= 1
 
 
-def digits(samples: int) -> Split:
-    draw = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (samples, 1, 8, 8), generator=draw, dtype=torch.uint8)
-    return Split(images, torch.randint(0, 10, (samples,), generator=draw))
-
-
 @pytest.mark.parametrize("last_batch", ["keep", "drop", "merge"])
 @pytest.mark.parametrize("augment", [Augment(), Augment(shift=1, flip=True)])
 def test_workers_share_each_batch_in_order(last_batch: Any, augment: Augment) -> None:
@@ -85,35 +76,6 @@ def test_workers_share_each_batch_in_order(last_batch: Any, augment: Augment) ->
 
 
 # ---------------------------------------------------------------- the loop, in float64
-
-
-class Kept:
-    """A recorder that keeps the losses and the last checkpoint."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.state: dict[str, Any] = {}
-        self.sizes: dict[str, int] = {}
-
-    def steps(self, rows: list[tuple[Cell, ...]]) -> None:
-        self.losses += [float(row[2]) for row in rows]
-
-    def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
-
-    def checkpoint(self, state: dict[str, Any]) -> None:
-        self.state = state["model"]
-
-
-class Doubled(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.double()
-
-
-class NoEvaluation:
-    def evaluate(self, model: nn.Module) -> Findings:
-        return Findings([], {"probe": []})
 
 
 def trained(

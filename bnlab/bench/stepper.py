@@ -62,10 +62,11 @@ class Trainee:
         self.clock.mark()
         step(self.clock.mark)
         self.clock.mark()
-        phases = self.clock.flush()
+        *passes, optimizer = self.clock.flush()  # forward and backward of each micro-batch
         if self.refresh is not None:
             self.refresh.flush()
-        return sum(phases), *phases, self.clock.host_ms
+        forward, backward = sum(passes[::2]), sum(passes[1::2])
+        return forward + backward + optimizer, forward, backward, optimizer, self.clock.host_ms
 
 
 def trainee(
@@ -107,11 +108,13 @@ def stepper(
     Errors: IncompatibleError for what cannot be captured.
     """
     one = trainee(config, bundle, training_set, device)
-    stream, count = itertools.cycle(batches), itertools.count()
+    stream, count, micro_batch = itertools.cycle(batches), itertools.count(), config.micro_batch(workers=1)
     parameters, widest = sum(p.numel() for p in one.model.parameters()), _widest(one.model, batches[0][0])
 
     def train(images: Tensor, labels: Tensor, mark: Mark | None) -> None:
-        train_step(one.forward, one.optimizer, one.mean_loss, images, labels, next(count), one.refresh, mark)
+        train_step(
+            one.forward, one.optimizer, one.mean_loss, images, labels, next(count), one.refresh, mark, micro_batch
+        )
 
     def step() -> Figures:
         images, labels = next(stream)
@@ -155,7 +158,7 @@ def _captured(
     def replay() -> Figures:
         for target, part in zip((images, labels), next(stream), strict=True):
             target.copy_(part)
-        whole, _, host = one.timed(lambda mark: graph.replay())
+        whole, *_, host = one.timed(lambda mark: graph.replay())
         return whole, math.nan, math.nan, math.nan, host
 
     return replay, traffic

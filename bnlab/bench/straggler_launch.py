@@ -26,7 +26,7 @@ from bnlab.bench.straggler_result import StragglerStep, StragglerTime
 from bnlab.data.batches import batch_sizes
 from bnlab.distributed import Workers
 from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
-from bnlab.experiment.config import Config
+from bnlab.experiment.config import Config, check_part
 from bnlab.experiment.setup import bundle_of, device_of, model_of
 from bnlab.measure.refresh import bnlab_layers
 
@@ -76,11 +76,9 @@ def check(config: Config, size: int, longest_ms: float) -> None:
     device_of(config.trainer.device, workers)
     bundle = bundle_of(config.data)
     batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, size)
-    try:
-        config.norm.check_batch(config.batch_of_statistics(size))
-    except IncompatibleError as error:
-        reason, _, advice = str(error).partition("\n")
-        raise IncompatibleError(f"{reason}, the part of one of {size} workers\n{advice}") from error
+    if config.trainer.accumulate > 1:
+        raise ConfigError(f"trainer.accumulate={config.trainer.accumulate}: cannot be timed with --workers\nomit it")
+    check_part(config, size)
     if any(layer.gradient_through for layer in bnlab_layers(model_of(config, bundle, workers))):
         raise IncompatibleError(
             f"norm={config.norm.name}: its gradient through the statistics is not averaged over workers\n"

@@ -67,7 +67,12 @@ class Config:
 
     def batch_of_statistics(self, workers: int) -> int:
         """Return how many samples the norm layers of one of so many workers have for their batch."""
-        return self.data.batch_size // (1 if self.norm.facts.spans_workers else workers)
+        return self.data.batch_size // self.trainer.accumulate // (1 if self.norm.facts.spans_workers else workers)
+
+    def micro_batch(self, workers: int) -> int | None:
+        """Return how many samples go through the model of one of so many workers at a time; None: its whole part."""
+        parts = self.trainer.accumulate * workers
+        return self.data.batch_size // parts if self.trainer.accumulate > 1 else None
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
@@ -92,7 +97,12 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         measure_every=_measure_every(tree.get("measure_every")),
     )
     _one_of("incompatible", ("stop", RECORDED), tree.get("incompatible", "stop"))
-    config.norm.check_batch(config.data.batch_size)
+    if config.data.batch_size % config.trainer.accumulate:
+        raise ConfigError(
+            f"trainer.accumulate={config.trainer.accumulate}: must divide data.batch_size={config.data.batch_size}\n"
+            "all parts of a batch have to be of one size"
+        )
+    check_part(config)
     if config.eval.shifted != "none":
         from bnlab.data.shifts import severity_of  # with torchvision's transforms, which take time to import
 
@@ -131,11 +141,28 @@ def check_workers(config: Config, workers: Workers) -> None:
             f"trainer.device={config.trainer.device}: {workers.size} workers cannot share it\n"
             "set trainer.device=cuda, then each takes the one of its local rank"
         )
+    if config.trainer.accumulate > 1 and config.data.batch_size % (config.trainer.accumulate * workers.size):
+        raise ConfigError(
+            f"trainer.accumulate={config.trainer.accumulate}: must divide the part of each of {workers.size} workers\n"
+            f"set data.batch_size to a multiple of {config.trainer.accumulate * workers.size}"
+        )
+    check_part(config, workers.size)
+
+
+def check_part(config: Config, workers: int = 1) -> None:
+    """Refuse a strategy that does not fit what one of so many workers normalizes at a time.
+
+    Errors: IncompatibleError.
+    """
     try:
-        config.norm.check_batch(config.batch_of_statistics(workers.size))
+        config.norm.check_batch(config.batch_of_statistics(workers))
     except IncompatibleError as error:
+        whose = [f"of one of {workers} workers"] * (workers > 1 and not config.norm.facts.spans_workers)
+        whose += [f"of trainer.accumulate={config.trainer.accumulate}"] * (config.trainer.accumulate > 1)
+        if not whose:
+            raise
         reason, _, advice = str(error).partition("\n")
-        raise IncompatibleError(f"{reason}, the part of one of {workers.size} workers\n{advice}") from error
+        raise IncompatibleError(f"{reason}, the part {' and '.join(whose)}\n{advice}") from error
 
 
 def identity(tree: Mapping[str, Any], data_fingerprint: str, workers: int = 1) -> str:

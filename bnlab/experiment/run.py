@@ -21,7 +21,7 @@ from torch import nn
 
 from bnlab.data.batches import Batches, batch_sizes
 from bnlab.data.bundle import DataBundle
-from bnlab.distributed import ALONE, RankLost, Workers
+from bnlab.distributed import ALONE, RankLost, Workers, shard
 from bnlab.errors import BnlabError, EnvironmentFault, IncompatibleError, RecordError
 from bnlab.experiment.config import Config, check_workers, data_of, identity, is_recorded, parse_config
 from bnlab.experiment.setup import (
@@ -36,6 +36,7 @@ from bnlab.experiment.setup import (
 )
 from bnlab.measure.refresh import Refresh, bnlab_layers
 from bnlab.meters.panel import Panel
+from bnlab.norms.ghost import ghost_sizes
 from bnlab.record.plain_files import open_plain, read_plain
 from bnlab.record.read import State
 from bnlab.record.run_folder import FINAL, RunFolder, read_status, settle
@@ -89,7 +90,8 @@ def preflight(trees: Sequence[Mapping[str, Any]], workers: Workers = ALONE) -> l
 
 def _check_model(config: Config, workers: Workers) -> None:
     bundle = bundle_of(config.data)
-    batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
+    sizes = batch_sizes(len(bundle.train), config.data.batch_size, config.data.last_batch, workers.size)
+    _check_passes(config, sizes[-1], workers)
     check_memory(config, bundle)
     config.data.augment.check(*bundle.image_shape[1:])
     model = model_of(config, bundle, workers)
@@ -106,6 +108,20 @@ def _check_model(config: Config, workers: Workers) -> None:
                 f"norm.samples={layer.refresh_samples}: there are {len(bundle.train):,} training samples\n"
                 "use at most that, or null for all"
             )
+
+
+def _check_passes(config: Config, last_batch: int, workers: Workers) -> None:
+    """Refuse a last batch that workers who normalize together would take in different numbers of parts."""
+    size = config.micro_batch(workers.size)
+    if size is None or not config.norm.facts.spans_workers:
+        return
+    shards = [shard(last_batch, rank, workers.size) for rank in range(workers.size)]
+    if len({len(ghost_sizes(end - first, size)) for first, end in shards}) > 1:
+        raise IncompatibleError(
+            f"trainer.accumulate={config.trainer.accumulate}: the last batch, of {last_batch} samples, is not the same "
+            f"number of parts on each of {workers.size} workers, and norm={config.norm.name} waits for all of them\n"
+            "set data.last_batch=drop"
+        )
 
 
 def run(job: Job, callback: Callback, stop: Stop | None = None, workers: Workers = ALONE) -> JobResult:
@@ -183,15 +199,7 @@ def _train(
         log.info("going on from step %d", earlier["step"])
     precision = precision_of(config.trainer, device)
     refresh = Refresh(model, batches, precision, device) if Refresh.needed_by(model) else None
-    evaluator = Evaluator(
-        bundle,
-        config.eval,
-        config.batch_of_statistics(workers.size),
-        batches,
-        lambda split, training: device_batches(config, bundle, split, device, training=training),
-        precision,
-        in_full=config.in_full,
-    )
+    evaluator = _evaluator_of(config, bundle, batches, workers)
     optimizer = config.optim.make(model)
     panel = _panel_of(config, model, batches, optimizer, callback)
     training = Training(
@@ -210,6 +218,7 @@ def _train(
         workers=workers,
         stop=stop,
         panel=panel,
+        micro_batch=config.micro_batch(workers.size),
     )
     outcome = training.run(earlier)
     wall.stop()
@@ -226,10 +235,23 @@ def _train(
             where,
             config.eval.stats,
             panel.absent,
+            config.trainer.accumulate,
         )
         | {"samples": evaluator.samples},
     )
     return outcome
+
+
+def _evaluator_of(config: Config, bundle: DataBundle, batches: Batches, workers: Workers) -> Evaluator:
+    return Evaluator(
+        bundle,
+        config.eval,
+        config.batch_of_statistics(workers.size),
+        batches,
+        lambda split, training: device_batches(config, bundle, split, batches.device, training=training),
+        precision_of(config.trainer, batches.device),
+        in_full=config.in_full,
+    )
 
 
 def _panel_of(

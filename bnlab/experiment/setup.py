@@ -111,8 +111,10 @@ def model_of(config: Config, bundle: DataBundle, workers: Workers = ALONE) -> nn
     used = config.norm.samples_read(config.batch_of_statistics(workers.size))
     single = not config.model.norms_see_pixels or config.norm.per_activation
     if used == 1 and facts.needs_batch and single:
+        parts = config.trainer.accumulate
+        cut = f"trainer.accumulate={parts}, " if parts > 1 else ""
         raise IncompatibleError(
-            f"data.batch_size={config.data.batch_size}: norm={config.norm.name} has one value a channel in "
+            f"{cut}data.batch_size={config.data.batch_size}: norm={config.norm.name} has one value a channel in "
             f"model={config.model.name}\n"
             "take its statistics from more samples, or a strategy that works sample by sample, such as norm=layer"
         )

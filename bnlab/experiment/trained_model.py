@@ -166,7 +166,7 @@ def of_run(
         return trained
     total = config.trainer.total_steps(trained.train.steps_per_epoch)
     for _, layer in norm_layers(model):
-        layer.begin(total)
+        layer.begin(total * config.trainer.accumulate)
     return trained
 
 
@@ -198,7 +198,7 @@ def of_module(
         config,
         bundle,
         device,
-        config.data.batch_size,
+        config.data.batch_size // config.trainer.accumulate,
         None,
         None,
         place,

@@ -183,7 +183,7 @@ class NormLayer(NormModule, ABC):
         return learned.repeat(self.channels) if self.affine == "layer" else learned
 
     def begin(self, total_steps: int) -> None:
-        """Learn, before the first step, how many steps the run has."""
+        """Learn, before the first step, how many training passes the run has: its steps, times their micro-batches."""
 
     @abstractmethod
     def normalized(self, x: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 A step is: batch on the device, forward, backward, optimizer. Losses stay on the device until an interval is over; then
 one transfer brings them to the host and the rows are written. Evaluation and recording stop the clock.
 
+With `trainer.accumulate` forward and backward go part by part of the batch, each loss weighted by its share, so that
+the gradients add up to that of the mean over the batch. A normalization layer sees one part at a time.
+
 Several workers each take their part of a batch; `DistributedDataParallel` averages the gradients. A worker's loss is
 weighted by its share of the batch, so that the average is the gradient of the mean over the whole batch. Buffers are
 not exchanged: each worker keeps its own running statistics, and those of the first are recorded. All workers evaluate,
@@ -13,8 +16,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,11 +25,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bnlab.data.batches import Batches
-from bnlab.distributed import ALONE, Workers
+from bnlab.distributed import ALONE, Workers, unsynced
 from bnlab.errors import RecordError
 from bnlab.measure.refresh import Refresh
 from bnlab.meters.panel import Panel
 from bnlab.models.model import norm_layers
+from bnlab.norms.formula import widened
+from bnlab.norms.ghost import ghost_sizes
 from bnlab.norms.strategy import NormLayer
 from bnlab.timing import Stopwatch, step_clock
 from bnlab.training.callbacks import Callback
@@ -50,24 +55,58 @@ def train_step(
     step: int,
     refresh: Refresh | None = None,
     mark: Callable[[], None] | None = None,
+    micro_batch: int | None = None,
+    apart: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Tensor:
     """Do step `step`, counted from 0, and return its loss, a scalar on the device that nobody has waited for.
 
-    `mark` is called between forward and backward, and between backward and optimizer.
+    `micro_batch`: so many samples go through the model at a time; all parts but the last within `apart`, which keeps
+    workers from averaging their gradients. `mark` is called after each forward and each backward pass.
     """
     if refresh is not None:
         refresh.before_step(step)
-    loss = loss_of(model(images), labels)
-    if mark is not None:
-        mark()
-    loss.backward()
+    share, losses = 1.0, []
+    if micro_batch is not None:
+        whole = len(labels)
+        *before, (images, labels) = micro_batches(images, labels, micro_batch)
+        share = len(labels) / whole
+        for some_images, some_labels in before:
+            with apart():
+                losses.append(_gradient(model, loss_of, some_images, some_labels, mark, len(some_labels) / whole))
+            if mark is not None:
+                mark()
+    loss = _gradient(model, loss_of, images, labels, mark, share)
     if refresh is not None:
         refresh.after_backward()
     if mark is not None:
         mark()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return torch.stack([widened(part) for part in (*losses, loss)]).sum() if losses else loss
+
+
+def _gradient(
+    model: Callable[[Tensor], Tensor],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    mark: Callable[[], None] | None,
+    share: float,
+) -> Tensor:
+    """Add the gradient of a loss, times the share of its samples in the batch; return that loss."""
+    loss = loss_of(model(images), labels)
+    if share < 1.0:
+        loss = loss * share
+    if mark is not None:
+        mark()
+    loss.backward()
     return loss.detach()
+
+
+def micro_batches(images: Tensor, labels: Tensor, size: int) -> Sequence[tuple[Tensor, Tensor]]:
+    """Return a batch in consecutive parts of `size` samples, cut as ghost batches are."""
+    sizes = ghost_sizes(len(labels), size)
+    return list(zip(images.split(sizes), labels.split(sizes), strict=True))
 
 
 class Training:
@@ -90,12 +129,15 @@ class Training:
         workers: Workers = ALONE,
         stop: Stop | None = None,
         panel: Panel | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         self._panel = panel
         self._stop, self._device = stop or Stop(), device
         self._model, self._batches, self._evaluator = model, batches, evaluator
         self._optimizer, self._rate_of, self._total = optimizer, rate_of, total_steps
-        self._forward = forward_of(workers.shared(model, device), config, device)
+        shared = workers.shared(model, device)
+        self._forward = forward_of(shared, config, device)
+        self._micro_batch, self._apart, self._passes = micro_batch, unsynced(shared), config.accumulate
         self._mean_loss = loss_function(config)
         self._loss_of = self._mean_loss if workers.size == 1 else self._weighted_loss
         self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, total_steps)
@@ -117,7 +159,7 @@ class Training:
         Raises KeyboardInterrupt when asked to stop, with a checkpoint saved.
         """
         for _, layer in norm_layers(self._model):
-            layer.begin(self._total)
+            layer.begin(self._total * self._passes)
         if earlier is None:
             self._begin_refresh()
         else:
@@ -140,7 +182,15 @@ class Training:
         for images, labels in self._stream(outcome.steps):
             set_rate(self._optimizer, self._rate_of(outcome.steps))
             loss = train_step(
-                self._forward, self._optimizer, self._loss_of, images, labels, outcome.steps, self._refresh
+                self._forward,
+                self._optimizer,
+                self._loss_of,
+                images,
+                labels,
+                outcome.steps,
+                self._refresh,
+                micro_batch=self._micro_batch,
+                apart=self._apart,
             )
             self._pending.append(loss)
             self._clock.end()
@@ -229,7 +279,8 @@ class Training:
     def _weighted_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return this worker's mean loss such that its mean over the workers is the mean over the whole batch."""
         whole = self._batch_size(self.outcome.steps)
-        return self._mean_loss(logits, labels) * (len(labels) * self._workers.size / whole)
+        first, end = self._workers.shard(whole)
+        return self._mean_loss(logits, labels) * ((end - first) * self._workers.size / whole)
 
     def _evaluate(self) -> None:
         with self._measuring():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -26,15 +26,19 @@ def summarize(
     environment: Mapping[str, Any],
     eval_stats: str = "running",
     absent_meters: Mapping[str, str] | None = None,
+    passes: int = 1,
 ) -> dict[str, Any]:
     """Return the outcome as JSON-ready values; a figure that is not finite becomes null.
 
     `used` are the strategies in the model, the one under study first; the initial share is the largest among them.
     `absent_meters` could not be read, each with its reason.
+    `batch_size` samples are normalized at a time, in so many `passes` a step.
     """
     layers = [module for module in model.modules() if isinstance(module, NormLayer)]
-    shares = [s for strategy in used if (s := strategy.initial_share(outcome.steps, batch_size)) is not None]
+    shares = [s for each in used if (s := each.initial_share(outcome.steps * passes, batch_size)) is not None]
     share = max(shares, key=lambda share: share.share_left, default=None)
+    if share is not None and share.half_life_steps is not None:
+        share = replace(share, half_life_steps=share.half_life_steps / passes)
     summary = {
         "state": outcome.state,
         "diverged_at": outcome.diverged_at,

@@ -24,6 +24,9 @@ class TrainerConfig:
         10.0, "passes over the training split, or a fraction; the recipe sets it", above=0.0, high=1e6
     )
     steps: int | None = param(None, "optimizer steps; when given, epochs are not looked at", low=1, high=10**9)
+    accumulate: int = param(
+        1, "parts of a batch that go through the model one by one, gradients added up; a norm sees one", low=1
+    )
     label_smoothing: float = param(0.0, "share of the target spread over all classes", low=0.0, high=0.99)
     device: str = param("auto", "auto, cpu, cuda or cuda:N; auto takes CUDA where there is one")
     threads: int | None = param(None, "CPU threads of torch; null leaves torch's choice", low=1, high=1024)

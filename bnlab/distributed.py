@@ -69,6 +69,11 @@ def group_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def group_rank() -> int:
+    """Return this worker's number in the process group, from 0; 0 without one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 class Workers:
     """All workers as one of them sees them: `rank` of `size`, and `local_rank` of `local_size` on its machine."""
 

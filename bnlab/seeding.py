@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["weights", "order", "augmentation", "dropout", "probes", "split"]
+Purpose = Literal["weights", "order", "augmentation", "dropout", "probes", "split", "noise"]
 
 
 def derived_seed(seed: int, purpose: Purpose, index: int = 0) -> int:

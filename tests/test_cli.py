@@ -417,8 +417,8 @@ def test_completion_sees_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data.pat",): [],
         ("norm", "=", "ghost", "norm.size", "=", "4", "norm.s"): ["norm.size="],
         ("norm", "=", "gohst", "norm.s"): [],
-        ("norm", "="): ["batch", "dyt", "frn", "frozen", "ghost", "group", "instance", "layer", "none", "online",
-                        "population", "renorm", "rms", "streaming", "sync", "weight_std"],
+        ("norm", "="): ["batch", "dyt", "frn", "frozen", "ghost", "group", "instance", "layer", "noisy", "none",
+                        "online", "population", "renorm", "rms", "streaming", "sync", "weight_std"],
         ("data.root", "=", "a b", "trainer.ep"): ["trainer.epochs="],
         ("trainer.device", "=", "cuda", ":"): [],
     }  # fmt: skip

@@ -87,6 +87,15 @@ def test_training_is_evaluation_unless_the_batch_is_read(case: tuple[str, dict[s
 
 
 @for_each("case", CASES, ids=ids)
+def test_adds_noise(case: tuple[str, dict[str, Any]]) -> None:
+    """Samples that are all 0, as the mean then is, come out alike in training where nothing is added to them."""
+    name, p = case
+    for x in inputs(name, p):
+        y = fresh(name, p)(torch.zeros_like(x))
+        assert torch.allclose(y, y[:1].expand_as(x)) != strategies[name](**p).facts.adds_noise
+
+
+@for_each("case", CASES, ids=ids)
 def test_cancels_bias(case: tuple[str, dict[str, Any]]) -> None:
     """A bias that differs from channel to channel, as a convolution's does. A shift common to all is another matter."""
     name, p = case

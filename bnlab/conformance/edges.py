@@ -155,7 +155,7 @@ def _float32_error(trial: Trial, x: Tensor) -> float:
     return worst(errors)
 
 
-@proves("small", COPES, "small")
+@proves("small", COPES, "small", expects=lambda facts, bench: not facts.adds_noise)
 def small(bench: Bench) -> Measured:
     """Noise of 1e-6 grows by 1/√ε at most: finite.
 

@@ -20,7 +20,7 @@ from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.norms.strategy import NormLayer, Strategy, strategies
 from bnlab.registry import Registry
 from bnlab.schema import param
-from bnlab.seeding import generator
+from bnlab.seeding import derived_seed, generator
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -127,6 +127,8 @@ def build(
     if spec.input_norm == "batch":
         modules.insert(0, strategies["batch"](affine="false").layer(image_shape[0]))
     model = nn.Sequential(*modules)
+    for number, (_, layer) in enumerate(norm_layers(model)):
+        layer.seed(derived_seed(seed, "noise", number))
     initialize(model, spec, generator(seed, "weights"))
     return model
 

@@ -38,6 +38,7 @@ class Facts:
     exact_gradient: bool = True  # its gradient is the derivative of the training output, no quantity held constant
     spans_workers: bool = False  # the batch it reads is that of all workers of a data-parallel training
     reads_training_set: bool = False  # its statistics are those of the training set, put into it from outside
+    adds_noise: bool = False  # its training output has noise that does not come from the batch
     refreshes: bool = True  # those are taken again as the weights change; False: once, at initialization
 
 
@@ -181,6 +182,9 @@ class NormLayer(NormModule, ABC):
         if learned is None:
             return None if other is None else torch.full_like(other, constant, requires_grad=False)
         return learned.repeat(self.channels) if self.affine == "layer" else learned
+
+    def seed(self, number: int) -> None:
+        """Learn, when the model is built, what the random numbers follow from; most layers have none."""
 
     def begin(self, total_steps: int) -> None:
         """Learn, before the first step, how many training passes the run has: its steps, times their micro-batches."""

@@ -15,7 +15,9 @@ from typing import Any
 
 import yaml
 
+from bnlab.config.files import METERS
 from bnlab.data.dataset import datasets
+from bnlab.meters.meter import ALWAYS, meters
 from bnlab.models.model import models
 from bnlab.norms.strategy import strategies
 from bnlab.schema import range_of
@@ -54,13 +56,19 @@ def contents() -> dict[Path, str]:
     for key, cls in (("trainer", TrainerConfig), ("eval", EvalConfig)):
         node = "".join(f"  {line}\n" for line in declared(cls))
         main = re.sub(rf"(?<=^{key}:\n)(?:  .*\n)+", lambda _, node=node: node, main, flags=re.M)
+    lines = "".join(f"# {name}: {_first_line(meters[name])}\n" for name in meters)
+    main = re.sub(rf"(?<={METERS}\n)(?:# .*\n)*", lambda _: lines, main)
+    main = re.sub(r"(?<=one of cheap, full, )gap, probe.*", ", ".join([*ALWAYS, *meters]), main)
     return texts | {CONF / "config.yaml": main}
+
+
+def _first_line(cls: Any) -> str:
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
 def option(cls: Any, *, common_first: bool) -> str:
     """Return the file of one option: the first line of its class, its name, its keys."""
-    description = (inspect.getdoc(cls) or "").partition("\n")[0]
-    return "\n".join([f"# {description}", f"name: {cls.name}", *declared(cls, common_first=common_first)]) + "\n"
+    return "\n".join([f"# {_first_line(cls)}", f"name: {cls.name}", *declared(cls, common_first=common_first)]) + "\n"
 
 
 def declared(cls: Any, *, common_first: bool = True) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import math
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_cli import bnlab
 from helpers_training import train
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bnlab.config.files import meter_lines
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.meters.curvature import largest_eigenvalue
@@ -220,3 +223,25 @@ def test_probe_samples_are_whole_batches_and_always_the_same() -> None:
     assert all(torch.equal(a[0], b[0]) for a, b in zip(batches, at.samples(20), strict=True))
     assert [len(labels) for _, labels in at.samples(1)] == [8]
     assert Reading("x", 1.0).layer == "-"
+
+
+def test_show_has_a_table_and_a_chart_a_meter_and_says_what_could_not_be_read(tmp_path: Path) -> None:
+    line = [*SHORT, "model=mlp", "model.widths=[8]", "norm=online", "measure=[curvature,landscape]", "eval.every=0.1"]
+    train(line, tmp_path / "run")
+    shown = bnlab("show", "run", cwd=tmp_path).stdout
+    assert "landscape: loss_range" in shown
+    assert "curvature could not be read: the gradient of norm=online is not the derivative of its output" in " ".join(
+        shown.split()
+    )
+    (row,) = [words for words in map(str.split, shown.splitlines()) if words[:1] == ["beta_smooth"]]
+    curve = json.loads((tmp_path / "run" / "summary.json").read_text())["meters"]["landscape"]["curve"]
+    assert float(row[1]) == pytest.approx(curve["beta_smooth"][0], rel=0.01)
+    assert float(row[-1]) == pytest.approx(curve["beta_smooth"][-1], rel=0.01)
+
+
+def test_list_and_explain_tell_of_every_meter(tmp_path: Path) -> None:
+    assert meter_lines() == {name: (inspect.getdoc(meters[name]) or "").partition("\n")[0] for name in meters}
+    told = bnlab("explain", "landscape", cwd=tmp_path).stdout
+    assert "measure=landscape" in told
+    assert [line.split()[0] for line in told.splitlines() if line.startswith("  loss_range")] == ["loss_range"]
+    assert set(meters) <= {line.split()[0] for line in bnlab("list", "meters", cwd=tmp_path).stdout.splitlines()[1:]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -35,15 +36,16 @@ def explain(
 
 
 def _known() -> list[str]:
-    from bnlab.config.files import groups, keys
+    from bnlab.config.files import groups, keys, meter_lines
     from bnlab.metrics import metrics
 
-    return list(dict.fromkeys([*keys(), *(option for known in groups().values() for option in known), *metrics]))
+    options = [option for known in (*groups().values(), meter_lines()) for option in known]
+    return list(dict.fromkeys([*keys(), *options, *metrics]))
 
 
 def _told(word: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield what a word names, and what there is to say of it, line by line."""
-    from bnlab.config.files import Key, added, groups, keys
+    from bnlab.config.files import Key, added, groups, keys, meter_lines
     from bnlab.metrics import metrics
 
     known = groups()
@@ -54,7 +56,7 @@ def _told(word: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield word, facts | {"example": f"bnlab train {added(word)}={option}"}
     elif word in keys():
         yield word, _key(word)
-    for group, options in known.items():
+    for group, options in (*known.items(), ("measure", meter_lines())):
         if word in options:
             yield f"{group}={word}", _option(group, word, options[word])
     if metric := metrics.get(word):
@@ -89,15 +91,19 @@ def _option(group: str, word: str, description: str) -> dict[str, str]:
     if group in GLOBAL:
         return facts | {"example": f"bnlab train {added(group)}={word}"}
     from bnlab.data.dataset import datasets
+    from bnlab.meters.meter import meters
     from bnlab.models.model import models
     from bnlab.norms.strategy import strategies
     from bnlab.training.optim import optimizers
     from bnlab.training.schedule import schedules
 
-    registries: tuple[Registry[Any], ...] = (datasets, models, strategies, optimizers, schedules)
+    registries: tuple[Registry[Any], ...] = (datasets, models, strategies, optimizers, schedules, meters)
     text = inspect.getdoc(next(each for each in registries if each.kind == group)[word]) or ""
     for number, paragraph in enumerate(text.split("\n\n")[1:]):
-        facts["how" if not number else " " * number] = " ".join(paragraph.split())
+        if figures := re.findall(r"^(\w+)  +(.*(?:\n  .*)*)", paragraph, re.M):  # a table of what it reads
+            facts |= {figure: " ".join(meaning.split()) for figure, meaning in figures}
+        else:
+            facts["how" if not number else " " * number] = " ".join(paragraph.split())
     for key, entries in keys().items():
         for entry in entries if key.startswith(f"{group}.") else ():
             if entry.option == word:

@@ -18,7 +18,7 @@ GROUPS = {
     "recipes": "recipe",
     "experiments": "experiment",
 }
-KINDS = (*GROUPS, "metrics", "keys")
+KINDS = (*GROUPS, "meters", "metrics", "keys")
 
 
 def list_options(
@@ -28,15 +28,17 @@ def list_options(
 ) -> None:
     """List every option with one line each.
 
-    KIND is norms, models, data, optimizers, schedules, recipes, experiments, metrics or keys; default: all but keys.
+    KIND is norms, models, data, optimizers, schedules, recipes, experiments, meters, metrics or keys; default: all but
+    keys.
     `bnlab explain WORD` says more of each.
     """
-    from bnlab.config.files import groups, keys
+    from bnlab.config.files import groups, keys, meter_lines
     from bnlab.metrics import metrics
     from bnlab.report.listing import show_options
 
     known = groups()
     options = {kind: known[group] for kind, group in GROUPS.items()}
+    options["meters"] = meter_lines()
     options["metrics"] = {m.name: f"{m.meaning} [{m.unit or 'count'}]" for m in metrics.values()}
     options["keys"] = {key: entries[0].meaning for key, entries in keys().items() if entries}
     wanted = [word for words in kinds or KINDS[:-1] for word in words.split(",")]

@@ -6,6 +6,7 @@ another file. Hydra reads whatever it is pointed at, so each file passes `check_
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ CONFIG_NAME = "config"
 EXPERIMENTS = "experiment"  # a group that is added to the others: `+experiment=card`
 GLOBAL = ("recipe", EXPERIMENTS)  # groups that set keys of others
 CLAIMS = "claim"  # the folder of claims, which no configuration is composed of
+METERS = "# Meters, which measure may name:"  # opens their lines in the main file
 LARGEST_FILE = 2**20  # bytes; bnlab's own have at most 2,000
 MOST_VALUES = 10_000  # aliases counted as what they stand for; bnlab's own have about 50
 DEEPEST = 20  # nested levels
@@ -55,6 +57,13 @@ def groups() -> dict[str, dict[str, str]]:
             options[file.stem] = described[0] if described else ""
         known[folder.name] = options
     return known
+
+
+def meter_lines() -> dict[str, str]:
+    """Return every meter with its one-line description; imports nothing heavy."""
+    text = (conf_dir() / f"{CONFIG_NAME}.yaml").read_text(encoding="utf-8").partition(f"{METERS}\n")[2]
+    described = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
+    return {name: what for name, _, what in (line[2:].partition(": ") for line in described)}
 
 
 @dataclass(frozen=True)

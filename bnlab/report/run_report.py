@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bnlab.report.curves import chart, finite, mapping, over_steps, side_by_side
 from bnlab.report.data_report import images_passed_over, images_used
 from bnlab.report.figures import number, significant
 from bnlab.report.layers_report import by_depth, over_training
+from bnlab.report.meters_report import meters_over_training, read_by_meters
 from bnlab.report.table import Column, draw, joined
 
 GROUPS = ("norm", "model", "data", "optim", "schedule", "trainer", "eval")
@@ -55,7 +57,7 @@ def run_page(summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path
     if "bench" in summary:
         return Group(*shown)  # no curves, and tables without rows
     files = [(name, what) for name, what in _FILES.items() if (folder / name).is_file()]
-    shown += [*_charts(summary, out), *by_depth(summary, out)]
+    shown += [*_charts(summary, out), *by_depth(summary, out), *read_by_meters(summary, out)]
     return Group(*shown, *([Text(""), *_pairs(files, out)] if files else []))
 
 
@@ -109,7 +111,7 @@ def _configuration(config: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[st
         named = [str(keys["name"])] if "name" in keys else []
         yield group, [*named, *(f"{key}={_value(value)}" for key, value in keys.items() if key != "name")]
     if config.get("measure") is not None:
-        yield "measure", [text_of(config["measure"])]
+        yield "measure", [_value(config["measure"])]
 
 
 def machine_of(environment: Mapping[str, Any]) -> Iterable[str]:
@@ -234,11 +236,13 @@ def _charts(summary: Mapping[str, Any], out: Terminal) -> list[Text]:
             if (curves := over_steps(curve.get("step"), {split: curve.get(f"{split}.{what}") for split in SPLITS}))
         ],
         over_training(summary, room, braille=braille),
+        meters_over_training(summary, room, braille=braille),
     ]
     shown: list[Text] = []
     for charts in pairs:
-        if beside and len(charts) == 2:
-            shown += [Text(""), *side_by_side(charts[0], charts[1], room + _BETWEEN)]
+        if beside:
+            for left, right in zip_longest(charts[::2], charts[1::2], fillvalue=list[Text]()):
+                shown += [Text(""), *side_by_side(left, right, room + _BETWEEN)]
         else:
             shown += [line for lines in charts for line in (Text(""), *lines)]
     return shown

@@ -82,6 +82,7 @@ KNOBS: list[dict[str, Any]] = [
     {"placement": "last"},
     {"norm_every": 2},
     {"norm_every": 2, "norm_rest": "frozen"},
+    {"norm_every": 2, "norm_rest": "refrozen"},
     {"bias": "true"},
     {"bias": "false"},
     {"activation": "elu"},

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.errors import ConfigError
+from bnlab.experiment.trained_model import of_run
 from bnlab.measure import refresh as refreshing
 from bnlab.measure.layer_statistics import Statistics, running_layers
 from bnlab.measure.moments import Moments, chunk_moments
@@ -425,6 +426,32 @@ def test_frozen_never_changes_beside_layers_of_another_strategy() -> None:
     assert refreshed(model, images) == {}
 
 
+def test_refrozen_is_frozen_in_training_and_taken_again_for_evaluation() -> None:
+    spec = models["mlp"](widths=(7, 6, 5), norm_every=2, norm_rest="refrozen")
+    model, images = build(spec, strategies["batch"](), SHAPE, 4, 0).double(), Images()
+    first, batch, last = running_layers(model)
+    source = refresher(model, images)
+    source.begin()
+    kept = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in (first, last)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4):
+        source.before_step(step)
+        F.cross_entropy(model(images.whole[0]), images.whole[1]).backward()
+        optimizer.step()
+    assert_same(kept, [(layer.running_mean, layer.running_var) for layer in (first, last)])
+    source.end()
+    model.eval()
+    values = images.whole[0].flatten(1)
+    for module in model:  # type: ignore[attr-defined]
+        if module in (first, last):
+            torch.testing.assert_close(module.running_mean, values.mean(0))
+            torch.testing.assert_close(module.running_var, values.var(0, correction=0))
+        values = module(values)
+    assert set(refreshed(model, images)) == {first, last}
+    assert not torch.allclose(first.running_mean, kept[0][0])
+    assert int(batch.num_batches_tracked) == 4
+
+
 def test_population_beside_frozen_and_input_batch_norm() -> None:
     spec = models["mlp"](widths=(7, 6), norm_every=2, norm_rest="frozen", input_norm="batch")
     model, images = build(spec, strategies["population"](), SHAPE, 4, 0).double(), Images()
@@ -450,6 +477,16 @@ def test_the_layers_of_other_strategies_need_no_refresh() -> None:
 # ---------------------------------------------------------------- runs
 
 SHORT = ("trainer.steps=14", "trainer.device=cpu", "trainer.threads=1", "model.widths=[4,8]", "optim.lr=0.02")
+
+
+def test_a_run_keeps_the_statistics_that_its_last_evaluation_had(tmp_path: Path) -> None:
+    train([*SHORT, "norm=batch", "model.norm_every=2", "model.norm_rest=refrozen"], tmp_path / "run")
+    curve = json.loads((tmp_path / "run" / "summary.json").read_text())["curve"]
+    trained = of_run(tmp_path / "run")
+    images, labels = next(trained.test.sequential(len(trained.test)))
+    loss = F.cross_entropy(trained.model(images), labels)
+    assert loss.item() == pytest.approx(curve["test.loss"][-1], rel=1e-5)
+    assert curve["test.loss_gap"][-1] != 0  # training has those of the first weights
 
 
 @pytest.mark.parametrize(

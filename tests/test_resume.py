@@ -37,6 +37,7 @@ MORE_STATE = {
     "population seldom": ("norm=population", "norm.every=3", "norm.samples=64"),
     "population through": ("norm=population", "norm.through=true"),
     "frozen between": ("norm=batch", "model.norm_every=2", "model.norm_rest=frozen"),
+    "refrozen between": ("norm=batch", "model.norm_every=2", "model.norm_rest=refrozen"),
     "renorm early": ("norm=renorm", "norm.warmup=0.1", "norm.ramp=0.5"),
     "samples one by one": ("norm=streaming", "data.batch_size=1", "trainer.steps=11", "eval.every=0.02"),
     "batches that cannot be normalized": ("norm=batch", "data.train_size=49", "model=mlp", "model.widths=[8]"),

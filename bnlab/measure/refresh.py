@@ -84,8 +84,9 @@ class Refresh:
 
     def end(self) -> None:
         """Put in the statistics of the final weights, those that evaluation has; no step follows."""
-        if due := [layer for layer in self._layers if layer.refresh_every]:
-            self._take(due)
+        with self._precision():
+            for layer, statistics in refreshed(self._model, self._images).items():
+                adopt(layer, *statistics)
 
     def _take(self, due: list[RunningLayer]) -> None:
         with self._precision():
@@ -108,9 +109,9 @@ def bnlab_layers(model: nn.Module) -> list[RunningLayer]:
 
 
 def refreshed(model: nn.Module, training_set: Batches) -> Statistics:
-    """Return the statistics, under the current weights, of the layers that take theirs again and again.
+    """Return the statistics, under the current weights, of the layers that evaluation takes theirs anew of.
 
     The other layers normalize as they evaluate.
     """
-    takers: Takers = {layer: layer.refresh_samples for layer in bnlab_layers(model) if layer.refresh_every}
+    takers: Takers = {layer: layer.refresh_samples for layer in bnlab_layers(model) if layer.evaluated_anew}
     return population(model, plan(model, takers, training_set)) if takers else {}

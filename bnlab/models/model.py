@@ -48,8 +48,10 @@ class ModelSpec(ABC):
         "pre", "norm before the activation, after it, both, or one norm in all, on the input of the last layer"
     )
     norm_every: int = param(1, "normalize only the layers k, 2k, ...; the others keep their bias", low=1)
-    norm_rest: Literal["none", "frozen"] = param(
-        "none", "what the other layers get: nothing, or statistics of the training set taken once, at initialization"
+    norm_rest: Literal["none", "frozen", "refrozen"] = param(
+        "none",
+        "what the other layers get: nothing, or statistics of the training set taken once, at initialization; "
+        "refrozen: and again under the weights that are evaluated",
     )
     bias: Literal["auto", "true", "false"] = param("auto", "bias before a norm; auto: dropped where it has no effect")
     activation: Literal["relu", "elu", "selu", "sigmoid", "tanh"] = param(
@@ -101,7 +103,7 @@ class ModelSpec(ABC):
         if self.norm_rest == "none":
             return None
         common = {key: getattr(strategy, key) for key in ("eps", "affine", "eps_outside")}
-        return strategies[self.norm_rest](**common)
+        return strategies["frozen"](**common, again=self.norm_rest == "refrozen")
 
     @abstractmethod
     def layers(self, blocks: Blocks, image_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:

@@ -56,10 +56,18 @@ class TrainingSetLayer(RunningLayer):
     """Normalizes with statistics that were put in, in training and evaluation; they are never its own batch's."""
 
     def __init__(
-        self, channels: int, strategy: Strategy, *, every: int, samples: int | None = None, through: bool = False
+        self,
+        channels: int,
+        strategy: Strategy,
+        *,
+        every: int,
+        again: bool = True,
+        samples: int | None = None,
+        through: bool = False,
     ) -> None:
         super().__init__(channels, strategy, momentum=None)
         self.refresh_every = every
+        self.evaluated_anew = again
         self.refresh_samples = samples
         self.gradient_through = through
 

@@ -33,6 +33,7 @@ class RunningLayer(NormLayer):
     num_batches_tracked: Tensor
 
     refresh_every: int | None = None  # None: moves its own; 0: taken once, at the start; k: before every k-th step
+    evaluated_anew: bool = False  # evaluation takes them under the weights that it evaluates
     refresh_samples: int | None = None  # taken from the first so many samples of the training split; None: from all
     gradient_through: bool = False  # the gradient goes through the statistics, which are then `leaves`
     leaves: tuple[Tensor, Tensor] | None = None  # mean and variance that gather their gradient, inside a step only

@@ -7,50 +7,25 @@ import inspect
 import json
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers_cli import bnlab
+from helpers_meters import moment, network, read
 from helpers_training import train
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from bnlab.config.files import meter_lines
-from bnlab.data.batches import Batches
-from bnlab.data.bundle import Split
 from bnlab.meters.curvature import largest_eigenvalue
-from bnlab.meters.meter import ALWAYS, Meter, Moment, Reading, gradient_of, meters, parameters_by_layer
+from bnlab.meters.meter import ALWAYS, Meter, Reading, gradient_of, meters, parameters_by_layer
 from bnlab.models.cnn import Cnn
-from bnlab.models.mlp import Mlp
-from bnlab.models.model import build
 from bnlab.norms.strategy import strategies
 
 SHORT = ("data=digits", "trainer.steps=7", "data.batch_size=32", "trainer.threads=1", "trainer.device=cpu")
 SMALL = ("model=cnn", "model.widths=[8,8]", "eval.every=0.05")
-
-
-def moment(model: nn.Module, *, rate: float = 0.1, lr: float = 0.1, momentum: float = 0.0) -> Moment:
-    """A moment of `model` in float64, with 24 random images and a batch of 8."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8, generator=draw)
-    batches = Batches(Split(images, torch.randint(0, 10, (24,), generator=draw)), batch_size=8)
-    pictures, labels = next(batches.epoch(0))
-    model.double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
-    return Moment(0, rate, (pictures.double(), labels), batches, 8, F.cross_entropy, nullcontext, model, optimizer)
-
-
-def network(name: str, spec: Mlp | Cnn | None = None) -> nn.Module:
-    more = {"groups": 2} if name in ("group", "weight_std") else {}
-    return build(spec or Mlp(widths=(8, 8)), strategies[name](**more), (1, 8, 8), 10, seed=0)
-
-
-def read(meter: str, at: Moment) -> dict[tuple[str, str, str], float]:
-    """Return figure, layer, axis -> value."""
-    return {(r.figure, r.layer, r.axis): r.value for r in meters[meter]().read(at)}
 
 
 # ---------------------------------------------------------------- what a run records

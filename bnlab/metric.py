@@ -44,6 +44,7 @@ class Metric:
     split: str | None  # of whose images it is a share
     axis: str | None  # of the curve, that a time to a target is on
     of_diverged: bool  # a run that diverged has it too
+    along: bool  # it is of a whole training, not of its last evaluation
 
     @property
     def is_skewed(self) -> bool:
@@ -83,14 +84,15 @@ def metric(
     split: str | None = None,
     axis: str | None = None,
     of_diverged: bool = False,
+    along: bool = False,
 ) -> Callable[[Derivation], Derivation]:
     """Declare the decorated function as a metric: its name is the metric's, its docstring the meaning."""
 
     def enter(function: Derivation) -> Derivation:
         name, meaning = function.__name__, (function.__doc__ or "").strip()
-        any_end = of_diverged or axis is not None
+        any_end, whole = of_diverged or axis is not None, along or kind == "time to target"
         metrics[name] = Metric(
-            name, unit, better, title, meaning, scale, kind, curve, function, bounds, split, axis, any_end
+            name, unit, better, title, meaning, scale, kind, curve, function, bounds, split, axis, any_end, whole
         )
         return function
 
@@ -99,7 +101,7 @@ def metric(
 
 def is_of_the_end(name: str) -> bool:
     """Return whether a metric can be told from the last evaluation, without those before."""
-    return metrics[name].kind == "mean" and name not in ("area_under_curve", "test_at_best_valid")
+    return not metrics[name].along
 
 
 def find_metric(name: str) -> Metric:

@@ -83,7 +83,7 @@ def train_accuracy(run: Summary) -> float | None:
     return final(run, "train.accuracy")
 
 
-@metric("test at best valid", "%", "higher", scale=100, curve="test.accuracy", bounds=SHARE, split="test")
+@metric("test at best valid", "%", "higher", scale=100, curve="test.accuracy", bounds=SHARE, split="test", along=True)
 def test_at_best_valid(run: Summary) -> float | None:
     """test accuracy at the first evaluation with the best validation accuracy: chosen on validation, read on test"""
     pairs = zip(curve_of(run, "valid.accuracy"), curve_of(run, "test.accuracy"), strict=False)
@@ -164,7 +164,7 @@ def seconds_to_target(run: Summary, target: float) -> float | Censored | None:
     return _first_reaching(run, target, "seconds")
 
 
-@metric("mean valid acc", "%", "higher", scale=100, curve="valid.accuracy", bounds=SHARE)
+@metric("mean valid acc", "%", "higher", scale=100, curve="valid.accuracy", bounds=SHARE, along=True)
 def area_under_curve(run: Summary) -> float | None:
     """area under validation accuracy over steps (trapezoids), divided by the steps: the mean accuracy on the way"""
     points = list(zip(curve_of(run, "step"), curve_of(run, "valid.accuracy"), strict=False))
@@ -281,40 +281,70 @@ def check_error(run: Summary) -> float | None:
 # Why it works: what meters read, over a training.
 
 
-@metric("loss range", "nats", "lower")
+@metric("loss range", "nats", "lower", along=True)
 def loss_range(run: Summary) -> float | None:
     """change of the loss along a step of 1/2 to 4 times the learning rate, geometric mean; by measure=landscape"""
     return geometric_mean(over_readings(run, "landscape", "loss_range"))
 
 
-@metric("gradient change", "", "lower")
+@metric("gradient change", "", "lower", along=True)
 def grad_change(run: Summary) -> float | None:
     """largest change of the gradient along such a step, geometric mean over readings; by measure=landscape"""
     return geometric_mean(over_readings(run, "landscape", "grad_change"))
 
 
-@metric("smoothness", "", "lower")
+@metric("smoothness", "", "lower", along=True)
 def beta_smooth(run: Summary) -> float | None:
     """change of the gradient over the length of the step, geometric mean over readings; by measure=landscape"""
     return geometric_mean(over_readings(run, "landscape", "beta_smooth"))
 
 
-@metric("covariate shift", "%", "lower", scale=100)
+@metric("covariate shift", "%", "lower", scale=100, along=True)
 def ics(run: Summary) -> float | None:
     """change of a layer's gradient once those before it are updated, median layer, mean; by measure=landscape"""
     return mean(over_readings(run, "landscape", "ics"))
 
 
-@metric("lambda max", "", None, bounds=ANY)
+@metric("lambda max", "", None, bounds=ANY, along=True)
 def lambda_max(run: Summary) -> float | None:
     """largest eigenvalue of the Hessian of the loss, mean over readings; by measure=curvature"""
     return mean(over_readings(run, "curvature", "lambda_max"))
 
 
-@metric("stable rate", "", "higher")
+@metric("stable rate", "", "higher", along=True)
 def stable_rate(run: Summary) -> float | None:
     """2 over the largest eigenvalue of the Hessian, geometric mean over readings; by measure=curvature"""
     return geometric_mean(over_readings(run, "curvature", "stable_rate"))
+
+
+@metric("gradient slope", "", None, bounds=ANY, along=True)
+def gradient_slope(run: Summary) -> float | None:
+    """slope of log10 of the gradient's length over the layers, mean over readings; by measure=gradients"""
+    return mean(over_readings(run, "gradients", "slope"))
+
+
+@metric("gradient noise", "", "lower", along=True)
+def gradient_noise(run: Summary) -> float | None:
+    """variance of the gradient from batch to batch, geometric mean over readings; by measure=gradients"""
+    return geometric_mean(over_readings(run, "gradients", "noise"))
+
+
+@metric("effective rate", "", None, along=True)
+def effective_rate(run: Summary) -> float | None:
+    """learning rate over |weights|^2, median layer, geometric mean over readings; by measure=gradients"""
+    return geometric_mean(over_readings(run, "gradients", "effective_rate"))
+
+
+@metric("euler", "", None, bounds=SHARE, along=True)
+def euler_residual(run: Summary) -> float | None:
+    """|cosine| of weights and their gradient, median layer, largest reading; by measure=gradients"""
+    return max(over_readings(run, "gradients", "euler"), default=None)
+
+
+@metric("bias gradient", "", None, along=True)
+def bias_gradient(run: Summary) -> float | None:
+    """length of a bias's gradient over that of its weights, median layer, largest reading; by measure=gradients"""
+    return max(over_readings(run, "gradients", "bias_gradient"), default=None)
 
 
 # Time and size.

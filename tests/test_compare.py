@@ -529,8 +529,12 @@ def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
         "train.samples_needed": [64.0] * steps
     }
     affine = {"gamma_drift": 0.1, "beta_max": 0.2}
-    read = ("loss_range", "grad_change", "beta_smooth", "ics", "lambda_max", "stable_rate")  # of the landscape and more
-    meters = {key: {"curve": {figure: [0.1, 0.2] for figure in read}} for key in ("landscape", "curvature")}
+    read = {
+        "landscape": ("loss_range", "grad_change", "beta_smooth", "ics"),
+        "curvature": ("lambda_max", "stable_rate"),
+        "gradients": ("slope", "noise", "effective_rate", "euler", "bias_gradient"),
+    }
+    meters = {name: {"curve": {figure: [0.1, 0.2] for figure in figures}} for name, figures in read.items()}
     more = {
         "meters": meters,
         "bench": {"ratio": 1.1},

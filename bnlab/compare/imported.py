@@ -167,7 +167,7 @@ def _metric(word: str, columns: Sequence[str]) -> Metric:
         value: float | None = run["figures"][name]
         return value
 
-    return Metric(name, "", better, name, "", 1.0, "mean", None, figure, ANY, None, None, False)
+    return Metric(name, "", better, name, "", 1.0, "mean", None, figure, ANY, None, None, False, False)
 
 
 def _direction(name: str) -> Direction | None:

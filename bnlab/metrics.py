@@ -320,13 +320,13 @@ def stable_rate(run: Summary) -> float | None:
 @metric("gradient slope", "", None, bounds=ANY, along=True)
 def gradient_slope(run: Summary) -> float | None:
     """slope of log10 of the gradient's length over the layers, mean over readings; by measure=gradients"""
-    return mean(over_readings(run, "gradients", "slope"))
+    return mean(over_readings(run, "gradients", "gradient_slope"))
 
 
 @metric("gradient noise", "", "lower", along=True)
 def gradient_noise(run: Summary) -> float | None:
     """variance of the gradient from batch to batch, geometric mean over readings; by measure=gradients"""
-    return geometric_mean(over_readings(run, "gradients", "noise"))
+    return geometric_mean(over_readings(run, "gradients", "gradient_noise"))
 
 
 @metric("effective rate", "", None, along=True)
@@ -338,7 +338,7 @@ def effective_rate(run: Summary) -> float | None:
 @metric("euler", "", None, bounds=SHARE, along=True)
 def euler_residual(run: Summary) -> float | None:
     """|cosine| of weights and their gradient, median layer, largest reading; by measure=gradients"""
-    return max(over_readings(run, "gradients", "euler"), default=None)
+    return max(over_readings(run, "gradients", "euler_residual"), default=None)
 
 
 @metric("bias gradient", "", None, along=True)

@@ -532,7 +532,7 @@ def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
     read = {
         "landscape": ("loss_range", "grad_change", "beta_smooth", "ics"),
         "curvature": ("lambda_max", "stable_rate"),
-        "gradients": ("slope", "noise", "effective_rate", "euler", "bias_gradient"),
+        "gradients": ("gradient_slope", "gradient_noise", "effective_rate", "euler_residual", "bias_gradient"),
     }
     meters = {name: {"curve": {figure: [0.1, 0.2] for figure in figures}} for name, figures in read.items()}
     more = {

@@ -49,12 +49,12 @@ def test_figures_by_layer_are_those_of_plain_loops(name: str) -> None:
         assert found["weight", layer, "-"] == pytest.approx(length, rel=1e-9)
         assert found["effective_rate", layer, "-"] == pytest.approx(0.3 / length**2, rel=1e-9)
         euler = (weight * of_weight).sum() / (length * steepness)
-        assert found["euler", layer, "-"] == pytest.approx(euler, rel=1e-9, abs=1e-12)
+        assert found["euler_residual", layer, "-"] == pytest.approx(euler, rel=1e-9, abs=1e-12)
         assert found["bias_gradient", layer, "-"] == pytest.approx(bias / steepness, rel=1e-9, abs=1e-12)
     logs = [math.log10(found["gradient", layer, "-"]) for layer in layers]
-    assert found["slope", "-", "-"] == pytest.approx(np.polyfit([1, 2, 3], logs, 1)[0], rel=1e-9)
-    assert found["spread", "-", "-"] == pytest.approx(max(logs) - min(logs))
-    for figure in ("effective_rate", "euler", "bias_gradient"):
+    assert found["gradient_slope", "-", "-"] == pytest.approx(np.polyfit([1, 2, 3], logs, 1)[0], rel=1e-9)
+    assert found["gradient_spread", "-", "-"] == pytest.approx(max(logs) - min(logs))
+    for figure in ("effective_rate", "euler_residual", "bias_gradient"):
         middle = sorted(abs(found[figure, layer, "-"]) for layer in layers)[1]
         assert found[figure, "-", "-"] == middle
 
@@ -69,8 +69,8 @@ def test_the_noise_is_that_of_plain_loops(name: str) -> None:
     noise = flat.var(axis=0, ddof=1).sum()
     signal = (flat.mean(axis=0) ** 2).sum() - noise / 3
     found = read("gradients", at)
-    assert found["noise", "-", "-"] == pytest.approx(noise, rel=1e-9)
-    assert found["signal", "-", "-"] == pytest.approx(signal, rel=1e-9)
+    assert found["gradient_noise", "-", "-"] == pytest.approx(noise, rel=1e-9)
+    assert found["gradient_signal", "-", "-"] == pytest.approx(signal, rel=1e-9)
     assert found["noise_scale", "-", "-"] == pytest.approx(8 * noise / signal if signal > 0 else math.nan, nan_ok=True)
 
 
@@ -93,7 +93,9 @@ def test_noise_and_signal_are_unbiased(batch_size: int) -> None:
     """Of 16 weights the gradient is 0 on average, that of the bias is 1 and does not vary."""
     known = 16 * (256**2 - 1) / 12 / 255**2 / batch_size
     draws = [read("gradients", of_known_noise(draw, 8 * batch_size, batch_size)) for draw in range(100)]
-    noise, signal = (np.array([found[figure, "-", "-"] for found in draws]) for figure in ("noise", "signal"))
+    noise, signal = (
+        np.array([found[figure, "-", "-"] for found in draws]) for figure in ("gradient_noise", "gradient_signal")
+    )
     assert noise.mean() == pytest.approx(known, rel=0.05)
     assert abs(signal.mean() - 1) < 3 * signal.std() / 10
     assert 3 * signal.std() / 10 < known / 8 / 2  # what the length of the mean gradient alone is too much
@@ -102,9 +104,11 @@ def test_noise_and_signal_are_unbiased(batch_size: int) -> None:
 def test_a_training_set_of_one_batch_has_no_noise() -> None:
     for samples, batch_size in ((15, 8), (8, 16)):
         found = read("gradients", of_known_noise(0, samples, batch_size))
-        assert all(math.isnan(found[figure, "-", "-"]) for figure in ("noise", "signal", "noise_scale"))
+        assert all(
+            math.isnan(found[figure, "-", "-"]) for figure in ("gradient_noise", "gradient_signal", "noise_scale")
+        )
         assert math.isfinite(found["effective_rate", "-", "-"])
-    assert math.isfinite(read("gradients", of_known_noise(0, 16, 8))["noise", "-", "-"])
+    assert math.isfinite(read("gradients", of_known_noise(0, 16, 8))["gradient_noise", "-", "-"])
 
 
 # ---------------------------------------------------------------- what a norm does to gradients
@@ -120,9 +124,9 @@ def test_weights_before_a_norm_have_no_gradient_along_themselves(name: str, inva
     model = build(Mlp(widths=(8, 8)), strategies[name](eps=1e-12, **more), (1, 8, 8), 10, seed=0)
     found = read("gradients", moment(model))
     for layer in hidden(model):
-        assert (abs(found["euler", layer, "-"]) < 1e-8) == invariant
-    assert (found["euler", "-", "-"] < 1e-8) == invariant
-    assert abs(found["euler", list(parameters_by_layer(model))[-1], "-"]) > 1e-3  # that no norm follows
+        assert (abs(found["euler_residual", layer, "-"]) < 1e-8) == invariant
+    assert (found["euler_residual", "-", "-"] < 1e-8) == invariant
+    assert abs(found["euler_residual", list(parameters_by_layer(model))[-1], "-"]) > 1e-3  # that no norm follows
 
 
 @pytest.mark.parametrize(("name", "dead"), [("batch", True), ("ghost", True), ("layer", False), ("none", False)])
@@ -143,7 +147,9 @@ def test_only_layers_with_a_bias_have_the_figure_of_it() -> None:
 
 def test_gradients_vanish_through_sigmoids_and_not_with_batch_norm() -> None:
     """Every sigmoid passes a quarter at most: without a norm, each layer has less than half of the next one's."""
-    slopes = {name: read("gradients", moment(network(name, DEEP)))["slope", "-", "-"] for name in ("none", "batch")}
+    slopes = {
+        name: read("gradients", moment(network(name, DEEP)))["gradient_slope", "-", "-"] for name in ("none", "batch")
+    }
     assert slopes["none"] > math.log10(2)
     assert abs(slopes["batch"]) < 0.1
 
@@ -152,5 +158,5 @@ def test_gradients_of_zero_have_no_slope() -> None:
     model = network("none")
     nn.init.zeros_(list(model.parameters())[-2])  # the classifier's weights: nothing passes them
     found = read("gradients", moment(model))
-    assert math.isnan(found["slope", "-", "-"])
-    assert math.isnan(found["spread", "-", "-"])
+    assert math.isnan(found["gradient_slope", "-", "-"])
+    assert math.isnan(found["gradient_spread", "-", "-"])

@@ -27,29 +27,31 @@ BATCHES = 8  # for the noise, where the training set has as many
 
 @meters.register("gradients")
 class Gradients(Meter):
-    """Gradients by layer and over depth, their noise from batch to batch, and what the scale of weights makes of them.
+    """How large gradients are by layer, how much they vary from batch to batch, and what of them a norm takes away.
 
     By layer, of the next batch's loss, with W the weights of a linear layer or convolution and b its bias:
 
-    gradient        |grad W|
-    weight          |W|
-    effective_rate  lr / |W|^2, the learning rate of the direction W / |W| where a norm takes the scale of W away
-    euler           <W, grad W> / (|W| |grad W|), 0 where the loss does not depend on the scale of W (Euler's theorem)
-    bias_gradient   |grad b| / |grad W|, 0 where a norm takes b away
+    gradient         |grad W|
+    weight           |W|
+    effective_rate   lr / |W|^2, the learning rate of the direction W / |W| where a norm takes the scale of W away
+    euler_residual   <W, grad W> / (|W| |grad W|), 0 where the loss does not depend on the scale of W
+    bias_gradient    |grad b| / |grad W|, 0 where a norm takes b away
 
-    Of the network: `slope`, of a least-squares line through log10 |grad W| over the layers, and `spread`, the largest
-    of these less the smallest; of effective_rate, |euler| and bias_gradient the median over the layers that have it.
+    Of the network, the last three as the median over the layers that have them, of |euler_residual|, and:
+
+    gradient_slope   slope of a least-squares line through log10 |grad W| over the layers
+    gradient_spread  the largest log10 |grad W| less the smallest
 
     With g_1 .. g_m the gradients, of all parameters, of m = 8 batches of B fixed training samples, or of as many as the
     training set has, 2 at least:
 
-    noise           tr Cov(g) = sum |g_i - mean g|^2 / (m - 1)
-    signal          |mean g|^2 - noise / m, an unbiased estimate of |E g|^2, and so at times below 0
-    noise_scale     B noise / signal, the batch size at which both are equal; nan where the signal is not above 0
+    gradient_noise   tr Cov(g) = sum |g_i - mean g|^2 / (m - 1)
+    gradient_signal  |mean g|^2 - gradient_noise / m, an unbiased estimate of |E g|^2, and so at times below 0
+    noise_scale      B gradient_noise / gradient_signal, the batch size at which both are equal; nan unless above 0
 
     Nothing is augmented or dropped, so this is the noise of drawing samples alone. Where samples do not share their
-    statistics, noise goes with 1 / B and noise_scale does not depend on B. With batch norm the loss is no mean over
-    samples, so neither need hold.
+    statistics it goes with 1 / B, and noise_scale does not depend on B. With batch norm the loss is no mean over
+    samples, and neither need hold.
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, appendix A.
     """
 
@@ -73,14 +75,14 @@ def _by_layer(model: nn.Module, gradient: Gradient, rate: float) -> Iterator[Rea
             "gradient": steepness,
             "weight": length,
             "effective_rate": _over(rate, length**2),
-            "euler": cosine([weight], [of_weight]),
+            "euler_residual": cosine([weight], [of_weight]),
         }
         if f"{layer}.bias" in named:
             figures["bias_gradient"] = _over(norm([named[f"{layer}.bias"][1]]), steepness)
         readings += [Reading(figure, value, layer, depth) for figure, value in figures.items()]
     yield from readings
     yield from _over_depth([reading.value for reading in readings if reading.figure == "gradient"])
-    for figure in ("effective_rate", "euler", "bias_gradient"):
+    for figure in ("effective_rate", "euler_residual", "bias_gradient"):
         found = [abs(r.value) for r in readings if r.figure == figure and not math.isnan(r.value)]
         yield Reading(figure, statistics.median(found) if found else math.nan)
 
@@ -90,8 +92,8 @@ def _over_depth(lengths: Sequence[float]) -> Iterator[Reading]:
     if len(lengths) > 1 and all(0 < length < math.inf for length in lengths):
         logs = [math.log10(length) for length in lengths]
         slope, spread = statistics.linear_regression(range(len(logs)), logs).slope, max(logs) - min(logs)
-    yield Reading("slope", slope)
-    yield Reading("spread", spread)
+    yield Reading("gradient_slope", slope)
+    yield Reading("gradient_spread", spread)
 
 
 def _noise(at: Moment, model: nn.Module) -> Iterator[Reading]:
@@ -108,8 +110,8 @@ def _noise(at: Moment, model: nn.Module) -> Iterator[Reading]:
         of_mean = (norm(total) / count) ** 2
         noise = max(0.0, squares - count * of_mean) / (count - 1)
         signal = of_mean - noise / count
-    yield Reading("noise", noise)
-    yield Reading("signal", signal)
+    yield Reading("gradient_noise", noise)
+    yield Reading("gradient_signal", signal)
     yield Reading("noise_scale", size * noise / signal if signal > 0 else math.nan)
 
 

@@ -103,7 +103,7 @@ class ModelSpec(ABC):
         if self.norm_rest == "none":
             return None
         common = {key: getattr(strategy, key) for key in ("eps", "affine", "eps_outside")}
-        return strategies["frozen"](**common, again=self.norm_rest == "refrozen")
+        return strategies["frozen"](**common | {"again": self.norm_rest == "refrozen"})
 
     @abstractmethod
     def layers(self, blocks: Blocks, image_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:

@@ -73,9 +73,9 @@ class NoisyLayer(BatchLayer):
         rows = group_rank() * MOST_SAMPLES + torch.arange(samples, device=step.device)
         channels = mixed(step + torch.arange(self.channels, device=step.device))
         cells = mixed(channels + mixed(rows)[:, None])
-        mean, deviation, own, other = (
-            uniform(mixed(keys + draw), self.running_mean.dtype) for keys in (channels, cells) for draw in (1, 2)
-        )
+        draws = torch.arange(1, 3, device=step.device)
+        mean, deviation = uniform(mixed(channels + draws[:, None]), self.running_mean.dtype)
+        own, other = uniform(mixed(cells + draws[:, None, None]), self.running_mean.dtype)
         normal = 2**0.5 * torch.erfinv(2 * other - 1)
         added = self.shift * (2 * mean - 1) + self.jitter * (2 * own - 1)
         return added, 1 + (self.scale - 1) * deviation + self.jitter * normal

@@ -391,7 +391,7 @@ def test_a_job_holds_its_device_while_it_trains(tmp_path: Path, monkeypatch: pyt
         seen.append((str(given[-1]), [held(f"uuid-{n}", lock_folder()) for n in (0, 1)]))
         if len(seen) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return SimpleNamespace(diverged_at=3)
+        return SimpleNamespace(error="loss not finite at step 3")
 
     monkeypatch.setattr(experiment_run, "_train", training)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**29)

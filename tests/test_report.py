@@ -587,7 +587,7 @@ def test_a_run_that_diverged_says_where(tmp_path: Path) -> None:
     summary = {"state": "diverged", "diverged_at": 1313, "curve": {"step": [0], "test.loss": [None]}}
     status = {"state": "diverged", "error": "loss not finite at step 1313"}
     text = shown(summary, status, tmp_path)
-    assert "diverged, the loss was not finite at step 1,313" in text
+    assert "diverged, loss not finite at step 1313" in text
     assert text.count("not finite") == 1
 
 

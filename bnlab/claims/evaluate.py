@@ -13,6 +13,7 @@ from typing import Any
 
 from bnlab.claims.cells import BENCH_ONLY, DEPTH, arm_of, full_key, levels_of
 from bnlab.claims.evidence import Count, Evidence, Known, Sample, Timed, Undecidable
+from bnlab.claims.ladder import bracket
 from bnlab.claims.language import (
     Condition,
     Difference,
@@ -207,7 +208,7 @@ class _Reader:
 
     def count(self, condition: Condition) -> Count:
         """Return in how many runs a condition holds; a run that failed says nothing."""
-        values = [value for run in self.arm(condition.of) if (value := _figure(condition.of, run)) is not None]
+        values = [value for run in self.arm(condition.of) if (value := figure_of(condition.of, run)) is not None]
         if not values:
             raise Undecidable("missing", f"{condition.of}: no run is over")
         return Count(sum(map(condition.holds, values)), len(values))
@@ -257,27 +258,28 @@ class _Reader:
 
     def _ladder(self, largest: Largest) -> dict[int, tuple[float, float]]:
         """Return for each seed the middle between the last level that passed and the next, and half that step."""
-        by_seed: dict[int, dict[float, bool]] = {}
+        passed: dict[int, dict[float, bool]] = {}
+        unfinished = set()
         for level, runs in levels_of(largest.condition.of, self.runs, largest.key, self.best_of).items():
             for run in runs:
-                if (value := _figure(largest.condition.of, run)) is not None:
-                    by_seed.setdefault(run.seed, {})[level] = largest.condition.holds(value)
-        most = max(map(len, by_seed.values()), default=0)
+                if (value := figure_of(largest.condition.of, run)) is not None:
+                    passed.setdefault(run.seed, {})[level] = largest.condition.holds(value)
+                elif run.state != "not needed":
+                    unfinished.add(run.seed)
         found = {}
-        for seed, passed in by_seed.items():
-            if len(passed) < most:
-                continue  # a level is missing
-            levels = sorted(passed)
-            first = next((i for i, level in enumerate(levels) if not passed[level]), None)
-            if not first:
-                where = "the smallest level fails" if first == 0 else "the largest level passes"
+        for seed, levels in passed.items():
+            at = bracket(levels)
+            if not at.is_closed:
+                if seed in unfinished:
+                    continue
+                where = "the smallest level fails" if at.low == 0 else "the largest level passes"
                 raise Undecidable("edge", f"{largest}: {where} with seed {seed}: try more levels")
-            low, high = math.log(levels[first - 1]), math.log(levels[first])
+            low, high = math.log(at.low), math.log(at.high)
             found[seed] = ((low + high) / 2, (high - low) / 2)
         return found
 
 
-def _figure(quantity: Quantity, run: Run) -> float | None:
+def figure_of(quantity: Quantity, run: Run) -> float | None:
     """Return a metric of one run in its unit, for a condition; None where the run is not over or lacks it."""
     if run.state not in (*OVER, "refused"):
         return None

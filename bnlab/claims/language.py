@@ -199,21 +199,28 @@ class Sentence:
         return f"{self.of} {self.region}"
 
 
+def leaves(expression: Expression) -> Iterator[Quantity | Slope | Rate | Largest]:
+    """Yield what an expression is made of by differences and ratios."""
+    match expression:
+        case Difference(of, other) | Ratio(of, other, _):
+            yield from leaves(of)
+            yield from leaves(other)
+        case Exact(of):
+            yield from leaves(of)
+        case Quantity() | Slope() | Rate() | Largest():
+            yield expression
+
+
 def quantities(expression: Expression) -> Iterator[Quantity]:
     """Yield every metric of a cell that an expression is made of."""
-    match expression:
-        case Quantity():
-            yield expression
-        case Difference(of, minus):
-            yield from quantities(of)
-            yield from quantities(minus)
-        case Ratio(of, over, _):
-            yield from quantities(of)
-            yield from quantities(over)
-        case Exact(of) | Slope(of):
-            yield from quantities(of)
-        case Rate(condition) | Largest(_, condition):
-            yield condition.of
+    for leaf in leaves(expression):
+        match leaf:
+            case Quantity():
+                yield leaf
+            case Slope(of):
+                yield of
+            case Rate(condition) | Largest(_, condition):
+                yield condition.of
 
 
 def parse_sentence(text: object) -> Sentence:

@@ -189,7 +189,8 @@ def _check(tree: Mapping[str, Any], key: str) -> float:
 def _show_plans(claims: Sequence[Claim], wish: Wish) -> None:
     """Say what each claim needs, and what of it is in the pool."""
     from bnlab.report.listing import show_rows
-    from bnlab.runner.claims import find_finished, plan_of
+    from bnlab.runner.claims import plan_of
+    from bnlab.runner.pool import find_finished
     from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import runner_for
 

@@ -166,8 +166,8 @@ def run(job: Job, callback: Callback, stop: Stop | None = None, workers: Workers
         return JobResult("failed", reason)
     finally:
         device_lock.close()
-    if outcome.diverged_at is not None:
-        return JobResult("diverged", f"loss not finite at step {outcome.diverged_at}")
+    if outcome.error is not None:
+        return JobResult("diverged", outcome.error)
     return JobResult("done", score=score_of(outcome.curve))
 
 
@@ -219,13 +219,14 @@ def _train(
         stop=stop,
         panel=panel,
         micro_batch=config.micro_batch(workers.size),
+        lost_above=config.trainer.lost_above(bundle.num_classes),
     )
     outcome = training.run(earlier)
     wall.stop()
     log.info("%s after %d steps, %.1f s of training", outcome.state, outcome.steps, outcome.train_seconds)
     folder.finish(
         outcome.state,
-        error=None if outcome.diverged_at is None else f"loss not finite at step {outcome.diverged_at}",
+        error=outcome.error,
         summary=summarize(
             outcome,
             model,

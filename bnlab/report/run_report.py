@@ -90,10 +90,10 @@ def _pairs(pairs: Sequence[tuple[str, str]], out: Terminal, first: str = "") -> 
 
 def _state(state: str, summary: Mapping[str, Any], status: Mapping[str, Any], folder: Path) -> Iterable[str]:
     yield state
-    if isinstance(summary.get("diverged_at"), int):
-        yield f"the loss was not finite at step {summary['diverged_at']:,}"  # which is the status's error too
-    elif status.get("error"):
+    if status.get("error"):
         yield "; ".join(str(status["error"]).splitlines())
+    elif isinstance(summary.get("diverged_at"), int):
+        yield f"the loss was not finite at step {summary['diverged_at']:,}"
     if state == "queued":
         yield "not started yet"
     elif state not in ("done", "diverged", "refused", "running", "not needed"):

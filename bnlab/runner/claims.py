@@ -1,10 +1,8 @@
 """Claims carried out: what no finished run below `runs` answers yet is trained, once, until the rule is decided.
 
-The pool is every finished run below `runs`, whoever made it: a run's identity says that an equal one need not be
-trained. New ones lie in `runs/pool`, each in a folder named by its identity, so that a command line that was killed
-goes on where it was, and two claims that need the same run share it. Settings of evaluation alone train nothing: the
-checkpoint of one run is evaluated again under each. Times are no part of the pool: a bench is used again for a day, on
-the same boot of the same machine.
+Runs are shared (`pool.py`), and of a ladder only the levels are trained that the largest one depends on (`climb.py`).
+Settings of evaluation alone train nothing: the checkpoint of one run is evaluated again under each. Times are no part
+of the pool: a bench is used again for a day, on the same boot of the same machine.
 """
 
 from __future__ import annotations
@@ -18,27 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from bnlab import __version__
-from bnlab.claims.cells import check_cells
+from bnlab.claims.cells import arm_of, check_cells, levels_of
 from bnlab.claims.claim import Budget, Claim, check_looks, check_override
 from bnlab.claims.decide import RuleVerdict, decide, failed_guards
-from bnlab.claims.language import quantities
+from bnlab.claims.evaluate import free_keys
+from bnlab.claims.language import Condition, Expression, Largest, leaves, quantities
 from bnlab.claims.planned import planned
 from bnlab.claims.rule import parts_of
 from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register
 from bnlab.compare.arms import text_of
 from bnlab.config import compose
-from bnlab.errors import BnlabError, ConfigError, EnvironmentFault, IncompatibleError
+from bnlab.errors import BnlabError, ConfigError, IncompatibleError
 from bnlab.metrics import is_of_the_end
 from bnlab.record.evaluations import SETTINGS, with_settings
 from bnlab.record.latest import runs_folder
 from bnlab.record.read import Run, evaluated, read_runs, refusals
-from bnlab.record.run_folder import FINAL, held, queue
-from bnlab.runner import launchers
+from bnlab.record.run_folder import FINAL, held
+from bnlab.runner.climb import Ladder, climb
+from bnlab.runner.pool import POOL, Launch, Wanted, find_finished, has, launcher_of, train
 from bnlab.runner.supervisor import JobOptions, JobRunner
-from bnlab.runner.sweep import Plan, do_jobs, labels, refuse_launcher, threads_of
-from bnlab.training.job import Job, JobResult
+from bnlab.runner.sweep import labels, refuse_launcher
 
-POOL = "pool"  # in the folder of all runs
 FRESH_SECONDS = 86_400.0  # for which a bench is used again
 BENCH_SECONDS = {"quick": "bench.seconds=15"}
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -71,13 +69,7 @@ class Wish:
         """Raise ConfigError for what cannot be asked for."""
         for word in self.more:
             check_override(word, word, foreign=False)
-        if self.launcher[1] != "basic":
-            raise ConfigError("hydra/sweeper: must be basic\na claim says itself what is trained")
-
-    @property
-    def launcher(self) -> tuple[str, str]:
-        """The kinds of launcher and sweeper. Errors: as of `launchers.machinery`."""
-        return launchers.machinery(self.launch)
+        launcher_of(self.launch)
 
     def budget_of(self, claim: Claim) -> Budget:
         budget = claim.budgets[self.budget]
@@ -92,22 +84,13 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A training that a claim needs."""
-
-    tree: Mapping[str, Any]
-    run: Run  # queued, with its identity
-    label: str
-    base: Wanted | None = None  # the training whose checkpoint gives it, where only settings of evaluation differ
-
-
-@dataclass(frozen=True)
 class ClaimPlan:
     """The experiments of a claim, all checked."""
 
     claim: Claim
     budget: Budget
     trainings: tuple[Wanted, ...]
+    ladders: tuple[tuple[Condition, dict[float, Wanted]], ...]  # one an arm and seed, whose levels nothing else needs
     benches: tuple[tuple[str, ...], ...]
     checks: tuple[tuple[Mapping[str, Any], str], ...]  # a configuration, and a property of its strategy
 
@@ -118,6 +101,14 @@ class ClaimPlan:
     def until(self, seeds: int) -> list[Wanted]:
         """Return the trainings of so many seeds."""
         return [wanted for wanted in self.trainings if wanted.run.seed < seeds]
+
+    def ladders_until(self, seeds: int) -> list[Ladder]:
+        """Return the ladders of so many seeds, to be climbed from their lowest level."""
+        return [
+            Ladder(dict(levels), condition, min(levels))
+            for condition, levels in self.ladders
+            if all(wanted.run.seed < seeds for wanted in levels.values())
+        ]
 
 
 @dataclass(frozen=True)
@@ -144,6 +135,8 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
             for label, (_, tree) in zip(labels(sweep), sweep, strict=True):
                 jobs.setdefault(json.dumps(tree, sort_keys=True), (label, tree))
         trainings = tuple(_wanted(claim, list(jobs.values()), preflight))
+        asked = [(part.sentence.of, part.best_of) for part in parts_of(claim.rule)]
+        asked += [(guard.of, ()) for guard in claim.requires]
         benches = tuple(tuple(_bench_lines(lines, wish)) for lines in claim.benches(budget, wish.more))
         arms = [
             planned(tree, is_bench=True)
@@ -161,10 +154,35 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
             _checked(part.sentence.of, runs, part.best_of, f"rule: {part.sentence}")
         for guard in claim.requires:
             _checked(guard.of, runs, (), f"requires: {guard}")
+        ladders = tuple(_ladders(asked, runs, {wanted.run.identity: wanted for wanted in trainings}))
     except ConfigError as error:
         kind = IncompatibleError if isinstance(error, IncompatibleError) else ConfigError
         raise kind(f"{claim.path}: {error}") from error
-    return ClaimPlan(claim, budget, trainings, benches, checks)
+    return ClaimPlan(claim, budget, trainings, ladders, benches, checks)
+
+
+def _ladders(
+    asked: Sequence[tuple[Expression, Sequence[str]]], runs: Sequence[Run], wanted: Mapping[str, Wanted]
+) -> Iterator[tuple[Condition, dict[float, Wanted]]]:
+    """Yield a condition and the levels of each `largest(...)`, by arm and seed, where nothing else needs one of them.
+
+    What is to be evaluated again is trained whole: one checkpoint serves several levels.
+    """
+    climbed, others = list[tuple[Condition, dict[float, Wanted]]](), set[str]()
+    for of, best_of in asked:
+        for leaf in leaves(of):
+            if isinstance(leaf, Largest) and not best_of:
+                by_seed = dict[int, dict[float, Wanted]]()
+                for level, its in levels_of(leaf.condition.of, runs, leaf.key, ()).items():
+                    for run in (run for run in its if run.identity in wanted):
+                        by_seed.setdefault(run.seed, {})[level] = wanted[run.identity]
+                climbed += [(leaf.condition, levels) for levels in by_seed.values()]
+            else:
+                free = [*free_keys(leaf), *best_of]
+                others |= {run.identity for quantity in quantities(leaf) for run in arm_of(quantity, runs, free)}
+    for condition, levels in climbed:
+        if all(each.base is None and each.run.identity not in others for each in levels.values()):
+            yield condition, levels
 
 
 def _checked_run(tree: Mapping[str, Any], key: str, error: float | None = None) -> Run:
@@ -202,24 +220,6 @@ def _bench_lines(lines: Sequence[str], wish: Wish) -> list[str]:
     return [*lines, *([usual] if usual and not named else [])]
 
 
-def find_finished() -> dict[str, Run]:
-    """Return every finished training below `runs` by its identity, and what its checkpoint was evaluated to be."""
-    found: dict[str, Run] = {}
-    for run in read_runs([base])[0] if (base := runs_folder()).is_dir() else ():
-        if run.state in FINAL and run.identity and not run.is_bench:
-            found.setdefault(run.identity, run)
-    for run in list(found.values()):
-        for each in evaluated(run, alike=True):
-            found.setdefault(each.identity, each)
-    return found
-
-
-def _has(pool: Mapping[str, Run], wanted: Wanted) -> bool:
-    """Return whether what is wanted is there; what is to be trained must have been."""
-    run = pool.get(wanted.run.identity)
-    return run is not None and (wanted.base is not None or not run.is_evaluated)
-
-
 def carry_out_claims(claims: Sequence[Claim], wish: Wish, tools: Tools) -> Iterator[Outcome]:
     """Yield each claim's verdict as soon as it is there; all claims are checked before the first job starts.
 
@@ -227,7 +227,7 @@ def carry_out_claims(claims: Sequence[Claim], wish: Wish, tools: Tools) -> Itera
     stays in the pool.
     """
     wish.check()
-    refuse_launcher(wish.launcher[0], tools.runner)
+    refuse_launcher(launcher_of(wish.launch), tools.runner)
     pool = find_finished()
     kept = {claim.name: verdict for claim in claims if (verdict := _kept(claim, wish, pool)) is not None}
     plans = {claim.name: plan_of(claim, wish, tools.runner.preflight) for claim in claims if claim.name not in kept}
@@ -258,18 +258,23 @@ def _carry_out(plan: ClaimPlan, wish: Wish, pool: dict[str, Run], tools: Tools) 
     exploratory = register(claim, folder, has_runs=has_runs)
     benches = [run for lines in plan.benches for run in _bench(lines, tools.measure)]
     checks = [_checked_run(tree, key, tools.check(tree, key)) for tree, key in plan.checks]
+    launch = Launch(tools.runner, tools.options, wish.launch)
     failed: dict[str, str] = {}
     num_trained = 0
     for seeds in looks:
-        wanted = plan.until(seeds)
-        missing = [each for each in wanted if not _has(pool, each)]
+        ladders = plan.ladders_until(seeds)
+        count, lost = climb(ladders, pool, launch)
+        untried = {w.run.identity for each in ladders for level, w in each.levels.items() if not each.has_tried(level)}
+        wanted = [each for each in plan.until(seeds) if each.run.identity not in untried]
+        missing = [each for each in wanted if not has(pool, each) and each.run.identity not in lost]
         needed = {each.run.identity: each for each in (wanted.base or wanted for wanted in missing)}
-        untrained = [each for each in needed.values() if not _has(pool, each)]
-        failed |= _train(untrained, pool, wish, tools)
+        untrained = [each for each in needed.values() if not has(pool, each)]
+        failed |= lost | train(untrained, pool, launch)
         failed |= _evaluate(missing, pool, tools.evaluate)
-        num_trained += len(untrained)
-        runs = [pool[each.run.identity] for each in wanted if _has(pool, each)]
-        runs += [replace(each.run, state="failed") for each in wanted if not _has(pool, each)]
+        num_trained += count + len(untrained)
+        runs = [pool[each.run.identity] for each in wanted if has(pool, each)]
+        runs += [replace(each.run, state="failed") for each in wanted if not has(pool, each)]
+        runs += [replace(each.run, state="not needed") for each in plan.trainings if each.run.identity in untried]
         verdict = decide(claim.rule, [*runs, *benches, *checks], claim.alpha, looks if plan.trainings else ())
         if verdict.verdict != "undecided" or not plan.trainings:
             break
@@ -299,37 +304,6 @@ def _carry_out(plan: ClaimPlan, wish: Wish, pool: dict[str, Run], tools: Tools) 
     )
     found.write(folder)
     return Outcome(claim, found, tuple(failed.values()), num_trained)
-
-
-def _train(missing: Sequence[Wanted], pool: dict[str, Run], wish: Wish, tools: Tools) -> dict[str, str]:
-    """Train what is missing, put it into the pool, and return what failed, by identity.
-
-    Errors: EnvironmentFault where a launcher gave up.
-    """
-    pool_folder = runs_folder() / POOL
-    jobs = [Job(pool_folder / wanted.run.identity, i, wanted.label) for i, wanted in enumerate(missing)]
-    for job, wanted in zip(jobs, missing, strict=True):
-        queue(job.folder, wanted.tree, compose.as_yaml(wanted.tree), wanted.run.identity, wanted.label)
-    ended: dict[Path, JobResult] = {}
-    launcher, threads = wish.launcher[0], threads_of([wanted.tree for wanted in missing])
-    plan = Plan(pool_folder, tuple(jobs), True, threads, shared=wish.launch, launcher=launcher)
-    try:
-        do_jobs(plan, tools.runner, tools.options, ended)
-    except Exception as error:
-        if launcher == "basic" or isinstance(error, BnlabError):
-            raise
-        raise EnvironmentFault(f"the launcher stopped: {str(error).partition(chr(10))[0]}") from error
-    failed = {}
-    for job, wanted in zip(jobs, missing, strict=True):
-        runs, _ = read_runs([job.folder])
-        if runs and runs[0].state in FINAL:
-            pool[wanted.run.identity] = runs[0]
-            continue
-        state, reason = (runs[0].state, runs[0].error or "") if runs else ("failed", "its folder cannot be read")
-        if job.folder in ended:  # also where its folder could not be told
-            state, reason = ended[job.folder].state, ended[job.folder].reason
-        failed[wanted.run.identity] = f"{job.folder} {state}: {reason.partition(chr(10))[0]}"
-    return failed
 
 
 def _evaluate(missing: Sequence[Wanted], pool: dict[str, Run], evaluate: Evaluate) -> dict[str, str]:

@@ -39,10 +39,11 @@ from bnlab.training.evaluation import LAYER_FIGURES, Evaluator, Figure, evaluati
 from bnlab.training.job import Stop
 from bnlab.training.optim import set_rate
 from bnlab.training.outcome import WARMUP_STEPS, Outcome, Pace, Recorder
-from bnlab.training.trainer import TrainerConfig, forward_of, loss_function
+from bnlab.training.trainer import LOST_STEPS, TrainerConfig, forward_of, loss_function
 
 INTERVAL_SECONDS = 0.5  # about how often losses are brought to the host
 LONGEST_INTERVAL = 500  # steps
+LOST = f"loss above 3 ln(classes) in {LOST_STEPS} steps in a row (trainer.stop_when_lost)"
 CHECKPOINT_SECONDS = 10.0  # training time between two checkpoints, at least
 
 
@@ -130,6 +131,7 @@ class Training:
         stop: Stop | None = None,
         panel: Panel | None = None,
         micro_batch: int | None = None,
+        lost_above: float | None = None,
     ) -> None:
         self._panel = panel
         self._stop, self._device = stop or Stop(), device
@@ -142,7 +144,7 @@ class Training:
         self._loss_of = self._mean_loss if workers.size == 1 else self._weighted_loss
         self._eval_steps = evaluation_steps(eval_every, batches.steps_per_epoch, total_steps)
         self._recorder, self._callback = recorder, callback
-        self._refresh, self._workers = refresh, workers
+        self._refresh, self._workers, self._lost_above = refresh, workers, lost_above
         self._watch, self._eval_watch = Stopwatch(device), Stopwatch(device)
         self._clock = step_clock(device)
         self._pending: list[Tensor] = []  # losses on the device, since the last flush
@@ -154,7 +156,7 @@ class Training:
         self.outcome = Outcome()
 
     def run(self, earlier: Mapping[str, Any] | None = None) -> Outcome:
-        """Train to the last step, or to the first whose loss is not finite; from the checkpoint `earlier` on, if given.
+        """Train to the last step, or to that at which it diverges; from the checkpoint `earlier` on, if given.
 
         Raises KeyboardInterrupt when asked to stop, with a checkpoint saved.
         """
@@ -243,18 +245,20 @@ class Training:
                 yield batch
 
     def _flush(self) -> bool:
-        """Bring the interval's losses and times to the host and write their rows; False when a loss was not finite."""
+        """Bring the interval's losses and times to the host and write their rows; False when it diverged."""
         losses: list[float] = self._workers.mean(torch.stack(self._pending).float()).tolist()
         self._pending.clear()
         first = self.outcome.steps - len(losses)
         times = self._clock.flush()
         if self._refresh is not None:
             self._pace.refresh_ms += self._refresh.flush()
-        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        bad = next((i for i, loss in enumerate(losses) if self._is_last(loss)), None)
         if bad is not None:
             losses, times = losses[: bad + 1], times[: bad + 1]
             self.outcome.state, self.outcome.diverged_at = "diverged", first + bad + 1
             self.outcome.steps = first + bad + 1
+            why = LOST if math.isfinite(losses[-1]) else "loss not finite"
+            self.outcome.error = f"{why} at step {first + bad + 1}"
         per_epoch = self._batches.steps_per_epoch
         self._recorder.steps(
             [
@@ -271,6 +275,18 @@ class Training:
         if bad is None:
             self._callback.advanced(self.outcome.steps, losses[-1], self._pace.images_per_second)
         return bad is None
+
+    def _is_last(self, loss: float) -> bool:
+        """Return whether training diverged with a step of this loss.
+
+        A network that begins far off is not lost unless its loss is above the first one, too.
+        """
+        if not math.isfinite(loss) or self._lost_above is None:
+            return not math.isfinite(loss)
+        outcome = self.outcome
+        outcome.first_loss = loss if outcome.first_loss is None else outcome.first_loss
+        outcome.lost_steps = outcome.lost_steps + 1 if loss > max(self._lost_above, outcome.first_loss) else 0
+        return outcome.lost_steps == LOST_STEPS
 
     def _batch_size(self, step: int) -> int:
         """Return the samples of step `step`, counted from 0, of all workers together."""

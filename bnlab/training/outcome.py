@@ -41,6 +41,9 @@ class Outcome:
     steps: int = 0
     epochs: float = 0.0
     diverged_at: int | None = None
+    error: str | None = None  # why it diverged
+    first_loss: float | None = None  # with `trainer.stop_when_lost`
+    lost_steps: int = 0  # of these the last ones, in a row
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     discrepancy_seconds: float = 0.0  # of these for what tells training mode from evaluation mode

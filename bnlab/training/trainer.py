@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from bnlab.errors import ConfigError
 from bnlab.schema import param
+
+LOST_STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,9 @@ class TrainerConfig:
     compile: bool = param(False, "compile the training step's forward and backward with torch.compile")
     channels_last: bool = param(True, "lay images out as N, H, W, C in memory; the order of speeds depends on it")
     distributed: bool = param(False, "share each batch among the processes that torchrun started")
+    stop_when_lost: bool = param(
+        False, f"diverged is also a loss above 3 ln(classes), and above the first one, {LOST_STEPS} steps in a row"
+    )
     timeout: float = param(300.0, "seconds to wait for another worker, then the run fails", low=1.0, high=1e6)
 
     def __post_init__(self) -> None:
@@ -44,6 +50,10 @@ class TrainerConfig:
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the number of steps of the run, at least one."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * steps_per_epoch))
+
+    def lost_above(self, num_classes: int) -> float | None:
+        """Return the loss in nats above which a step is lost: three times that of a guess; None where none is."""
+        return 3 * math.log(num_classes) if self.stop_when_lost else None
 
 
 def forward_of(model: nn.Module, config: TrainerConfig, device: torch.device) -> Callable[[Tensor], Tensor]:

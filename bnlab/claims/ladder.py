@@ -1,0 +1,70 @@
+"""The largest level of a key at which something holds, found by trying one level of a ladder after another.
+
+passed: dict[float, bool] = {}
+while (level := next_level(passed, levels, start)) is not None:
+    passed[level] = try_at(level)
+bracket(passed)    # Bracket(low=0.16, high=0.32, later=0): it holds up to 0.16, and fails at 0.32
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+IN_A_ROW = 2  # failures that end a climb: what holds above a single one is seen, and counted
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Where the largest level lies: in [low, high), as far as it was tried."""
+
+    low: float  # the last level before the first failure; 0 where the lowest one fails
+    high: float  # the first failure; infinite where none fails
+    later: int = 0  # levels above the first failure at which it holds all the same
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether both ends were found."""
+        return self.low > 0 and self.high < math.inf
+
+    def over(self, other: Bracket) -> Bracket:
+        """Return where the ratio of the two largest levels lies."""
+        return Bracket(self.low / other.high, self.high / other.low if other.low else math.inf)
+
+
+def bracket(passed: Mapping[float, bool]) -> Bracket:
+    """Return what levels that were tried say of the largest one."""
+    levels = sorted(passed)
+    first = next((i for i, level in enumerate(levels) if not passed[level]), len(levels))
+    return Bracket(
+        low=levels[first - 1] if first else 0.0,
+        high=levels[first] if first < len(levels) else math.inf,
+        later=sum(passed[level] for level in levels[first:]),
+    )
+
+
+def next_level(
+    passed: Mapping[float, bool], levels: Sequence[float], start: float, resolution: float | None = None
+) -> float | None:
+    """Return the level to try next, of rising `levels` that can be tried; None where nothing is left to learn.
+
+    The first is `start`. While all fail it goes down, then up to the second failure in a row. With `resolution` the
+    bracket is then halved, on the logarithm, until its ends are no more than this factor apart.
+    """
+    if not passed:
+        return next((level for level in levels if level >= start), None)
+    found, lowest = bracket(passed), min(passed)
+    if found.low == 0 and (below := [level for level in levels if level < lowest]):
+        return below[-1]
+    failures = 0
+    for level in (level for level in levels if level >= lowest):
+        if level not in passed:
+            return level
+        failures = 0 if passed[level] else failures + 1
+        if failures == IN_A_ROW:
+            break
+    if resolution is None or not found.is_closed or found.high <= found.low * resolution * (1 + 1e-6):
+        return None
+    middle = float(f"{math.sqrt(found.low * found.high):.4g}")
+    return middle if found.low < middle < found.high and middle not in passed else None

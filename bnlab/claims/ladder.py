@@ -12,7 +12,34 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bnlab.compare.statistics import estimate_median
+from bnlab.errors import ConfigError
+
+FARTHEST_DOWN = 100.0  # times below the start, where that fails
+MOST_LEVELS = 200
 IN_A_ROW = 2  # failures that end a climb: what holds above a single one is seen, and counted
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of a ladder: start * factor^i, from a hundredth of the start to the top."""
+
+    start: float
+    top: float
+    factor: float
+    resolution: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top < self.start:
+            raise ConfigError(f"--to {self.top:g}: must be at least --from {self.start:g}")
+        if len(self.all) > MOST_LEVELS:
+            raise ConfigError(f"--factor {self.factor:g}: makes {len(self.all):,} levels, more than {MOST_LEVELS}")
+
+    @property
+    def all(self) -> list[float]:
+        """Rising, each as one would type it."""
+        down, up = (math.floor(math.log(ratio, self.factor) + 1e-9) for ratio in (FARTHEST_DOWN, self.top / self.start))
+        return [float(f"{self.start * self.factor**i:.6g}") for i in range(-down, up + 1)]
 
 
 @dataclass(frozen=True)
@@ -31,6 +58,20 @@ class Bracket:
     def over(self, other: Bracket) -> Bracket:
         """Return where the ratio of the two largest levels lies."""
         return Bracket(self.low / other.high, self.high / other.low if other.low else math.inf)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """An arm, and where its largest level lies."""
+
+    label: str
+    brackets: Mapping[int, Bracket]  # by seed
+    baseline: int | None  # its number among the arms, which is its own for a baseline
+    num_runs: int
+
+    def over(self, base: Searched) -> dict[int, Bracket]:
+        """Return where the ratio to another arm's lies, of each seed that both have."""
+        return {seed: each.over(base.brackets[seed]) for seed, each in self.brackets.items() if seed in base.brackets}
 
 
 def bracket(passed: Mapping[float, bool]) -> Bracket:
@@ -68,3 +109,16 @@ def next_level(
         return None
     middle = float(f"{math.sqrt(found.low * found.high):.4g}")
     return middle if found.low < middle < found.high and middle not in passed else None
+
+
+def median(brackets: Sequence[Bracket]) -> tuple[Bracket, Bracket | None]:
+    """Return where the median of largest levels lies, and where its 95% interval over seeds does; None of one seed.
+
+    The median of values that lie in [low, high) each lies between the medians of their ends, and an interval of ranks
+    of theirs, as of times to a target, between the same ranks of the ends. Errors: StatisticsError for no bracket.
+    """
+    lows, highs = (estimate_median([getattr(each, end) for each in brackets]) for end in ("low", "high"))
+    middle = Bracket(lows.value, math.inf if math.isnan(highs.value) else highs.value)
+    if lows.low is None:
+        return middle, None
+    return middle, Bracket(lows.low, math.inf if highs.high is None else highs.high)

@@ -36,6 +36,7 @@ from bnlab.cli import (
     report,
     resume,
     runs,
+    search,
     shift,
     show,
     train,
@@ -73,6 +74,7 @@ def root(
 
 app.command(short_help="Train one run, or a sweep with -m.", context_settings=OWN_WORDS)(train.train)
 app.command(short_help="Finish a run or a sweep.", context_settings=OWN_WORDS)(resume.resume)
+app.command(short_help="Find the largest learning rate of each arm.", context_settings=OWN_WORDS)(search.search)
 app.command(short_help="Compare arms with intervals, paired by seed.")(compare.compare)
 app.command(short_help="Show one run: settings, outcome, curves.")(show.show)
 app.command(short_help="Write a comparison as one page to send.")(report.report)

@@ -1,0 +1,97 @@
+"""`bnlab search`: the largest learning rate, or level of another key, at which each arm learns."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from bnlab.cli.options import Baseline, ConfigDir, DryRun, Format, Inline, Overrides, Timeout, complete_key, number_in
+from bnlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bnlab.record.read import Run
+    from bnlab.runner.largest import ArmLadders
+
+
+def search(
+    key: Annotated[str, typer.Argument(metavar="KEY", autocompletion=complete_key, hidden=True)],
+    overrides: Overrides = None,
+    start: Annotated[float, number_in("--from", float, 1e-12, 1e12, help="The level to begin with: 0.01.")] = 0.01,
+    top: Annotated[float, number_in("--to", float, 1e-12, 1e12, help="No level is above this: 100.")] = 100.0,
+    factor: Annotated[float, number_in("--factor", float, 1.01, 1e6, help="From one level to the next: 2.")] = 2.0,
+    resolution: Annotated[
+        Optional[float],
+        number_in("--resolution", float, 1.001, 1e6, help="Halve the last step until its ends are this factor apart."),
+    ] = None,
+    baseline: Baseline = None,
+    config_dir: ConfigDir = None,
+    timeout: Timeout = None,
+    inline: Inline = False,
+    dry_run: DryRun = False,
+    format: Format = "table",
+) -> None:
+    """Find the largest level of KEY, such as optim.lr, at which each arm learns, with each seed.
+
+    KEY=VALUE are overrides as of `bnlab train -m`; without others it trains seed=0,1,2 with schedule=constant and
+    trainer.stop_when_lost=true. Levels rise until two in a row fail. Runs are shared (runs/pool): the same command goes
+    on where it was.
+    """
+    from bnlab.claims.ladder import Levels
+    from bnlab.cli.train import handle_signals
+    from bnlab.record.latest import runs_folder
+    from bnlab.record.run_folder import held
+    from bnlab.report.console import messages, results
+    from bnlab.report.largest_report import largest_rows, largest_table
+    from bnlab.report.progress import make_progress
+    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.runner.climb import climb
+    from bnlab.runner.largest import arms_searched, ladders_of
+    from bnlab.runner.pool import POOL, find_finished
+    from bnlab.runner.supervisor import JobOptions
+    from bnlab.runner.sweep import runner_for
+    from bnlab.training.job import Terminated
+
+    if "=" in key:
+        raise ConfigError(f"{key}: the first word is the key to search\nwrite bnlab search optim.lr {key}")
+    levels = Levels(start, top, factor, resolution)
+    handle_signals()
+    options = JobOptions(timeout=timeout, inline=inline)
+    try:
+        with runner_for(options) as runner, make_progress(sys.stderr) as progress:
+            ladders = ladders_of(key, overrides or [], levels, config_dir, runner.preflight)
+            arms = arms_searched(ladders, key, baseline)
+            pool = find_finished()
+            if dry_run:
+                return _show_plan(arms, pool)
+            runner.callback = progress
+            with held(runs_folder() / POOL):
+                num_trained, failed = climb(ladders, pool, runner, options)
+    except KeyboardInterrupt:
+        raise typer.Exit(128 + signal.SIGINT) from None
+    except Terminated as stop:
+        raise typer.Exit(int(stop.code or 1)) from None
+    out, found = results(), [arm.found for arm in arms]
+    if format == "table":
+        out.print(largest_table(key, found, levels, out))
+    else:
+        out.emit(TIDY_FORMATS[format](*largest_rows(key, found, levels)))
+    for line in failed.values():
+        messages().say(line)
+    messages().say(f"{num_trained:,} runs trained; the same command with a finer --resolution goes on from here")
+    raise typer.Exit(int(bool(failed)))
+
+
+def _show_plan(arms: Sequence[ArmLadders], pool: dict[str, Run]) -> None:
+    """Say how many trainings each arm takes at most, and which of them there are."""
+    from bnlab.report.listing import show_rows
+
+    rows = []
+    for arm in arms:
+        wanted = [each for ladder in arm.ladders.values() for each in ladder.levels.values()]
+        there = sum(each.run.identity in pool for each in wanted)
+        rows.append((arm.label, str(len(arm.ladders)), str(len(wanted)), str(there)))
+    show_rows(("arm", "seeds", "trainings at most", "there"), rows)

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 def search(
     key: Annotated[str, typer.Argument(metavar="KEY", autocompletion=complete_key, hidden=True)],
     overrides: Overrides = None,
-    start: Annotated[float, number_in("--from", float, 1e-12, 1e12, help="The level to begin with: 0.01.")] = 0.01,
-    top: Annotated[float, number_in("--to", float, 1e-12, 1e12, help="No level is above this: 100.")] = 100.0,
-    factor: Annotated[float, number_in("--factor", float, 1.01, 1e6, help="From one level to the next: 2.")] = 2.0,
+    start: Annotated[float, number_in("--from", float, 1e-12, 1e12, help="The level to begin with.")] = 0.01,
+    top: Annotated[float, number_in("--to", float, 1e-12, 1e12, help="No level is above this.")] = 100.0,
+    factor: Annotated[float, number_in("--factor", float, 1.01, 1e6, help="From one level to the next.")] = 2.0,
     resolution: Annotated[
         Optional[float],
-        number_in("--resolution", float, 1.001, 1e6, help="Halve the last step until its ends are this factor apart."),
+        number_in("--resolution", float, 1.001, 1e6, help="Halve the last step until it is such a factor."),
     ] = None,
     baseline: Baseline = None,
     config_dir: ConfigDir = None,
@@ -42,6 +42,7 @@ def search(
     """
     from bnlab.claims.ladder import Levels
     from bnlab.cli.train import handle_signals
+    from bnlab.config.files import keys
     from bnlab.record.latest import runs_folder
     from bnlab.record.run_folder import held
     from bnlab.report.console import messages, results
@@ -57,6 +58,8 @@ def search(
 
     if "=" in key:
         raise ConfigError(f"{key}: the first word is the key to search\nwrite bnlab search optim.lr {key}")
+    meant = [each for each in keys() if each.endswith(f".{key}")]
+    key = meant[0] if len(meant) == 1 else key
     levels = Levels(start, top, factor, resolution)
     handle_signals()
     options = JobOptions(timeout=timeout, inline=inline)

@@ -54,8 +54,8 @@ def _within(at: Bracket) -> str:
     if at.low <= 0 and at.high == math.inf:
         return MISSING
     if at.high == math.inf:
-        return f"at least {at.low:.4g}"
-    return f"{at.low:.4g} to {at.high:.4g}" if at.low > 0 else f"below {at.high:.4g}"
+        return f"at least {at.low:.3g}"
+    return f"{at.low:.3g} to {at.high:.3g}" if at.low > 0 else f"below {at.high:.3g}"
 
 
 # ---------------------------------------------------------------- in a terminal

@@ -59,6 +59,8 @@ def ladders_of(
     for (words, tree), label, identity in zip(jobs, labels(jobs), identities, strict=True):
         rest = tuple(word for word in words if word.partition("=")[0] != key)
         run = planned(tree, identity)
+        if not isinstance(run.config.get(key), (int, float)):
+            raise ConfigError(f"{key}: {' '.join(rest)} has no such number\nleave out what does not have it")
         by_rest.setdefault(rest, {})[float(run.config[key])] = Wanted(tree, run, label)
 
     def between(rest: tuple[str, ...], level: float) -> Wanted:

@@ -306,7 +306,8 @@ def test_an_open_end_is_said_and_a_failed_run_is_exit_code_1(tmp_path: Path) -> 
     [
         (["norm=batch"], "the first word is the key to search"),
         (["optim.lr", "optim.lr=1"], "optim.lr: is what is searched"),
-        (["optim.lr", "hydra/launcher=joblib"], "trains its runs here, one after another"),
+        (["optim.lr", "hydra/launcher=joblib"], "hydra/launcher=joblib: must be basic for --inline"),
+        (["optim.lr", "hydra/sweeper=optuna"], "hydra/sweeper: must be basic"),
         (["optim.rate"], "optim.rate"),
         (["norm.momentum", "norm=none,batch", "--to", "1"], "norm.momentum: norm=none"),
         (["data.batch_size", "--from", "8"], "must be a whole number"),

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from bnlab.cli.options import Baseline, ConfigDir, DryRun, Format, Inline, Overrides, Timeout, complete_key, number_in
+from bnlab.cli.options import (
+    Baseline,
+    ConfigDir,
+    DryRun,
+    Format,
+    Inline,
+    Overrides,
+    Retries,
+    Timeout,
+    complete_key,
+    number_in,
+)
 from bnlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +41,7 @@ def search(
     baseline: Baseline = None,
     config_dir: ConfigDir = None,
     timeout: Timeout = None,
+    retries: Retries = 0,
     inline: Inline = False,
     dry_run: DryRun = False,
     format: Format = "table",
@@ -42,6 +54,7 @@ def search(
     """
     from bnlab.claims.ladder import Levels
     from bnlab.cli.train import handle_signals
+    from bnlab.config.compose import hydra_lines
     from bnlab.config.files import keys
     from bnlab.record.latest import runs_folder
     from bnlab.record.run_folder import held
@@ -51,9 +64,9 @@ def search(
     from bnlab.report.rows import TIDY_FORMATS
     from bnlab.runner.climb import climb
     from bnlab.runner.largest import arms_searched, ladders_of
-    from bnlab.runner.pool import POOL, find_finished
+    from bnlab.runner.pool import POOL, Launch, find_finished, launcher_of
     from bnlab.runner.supervisor import JobOptions
-    from bnlab.runner.sweep import runner_for
+    from bnlab.runner.sweep import refuse_launcher, runner_for
     from bnlab.training.job import Terminated
 
     if "=" in key:
@@ -61,18 +74,21 @@ def search(
     meant = [each for each in keys() if each.endswith(f".{key}")]
     key = meant[0] if len(meant) == 1 else key
     levels = Levels(start, top, factor, resolution)
+    launch = hydra_lines(overrides or [])
+    lines = [line for line in overrides or [] if line not in launch]
     handle_signals()
-    options = JobOptions(timeout=timeout, inline=inline)
+    options = JobOptions(timeout, retries, inline=inline)
     try:
         with runner_for(options) as runner, make_progress(sys.stderr) as progress:
-            ladders = ladders_of(key, overrides or [], levels, config_dir, runner.preflight)
+            refuse_launcher(launcher_of(launch), runner)
+            ladders = ladders_of(key, lines, levels, config_dir, runner.preflight)
             arms = arms_searched(ladders, key, baseline)
             pool = find_finished()
             if dry_run:
                 return _show_plan(arms, pool)
             runner.callback = progress
             with held(runs_folder() / POOL):
-                num_trained, failed = climb(ladders, pool, runner, options)
+                num_trained, failed = climb(ladders, pool, Launch(runner, options, tuple(launch)))
     except KeyboardInterrupt:
         raise typer.Exit(128 + signal.SIGINT) from None
     except Terminated as stop:

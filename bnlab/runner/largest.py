@@ -49,8 +49,6 @@ def ladders_of(
     given = {line.partition("=")[0].lstrip("+~") for line in overrides}
     if key in given:
         raise ConfigError(f"{key}: is what is searched\nleave it out; --from, --to and --factor say which levels")
-    if hydra := compose.hydra_lines(overrides):
-        raise ConfigError(f"{hydra[0]}: a search of a level trains its runs here, one after another\nleave it out")
     lines = [*overrides, *(line for line in USUAL if line.partition("=")[0] not in given)]
     texts = [f"{level:.6g}" for level in levels.all]
     jobs = compose.planned([*lines, f"{key}={','.join(texts)}"], True, config_dir)

@@ -462,6 +462,7 @@ def test_explain_takes_what_it_says_from_where_it_is_declared(tmp_path: Path) ->
         "norm.momentum": ("weight of the new batch", "above 0 and at most 1", "0.1", "norm=ghost", "norm.momentum=0.1"),
         "data.last_batch": ("one of keep, drop, merge", "bnlab train data.last_batch=keep"),
         "seed": ("fixes weights", "bnlab train seed=0"),
+        "trainer.accumulate": ("gradients added up", "bnlab train trainer.accumulate=1"),
         "lr": ("optim.lr", "0.003 of adamw; 0.1 of sgd"),
         "acc_gap": ("points", "bnlab compare --metric acc_gap"),
         "norm.size": ("bnlab train norm=ghost norm.size=32",),

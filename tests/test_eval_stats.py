@@ -36,6 +36,7 @@ SPECS: dict[str, ModelSpec] = {
     "cnn-input": models["cnn"](widths=(3, 4), input_norm="batch"),
     "cnn-frozen": models["cnn"](widths=(3, 4, 4), norm_every=2, norm_rest="frozen"),
     "resnet": models["resnet"](depth=8, width=3),
+    "resnet-dropped": models["resnet"](depth=8, width=3, branch="skip_init", dropout=0.3, dropout_place="before"),
 }
 STATS = ("running", "precise", "population", "batch", "test", "mixed", "none", "folded")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers_cases import for_each
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.models.cnn import Cnn
 from bnlab.models.mlp import Mlp
 from bnlab.models.model import ModelSpec, build, models, norm_layers
-from bnlab.models.resnet import Resnet
+from bnlab.models.resnet import Residual, Resnet
 from bnlab.norms.strategy import NormLayer, PerActivation, strategies
 from bnlab.schema import parse
 
@@ -89,7 +90,7 @@ KNOBS: list[dict[str, Any]] = [
     {"activation": "selu", "dropout": 0.1},
     {"activation": "sigmoid"},
     {"activation": "tanh"},
-    {"dropout": 0.5},
+    *({"dropout": 0.5, "dropout_place": place} for place in ("after", "before", "classifier")),
     {"input_norm": "batch"},
     {"input_norm": "none"},
 ]
@@ -299,6 +300,81 @@ def test_resnet_shortcut_has_no_parameters_and_pads_with_zeros() -> None:
     assert torch.equal(y[:, :4], x[:, :, ::2, ::2])
     assert y.shape == (2, 8, 4, 4)
     assert (y[:, 4:] == 0).all()
+
+
+def test_dropout_has_its_place() -> None:
+    def order(spec: ModelSpec) -> str:
+        return "".join(kinds(make(spec)))
+
+    def places(kind: Any, **keys: Any) -> list[str]:
+        return [order(kind(dropout=0.5, dropout_place=p, **keys)) for p in ("after", "before", "classifier")]
+
+    assert places(Mlp, widths=(8, 8)) == ["f" + "lnad" * 2 + "l", "f" + "ldna" * 2 + "l", "f" + "lna" * 2 + "dl"]
+    assert places(Cnn, widths=(4, 4)) == ["cnadp" * 2 + "fl", "cdnap" * 2 + "fl", "cnap" * 2 + "fdl"]
+    assert places(Cnn, widths=(4,), placement="post") == ["candpfl", "cdanpfl", "canpfdl"]
+    blocks = ["cnad" + "cnadcna" * 3, "cdna" + "cdnacdna" * 3, "cna" + "cnacna" * 3]  # of a sum nothing is dropped
+    assert places(Resnet, depth=8, width=4) == [blocks[0] + "pfl", blocks[1] + "pfl", blocks[2] + "pfdl"]
+    assert order(Mlp(widths=(8,), dropout=0.5)) == "flnadl"
+    with pytest.raises(ConfigError, match=r"model.dropout_place=before: has no effect without dropout\nset model.dro"):
+        Cnn(dropout_place="before")
+
+
+def test_a_bias_in_front_of_dropout_and_norm_is_kept() -> None:
+    """What is dropped has lost its bias: with another one the norm sees something else."""
+    spec = Mlp(widths=(64,), dropout=0.5, dropout_place="before")
+    assert biases(make(spec, "batch")) == [True, True]
+    x, model = torch.randn(32, *SHAPE, generator=torch.Generator().manual_seed(0)), make(spec, "batch")
+    layer = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    outputs = []
+    for bias in (0.0, 3.0):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            layer.bias.fill_(bias)
+            outputs.append(model(x))
+    assert not torch.allclose(*outputs, atol=0.1)
+
+
+def residuals(**keys: Any) -> tuple[nn.Module, list[Residual]]:
+    model = make(Resnet(depth=14, width=4, **keys), "batch").eval()
+    return model, [m for m in model.modules() if isinstance(m, Residual)]
+
+
+def test_a_resnet_with_skip_init_starts_as_its_shortcuts() -> None:
+    model, blocks = residuals(branch="skip_init")
+    x = torch.rand(5, 4, 8, 8)
+    assert torch.equal(blocks[0](x), x)  # behind a relu, which leaves it
+    factors = [block.branch[-1].factor for block in blocks]
+    assert [factor.tolist() for factor in factors] == [[0.0]] * 6
+    model.train()(torch.rand(5, *SHAPE)).square().sum().backward()
+    assert all(factor.grad is not None and float(factor.grad.abs()) > 0 for factor in factors)
+    weight = blocks[0].branch[0].weight
+    assert weight.grad is not None
+    assert float(weight.grad.abs().max()) == 0  # which its factor lets through after the first step only
+    with torch.no_grad():
+        factors[0].fill_(0.5)
+    model.eval()
+    assert torch.allclose(blocks[0](x), F.relu(0.5 * blocks[0].branch[:-1](x) + x))
+
+
+def test_a_scaled_branch_is_divided_by_the_root_of_the_number_of_blocks() -> None:
+    plain, scaled = residuals(), residuals(branch="scaled")
+    x = torch.rand(5, 4, 8, 8)
+    assert torch.allclose(scaled[1][0](x), F.relu(plain[1][0].branch(x) / 6**0.5 + x), atol=1e-6)
+    assert [name for name, _ in scaled[0].named_parameters()] == [name for name, _ in plain[0].named_parameters()]
+    for a, b in zip(weights(plain[0]), weights(scaled[0]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_shortcuts_a_resnet_is_its_branches() -> None:
+    model, blocks = residuals(shortcut="none")
+    x = images = torch.rand(5, *SHAPE)
+    for module in model.children():
+        x = F.relu(module.branch(x)) if module in blocks else module(x)
+    assert torch.equal(x, model(images))
+    assert not torch.allclose(x, residuals()[0](images))
+    for branch in ("skip_init", "scaled"):
+        with pytest.raises(ConfigError, match=rf"model.branch={branch}: makes a branch small .* there is none\nset mo"):
+            Resnet(shortcut="none", branch=branch)
 
 
 def test_layouts_agree() -> None:

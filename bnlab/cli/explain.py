@@ -78,7 +78,7 @@ def _key(word: str) -> dict[str, str]:
     )
     if first.option:
         facts["a key of"] = ", ".join(f"{group}={entry.option}" for entry in entries)
-    usual = next((entry for entry in entries if entry.option in ("", keys()[group][0].default)), None)
+    usual = next((entry for entry in entries if not entry.option or entry.option == keys()[group][0].default), None)
     chosen = f"{word}={(usual or first).default.replace(' ', '')}"
     return facts | {"example": f"bnlab train {chosen}" if usual else f"bnlab train {group}={first.option} {chosen}"}
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from bnlab.errors import IncompatibleError
 from bnlab.models.model import Conv, Linear, norm_layers
@@ -54,11 +55,15 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Sequential, int, Conv | Linear, NormLayer]]:
-    """Yield (sequence, place of the norm, the layer right before it, norm) of every norm that can be merged."""
+    """Yield (sequence, place of the norm, the layer right before it, norm) of every norm that can be merged.
+
+    Dropout between them does nothing in evaluation.
+    """
     for parent in model.modules():
         if not isinstance(parent, nn.Sequential):
             continue
-        for place, (layer, norm) in enumerate(itertools.pairwise(list(parent)), 1):
+        acting = [(place, module) for place, module in enumerate(parent) if not isinstance(module, _DropoutNd)]
+        for (_, layer), (place, norm) in itertools.pairwise(acting):
             if isinstance(layer, (Conv, Linear)) and isinstance(norm, NormLayer):
                 yield parent, place, layer, norm
 

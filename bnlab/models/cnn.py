@@ -14,7 +14,7 @@ from bnlab.schema import param
 @models.register("cnn")
 @dataclass(frozen=True, kw_only=True)
 class Cnn(ModelSpec):
-    """A small VGG: stages of 3x3 convolutions, each ended by a 2x2 max-pool; dropout before the classifier.
+    """A small VGG: stages of 3x3 convolutions, each ended by a 2x2 max-pool.
 
     After Simonyan and Zisserman, "Very Deep Convolutional Networks", 2014, with one linear layer at the end.
     """
@@ -39,5 +39,5 @@ class Cnn(ModelSpec):
                 channels = outputs
             modules.append(nn.MaxPool2d(2))
         blocks.pixels = (height >> stages) * (width >> stages)
-        modules += [*blocks.last_norm(channels), nn.Flatten(), *blocks.dropout()]
+        modules += [*blocks.last_norm(channels), nn.Flatten(), *blocks.dropout("classifier")]
         return [*modules, Linear(channels * blocks.pixels, num_classes)]

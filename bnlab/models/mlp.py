@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from bnlab.errors import ConfigError
-from bnlab.models.model import Blocks, Linear, ModelSpec, models
+from bnlab.models.model import PLACES_OF_DROPOUT, Blocks, Linear, ModelSpec, models
 from bnlab.schema import param
 
 
 @models.register("mlp")
 @dataclass(frozen=True, kw_only=True)
 class Mlp(ModelSpec):
-    """A multilayer perceptron: hidden linear layers of the given widths; dropout after each."""
+    """A multilayer perceptron: hidden linear layers of the given widths."""
 
     has_space = False
 
     widths: tuple[int, ...] = param((256, 256), "units of each hidden layer", low=1, high=2**16)
     depth: int | None = param(None, "hidden layers, all of the one width; null: one for each width", low=1, high=10_000)
+
+    dropout_place: Literal["after", "before", "classifier"] = param("after", PLACES_OF_DROPOUT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,6 +40,6 @@ class Mlp(ModelSpec):
         for number, outputs in enumerate(widths, 1):
             modules += blocks.linear(inputs, outputs)
             modules += blocks.last_norm(outputs) if number == len(widths) else []
-            modules += blocks.dropout()
+            modules += blocks.dropout("after")
             inputs = outputs
-        return [*modules, Linear(inputs, num_classes)]
+        return [*modules, *blocks.dropout("classifier"), Linear(inputs, num_classes)]

@@ -37,6 +37,9 @@ GAINS: dict[str, float] = {"relu": math.sqrt(2), "elu": 1.2452, "selu": 1.0, "si
 BEFORE = ("pre", "both")  # placements with a norm between layer and activation
 
 
+PLACES_OF_DROPOUT = "after norm and activation of each layer, before them, or once, before the last layer"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(ABC):
     """The parameters common to every model; a subclass adds its own and makes the network."""
@@ -63,6 +66,7 @@ class ModelSpec(ABC):
     )
     gain: float = param(1.0, "a factor on all initial weights", above=0.0)
     dropout: float = param(0.0, "share of activations dropped while training", low=0.0, high=0.99)
+    dropout_place: Literal["after", "before", "classifier"] = param("classifier", PLACES_OF_DROPOUT)
     input_norm: Literal["none", "standardize", "batch"] = param(
         "standardize", "input: as it is, standardized by the training set, or batch normalized"
     )
@@ -73,6 +77,11 @@ class ModelSpec(ABC):
             raise ConfigError(
                 f"model.input_scale={self.input_scale:g}: has no effect on standardized input\n"
                 "set model.input_norm=none or batch"
+            )
+        if self.dropout == 0.0 and self.dropout_place != type(self).dropout_place:
+            raise ConfigError(
+                f"model.dropout_place={self.dropout_place}: has no effect without dropout\n"
+                "set model.dropout=0.5 or another share as well"
             )
         if self.placement == "last" and self.norm_every > 1:
             raise IncompatibleError(
@@ -253,7 +262,7 @@ class Blocks:
     def conv(self, inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
         """Return a hidden 3x3 convolution block."""
         before, after = self.conv_halves(inputs, outputs, stride)
-        return before + after
+        return before + after + self.dropout("after")
 
     def conv_halves(self, inputs: int, outputs: int, stride: int = 1) -> tuple[list[nn.Module], list[nn.Module]]:
         """Return a 3x3 convolution block, cut in front of the activation."""
@@ -270,7 +279,7 @@ class Blocks:
         activation = None if strategy is None else strategy.activation(channels)
         layer = make(self._keeps_bias(strategy))
         layer.weight_transform = None if strategy is None else strategy.weight_transform
-        return [layer, *before], [activation or self.activation(), *behind]
+        return [layer, *self.dropout("before"), *before], [activation or self.activation(), *behind]
 
     def last_norm(self, channels: int) -> list[nn.Module]:
         """Return the norm that `placement=last` has on the input of the last layer, as a list of one or of none."""
@@ -280,9 +289,9 @@ class Blocks:
         """Return a fresh activation."""
         return ACTIVATIONS[self.spec.activation]()
 
-    def dropout(self) -> list[nn.Module]:
-        """Return dropout as a list of one, or of none without it; selu needs alpha dropout to keep its moments."""
-        if self.spec.dropout == 0.0:
+    def dropout(self, place: str) -> list[nn.Module]:
+        """Return the dropout of a place, a list of one or none; selu needs alpha dropout to keep its moments."""
+        if self.spec.dropout == 0.0 or self.spec.dropout_place != place:
             return []
         return [nn.AlphaDropout(self.spec.dropout) if self.spec.activation == "selu" else nn.Dropout(self.spec.dropout)]
 
@@ -299,4 +308,6 @@ class Blocks:
             return True
         if self.spec.bias != "auto":
             return self.spec.bias == "true"
+        if self.dropout("before"):  # a bias that some samples have lost does not cancel
+            return True
         return not (self.spec.placement in BEFORE and strategy.facts.cancels_bias)

@@ -442,7 +442,9 @@ def test_each_cause_is_named_with_what_it_is() -> None:
     large = (-0.2, 0.5)
     said = explained(made(large, batch_noise=0.3, moving_average=0.1, batch=4))
     assert said.startswith("There is a gap: -20.00 points and +0.5000 nats")
-    assert "Most of it is batch noise: batches of 4 give" in said
+    assert "Most of it is batch noise: batches of 4 give other statistics each time." in said
+    said = explained(replace(made(large, batch_noise=0.3), adds_noise=True))
+    assert "other statistics each time, and the layers add noise of their own in training." in said
     said = explained(made(large, left=0.999**938, initial_statistics=0.3, moving_average=0.2))
     assert "Most of it is initial statistics: the running statistics are nearer to" in said
     assert "39.1 % of mean 0 and variance 1, what 938 updates (0.999^938) leave" in said

@@ -57,6 +57,7 @@ from bnlab.measure.modes import (
 )
 from bnlab.measure.population_statistics import StatisticsPlan, adopted, hooked, population
 from bnlab.measure.probe_batches import Probe, logits_in_batches
+from bnlab.norms.strategy import NormLayer
 
 DRAWS = 8  # of batches, for everything that depends on batch-mates
 IMAGE_DRAWS = 4  # of augmentation and dropout beside them, where every stage is evaluated under each
@@ -88,6 +89,7 @@ class Decomposition:
     updates: int | None  # of that layer's running statistics
     momentum: float | None  # of that layer
     reads_batch: bool = True  # False: training takes statistics of each sample, as instance norm, not of a batch
+    adds_noise: bool = False  # a layer adds noise of its own in training
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,7 @@ def decompose(model: nn.Module, probe: Probe, staged: Stages, at: Levels) -> Dec
         None if slowest is None else int(cast(Tensor, slowest.num_batches_tracked)),
         None if slowest is None else cast(float | None, slowest.momentum),
         len(staged.norms) > 1 or len(probe) < 2 * probe.batch_size,
+        any(isinstance(layer, NormLayer) and layer.adds_noise for layer in model.modules()),
     )
 
 

@@ -31,6 +31,7 @@ _REASONS = {
     "other": "what depends on the mode, and is neither dropout nor a normalization layer that bnlab can see",
     "augmentation": "training sees augmented images, evaluation plain ones",
 }
+_NOISE = "the layers add noise of their own in training"
 _OWN = "training takes each sample's own statistics, evaluation those of all"
 
 
@@ -282,7 +283,8 @@ def _size(total: Term, split: str) -> str:
 def _reason(cause: Term, gap: Decomposition) -> str:
     if cause.name == "batch noise" and not gap.reads_batch:
         return _OWN
-    return _REASONS[cause.name].format(**_facts(gap))
+    reason = _REASONS[cause.name].format(**_facts(gap))
+    return f"{reason}, and {_NOISE}" if cause.name == "batch noise" and gap.adds_noise else reason
 
 
 def _facts(gap: Decomposition) -> dict[str, str]:

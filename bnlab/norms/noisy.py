@@ -51,6 +51,7 @@ class NoisyLayer(BatchLayer):
     """`BatchLayer`, and noise by counters: `num_batches_tracked`, on the device and in the state dict, is the step."""
 
     forward = eager_forward
+    adds_noise = True
 
     def __init__(self, channels: int, strategy: Noisy) -> None:
         super().__init__(channels, strategy)

@@ -152,6 +152,7 @@ class NormLayer(NormModule, ABC):
 
     weight: Tensor | None
     bias: Tensor | None
+    adds_noise: ClassVar[bool] = False  # as its strategy's facts say
 
     def __init__(self, channels: int, strategy: Strategy) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from bnlab.errors import IncompatibleError
 from bnlab.record.plain_files import write_bytes
 from bnlab.report.drawing import figure_of, image_of
 from bnlab.report.notebook import Compared
-from bnlab.report.panels import KINDS
+from bnlab.report.pictures import KINDS
 
 
 def curves(compared: Compared) -> Figure:
@@ -48,6 +48,21 @@ def depth(compared: Compared) -> Figure:
 def shift(compared: Compared) -> Figure:
     """Draw the compared metric over the severity of shifts; it takes `bnlab.compare(..., evaluated=True)`."""
     return draw("shift", compared)
+
+
+def meters(compared: Compared) -> Figure:
+    """Draw what meters read of the network over training, by arm."""
+    return draw("meters", compared)
+
+
+def layers(compared: Compared) -> Figure:
+    """Draw what meters read of the layers by depth, at the first reading and at the last."""
+    return draw("layers", compared)
+
+
+def bands(compared: Compared) -> Figure:
+    """Draw percentiles of what enters the activation of a unit, over training (Ioffe and Szegedy 2015, figure 1)."""
+    return draw("bands", compared)
 
 
 def draw(name: str, compared: Compared) -> Figure:

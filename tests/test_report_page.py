@@ -29,7 +29,7 @@ from bnlab.errors import BnlabError, ConfigError, IncompatibleError
 from bnlab.report.compare_formats import html_grid
 from bnlab.report.drawing import image_of, inline_svg
 from bnlab.report.page import comparison_markdown, comparison_page, write_own
-from bnlab.report.panels import KINDS
+from bnlab.report.pictures import KINDS
 from bnlab.report.verdicts import answers, question
 
 HOSTILE = '<b>"$\\frac{'  # HTML, an attribute's end, and a formula that matplotlib could not read
@@ -336,6 +336,44 @@ def test_a_shift_is_drawn_over_its_severity(tmp_path: Path) -> None:
     assert lines_of(noise)["none"] == ([0, 5], pytest.approx([90.5, 40.5]))
 
 
+def metered(folder: Path) -> Path:
+    """Two arms of two seeds whose meters read at steps 0, 10 and 20."""
+    for norm, factor in (("none", 4.0), ("batch", 1.0)):
+        for seed in range(2):
+            known = [factor * 2**seed * value for value in (1.0, 2.0, 4.0)]
+            curve = {"step": [0, 10, 20], "loss_range": known, "ics": [-1.0, 0.0, 1.0]}
+            run = make_run(
+                folder / f"{norm}-{seed}", norm=norm, seed=seed, summary={"meters": {"landscape": {"curve": curve}}}
+            )
+            rows = ["step,epoch,meter,figure,layer,depth,axis,value"]
+            for step, value in zip(curve["step"], known, strict=True):
+                rows += [f"{step},0,landscape,loss_range,-,0,-,{value}"]
+                rows += [f"{step},0,gradients,weight_gradient,{d}.x,{d},-,{value * d}" for d in (1, 2, 3)]
+                for depth in (1, 2):
+                    for axis in ("unit 3", "unit 7"):
+                        bands = {"p15": -value, "p50": depth, "p85": value}
+                        rows += [f"{step},0,activations,{p},{depth}.y,{depth},{axis},{v}" for p, v in bands.items()]
+            (run / "meters.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_what_meters_read_is_drawn_over_training_by_depth_and_as_bands(tmp_path: Path) -> None:
+    metered(tmp_path)
+    ranges, ics = drawn("meters", tmp_path, baseline="none").axes
+    assert (ranges.get_title(loc="left"), ics.get_title(loc="left")) == ("landscape: loss_range", "landscape: ics")
+    assert lines_of(ranges)["batch"] == ([0, 10, 20], pytest.approx([2**0.5, 2**1.5, 2**2.5]))  # the geometric mean
+    assert lines_of(ics)["none"] == ([0, 10, 20], pytest.approx([-1, 0, 1]))
+    first, last = drawn("layers", tmp_path, baseline="none").axes
+    assert last.get_title(loc="left") == "gradients: weight_gradient, at the end"
+    assert lines_of(first)["batch"] == ([1, 2, 3], pytest.approx([2**0.5 * d for d in (1, 2, 3)]))
+    assert lines_of(last)["none"] == ([1, 2, 3], pytest.approx([4 * 4 * 2**0.5 * d for d in (1, 2, 3)]))
+    none, batch = drawn("bands", tmp_path, baseline="none").axes
+    assert {axes.get_title(loc="left") for axes in (none, batch)} == {"none", "batch"}
+    drawn_lines = {axes.get_title(loc="left"): lines_of(axes) for axes in (none, batch)}
+    assert drawn_lines["batch"]["p85"] == ([0, 10, 20], [1, 2, 4])
+    assert drawn_lines["none"]["p50"] == ([0, 10, 20], [2, 2, 2])
+
+
 def test_the_command_knows_every_figure() -> None:
     assert set(FIGURES) == KINDS.keys()
 
@@ -363,6 +401,9 @@ def test_what_was_not_recorded_is_refused_by_name(tmp_path: Path) -> None:
         "differences": "a baseline",
         "gap": "measure=full",
         "shift": "bnlab shift",
+        "meters": "measure=landscape",
+        "layers": "measure=gradients",
+        "bands": "measure=activations",
     }.items():
         with pytest.raises(IncompatibleError, match=needs):
             drawn(name, tmp_path / "s")

@@ -107,7 +107,7 @@ def _pictures(section: Section, name: str) -> Iterator[dict[str, Any]]:
     from markupsafe import Markup
 
     from bnlab.report.drawing import PAGE, figure_of, inline_svg
-    from bnlab.report.panels import KINDS
+    from bnlab.report.pictures import KINDS
 
     for key, kind in KINDS.items():
         picture = kind.of(section)

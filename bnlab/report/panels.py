@@ -1,6 +1,6 @@
 """What figures show, as plain values: a picture and the table beside it are of the same panels. No matplotlib here.
 
-    KINDS["differences"].of(section)    # a picture, or None where a section has nothing of the kind
+    differences(section)    # a picture, or None where a section has nothing of the kind
 
 Every panel is lines over a number, or dots with intervals one below the other; an arm has one colour in all of them.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bnlab.compare.arms import text_of
@@ -97,19 +97,10 @@ class Picture:
     remark: str
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of picture: its title, how a section becomes one, and what must be recorded for it."""
-
-    title: str
-    of: Callable[[Section], Picture | None]
-    needs: str
-
-
 # ---------------------------------------------------------------- what there is
 
 
-def _curves(section: Section) -> Picture | None:
+def curves(section: Section) -> Picture | None:
     """Return the curve behind the main metric by arm; of a single run accuracy and loss by split."""
     if len(section.rows) == 1 and len(section.rows[0].runs) == 1:
         return _splits(section.rows[0].runs)
@@ -118,12 +109,12 @@ def _curves(section: Section) -> Picture | None:
     if metric is None:
         return None
     series, without = [], []
-    for colour, row in _arms(section)[:MOST_ARMS]:
-        steps, values = mean_curve(_finished(row), metric)
+    for colour, row in arms_with_colours(section)[:MOST_ARMS]:
+        steps, values = mean_curve(finished(row), metric)
         if _is_line(values):
-            series.append(Series(_name(row, section), values, colour, steps))
+            series.append(Series(name_of(row, section), values, colour, steps))
         else:
-            without.append(_name(row, section))
+            without.append(name_of(row, section))
     has_bands = any(value.low is not None for each in series for value in each.values)
     said = ["mean over seeds, band: its 95% interval" if has_bands else "one seed an arm", _LOGS[curve_axis(metric)]]
     said += [f"no curve of a finished run: {named(without)}"] if without else []
@@ -150,7 +141,7 @@ def _lines(title: str, series: list[Series], metric: Metric) -> Panel:
     return Panel(title, series, "step", metric.scale, curve_axis(metric))
 
 
-def _differences(section: Section) -> Picture | None:
+def differences(section: Section) -> Picture | None:
     """Return the paired differences of the main metric from the baseline."""
     metric = metrics[section.main]
     known = [row.vs_baseline.get(metric.name) for row in section.rows]
@@ -176,7 +167,7 @@ def _differences(section: Section) -> Picture | None:
     return Picture([[panel]], "; ".join(said))
 
 
-def _steps(section: Section) -> Picture | None:
+def steps(section: Section) -> Picture | None:
     """Return the step times of a bench over that of its baseline."""
     if not section.is_bench:
         return None
@@ -195,7 +186,7 @@ def _steps(section: Section) -> Picture | None:
     return Picture([[panel]], "; ".join(said))
 
 
-def _gap(section: Section) -> Picture | None:
+def gap(section: Section) -> Picture | None:
     """Return by arm how far training mode and evaluation mode are apart at the end, and where it comes from."""
     compared = []
     for metric in (metrics[name] for name in ("acc_gap", "flip_rate", "mate_noise")):
@@ -203,7 +194,9 @@ def _gap(section: Section) -> Picture | None:
         series = [dot for dot, _ in _dots(section, known, estimate_cells(known, metric.scale))]
         if series and len(section.rows) > 1:
             compared.append(Panel(f"{metric.title}, {metric.unit}", series, factor=metric.scale, reference=0.0))
-    causes = [panel for colour, row in _arms(section) if (panel := _causes(colour, row, section))][:MOST_CAUSES]
+    causes = [panel for colour, row in arms_with_colours(section) if (panel := _causes(colour, row, section))][
+        :MOST_CAUSES
+    ]
     said = ["at the last evaluation; mean over seeds and its 95% interval"]
     said += ["below: how far predictions move by each cause that there is"] if causes else []
     rows = [row for row in (compared, causes) if row]
@@ -213,7 +206,7 @@ def _gap(section: Section) -> Picture | None:
 def _causes(colour: int, row: Row, section: Section) -> Panel | None:
     """Return by cause how far it moves an arm's predictions, which cannot cancel, where that was measured."""
     terms: dict[str, dict[int, float]] = {}
-    for run in _finished(row):
+    for run in finished(row):
         summary = run.summary or {}
         last = {name: values[-1] for name, values in summary["curve"].items() if values} | summary.get("measured", {})
         for name, value in last.items():
@@ -222,21 +215,21 @@ def _causes(colour: int, row: Row, section: Section) -> Panel | None:
     known = {name: estimate(Observed(by), metrics["kl"]) for name, by in terms.items() if any(by.values())}
     cells = interval_cells(list(known.values())) if known else []
     series = [Series(name, [known[name]], colour, cell=str(cell)) for name, cell in zip(known, cells, strict=True)]
-    return Panel(f"{_name(row, section)}: KL, nats", series, reference=0.0) if series else None
+    return Panel(f"{name_of(row, section)}: KL, nats", series, reference=0.0) if series else None
 
 
-def _depth(section: Section) -> Picture | None:
+def depth(section: Section) -> Picture | None:
     """Return by layer how far the running statistics are from those of the test probe, at the last evaluation."""
     panels = []
     for figure in ("mean_z", "log_std_ratio"):
         series = []
-        for colour, row in _arms(section)[:MOST_ARMS]:
+        for colour, row in arms_with_colours(section)[:MOST_ARMS]:
             by_depth: dict[float, list[float]] = {}
-            for layer in (layer for run in _finished(row) for layer in layers_of(run.summary or {})):
+            for layer in (layer for run in finished(row) for layer in layers_of(run.summary or {})):
                 by_depth.setdefault(layer.depth, []).append(getattr(layer, figure))
             places = sorted(by_depth)
             means = [estimate_mean(by_depth[place]) for place in places]
-            series += [Series(_name(row, section), means, colour, places)] if places else []
+            series += [Series(name_of(row, section), means, colour, places)] if places else []
         panels += [Panel(metrics[figure].title, series, "depth", reference=0.0)] if series else []
     remark = (
         "running statistics against those of the test probe, median channel of each layer: "
@@ -245,7 +238,7 @@ def _depth(section: Section) -> Picture | None:
     return Picture([panels], remark) if panels else None
 
 
-def _shift(section: Section) -> Picture | None:
+def shift(section: Section) -> Picture | None:
     """Return the compared metric over the severity of each shift under which runs were evaluated again."""
     metric = metrics[section.main]
     rows = [row for row in section.rows if "eval.shifted" in row.arm]
@@ -270,24 +263,10 @@ def _shift(section: Section) -> Picture | None:
     return Picture(pairs, "mean over seeds, band: its 95% interval") if pairs else None
 
 
-KINDS: Mapping[str, Kind] = {
-    "curves": Kind("Curves", _curves, "trainings with two evaluations or more, and a metric that has a curve"),
-    "differences": Kind("Differences from the baseline", _differences, "an arm that shares a seed with a baseline"),
-    "steps": Kind("Step times", _steps, "a record of `bnlab bench`"),
-    "gap": Kind(
-        "Training mode against evaluation mode",
-        _gap,
-        "several trained arms, or causes by measure=full or `bnlab probe SWEEP`",
-    ),
-    "depth": Kind("Discrepancy by depth", _depth, "trained arms that keep running statistics"),
-    "shift": Kind("Shifted test images", _shift, "what `bnlab shift SWEEP` evaluated"),
-}
-
-
 # ---------------------------------------------------------------- parts
 
 
-def _arms(section: Section) -> list[tuple[int, Row]]:
+def arms_with_colours(section: Section) -> list[tuple[int, Row]]:
     """Return the rows with their colours: 0 is that of a baseline."""
     colours = itertools.accumulate(int(not row.is_baseline) for row in section.rows)
     return [(0 if row.is_baseline else colour, row) for colour, row in zip(colours, section.rows, strict=True)]
@@ -295,19 +274,19 @@ def _arms(section: Section) -> list[tuple[int, Row]]:
 
 def _dots(section: Section, known: Sequence[Interval | None], cells: Sequence[Cell]) -> Iterator[tuple[Series, Row]]:
     """Yield a dot for each arm that has a value, as its cell in a table has it."""
-    for (colour, row), value, cell in zip(_arms(section), known, cells, strict=True):
+    for (colour, row), value, cell in zip(arms_with_colours(section), known, cells, strict=True):
         if value is not None and math.isfinite(value.value):
-            yield Series(_name(row, section), [value], colour, cell=str(cell)), row
+            yield Series(name_of(row, section), [value], colour, cell=str(cell)), row
 
 
 def _is_line(values: Sequence[Interval]) -> bool:
     return sum(math.isfinite(value.value) for value in values) > 1
 
 
-def _finished(row: Row) -> list[Run]:
+def finished(row: Row) -> list[Run]:
     """Return the runs that a mean is over."""
     return [run for run in row.runs if run.state == "done"]
 
 
-def _name(row: Row, section: Section) -> str:
+def name_of(row: Row, section: Section) -> str:
     return shortened(clean(arm_name(row.label or MISSING, section)), _LONGEST_NAME)

@@ -1,0 +1,159 @@
+"""Pictures of what meters read: over training, by depth, and the bands of a unit. No matplotlib here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+from bnlab.compare.result import Row, Section
+from bnlab.compare.statistics import estimate_mean
+from bnlab.interval import Interval
+from bnlab.record.read import Run
+from bnlab.report.curves import mapping, numbers
+from bnlab.report.panels import MOST_ARMS, Panel, Picture, Series, arms_with_colours, finished, name_of
+
+MOST_FIGURES = 3  # of a meter, side by side
+MOST_BANDS = 4  # arms whose bands are drawn
+NOT_DRAWN = ("step", "converged")
+PERCENTILES = ("p15", "p50", "p85")
+Track = Mapping[float, float]  # place -> value, of one run
+Tracks = list[tuple[int, Row, dict[int, Track]]]  # of each arm: its colour, and by seed
+
+
+def over_training(section: Section) -> Picture | None:
+    """Return a row of panels a meter: its first figures of the network over the steps, by arm."""
+    rows = []
+    for meter in dict.fromkeys(name for row in section.rows for run in finished(row) for name in _meters(run)):
+        figures = dict.fromkeys(key for row in section.rows for run in finished(row) for key in _curve(run, meter))
+        panels = []
+        for figure in [figure for figure in figures if figure not in NOT_DRAWN][:MOST_FIGURES]:
+            tracks = _tracks(section, partial(_over_steps, meter, figure))
+            panels += _panel(f"{meter}: {figure}", "step", tracks, section)
+        rows += [panels] if panels else []
+    return Picture(rows, "what meters read; mean over seeds, band: its 95% interval") if rows else None
+
+
+def by_depth(section: Section) -> Picture | None:
+    """Return a row of panels a meter: its first figure of a layer by depth, at the first and the last reading."""
+    found = dict.fromkeys(
+        (meter, figure)
+        for row in section.rows
+        for run in finished(row)
+        for meter, figure, layer, _, axis in _layer_rows(str(run.folder))
+        if layer != "-" and axis == "-"
+    )
+    firsts = dict(reversed(found))
+    rows = []
+    for meter, figure in firsts.items():
+        panels = []
+        for title, place in (("at first", 0), ("at the end", -1)):
+            tracks = _tracks(section, partial(_at, meter, figure, place))
+            panels += _panel(f"{meter}: {figure}, {title}", "depth", tracks, section)
+        rows += [panels] if panels else []
+    return Picture(rows, "by layer, the first at depth 1; mean over seeds, band: its 95% interval") if rows else None
+
+
+def bands(section: Section) -> Picture | None:
+    """Return a panel an arm: percentiles of what enters the activation of a unit of the last hidden layer."""
+    panels = []
+    for _, row in arms_with_colours(section):
+        for run in finished(row)[:1]:
+            series = [
+                Series(percentile, [Interval(v, None, None, 1) for v in track.values()], colour, list(track))
+                for colour, percentile in enumerate(PERCENTILES)
+                if len(track := _band(run, percentile)) > 1
+            ]
+            if series:
+                panels.append(Panel(name_of(row, section), series, "step"))
+    rows = [panels[i : i + 2] for i in range(0, min(len(panels), MOST_BANDS), 2)]
+    said = "what enters the activation of one unit of the last hidden layer: percentiles over fixed samples, one seed"
+    return Picture(rows, said) if rows else None
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _panel(title: str, over: str, tracks: Tracks, section: Section) -> list[Panel]:
+    """Return a panel of the mean over seeds, on a log scale where everything is above 0; none without a line."""
+    values = [value for _, _, by_seed in tracks for track in by_seed.values() for value in track.values()]
+    log = bool(values) and min(values) > 0
+    series = []
+    for colour, row, by_seed in tracks[:MOST_ARMS]:
+        places = sorted(set.intersection(*map(set, by_seed.values()))) if by_seed else []
+        means = [_mean([track[place] for track in by_seed.values()], log) for place in places]
+        if len(places) > 1:
+            series.append(Series(name_of(row, section), means, colour, places))
+    return [Panel(title, series, over, axis="log" if log else "linear")] if series else []
+
+
+def _mean(values: Sequence[float], log: bool) -> Interval:
+    """Return the mean with its interval, the geometric one on a log scale."""
+    if not log:
+        return estimate_mean(values)
+    of_logs = estimate_mean([math.log(value) for value in values])
+    low, high = (None if end is None else math.exp(end) for end in (of_logs.low, of_logs.high))
+    return Interval(math.exp(of_logs.value), low, high, of_logs.n)
+
+
+def _tracks(section: Section, track_of: Callable[[Run], Track]) -> Tracks:
+    found = []
+    for colour, row in arms_with_colours(section):
+        by_seed = {run.seed: track for run in finished(row) if (track := track_of(run))}
+        found.append((colour, row, by_seed))
+    return found
+
+
+def _meters(run: Run) -> Mapping[str, Any]:
+    return mapping((run.summary or {}).get("meters"))
+
+
+def _curve(run: Run, meter: str) -> Mapping[str, Any]:
+    return mapping(mapping(_meters(run).get(meter)).get("curve"))
+
+
+def _over_steps(meter: str, figure: str, run: Run) -> Track:
+    curve = _curve(run, meter)
+    pairs = zip(numbers(curve.get("step")), numbers(curve.get(figure)), strict=False)
+    return {step: value for step, value in pairs if math.isfinite(step) and math.isfinite(value)}
+
+
+@cache
+def _layer_rows(folder: str) -> Mapping[tuple[str, str, str, float, str], dict[float, float]]:
+    """Return (meter, figure, layer, depth, axis) -> step -> value, as meters.csv has them; nothing without one."""
+    from bnlab.compare.frames import tables_of
+
+    table = tables_of(folder).get("meters")
+    found: dict[tuple[str, str, str, float, str], dict[float, float]] = {}
+    if table is None:
+        return found
+    columns = (table[key].tolist() for key in ("meter", "figure", "layer", "depth", "axis", "step", "value"))
+    for meter, figure, layer, depth, axis, step, value in zip(*columns, strict=True):
+        found.setdefault((meter, figure, layer, depth, axis), {})[step] = value
+    return found
+
+
+def _at(meter: str, figure: str, place: int, run: Run) -> Track:
+    """Return depth -> value at the first (0) or the last (-1) reading."""
+    rows = {
+        key[3]: track
+        for key, track in _layer_rows(str(run.folder)).items()
+        if key[:2] == (meter, figure) and key[2] != "-" and key[4] == "-"
+    }
+    steps = sorted({step for track in rows.values() for step in track})
+    if not steps:
+        return {}
+    at = {depth: track.get(steps[place], math.nan) for depth, track in rows.items()}
+    return {depth: value for depth, value in at.items() if math.isfinite(value)}
+
+
+def _band(run: Run, percentile: str) -> Track:
+    """Return step -> a percentile of the first unit of the deepest layer that has bands."""
+    units: Iterable[tuple[float, str, dict[float, float]]] = (
+        (depth, axis, track)
+        for (meter, figure, _, depth, axis), track in _layer_rows(str(run.folder)).items()
+        if (meter, figure) == ("activations", percentile)
+    )
+    deepest = max(units, key=lambda unit: (unit[0], [-ord(c) for c in unit[1]]), default=None)
+    return dict(sorted(deepest[2].items())) if deepest else {}

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bnlab.claims.decide import ALPHA, Verdict
 from bnlab.claims.language import Sentence, parse_sentence
+from bnlab.claims.outcome import ALPHA, Verdict
 from bnlab.claims.rule import Rule, parse_rule
 from bnlab.compare.arms import split_list
 from bnlab.config.files import CLAIMS, conf_dir, read_yaml

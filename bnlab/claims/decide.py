@@ -10,55 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 from bnlab.claims.evaluate import evidence_of
-from bnlab.claims.evidence import Evidence, Reason, Sample, Timed, Undecidable
+from bnlab.claims.evidence import Evidence, Sample, Timed, Undecidable
 from bnlab.claims.language import Difference, Exact, Expression, Largest, Quantity, Rate, Ratio, Region, Sentence, Slope
+from bnlab.claims.outcome import ALPHA, PartVerdict, RuleVerdict, Verdict
 from bnlab.claims.rule import Combination, Part, Rule
 from bnlab.compare.statistics import SMALLEST_P, pairs_needed, t_tails
 from bnlab.errors import ConfigError
 from bnlab.interval import Interval
 from bnlab.metrics import find_metric
 from bnlab.record.read import Run
-
-Verdict = Literal["confirmed", "refuted", "undecided"]
-ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class PartVerdict:
-    """What one sentence came to."""
-
-    text: str
-    label: str
-    statistic: str
-    unit: str
-    region: str
-    thresholds: tuple[float, ...]
-    verdict: Verdict
-    reason: Reason | None = None
-    because: str = ""  # of undecided, in words
-    estimate: float | None = None
-    low: float | None = None
-    high: float | None = None
-    level: float = 1 - ALPHA  # of the interval
-    n: int = 0
-    needed: int | None = None  # seeds that would decide it, about
-    strength: float | None = None  # the smallest alpha at which it would stand
-
-
-@dataclass(frozen=True)
-class RuleVerdict:
-    """What a rule came to, and each of its parts."""
-
-    verdict: Verdict
-    reason: Reason | None
-    parts: tuple[PartVerdict, ...]
-
-    def as_plain(self) -> dict[str, Any]:
-        return {"verdict": self.verdict, "reason": self.reason, "parts": [asdict(part) for part in self.parts]}
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from bnlab.claims.outcome import Reason
 from bnlab.compare.deciding import FEWEST_PAIRS, Paired, Rule
 from bnlab.compare.statistics import LEVEL
 from bnlab.interval import Interval
 
-Reason = Literal["wide", "few", "guard", "edge", "censored", "unpaired", "clock", "mixed", "missing"]
 MOST_LOG = 700.0  # whose exponential a float holds
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.claims.claim import VERDICTS, Claim
-from bnlab.claims.decide import PartVerdict, Verdict
+from bnlab.claims.outcome import PartVerdict, Verdict
 from bnlab.record.latest import runs_folder
 from bnlab.record.plain_files import read_plain, write_bytes, write_json
 

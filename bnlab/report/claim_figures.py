@@ -9,7 +9,7 @@ from bnlab.compare.notes import count_of
 from bnlab.report.figures import decimals_for, number, small
 
 if TYPE_CHECKING:
-    from bnlab.claims.decide import PartVerdict
+    from bnlab.claims.outcome import PartVerdict
 
 _COUNTED = {"rate": "run", "exact": "seed"}
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bnlab.claims.decide import PartVerdict
 from bnlab.claims.language import parse_region
+from bnlab.claims.outcome import PartVerdict
 from bnlab.report.claim_figures import figures_of
 from bnlab.report.claim_report import (
     Pair,

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.text import Text
 
 from bnlab.claims.claim import Claim
-from bnlab.claims.decide import PartVerdict
+from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.language import Region, parse_region
 from bnlab.claims.rule import Combination, Rule
 from bnlab.claims.verdict import ClaimVerdict

@@ -18,9 +18,10 @@ from typing import Any
 from bnlab import __version__
 from bnlab.claims.cells import arm_of, check_cells, levels_of
 from bnlab.claims.claim import Budget, Claim, check_looks, check_override
-from bnlab.claims.decide import RuleVerdict, decide, failed_guards
+from bnlab.claims.decide import decide, failed_guards
 from bnlab.claims.evaluate import free_keys
 from bnlab.claims.language import Condition, Expression, Largest, leaves, quantities
+from bnlab.claims.outcome import RuleVerdict
 from bnlab.claims.planned import planned
 from bnlab.claims.rule import parts_of
 from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register

@@ -6,6 +6,7 @@ before them do not already settle: with `norm.name` shown, `norm.size` says noth
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,12 +138,11 @@ def shared_settings(runs: Sequence[Run]) -> dict[str, Value]:
 def differing_keys(runs: Sequence[Run]) -> list[str]:
     """Return the keys whose value (or presence) differs between runs: the names of parts first, then as configured."""
     configs = [run.config for run in runs]
-    keys: dict[str, None] = {}
-    for config in configs:
-        keys |= dict.fromkeys(config)
-    differing = [
-        key for key in keys if key not in NOT_COMPARED and len({config.get(key, MISSING) for config in configs}) > 1
-    ]
+    first = configs[0].items() if configs else {}.items()
+    pairs = set[tuple[str, object]]().union(*(first ^ config.items() for config in configs))  # much faster than by key
+    apart = {key for key, _ in pairs} - NOT_COMPARED
+    orders = dict.fromkeys(map(tuple, configs))  # a few: of strategies with other keys
+    differing = [key for key in dict.fromkeys(itertools.chain(*orders)) if key in apart]
     return sorted(differing, key=lambda key: FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS))
 
 

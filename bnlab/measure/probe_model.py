@@ -35,7 +35,7 @@ from bnlab.norms.running import RunningLayer
 CURVE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CURVE_BATCHES = 512  # at most, of each size: single samples are slow
 AGREEMENT_SIZES = (1, 2, 7, 64)
-AGREEMENT_SAMPLES = 128  # evaluated all at once
+AGREEMENT_SAMPLES = 512  # evaluated all at once; single samples are slow: 2,048 took a ResNet half a minute
 FROZEN_BATCH = 64  # images at a time, for the inputs of layers that training leaves frozen
 
 

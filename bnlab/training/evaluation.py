@@ -272,9 +272,10 @@ def _in_full(probed: ProbeResult) -> list[Figure]:
             for what, value in (("acc", term.accuracy.value), ("loss", term.loss.value), ("kl", term.moved)):
                 figures.append(Figure(decomposition.split, f"{name}_{what}", value, term.accuracy.n))
     sizes = {"size_error": [row.largest for row in probed.agreement], "size_flips": [r.flips for r in probed.agreement]}
+    samples = min(AGREEMENT_SAMPLES, probed.gaps[-1].samples)
     for name, values in sizes.items():
-        figures.append(Figure("test", name, math.nan if any(map(math.isnan, values)) else max(values, default=0.0),
-                              AGREEMENT_SAMPLES))  # fmt: skip
+        worst = math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
+        figures.append(Figure("test", name, worst, samples))
     for way in probed.curve:
         name = f"stats_{way.name}" if way.batch_size is None else f"batch_curve_{way.batch_size}"
         figures.append(Figure("test", name, way.accuracy.value, way.samples))

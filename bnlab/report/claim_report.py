@@ -12,8 +12,8 @@ from rich.console import Group
 from rich.text import Text
 
 from bnlab.claims.claim import Claim
-from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.language import Region, parse_region
+from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.rule import Combination, Rule
 from bnlab.claims.verdict import ClaimVerdict
 from bnlab.compare.notes import count_of

@@ -24,6 +24,7 @@ SMALL = {  # what is added to a command so that it takes a moment
     "train": ["trainer.epochs=2", "trainer.threads=1", "eval.every=100"],
     "bench": ["bench.seconds=0.2"],
     "probe": ["--samples=64"],
+    "search": ["seed=0,1", "trainer.epochs=2", "trainer.threads=1", "eval.every=100", "--from=0.1"],
 }
 MODULE = """
 from torch import nn

@@ -24,7 +24,8 @@ from bnlab.claims.decide import decide
 from bnlab.claims.ladder import Bracket, Levels, bracket, median, next_level
 from bnlab.claims.rule import parse_rule
 from bnlab.errors import ConfigError
-from bnlab.record.read import Run
+from bnlab.metrics import metrics
+from bnlab.record.read import Run, read_runs
 from bnlab.training import loop
 
 INF = math.inf
@@ -175,6 +176,14 @@ def test_a_seed_that_is_not_finished_is_left_out_and_one_that_fails_at_once_is_n
     assert (edge.verdict, edge.reason) == ("undecided", "edge")
 
 
+def test_of_two_classes_half_of_the_images_right_is_a_guess() -> None:
+    learned = metrics["learned"].derive
+    for classes, least in ((2, 0.75), (3, 0.5), (10, 0.5), (None, 0.5)):
+        about = {"environment": {"data": {"classes": classes}}} if classes else {}
+        for accuracy in (least - 0.01, least):
+            assert learned({"curve": {"train.accuracy": [accuracy]}, **about}) == float(accuracy == least)
+
+
 # ---------------------------------------------------------------- runs that are lost
 
 WILD = ["data.train_size=300", "data.batch_size=32", "trainer.steps=90", "eval.every=20", "eval.probe_samples=64"]
@@ -262,9 +271,6 @@ def test_a_search_finds_what_a_whole_sweep_shows_and_trains_nothing_twice(tmp_pa
 
 
 def _learned(place: Path) -> list[dict[str, Any]]:
-    from bnlab.metrics import metrics
-    from bnlab.record.read import read_runs
-
     return [
         {**{k: str(v) for k, v in run.config.items()}, "learned": str(metrics["learned"].derive(run.summary or {}))}
         for run in read_runs([place / "runs"])[0]

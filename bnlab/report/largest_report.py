@@ -91,11 +91,11 @@ def _bracket_columns(title: str, each: Sequence[Mapping[int, Bracket] | None], s
 
 def _notes(name: str, arms: Sequence[Searched], levels: Levels) -> Iterator[str]:
     yield (
-        f"a {name} passes if the run learns: 50 % training accuracy at its end, and not lost before "
+        "passes: the run learns (half of the training images are right at its end) and is not lost before "
         "(trainer.stop_when_lost)"
     )
     yield (
-        f"0.1 to 0.2: the last {name} that passes, and the first that fails; known to a factor of "
+        f"0.1 to 0.2: the last {name} that passes, and the first that fails; steps of a factor of "
         f"{levels.resolution or levels.factor:g}"
     )
     seeds = max(len(arm.brackets) for arm in arms)

@@ -154,6 +154,13 @@ def test_every_shipped_claim_is_composed_and_its_cells_are_arms() -> None:
         assert claim.because
 
 
+def test_what_meters_read_is_of_trainings_with_them_and_of_no_evaluation_again() -> None:
+    claim = read_claim(next(path for path in SHIPPED if path.stem == "stable-gradient-flow"))
+    plan = plan_of(claim, Wish("quick", seeds=1), identities)
+    assert [wanted.base for wanted in plan.trainings] == [None, None]
+    assert all(wanted.run.config["measure"] == "gradients" for wanted in plan.trainings)
+
+
 def test_what_the_worked_examples_of_rules_say_can_be_said() -> None:
     """A ratio for all, equivalence, exactness, slope, largest rate, rate, two clocks, differences of differences."""
     texts = [path.read_text() for path in SHIPPED]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ from helpers_launchers import run as run_as
 from helpers_launchers import settings
 
 from bnlab.claims.claim import claim_files, read_claim
+from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.verdict import ClaimVerdict, read_verdict
 from bnlab.config.files import conf_dir
 from bnlab.errors import ConfigError
 from bnlab.record.read import read_runs
+from bnlab.report.claim_report import card
+from bnlab.report.console import Terminal
 from bnlab.runner.claims import Wish, plan_of
 
 SMALL = "data=digits model=mlp model.widths=[8] trainer.steps=5 eval.probe_samples=64 trainer.threads=1"
@@ -193,6 +198,39 @@ def test_a_claim_runs_once_and_is_read_afterwards(tmp_path: Path) -> None:
         shown = bnlab("claim", *word, cwd=tmp_path)
         assert shown.returncode == 0
         assert "refuted" in shown.stdout.lower()
+
+
+def test_a_card_breaks_no_sentence_and_says_what_its_words_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    of = "test_accuracy[norm=batch batch_size=64] - test_accuracy[norm=none batch_size=64]"
+    named = {"holds": "exact(ece[norm=batch]) <= 0", "label": "ece"}
+    claim = read_claim(write(tmp_path, {"rule": {"all": [f"{of} > 60", f"{of} > 70", named]}}))
+    first = PartVerdict(
+        f"{of} > 60", of, "difference", "points", "> 60", (60.0,), "undecided", "wide", "the interval includes 60",
+        62.0, 50.0, 75.0, n=5,
+    )  # fmt: skip
+    second = replace(first, text=f"{of} > 70", region="> 70", thresholds=(70.0,))
+    exact = PartVerdict(
+        named["holds"], "ece", "exact", "points", "<= 0", (0.0,), "confirmed", None, "", 0.0, 0.0, 0.0, n=5
+    )
+    found = ClaimVerdict(
+        "mine", "quick", (), claim.rule_sha256, False, "undecided", "wide", (first, second, exact), (), (3, 5), 5, (),
+        (), 0, "1", "digits", 1.0, 0.0,
+    )  # fmt: skip
+    out = Terminal(stream := io.StringIO())
+    out.print(card(claim, found, out))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "UNDECIDED: 2 of 3 parts are undecided; 1: the interval includes 60" in lines
+    rows = [line for line in lines if line.endswith(("  undecided", "  confirmed"))]
+    assert [row.split()[0] for row in rows] == ["1", "2", "ece"]
+    assert ["●" in row for row in rows] == [True, True, False]  # an exact value has no interval to draw
+    text = " ".join(" ".join(lines).split())
+    for words in (f"1: {of} > 60", f"2: {of} > 70", "ece: exact(ece[norm=batch]) <= 0", "░ where it must lie",
+                  "exact: the largest absolute value", "test_accuracy: accuracy on the test set"):  # fmt: skip
+        assert words in text, words
 
 
 def test_runs_of_a_sweep_are_used(tmp_path: Path) -> None:

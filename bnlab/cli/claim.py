@@ -83,7 +83,7 @@ def show(name: Name, budget: Budget = None) -> None:
         looks = ", ".join(map(str, each.looks))
         plan = f"at most {claim.num_runs(each):,} trainings, looked at with {looks} seeds" if claim.train else ""
         others = ["a bench" if claim.bench else "", "a check" if claim.check else ""]
-        out.say(f"{word:<7}{'; '.join(filter(None, [plan, *others]))}")
+        out.say(f"{word:<10}{'; '.join(filter(None, [plan, *others]))}")
 
 
 @app.command(short_help="Do what is missing, and give verdicts.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,13 @@ from rich.console import Group
 from rich.text import Text
 
 from bnlab.claims.claim import Claim
-from bnlab.claims.language import Region, parse_region
+from bnlab.claims.language import Exact, Largest, Rate, Region, Slope, parse_region, quantities
 from bnlab.claims.outcome import PartVerdict
-from bnlab.claims.rule import Combination, Rule
+from bnlab.claims.rule import Combination, Rule, parts_of
 from bnlab.claims.verdict import ClaimVerdict
 from bnlab.compare.notes import count_of
 from bnlab.compare.statistics import holm
+from bnlab.metrics import find_metric
 from bnlab.report.claim_figures import figures_of, interval_of
 from bnlab.report.console import Terminal
 from bnlab.report.rows import as_markdown, escaped, json_text
@@ -25,6 +27,14 @@ from bnlab.report.table import Column, draw, joined
 
 STYLES = {"confirmed": "green", "refuted": "red", "undecided": "yellow", "not run": "dim"}
 _WIDE, _NARROW = 24, 16  # columns of a picture
+_PICTURE = "picture"
+_LONG = 24  # columns of a label, from which it wraps
+_WORDS = {
+    Exact: "the largest absolute value over seeds, without an interval",
+    Rate: "the share of runs in which that holds",
+    Slope: "that of a line through the levels or layers, in each seed",
+    Largest: "the last level before the first at which that fails, in each seed",
+}
 _ROOMY = 100  # columns of a terminal, below which a list has no ages
 Pair = tuple[Claim, ClaimVerdict | None]
 
@@ -34,60 +44,79 @@ Pair = tuple[Claim, ClaimVerdict | None]
 
 def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal) -> Group:
     """Return a claim's card: what was asked, what came of it, and all that a reader needs to judge it."""
-    source = f"seed {', '.join(claim.sources)}" if claim.sources else "your own"
-    about = [claim.name, source]
+    about = [claim.name, f"from source {', '.join(claim.sources)}" if claim.sources else "your own"]
     if verdict is not None:
         about += [f"{verdict.budget} budget, {verdict.seconds:g} s"]
-    lines = [*joined(about, out, "bold"), *_wrapped("", claim.question, out)]
+    lines = [*joined(about, out, "bold"), *_wrapped(claim.question, out)]
     for quote in claim.quotes:
-        lines += _wrapped("", f"“{quote}”", out, "italic")
+        lines += _wrapped(f"“{quote}”", out, "italic")
     lines.append(Text(""))
     if verdict is not None:
         style = f"bold {STYLES[verdict.verdict]}"
-        lines += _wrapped("", headline(claim.rule, verdict), out, style)
-        lines += draw(_part_columns(verdict.parts, out), out).lines
+        lines += _wrapped(headline(claim.rule, verdict), out, style)
+        drawn = draw(_part_columns(verdict.parts, out), out)
+        lines += drawn.lines
+        if any(column.key == _PICTURE for column in drawn.kept):
+            fill, left, line, dot, right = _signs(out)
+            legend = [f"{fill} where it must lie", f"{left}{line}{dot}{line}{right} the value with its interval"]
+            lines += joined(legend, out, "dim")
         lines.append(Text(""))
     for key, value in _facts(claim, verdict):
-        lines += _wrapped(key, value, out)
+        lines += _fact(key, value, out)
     return Group(*lines)
 
 
 def headline(rule: Rule, verdict: ClaimVerdict) -> str:
-    """Return the verdict in a sentence: `REFUTED here: 4 of 4 parts`."""
+    """Return the verdict in a sentence: `REFUTED on this machine: 1 of 4 parts is refuted`."""
     words = verdict.verdict.upper()
     if verdict.guards:
         return f"{words}: what it takes for granted does not hold: {'; '.join(verdict.guards)}"
-    if verdict.verdict == "undecided":
-        because = next((part.because for part in verdict.parts if part.because), verdict.reason or "")
-        return f"{words}: {because}"
     alike = sum(part.verdict == verdict.verdict for part in verdict.parts)
-    count = (
-        f": {alike} of {len(verdict.parts)} parts {'is' if alike == 1 else 'are'}"
-        if isinstance(rule, Combination)
-        else ""
-    )
-    return f"{words} on this machine{count}"
+    count = f"{alike} of {len(verdict.parts)} parts {'is' if alike == 1 else 'are'} {verdict.verdict}"
+    several = isinstance(rule, Combination)
+    if verdict.verdict != "undecided":
+        return f"{words} on this machine{f': {count}' if several else ''}"
+    names = _names([(part.label, part.text) for part in verdict.parts])
+    reasons = [(f"{name}: " if several else "") + part.because for name, part in zip(names, verdict.parts, strict=True)]
+    because = next((text for text, part in zip(reasons, verdict.parts, strict=True) if part.because), verdict.reason)
+    return f"{words}: {f'{count}; ' if several else ''}{because or ''}"
 
 
 def _part_columns(parts: Sequence[PartVerdict], out: Terminal) -> list[Column]:
     figures = [interval_of(part, f" {part.unit}" if part.unit else "") or "–" for part in parts]
     pictures = [[picture(part, width, out) for part in parts] for width in (_WIDE, _NARROW)]
     styles = [STYLES[part.verdict] for part in parts]
+    names = _names([(part.label, part.text) for part in parts])
     return [
-        Column("part", [part.label for part in parts], left=True, wraps=True, is_name=True),
+        *([Column("part", names, left=True, wraps=max(map(len, names)) > _LONG, is_name=True)] if any(names) else []),
         Column("value", figures, left=True),
-        Column("", pictures[0], short=pictures[1], rank=1, left=True),
+        *([Column("", pictures[0], _PICTURE, pictures[1], 1, left=True)] if any(pictures[0]) else []),
         Column("confirmed if", [part.region for part in parts], left=True),
         Column("", [part.verdict for part in parts], left=True, styles=styles),
     ]
 
 
+def _names(parts: Sequence[tuple[str, str]]) -> list[str]:
+    """Return what parts, each with a label and a sentence, are called: by labels of their own, else by numbers."""
+    if len(parts) == 1 and not _is_named(*parts[0]):
+        return [""]
+    return [label if _is_named(label, text) else str(n) for n, (label, text) in enumerate(parts, 1)]
+
+
+def _is_named(label: str, text: str) -> bool:
+    return bool(label) and not text.startswith(label)
+
+
+def _signs(out: Terminal) -> tuple[str, str, str, str, str]:
+    return ("░", "├", "─", "●", "┤") if out.unicode else (".", "|", "-", "o", "|")
+
+
 def picture(part: PartVerdict, width: int, out: Terminal) -> str:
     """Return the interval against the region that confirms: `░░░░░├──●──┤`; empty without an interval."""
     axis = axis_of(part)
-    if axis is None or part.estimate is None:
+    if axis is None or part.estimate is None or None in (part.low, part.high) or part.low == part.high:
         return ""
-    fill, left, line, dot, right = ("░", "├", "─", "●", "┤") if out.unicode else (".", "|", "-", "o", "|")
+    fill, left, line, dot, right = _signs(out)
 
     def place(value: float) -> int:
         return round(min(max(axis.place(value), 0.0), 1.0) * (width - 1))
@@ -131,23 +160,39 @@ def axis_of(part: PartVerdict) -> Axis | None:
 
 
 def _facts(claim: Claim, verdict: ClaimVerdict | None) -> Iterator[tuple[str, str]]:
-    yield "rule", rule_text(claim.rule)
+    yield "rule", "all of these" if (several := isinstance(claim.rule, Combination)) else rule_text(claim.rule)
+    if several:
+        parts = list(parts_of(claim.rule))
+        names = _names([(part.label, str(part.sentence)) for part in parts])
+        yield from (("", f"{name}: {rule_text(part)}") for name, part in zip(names, parts, strict=True))
     if claim.requires:
         yield "given", "; ".join(map(str, claim.requires))
+    yield from zip(itertools.chain(["where"], itertools.repeat("")), _meanings(claim), strict=False)
     if verdict is not None:
-        yield "n", n_text(verdict)
+        yield "over", n_text(verdict)
         for line in verdict.refused:
             yield "note", line
         yield "scope", verdict.scope
     if claim.expected:
         because = f" ({claim.because})" if claim.because else ""
-        yield "said", f"expected {claim.expected}{because}{f': {agreement(claim, verdict)}' if verdict else ''}"
+        yield "expected", f"{claim.expected}{because}{f': {agreement(claim, verdict)}' if verdict else ''}"
     if claim.caveats:
-        yield "but", "; ".join(claim.caveats)
+        yield "caveat", "; ".join(claim.caveats)
     if verdict is not None and verdict.exploratory:
         yield "note", "the rule was changed after runs were seen: exploratory"
     yield "again" if verdict else "run", command(claim, verdict)
-    yield "file", f"{claim.path} · rule {claim.rule_sha256[:8]}"
+    yield "file", f"{claim.path} · digest of the rule {claim.rule_sha256[:8]}"
+
+
+def _meanings(claim: Claim) -> Iterator[str]:
+    """Yield what the words of a claim's sentences mean, each once."""
+    asked = [*(part.sentence.of for part in parts_of(claim.rule)), *(guard.of for guard in claim.requires)]
+    for kind, meaning in _WORDS.items():
+        if any(isinstance(of, kind) for of in asked):
+            yield f"{kind.__name__.lower()}: {meaning}"
+    for name in dict.fromkeys(quantity.metric for of in asked for quantity in quantities(of)):
+        metric = find_metric(name)
+        yield f"{name}: {metric.meaning}{f', in {metric.unit}' if metric.unit else ''}"
 
 
 def rule_text(rule: Rule) -> str:
@@ -165,7 +210,9 @@ def n_text(verdict: ClaimVerdict) -> str:
     if not verdict.looks:
         return count_of(rounds, "round") if verdict.benches else "the cases of `bnlab check`"
     looks = ", ".join(map(str, verdict.looks))
-    level = f"; looks at {looks} seeds are together at 5 %" if len(verdict.looks) > 1 else ""
+    level = (
+        f"; looked at with {looks}, all looks together wrong in 5 % of cases at most" if len(verdict.looks) > 1 else ""
+    )
     return f"{count_of(verdict.seeds, 'seed')} of at most {verdict.looks[-1]}{level}"
 
 
@@ -186,11 +233,13 @@ def command(claim: Claim, verdict: ClaimVerdict | None) -> str:
     )
 
 
-def _wrapped(key: str, text: str, out: Terminal, style: str = "") -> Iterator[Text]:
-    if key:
-        columns = [Column("", [f"{key:<5}"], left=True, styles=["dim"]), Column("", [text], left=True, wraps=True)]
-    else:
-        columns = [Column("", [text], left=True, wraps=True, styles=[style])]
+def _wrapped(text: str, out: Terminal, style: str = "") -> Iterator[Text]:
+    yield from draw([Column("", [text], left=True, wraps=True, styles=[style])], out).lines
+
+
+def _fact(key: str, text: str, out: Terminal) -> Iterator[Text]:
+    """Yield the lines of a fact; without a key it goes on with the one before."""
+    columns = [Column("", [f"{key:<8}"], left=True, styles=["dim"]), Column("", [text], left=True, wraps=True)]
     yield from draw(columns, out).lines
 
 
@@ -283,7 +332,7 @@ def claims_table(pairs: Sequence[Pair], out: Terminal) -> Group:
     drawn = draw(columns, out)
     no_question = "bnlab claim show NAME has the question" * any(c.title == "question" for c in drawn.left_out)
     below = [summary_line(pairs), chance_line(pairs), no_question]
-    return Group(*drawn.lines, Text(""), *(line for text in below if text for line in _wrapped("", text, out)))
+    return Group(*drawn.lines, Text(""), *(line for text in below if text for line in _wrapped(text, out)))
 
 
 def as_json(pairs: Sequence[Pair]) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnlab.measure.modes import training_statistics
 from bnlab.measure.moments import chunk_moments
 from bnlab.meters.meter import Meter, Moment, Reading, meters
 from bnlab.models.model import ACTIVATIONS, norm_layers
-from bnlab.norms.formula import batch_axes, deviation, per_channel
+from bnlab.norms.formula import batch_axes, deviation
 from bnlab.norms.strategy import NormLayer, NormModule
 from bnlab.seeding import generator
 
@@ -51,8 +52,8 @@ class Activations(Meter):
         for depth, (name, off) in enumerate(normalized.items(), 1):
             yield Reading("mean_off", off.mean, name, depth)
             yield Reading("std_off", off.std, name, depth)
-        yield Reading("mean_off", max(off.mean for off in normalized.values()))
-        yield Reading("std_off", max(off.std for off in normalized.values()))
+        yield Reading("mean_off", max((off.mean for off in normalized.values()), default=0.0))
+        yield Reading("std_off", max((off.std for off in normalized.values()), default=0.0))
 
     def _bands(self, hidden: list[_Hidden]) -> Iterator[Reading]:
         bands = []
@@ -96,10 +97,18 @@ class _Hidden:
 
 @dataclass
 class _Off:
-    """How far a normalization was from what its formula says, at most."""
+    """How far a normalization was from what the formula says, at most."""
 
     mean: float = 0.0
     std: float = 0.0
+
+    def look(self, layer: NormLayer, x: Tensor) -> None:
+        """Take in what the layer makes of `x`."""
+        var = chunk_moments(x)[1]
+        mean, normalized = chunk_moments(_before_affine(layer, x))
+        expected = var.sqrt() / deviation(var, layer.eps, layer.eps_outside)
+        self.mean = max(self.mean, mean.abs().max().item())
+        self.std = max(self.std, (normalized.sqrt() - expected).abs().max().item())
 
 
 def _dead(hidden: list[_Hidden]) -> Iterator[Reading]:
@@ -134,7 +143,7 @@ def _watched(at: Moment) -> tuple[list[_Hidden], dict[str, _Off]]:
 
     for name, module in model.named_modules():  # a copy: its hooks may stay
         if isinstance(module, NormLayer):
-            _look_before_affine(module, normalized[name])
+            module.register_forward_pre_hook(lambda layer, inputs, off=normalized[name]: off.look(layer, inputs[0]))
         elif isinstance(module, NormModule) or type(module) in ACTIVATIONS.values():
             module.register_forward_hook(lambda _, inputs, y, name=name: enter(name, inputs[0], y))
     with torch.no_grad(), at.precision(), training_statistics(model) as start_again:
@@ -147,18 +156,8 @@ def _watched(at: Moment) -> tuple[list[_Hidden], dict[str, _Off]]:
     return hidden, normalized
 
 
-def _look_before_affine(layer: NormLayer, off: _Off) -> None:
-    """Note in `off` what the layer of a copy gives before gamma and beta, which are applied behind it from now on."""
-    gamma, beta = layer.weight, layer.bias
-    layer.weight = layer.bias = None
-
-    def look(_: nn.Module, inputs: tuple[Tensor, ...], z: Tensor) -> Tensor:
-        var = chunk_moments(inputs[0])[1]
-        mean, normalized = chunk_moments(z)
-        expected = var.sqrt() / deviation(var, layer.eps, layer.eps_outside)
-        off.mean = max(off.mean, mean.abs().max().item())
-        off.std = max(off.std, (normalized.sqrt() - expected).abs().max().item())
-        y = z if gamma is None else z * per_channel(gamma, z)
-        return (y if beta is None else y + per_channel(beta, z)).to(z.dtype)
-
-    layer.register_forward_hook(look)
+def _before_affine(layer: NormLayer, x: Tensor) -> Tensor:
+    """Return what the layer makes of `x` before gamma and beta; the layer stays as it is."""
+    bare = copy.deepcopy(layer)
+    bare.weight = bare.bias = None
+    return bare.normalized(x)

@@ -156,7 +156,7 @@ def _variance_shift(off: ByLayer, on: ByLayer) -> Iterator[Reading]:
         varies = off[name][1] > 0
         shifts[name] = _median((on[name][1][varies] / off[name][1][varies]).log())
         yield Reading("variance_shift", shifts[name], name, len(shifts))
-    yield Reading("variance_shift", max(shifts.values(), key=abs))
+    yield Reading("variance_shift", max(shifts.values(), key=abs, default=0.0))
 
 
 def _median(values: Tensor) -> float:

@@ -350,6 +350,48 @@ def bias_gradient(run: Summary) -> float | None:
     return max(over_readings(run, "gradients", "bias_gradient"), default=None)
 
 
+@metric("drift index", "widths", "lower", along=True)
+def drift_index(run: Summary) -> float | None:
+    """way of the median of what enters an activation, in widths of its band, mean unit; by measure=activations"""
+    return mean(over_readings(run, "activations", "drift_index")[-1:])
+
+
+@metric("mean drift 1", "sigma", "lower", along=True)
+def mean_drift_1(run: Summary) -> float | None:
+    """change of a mean over the training set from one reading to the next, median layer, mean; by measure=statistics"""
+    return mean(over_readings(run, "statistics", "mean_drift_1"))
+
+
+@metric("mean drift 10", "sigma", "lower", along=True)
+def mean_drift_10(run: Summary) -> float | None:
+    """the same from a reading to the tenth after it; by measure=statistics"""
+    return mean(over_readings(run, "statistics", "mean_drift_10"))
+
+
+@metric("drift slope", "", None, bounds=ANY, along=True)
+def drift_slope(run: Summary) -> float | None:
+    """slope of the logarithm of that change over depth, mean over readings; by measure=statistics"""
+    return mean(over_readings(run, "statistics", "drift_slope"))
+
+
+@metric("input drift", "sigma", "lower", along=True)
+def input_drift(run: Summary) -> float | None:
+    """change of the statistics of the network's input between readings, the largest; by measure=statistics"""
+    return max(over_readings(run, "statistics", "input_drift"), default=None)
+
+
+@metric("error slope", "", None, bounds=ANY, along=True)
+def error_slope(run: Summary) -> float | None:
+    """slope of log error of a small batch's means over the log of its samples, median layer; by measure=statistics"""
+    return mean(over_readings(run, "statistics", "error_slope")[-1:])
+
+
+@metric("variance shift", "log", None, bounds=ANY, along=True)
+def variance_shift(run: Summary) -> float | None:
+    """log of a variance with dropout on over that with dropout off, where largest, mean; by measure=statistics"""
+    return mean(over_readings(run, "statistics", "variance_shift"))
+
+
 # Time and size.
 
 

@@ -532,6 +532,8 @@ def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
     read = {
         "landscape": ("loss_range", "grad_change", "beta_smooth", "ics"),
         "curvature": ("lambda_max", "stable_rate"),
+        "activations": ("drift_index",),
+        "statistics": ("mean_drift_1", "mean_drift_10", "drift_slope", "input_drift", "error_slope", "variance_shift"),
         "gradients": ("gradient_slope", "gradient_noise", "effective_rate", "euler_residual", "bias_gradient"),
     }
     meters = {name: {"curve": {figure: [0.1, 0.2] for figure in figures}} for name, figures in read.items()}

@@ -25,23 +25,22 @@ PERCENTILES = (15, 50, 85)
 
 @meters.register("activations")
 class Activations(Meter):
-    """How stable what enters the activations is, how far from mean 0 and deviation 1 normalizations are, dead units.
+    """How steady what enters the activations is, how near mean 0 and deviation 1 normalizations come, and dead units.
 
-    Of 256 fixed training samples, in training mode, batch by batch, nothing dropped; a unit is a channel, its values
-    are those of all samples and pixels. By layer:
+    Of 256 fixed training samples, in training mode, batch by batch, nothing dropped. A unit is a channel, its values
+    are those of all samples and pixels; bands are of 16 seeded units of the first, the middle and the last hidden
+    layer.
 
-    p15, p50, p85  percentiles of what enters the activation, of 16 seeded units of the first, the middle and the last
-                   hidden layer, axis `unit 3`
-    dead           share of units whose activation gives one value for everything; of relu, 0
-    mean_off       largest |mean| over channels and batches after a normalization, before gamma and beta
-    std_off        largest | std - s / sqrt(s^2 + eps) | there, s the standard deviation in front of it
+    drift_index  way of the median in widths of its band since the first reading, mean over units: sum over readings of
+                 |p50 - p50 before|, over the mean over readings of (p85 - p15)
+    band_ratio   p85 - p15 over that of the first reading, geometric mean over units
+    dead         share of units whose activation gives one value for everything; of relu, 0
+    mean_off     largest |mean| over channels and batches behind a normalization, before gamma and beta
+    std_off      largest |std - s / sqrt(s^2 + eps)| there, with s the deviation in front of it
+    p50          median of what enters the activation, by unit (axis `unit 3`); so are p15 and p85, percentiles
 
-    Of the network, since the first reading, over all units above: drift_index, mean of
-
-        sum over readings of |p50 - p50 before|  /  mean over readings of (p85 - p15)
-
-    and band_ratio, p85 - p15 over that of the first reading, geometric mean; the largest mean_off and std_off; dead.
-    Source: Ioffe and Szegedy, "Batch Normalization", 2015, figure 1.
+    Drift and ratio are of the network; dead, mean_off and std_off by layer too. In a network without modules that are
+    activations there are only the last two. Source: Ioffe and Szegedy, "Batch Normalization", 2015, figure 1.
     """
 
     def read(self, at: Moment) -> Iterable[Reading]:

@@ -32,21 +32,23 @@ ByLayer = dict[str, Tensor]  # name -> mean and variance of what enters, float64
 class StatisticsMeter(Meter):
     """How statistics of the training set drift from reading to reading, and how far those of a few samples are off.
 
-    Of what enters each norm layer (under norm=none, its place), over the first 1,024 training samples or as many as
+    Of what enters each norm layer (under norm=none, its place), over the first N = 1,024 training samples or as many as
     there are, augmented as in the first epoch, nothing dropped; layers that average batches normalize by these very
-    statistics. By layer, with mu and sigma of now:
+    statistics. With mu and sigma of a channel now, mu' and sigma' at the reading before:
 
-    mean_drift_1, _10, _100  |mu - mu'| / sigma, median over channels, with mu', sigma' of so many readings before
-    std_drift_1, _10, _100   |log(sigma / sigma')|, likewise
-    mean_error, std_error    (mu_n - mu) / sigma and sigma_n / sigma - 1, RMS over channels and small batches of n
-                             samples in training mode, axis `n 16`; drawn anew from these N at every reading, and so
-                             over sqrt((N - n) / (N - 1))
-    variance_shift           log of the variance with dropout on over that with dropout off; only where there is dropout
+    mean_drift_1    |mu - mu'| / sigma, median over channels; mean_drift_10 and _100: since so many readings before
+    std_drift_1     |log(sigma / sigma')|, median over channels; std_drift_10 and _100 likewise
+    input_drift     the larger of both of the network's input, which is layer `input` at depth 0
+    drift_slope     slope of log mean_drift_1 over depth
+    mean_error      (mu_n - mu) / sigma, RMS over channels and small batches of n samples in training mode, by layer,
+                    axis `n 16`; these are drawn anew from the N at every reading, and so over sqrt((N - n) / (N - 1))
+    std_error       sigma_n / sigma - 1, likewise
+    error_slope     slope of log mean_error, RMS over the readings so far, over log n: -1/2 by the law of large numbers
+    variance_shift  log of the variance with dropout on over that with dropout off, median over channels; where there
+                    is dropout
 
-    Of the network: the median over layers of each drift, nan where there is no such reading; the variance_shift that
-    is farthest from 0; input_drift, the larger drift of the network's input since the last reading (layer `input`,
-    depth 0); and slopes of lines of least squares: drift_slope, of log mean_drift_1 over depth, and error_slope, of log
-    mean_error, RMS over the readings so far, over log n, median over layers: by the law of large numbers -1/2.
+    Drifts and variance_shift are by layer too; of the network, drifts and error_slope are the median over layers, nan
+    where there is no such reading, and variance_shift is the one farthest from 0. Slopes are of least squares.
     Source of variance_shift: Li et al., "Understanding the disharmony between dropout and batch normalization", 2018.
     """
 

@@ -2,7 +2,7 @@
 
 Adding one is adding a function here; its docstring is the line that `bnlab list metrics` prints. No torch here.
 
-What a metric is stands in `metric.py`.
+What a metric is stands in `metric.py`; those of meters are in `mechanism.py`.
 
 A split or a curve that a run does not have (no validation samples, too few steps to time one) gives None.
 
@@ -27,15 +27,12 @@ from bnlab.metric import (
     curve_of,
     final,
     find_metric,
-    geometric_mean,
     is_of_the_end,
-    mean,
     metric,
     metrics,
     number,
     of_farthest_layer,
     of_part,
-    over_readings,
 )
 
 LEARNED = 0.5  # training accuracy
@@ -281,117 +278,6 @@ def check_error(run: Summary) -> float | None:
     return number(run, "check")
 
 
-# Why it works: what meters read, over a training.
-
-
-@metric("loss range", "nats", "lower", along=True)
-def loss_range(run: Summary) -> float | None:
-    """change of the loss along a step of 1/2 to 4 times the learning rate, geometric mean; by measure=landscape"""
-    return geometric_mean(over_readings(run, "landscape", "loss_range"))
-
-
-@metric("gradient change", "", "lower", along=True)
-def grad_change(run: Summary) -> float | None:
-    """largest change of the gradient along such a step, geometric mean over readings; by measure=landscape"""
-    return geometric_mean(over_readings(run, "landscape", "grad_change"))
-
-
-@metric("smoothness", "", "lower", along=True)
-def beta_smooth(run: Summary) -> float | None:
-    """change of the gradient over the length of the step, geometric mean over readings; by measure=landscape"""
-    return geometric_mean(over_readings(run, "landscape", "beta_smooth"))
-
-
-@metric("covariate shift", "%", "lower", scale=100, along=True)
-def ics(run: Summary) -> float | None:
-    """change of a layer's gradient once those before it are updated, median layer, mean; by measure=landscape"""
-    return mean(over_readings(run, "landscape", "ics"))
-
-
-@metric("lambda max", "", None, bounds=ANY, along=True)
-def lambda_max(run: Summary) -> float | None:
-    """largest eigenvalue of the Hessian of the loss, mean over readings; by measure=curvature"""
-    return mean(over_readings(run, "curvature", "lambda_max"))
-
-
-@metric("stable rate", "", "higher", along=True)
-def stable_rate(run: Summary) -> float | None:
-    """2 over the largest eigenvalue of the Hessian, geometric mean over readings; by measure=curvature"""
-    return geometric_mean(over_readings(run, "curvature", "stable_rate"))
-
-
-@metric("gradient slope", "", None, bounds=ANY, along=True)
-def gradient_slope(run: Summary) -> float | None:
-    """slope of log10 of the gradient's length over the layers, mean over readings; by measure=gradients"""
-    return mean(over_readings(run, "gradients", "gradient_slope"))
-
-
-@metric("gradient noise", "", "lower", along=True)
-def gradient_noise(run: Summary) -> float | None:
-    """variance of the gradient from batch to batch, geometric mean over readings; by measure=gradients"""
-    return geometric_mean(over_readings(run, "gradients", "gradient_noise"))
-
-
-@metric("effective rate", "", None, along=True)
-def effective_rate(run: Summary) -> float | None:
-    """learning rate over |weights|^2, median layer, geometric mean over readings; by measure=gradients"""
-    return geometric_mean(over_readings(run, "gradients", "effective_rate"))
-
-
-@metric("euler", "", None, bounds=SHARE, along=True)
-def euler_residual(run: Summary) -> float | None:
-    """|cosine| of weights and their gradient, median layer, largest reading; by measure=gradients"""
-    return max(over_readings(run, "gradients", "euler_residual"), default=None)
-
-
-@metric("bias gradient", "", None, along=True)
-def bias_gradient(run: Summary) -> float | None:
-    """length of a bias's gradient over that of its weights, median layer, largest reading; by measure=gradients"""
-    return max(over_readings(run, "gradients", "bias_gradient"), default=None)
-
-
-@metric("drift index", "widths", "lower", along=True)
-def drift_index(run: Summary) -> float | None:
-    """way of the median of what enters an activation, in widths of its band, mean unit; by measure=activations"""
-    return mean(over_readings(run, "activations", "drift_index")[-1:])
-
-
-@metric("mean drift 1", "sigma", "lower", along=True)
-def mean_drift_1(run: Summary) -> float | None:
-    """change of a mean over the training set from one reading to the next, median layer, mean; by measure=statistics"""
-    return mean(over_readings(run, "statistics", "mean_drift_1"))
-
-
-@metric("mean drift 10", "sigma", "lower", along=True)
-def mean_drift_10(run: Summary) -> float | None:
-    """the same from a reading to the tenth after it; by measure=statistics"""
-    return mean(over_readings(run, "statistics", "mean_drift_10"))
-
-
-@metric("drift slope", "", None, bounds=ANY, along=True)
-def drift_slope(run: Summary) -> float | None:
-    """slope of the logarithm of that change over depth, mean over readings; by measure=statistics"""
-    return mean(over_readings(run, "statistics", "drift_slope"))
-
-
-@metric("input drift", "sigma", "lower", along=True)
-def input_drift(run: Summary) -> float | None:
-    """change of the statistics of the network's input between readings, the largest; by measure=statistics"""
-    return max(over_readings(run, "statistics", "input_drift"), default=None)
-
-
-@metric("error slope", "", None, bounds=ANY, along=True)
-def error_slope(run: Summary) -> float | None:
-    """slope of log error of a small batch's means over the log of its samples, median layer; by measure=statistics"""
-    return mean(over_readings(run, "statistics", "error_slope")[-1:])
-
-
-@metric("variance shift", "log", None, bounds=ANY, along=True)
-def variance_shift(run: Summary) -> float | None:
-    """log of a variance with dropout on over that with dropout off, where largest, mean; by measure=statistics"""
-    return mean(over_readings(run, "statistics", "variance_shift"))
-
-
 # Time and size.
 
 
@@ -503,3 +389,6 @@ def evaluation_before(run: Summary, metric: Metric, time: float) -> float:
 def end_of(run: Summary, metric: Metric) -> float:
     """Return when the run ended, in the unit of a time to a target."""
     return max(curve_of(run, metric.axis or ""), default=0.0)
+
+
+from bnlab import mechanism  # noqa: E402, F401  last in every list

@@ -13,7 +13,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower layers first; a package may import from lower layers, and beside it where BESIDE says so.
 LAYERS = [
-    {"errors", "interrupts", "interval", "registry", "schema", "seeding", "timing", "metric", "metrics", "distributed"},
+    {
+        "errors",
+        "interrupts",
+        "interval",
+        "registry",
+        "schema",
+        "seeding",
+        "timing",
+        "metric",
+        "metrics",
+        "mechanism",
+        "distributed",
+    },  # fmt: skip
     {"norms", "data", "record"},
     {"models", "compare", "config"},
     {"conformance", "measure", "claims"},
@@ -32,6 +44,8 @@ BESIDE = {
     ("schema", "errors"),
     ("metric", "errors"),
     ("metrics", "metric"),
+    ("metrics", "mechanism"),
+    ("mechanism", "metric"),
     ("distributed", "errors"),
 }
 # Where each library may be imported.
@@ -57,6 +71,7 @@ WITHOUT_TORCH = {
     "schema",
     "metric",
     "metrics",
+    "mechanism",
     "record",
     "config",
     "compare",

@@ -10,7 +10,7 @@ class Landscape(Meter):
         yield Reading("loss", loss)
 
 Readings without a layer and an axis are of the whole network: `show` draws them over training, and metrics are made of
-them (`bnlab/metrics.py`). All readings are rows of meters.csv.
+them (`bnlab/mechanism.py`). All readings are rows of meters.csv.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ LAYERS = [
         "metrics",
         "mechanism",
         "distributed",
-    },  # fmt: skip
+    },
     {"norms", "data", "record"},
     {"models", "compare", "config"},
     {"conformance", "measure", "claims"},

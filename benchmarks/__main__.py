@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import growth, loops, processes, steps
+from benchmarks import loops, processes, steps
 from benchmarks.pairing import Row, side_by_side
 from bnlab.record.environment import environment
 from bnlab.report.bench_report import bench_table
@@ -37,8 +37,6 @@ def main() -> None:
         for norms, seconds in (("glob(*)", 25.0), ("batch,ghost", 10.0)):
             out.print(bench_table(steps.times(kind, channels_last, norms, seconds), out))
             out.say("")
-    for kind in ("cnn", "mlp"):
-        show_growth(kind, growth.growth(kind, ("batch", "population"), rounds=5))
     show("step of the cnn by allocator, a process each", "ms", processes.allocator())
     for kind, count in (("mlp", 2500), ("cnn", 800)):
         show(f"a sweep's training by launcher, {kind} on digits", "images/s", processes.sweep(kind, count))
@@ -55,26 +53,6 @@ def show(title: str, unit: str, found: list[Row]) -> None:
     for row in found:
         table.add_row(
             row.name, f"{row.figure:,.4g}", f"{row.ratio.value:.3f}", f"{row.ratio.low:.3f} to {row.ratio.high:.3f}"
-        )
-    console.print(table)
-    console.print()
-
-
-def show_growth(kind: str, found: list[growth.Growth]) -> None:
-    """The price of statistics of the whole training set, refreshed before every step."""
-    table = Table(
-        title=f"ms a step, {kind}, by images in the training set; epoch time ~ images^p "
-        f"(medians of {found[0].exponent.n} rounds, 95% interval of p)",
-        title_justify="left",
-        box=None,
-    )
-    table.add_column("")
-    for heading in (*(f"{size:,}" for size in growth.SIZES), "p", "interval"):
-        table.add_column(heading, justify="right")
-    for row in found:
-        times = [f"{row.step_ms[size]:,.4g}" for size in growth.SIZES]
-        table.add_row(
-            row.name, *times, f"{row.exponent.value:.2f}", f"{row.exponent.low:.2f} to {row.exponent.high:.2f}"
         )
     console.print(table)
     console.print()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.loops import images
@@ -26,12 +25,3 @@ def times(kind: str, channels_last: bool, norms: str, seconds: float) -> Contest
     """Take steps in turn for so many seconds."""
     limits = BenchConfig(precision=1e-6)
     return measure(contest_of(kind, channels_last, norms), limits, seconds, lambda turns, left: None)
-
-
-def one_step(kind: str, channels_last: bool, norm: str, training_set: int) -> Callable[[], float]:
-    """Return a function that does one training step of `norm` and returns its milliseconds.
-
-    What the strategy itself needs, such as fresh statistics of `training_set` images, is inside the step.
-    """
-    step = contest_of(kind, channels_last, f"{norm},none", training_set).make[norm]().step
-    return lambda: step()[0]

@@ -293,6 +293,12 @@ def step_ratio(run: Summary) -> float | None:
     return of_part(run, "bench", "ratio")
 
 
+@metric("epoch ms", "ms", "lower")
+def epoch_ms(run: Summary) -> float | None:
+    """time of the steps of an epoch, by a bench"""
+    return of_part(run, "bench", "epoch_ms")
+
+
 @metric("refresh ms", "ms", "lower")
 def refresh_ms(run: Summary) -> float | None:
     """median time of a refresh of training-set statistics, which is part of its step"""

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from bnlab.bench.engine import BenchConfig, Contest, Stepper
-from bnlab.bench.stepper import first_batches, stepper
+from bnlab.bench.stepper import Batch, first_batches, stepper
 from bnlab.config import compose
+from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import Config, parse_config
@@ -181,9 +182,8 @@ def contest(section: BenchSection, graph: bool = False) -> Contest:
     config = section.arms[0].config
     threads = set_threads(config.trainer.threads)
     device = device_of(config.trainer.device)
-    bundle = section.images or bundle_of(config.data)
-    training_set = device_batches(config, bundle, bundle.train, device, training=True)
-    batches = first_batches(training_set)
+    loaded = {arm.config.data: _loaded(arm.config, section.images, device) for arm in section.arms}
+    bundle, _, batches = loaded[config.data]
     size = len(batches[0][1])
     layout = "channels_last" if config.trainer.channels_last and config.model.has_space else "contiguous"
     setting = (
@@ -204,9 +204,17 @@ def contest(section: BenchSection, graph: bool = False) -> Contest:
                 # Contenders share the code of their models; beyond 8 versions of it the rest would run eagerly.
                 _dynamo.reset()
                 _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, 4 * (len(section.arms) + 1))
-            return stepper(config, bundle, training_set, batches, device, graph)
+            return stepper(config, *loaded[config.data], device, graph)
 
         return made
 
     steppers = {arm.label: make(arm.config) for arm in section.arms}
-    return Contest(section.title, setting, size, device, steppers, section.left_out, graph)
+    epochs = {arm.label: loaded[arm.config.data][1].steps_per_epoch for arm in section.arms}
+    return Contest(section.title, setting, size, device, steppers, section.left_out, graph, epochs)
+
+
+def _loaded(config: Config, images: DataBundle | None, device: torch.device) -> tuple[DataBundle, Batches, list[Batch]]:
+    """Return the data of an arm, on the device, and its first batches."""
+    bundle = images or bundle_of(config.data)
+    training_set = device_batches(config, bundle, bundle.train, device, training=True)
+    return bundle, training_set, first_batches(training_set)

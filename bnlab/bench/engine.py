@@ -9,8 +9,8 @@ import gc
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -59,6 +59,7 @@ class Contest:
     make: Mapping[str, Callable[[], Stepper]]  # may raise IncompatibleError: then it is left out
     left_out: tuple[str, ...] = ()  # a sentence for each that does not fit
     graph: bool = False  # steps are replayed from a CUDA graph
+    steps_per_epoch: Mapping[str, int] = field(default_factory=dict)  # by contender; none of a layer
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ class ArmTime:
     images_per_second: float
     traffic: Traffic
     num_parameters: int
+    block_ms: tuple[float, ...]  # median step of each block
+    steps_per_epoch: int | None
+
+    @property
+    def epoch_ms(self) -> float | None:
+        """The steps of an epoch; None of what has no epochs."""
+        return None if self.steps_per_epoch is None else self.step_ms * self.steps_per_epoch
 
     @property
     def launch_bound(self) -> bool | None:
@@ -112,6 +120,8 @@ class ContestTime:
     threads: int
     left_out: tuple[str, ...] = ()
     graph: bool = False
+    rounds_of_block: int = 0
+    by_round: Mapping[str, Sequence[float]] = field(default_factory=dict)  # ms of a step, the control's too
 
 
 def measure(
@@ -163,6 +173,8 @@ def measure(
             images_per_second=contest.batch_size / known["step_ms"] * 1e3,
             traffic=traffic[label],
             num_parameters=parameters[label],
+            block_ms=tuple(turns.first_by_block[label]),
+            steps_per_epoch=contest.steps_per_epoch.get(label),
         )
 
     return ContestTime(
@@ -179,6 +191,8 @@ def measure(
         torch.get_num_threads(),
         left_out,
         contest.graph,
+        limits.rounds,
+        {label: [figures[0] for figures in rounds] for label, rounds in turns.figures.items()},
     )
 
 
@@ -230,6 +244,7 @@ def figures(times: ContestTime, arm: ArmTime) -> dict[str, Any]:
         "ratio_low": arm.ratio.low,
         "ratio_high": arm.ratio.high,
         "floor": arm.floor,
+        "epoch_ms": arm.epoch_ms,
         "images_per_second": arm.images_per_second,
         "peak_bytes": arm.traffic.peak,
         "moved_bytes": arm.traffic.moved,
@@ -246,3 +261,21 @@ def figures(times: ContestTime, arm: ArmTime) -> dict[str, Any]:
         "threads": times.threads,
         "graph": times.graph,
     }
+
+
+def observations(times: ContestTime) -> Iterator[tuple[str, str, int, float]]:
+    """Yield (contest, contender, block, ms of the step) of every round that counts, the second copy's too."""
+    for label, rounds in times.by_round.items():
+        for number, ms in enumerate(rounds):
+            yield times.title, label, number // times.rounds_of_block, ms
+
+
+def by_block(arm: ArmTime) -> dict[str, list[float]]:
+    """Return a contender's figures of each block, of which intervals over blocks are made."""
+    columns = {
+        "step_ms": list(arm.block_ms),
+        "images_per_second": [arm.images_per_second * arm.step_ms / ms for ms in arm.block_ms],
+    }
+    if arm.steps_per_epoch is not None:
+        columns["epoch_ms"] = [ms * arm.steps_per_epoch for ms in arm.block_ms]
+    return columns

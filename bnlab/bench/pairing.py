@@ -60,6 +60,7 @@ class Blocks(Turns[K]):
     """Rounds in blocks, before each of which the contenders were made anew."""
 
     by_block: dict[K, list[float]] = field(default_factory=dict)  # the median ratio of each block that is over
+    first_by_block: dict[K, list[float]] = field(default_factory=dict)  # the median of its first figure
 
     @property
     def count(self) -> int:
@@ -76,19 +77,25 @@ class Blocks(Turns[K]):
                 break
         for name in turns.figures:
             self.by_block.setdefault(name, []).append(statistics.median(turns.ratios(name)))
+            self.first_by_block.setdefault(name, []).append(turns.medians(name)[0])
 
     def ratio(self, name: K) -> Interval:
         """Return a contender's first figure over the reference's: the geometric mean of the blocks' medians.
 
         The interval is Student's t of their logarithms, at the level that holds over all of LOOKS.
         """
-        logs = [math.log(ratio) for ratio in self.by_block.get(name, ())]
-        n = len(logs)
-        if n < 2:
-            return Interval(math.exp(logs[0]) if logs else math.nan, None, None, n)
-        center = statistics.fmean(logs)
-        low, high = t_interval(center, statistics.stdev(logs), n, critical_level(LOOKS, 0.05))
-        return Interval(math.exp(center), math.exp(low), math.exp(high), n)
+        logs = over_blocks([math.log(ratio) for ratio in self.by_block.get(name, ())])
+        low, high = (None if bound is None else math.exp(bound) for bound in (logs.low, logs.high))
+        return Interval(math.exp(logs.value), low, high, logs.n)
+
+
+def over_blocks(by_block: Sequence[float]) -> Interval:
+    """Return the mean over blocks with Student's t interval, at the level that holds over all of LOOKS."""
+    n = len(by_block)
+    center = statistics.fmean(by_block) if n else math.nan
+    if n < 2:
+        return Interval(center, None, None, n)
+    return Interval(center, *t_interval(center, statistics.stdev(by_block), n, critical_level(LOOKS, 0.05)), n)
 
 
 def median_of(by_round: Sequence[float]) -> Interval:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,16 +11,22 @@ from typing import Any, Literal
 import torch
 
 from bnlab.bench.arms import BenchArm, BenchSection, fitting, left_out
+from bnlab.bench.engine import ArmTime, ContestTime, by_block, figures
+from bnlab.bench.pairing import over_blocks
+from bnlab.compare.slopes import FEWEST_LEVELS
 from bnlab.data.bundle import DataBundle, Split
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import parse_config
 from bnlab.experiment.setup import bundle_of
+from bnlab.interval import Interval
 
-Size = Literal["width", "image", "batch"]
+Size = Literal["width", "image", "batch", "data"]
 WIDTHS = (0.5, 1.0, 2.0, 4.0)  # times the model's own
 IMAGES = (8, 16, 32, 64)  # pixels a side, random images
 BATCHES = (16, 64, 256, 1024)
 RANDOM_IMAGES = 1024
+TRAINING_SETS = (128, 256, 512, 1024, 2048, 4096, 8192)
+MOST_SETS = 4  # the largest of those that there are
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ def levels(section: BenchSection, size: Size) -> list[Level]:
     Errors: ConfigError where there is none, as the data set is smaller than every batch.
     """
     bundle = bundle_of(section.arms[0].config.data)
+    if size == "data":
+        return [_by_data(section, bundle)]
     sized = {"width": _by_width, "image": _by_image, "batch": _by_batch}[size](section, bundle)
     named = []
     for label, level, changed in sized:
@@ -77,6 +87,64 @@ def _by_batch(section: BenchSection, bundle: DataBundle) -> Iterator[tuple[str, 
 
         if batch <= len(bundle.train):
             yield f"{batch:,}", batch, _changed(section, larger)
+
+
+def _by_data(section: BenchSection, bundle: DataBundle) -> Level:
+    """Return all arms at all sizes of the training set as one section: a step of each in turn."""
+    batch = section.arms[0].config.data.batch_size
+    sizes = [size for size in TRAINING_SETS if batch <= size <= len(bundle.train)][-MOST_SETS:]
+    if len(sizes) < FEWEST_LEVELS:
+        raise ConfigError(
+            f"--scale data: {bundle.name} has {len(bundle.train):,} training images, and {FEWEST_LEVELS} sizes of "
+            f"{', '.join(f'{size:,}' for size in TRAINING_SETS)} have to hold a batch of {batch}\nset a smaller "
+            "data.batch_size, or take more data"
+        )
+    parts = []
+    for size in sizes:
+
+        def cut(tree: dict[str, Any], size: int = size) -> None:
+            tree["data"]["train_size"] = size
+
+        parts.append(_changed(section, cut))
+    arms = [replace(arm, label=f"{arm.label} {size:,}") for size, part in zip(sizes, parts, strict=True)
+            for arm in part.arms]  # fmt: skip
+    missing = tuple(dict.fromkeys(line for part in parts for line in part.left_out))
+    return Level("", 0, replace(section, title=f"{section.title} data".strip(), arms=tuple(arms), left_out=missing))
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A strategy's step time by the size of the training set, and the exponent p of epoch time ~ size^p."""
+
+    label: str
+    step_ms: Mapping[int, float]
+    exponent: Interval  # mean over blocks, each fitted by least squares of the logarithms
+
+
+def growths(section: BenchSection, times: ContestTime) -> list[Growth]:
+    """Return how each strategy of a section by `levels(..., "data")` grows."""
+    by_label = {time.label: time for time in times.arms}
+    strategies: dict[str, dict[int, ArmTime]] = {}
+    for arm in section.arms:
+        if (size := arm.config.data.train_size) is not None and arm.label in by_label:
+            strategies.setdefault(arm.label.rpartition(" ")[0], {})[size] = by_label[arm.label]
+    found = []
+    for label, sized in strategies.items():
+        logs = [math.log(size) for size in sized]
+        epochs = zip(*(by_block(arm)["epoch_ms"] for arm in sized.values()), strict=True)
+        slopes = [statistics.linear_regression(logs, [math.log(ms) for ms in block]).slope for block in epochs]
+        found.append(Growth(label, {size: arm.step_ms for size, arm in sized.items()}, over_blocks(slopes)))
+    return found
+
+
+def growth_rows(section: BenchSection, times: ContestTime) -> list[dict[str, Any]]:
+    """Return the figures of every contender, with the exponent of its strategy."""
+    exponents = {growth.label: growth.exponent for growth in growths(section, times)}
+    rows = []
+    for arm in times.arms:
+        p = exponents[arm.label.rpartition(" ")[0]]
+        rows.append(figures(times, arm) | {"exponent": p.value, "exponent_low": p.low, "exponent_high": p.high})
+    return rows
 
 
 def _changed(section: BenchSection, change: Callable[[dict[str, Any]], None]) -> BenchSection:

@@ -12,8 +12,8 @@ from bnlab.errors import ConfigError
 from bnlab.record.read import Run
 
 DEPTH = "depth"  # what a slope may go over beside the keys of a configuration
-BENCH_ONLY = ("step_ratio",)
-OF_A_BENCH = ("step_ratio", "step_ms", "images_per_second")
+BENCH_ONLY = ("step_ratio", "epoch_ms")
+OF_A_BENCH = (*BENCH_ONLY, "step_ms", "images_per_second")
 
 
 def arm_of(quantity: Quantity, runs: Sequence[Run], free: Sequence[str] = ()) -> list[Run]:

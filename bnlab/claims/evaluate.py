@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bnlab.claims.cells import BENCH_ONLY, DEPTH, arm_of, full_key, levels_of
+from bnlab.claims.cells import DEPTH, arm_of, full_key, levels_of
 from bnlab.claims.evidence import Count, Evidence, Known, Sample, Timed, Undecidable
 from bnlab.claims.ladder import bracket
 from bnlab.claims.language import (
@@ -51,8 +51,11 @@ def evidence_of(expression: Expression, runs: Sequence[Run], best_of: Sequence[s
     if isinstance(expression, Exact):
         by_seed = reader.by_seed(expression.of)
         return Known(max(map(abs, by_seed.values())), len(by_seed))
-    if any(run.is_bench for quantity in quantities(expression) for run in reader.arm(quantity, free_keys(expression))):
+    of_bench = {q.metric: reader.arm(q, free_keys(expression))[0].is_bench for q in quantities(expression)}
+    if "step_ratio" in of_bench:
         return reader.timed(expression)
+    if len(set(of_bench.values())) > 1:
+        raise ConfigError(f"{expression}: figures by seed and by block of a bench cannot be paired; use step_ratio")
     return reader.sample(expression)
 
 
@@ -117,7 +120,7 @@ class _Reader:
         """Return one number a seed that all parts of the expression have. Errors: Undecidable."""
         match expression:
             case Quantity():
-                return self._values(expression, self.observed(expression))
+                return self._numbers(expression, self.arm(expression))
             case Difference(of, minus):
                 a, b = self.by_seed(of), self.by_seed(minus)
                 return {seed: a[seed] - b[seed] for seed in _shared(a, b)}
@@ -131,6 +134,20 @@ class _Reader:
             case Largest():
                 return {seed: math.exp(center) for seed, (center, _) in self._ladder(expression).items()}
         raise ConfigError(f"{expression}: stands alone, left of the comparison")
+
+    def _numbers(self, quantity: Quantity, runs: list[Run]) -> dict[int, float]:
+        """Return a metric of one arm by seed, or of a bench by block: these are what its intervals are estimated from.
+
+        Blocks of arms that were timed in turn are pairs as seeds are, and of others they are independent draws.
+        """
+        if not runs[0].is_bench:
+            return self._values(quantity, self.observed(quantity, runs))
+        bench: Mapping[str, Any] = (max(runs, key=lambda run: run.order).summary or {}).get("bench", {})
+        by_block = bench.get("by_block")
+        values = by_block.get(quantity.metric) if isinstance(by_block, Mapping) else None
+        if not isinstance(values, list) or not all(isinstance(value, (int, float)) for value in values):
+            raise Undecidable("missing", f"{quantity}: the bench keeps no blocks of it")
+        return dict(enumerate(values))
 
     def _values(self, quantity: Quantity, observed: Observed) -> dict[int, float]:
         """Return a metric in its unit, times that were not reached cut where the first run ended without arriving."""
@@ -248,7 +265,7 @@ class _Reader:
                     points[run.seed] = list(_by_depth(slope.of, run))
         else:
             for level, runs in levels_of(slope.of, self.runs, slope.over, self.best_of).items():
-                values = self._values(slope.of, self.observed(slope.of, self._chosen(slope.of, runs)))
+                values = self._numbers(slope.of, self._chosen(slope.of, runs))
                 for seed, value in values.items():
                     points.setdefault(seed, []).append((level, value))
         try:
@@ -294,7 +311,7 @@ def figure_of(quantity: Quantity, run: Run) -> float | None:
 
 def _bench_ratio(quantity: Quantity, runs: Sequence[Run]) -> tuple[float, float, float, int]:
     """Return the logarithm of the latest bench's ratio, its interval widened by the control's, and the rounds."""
-    if quantity.metric not in BENCH_ONLY:
+    if quantity.metric != "step_ratio":
         raise ConfigError(f"{quantity}: a bench has no interval of it; compare step_ratio")
     bench: Mapping[str, Any] = (max(runs, key=lambda run: run.order).summary or {}).get("bench", {})
     names = ("ratio", "ratio_low", "ratio_high", "control_low", "control_high")

@@ -29,8 +29,8 @@ def bench(
         Optional[str],
         one_of(
             "--scale",
-            choices=("width", "image", "batch"),
-            help="The same comparison at growing width, image or batch size.",
+            choices=("width", "image", "batch", "data"),
+            help="The same comparison at growing width, image or batch size, or size of the training set.",
         ),
     ] = None,
     workers: Annotated[
@@ -86,7 +86,7 @@ def _bench_steps(
     from bnlab.bench.arms import contest, read
     from bnlab.bench.engine import figures
     from bnlab.bench.layer_times import SHAPES, layer_contest, uncompared
-    from bnlab.bench.scaling import levels
+    from bnlab.bench.scaling import growth_rows, levels
     from bnlab.claims.planned import planned
     from bnlab.cli.bench_record import record
     from bnlab.record.read import read_runs
@@ -113,6 +113,8 @@ def _bench_steps(
         _print(times, grown, scale)
     else:
         rows = [figures(item, arm) for item in times for arm in item.arms]
+        if scale == "data":
+            rows = [row for part, item in zip(grown, times, strict=True) for row in growth_rows(part[0].section, item)]
         results().emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
     messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder}"))
     end_by_gates(gates, read_runs([folder])[0], format)
@@ -138,7 +140,8 @@ def timed(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]])
 
 
 def _print(times: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale: Size | None) -> None:
-    from bnlab.report.bench_report import bench_table, scaling_table
+    from bnlab.bench.scaling import growths
+    from bnlab.report.bench_report import bench_table, growth_table, scaling_table
     from bnlab.report.console import results
 
     out = results()
@@ -148,6 +151,11 @@ def _print(times: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale
         out.print(bench_table(item, out))
     done = 0
     for part in grown:
+        if scale == "data":
+            out.say("")
+            out.print(growth_table(growths(part[0].section, times[done]), out))
+            done += 1
+            continue
         out.say("")
         sizes = [(level.label, level.size) for level in part]
         out.print(scaling_table(str(scale), sizes, times[done : done + len(part)], out))

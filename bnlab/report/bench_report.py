@@ -15,12 +15,13 @@ from bnlab.compare.notes import count_of, finest
 from bnlab.report.console import Terminal
 from bnlab.report.curves import chart
 from bnlab.report.display import Display
-from bnlab.report.figures import Cell, number, significant
+from bnlab.report.figures import Cell, interval_cells, number, significant
 from bnlab.report.table import Column, bullets, draw, joined
 
 if TYPE_CHECKING:
     from bnlab.bench.engine import ArmTime, ContestTime
     from bnlab.bench.pairing import Blocks
+    from bnlab.bench.scaling import Growth
     from bnlab.interval import Interval
 
 _MEGA = 1e6
@@ -55,6 +56,18 @@ def scaling_table(size: str, levels: Sequence[tuple[str, float]], times: Sequenc
     }
     shown = chart("", curves, "linear", min(out.width, 100), out.unicode and out.coloured, over=f"log2 of the {size}")
     return Group(*heading, Text(""), *draw(columns, out, split=True).lines, Text(""), *shown)
+
+
+def growth_table(growths: Sequence[Growth], out: Terminal) -> Group:
+    """Return the step of each strategy by the size of the training set, and the exponent of its epochs."""
+    columns = [Column("norm", [growth.label for growth in growths], left=True, is_name=True)]
+    for size in growths[0].step_ms:
+        columns.append(Column(f"{size:,}", [significant(growth.step_ms.get(size)) for growth in growths]))
+    exponents = [growth.exponent for growth in growths]
+    columns.append(Column("p", interval_cells(exponents, 1.0, signed=False, least=2)))
+    heading = joined(["ms a step by images in the training set; an epoch takes images^p"], out, "bold")
+    notes = bullets([f"p is the mean of {exponents[0].n} blocks, each fitted over all sizes on logarithms."], out)
+    return Group(*heading, Text(""), *draw(columns, out, split=True).lines, Text(""), *notes)
 
 
 def left_out_note(columns: Sequence[Column]) -> list[str]:

@@ -90,9 +90,7 @@ def test_an_exponent_is_fitted_within_each_block() -> None:
 
 def test_too_few_sizes_are_refused() -> None:
     (section,) = sections("norm=none,batch", "data.train_size=300")
-    with pytest.raises(
-        ConfigError, match=r"--scale data: digits has 300 training images, and 3 sizes .* of 32\nset"
-    ):
+    with pytest.raises(ConfigError, match=r"--scale data: digits has 300 training images, and 3 sizes .* of 32\nset"):
         levels(section, "data")
 
 

@@ -60,6 +60,7 @@ def test_every_preset_is_composed_with_the_arms_that_its_line_names(name: str) -
         "ioffe-mnist": ("mnist", 60, "mlp"),
         "card": ("mnist", 64, "cnn"),
         "large-batch": ("mnist", 2048, "cnn"),
+        "santurkar": ("mnist", 128, "cnn"),
         "batch-of-two": ("digits", 2, "cnn"),
         "keras": ("digits", 64, "cnn"),
     }[name]

@@ -13,6 +13,7 @@ from helpers_norms import LAYOUTS, close, laid_out, sample, scaled
 from torch import Tensor
 
 from bnlab.models.model import build, models, norm_layers
+from bnlab.norms import noisy
 from bnlab.norms.noisy import NoisyLayer
 from bnlab.norms.strategy import strategies
 
@@ -117,6 +118,15 @@ def test_each_layer_and_each_seed_has_noise_of_its_own() -> None:
     assert torch.equal(first, again)
     assert not torch.isclose(first, second).any()
     assert not torch.isclose(first, other).any()
+
+
+def test_workers_share_the_distribution_and_not_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noise(rank: int, jitter: float) -> Tensor:
+        monkeypatch.setattr(noisy, "group_rank", lambda: rank)
+        return torch.stack(made(3, jitter=jitter).noise(5))
+
+    assert torch.equal(noise(0, 0.0), noise(1, 0.0))
+    assert not torch.isclose(noise(0, 0.1), noise(1, 0.1)).any()
 
 
 def test_state_dict_brings_the_step_back() -> None:

@@ -205,7 +205,7 @@ def test_a_run_that_is_lost_ends_where_20_losses_in_a_row_were(tmp_path: Path, m
         monkeypatch.setattr(loop, "INTERVAL_SECONDS", interval)
         folder = tmp_path / str(interval)
         ending = train([*WILD, STOPS], folder)
-        said = f"loss above 3 ln(classes) in 20 steps in a row (trainer.stop_when_lost) at step {last}"
+        said = f"lost at step {last}: 20 losses in a row above 3 ln(classes) (trainer.stop_when_lost)"
         status = json.loads((folder / "status.json").read_text())
         assert (ending.state, ending.reason, status["state"], status["error"]) == ("diverged", said, "diverged", said)
         assert losses(folder) == losses(tmp_path / "whole")[:last]

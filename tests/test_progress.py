@@ -106,6 +106,19 @@ def test_the_live_display_shows_the_jobs_the_bars_and_leaves_nothing(
     assert written.rstrip("\n").endswith("\x1b[2K")  # the display was taken away, line by line
 
 
+def test_each_round_of_jobs_is_counted_by_itself(terminal: Callable[[io.StringIO], Terminal]) -> None:
+    stream, clock = Screen(), Clock()
+    progress = LiveProgress(terminal(stream), clock)
+    for number_of_jobs in (3, 2):
+        progress.sweep_started(number_of_jobs)
+        for index in range(number_of_jobs):
+            clock.now += 2.0
+            progress.job_ended(index, "done", "")
+    progress.closed()
+    counts = re.findall(r"(\d/\d) jobs", stream.getvalue())
+    assert list(dict.fromkeys(counts))[-3:] == ["3/3", "1/2", "2/2"]
+
+
 def test_the_display_is_not_drawn_at_every_report(terminal: Callable[[io.StringIO], Terminal]) -> None:
     stream, clock = Screen(), Clock()
     with LiveProgress(terminal(stream), clock) as progress:

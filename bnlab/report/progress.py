@@ -77,7 +77,7 @@ class _Reporter(Callback):
         self._job: _Job | None = None
 
     def sweep_started(self, num_jobs: int) -> None:
-        self._num_jobs, self._sweep_since = num_jobs, self._now()
+        self._num_jobs, self._ended, self._sweep_since = num_jobs, 0, self._now()
 
     def job_started(self, index: int, label: str, total_steps: int) -> None:
         self._job = _Job(index, self._terminal.show(label), total_steps)

@@ -43,7 +43,7 @@ from bnlab.training.trainer import LOST_STEPS, TrainerConfig, forward_of, loss_f
 
 INTERVAL_SECONDS = 0.5  # about how often losses are brought to the host
 LONGEST_INTERVAL = 500  # steps
-LOST = f"loss above 3 ln(classes) in {LOST_STEPS} steps in a row (trainer.stop_when_lost)"
+LOST = f"{LOST_STEPS} losses in a row above 3 ln(classes) (trainer.stop_when_lost)"
 CHECKPOINT_SECONDS = 10.0  # training time between two checkpoints, at least
 
 
@@ -257,8 +257,8 @@ class Training:
             losses, times = losses[: bad + 1], times[: bad + 1]
             self.outcome.state, self.outcome.diverged_at = "diverged", first + bad + 1
             self.outcome.steps = first + bad + 1
-            why = LOST if math.isfinite(losses[-1]) else "loss not finite"
-            self.outcome.error = f"{why} at step {first + bad + 1}"
+            at = f"at step {self.outcome.steps}"
+            self.outcome.error = f"lost {at}: {LOST}" if math.isfinite(losses[-1]) else f"loss not finite {at}"
         per_epoch = self._batches.steps_per_epoch
         self._recorder.steps(
             [

@@ -139,7 +139,7 @@ def test_the_table_names_what_is_bound_by_launches(width: int, monkeypatch: pyte
 def test_the_table_of_replays_has_no_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = table(imagined(REPLAYED, graph=True), 120, monkeypatch)
     row = next(line for line in lines if line.startswith("batch"))
-    assert row.split()[:6] == ["batch", "3.000", "1.500", "(1.500–1.500)", "1.000", "–"]
+    assert row.split()[:6] == ["batch", "3.000", "1.500", "(1.500–1.500)", "1.000", "21,333"]
     assert row.split().count("–") == 3
     assert "replayed from a CUDA graph" in " ".join(lines)
 
@@ -181,7 +181,7 @@ def test_the_record_is_of_the_arms_that_were_timed(tmp_path: Path) -> None:
     found = sections("norm=none,population,batch")
     make = {"none": REPLAYED["none"], "population": refused, "batch": REPLAYED["batch"]}
     folder = record(found, [imagined(make, graph=True)], tmp_path)
-    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "bench.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "bench.csv", "rounds.csv"]
     runs, _ = read_runs([folder])
     assert [run.config["norm.name"] for run in runs] == ["none", "batch"]
     (section,) = compare([folder]).sections

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import scipy.stats
 from helpers_bench import SMALL, ignore, sections
+from torch import nn
 
+from bnlab.bench import inference
 from bnlab.bench.arms import contest
 from bnlab.bench.engine import CONTROL, BenchConfig, ContestTime, by_block, measure
 from bnlab.bench.pairing import LOOKS, over_blocks
@@ -31,6 +33,7 @@ from bnlab.cli.bench_record import record
 from bnlab.compare.looks import critical_level
 from bnlab.data.batches import batch_sizes
 from bnlab.errors import ConfigError
+from bnlab.models.model import norm_layers
 from bnlab.record.read import Run, read_runs
 
 FEW = BenchConfig(precision=99.0, rounds=4)
@@ -190,6 +193,82 @@ def test_a_gate_takes_a_slope_of_a_bench(where: Path, capsys: pytest.CaptureFixt
     assert "gate met: slope(log epoch_ms[norm=batch] over log train_size) > -5" in capsys.readouterr().out
     (folder,) = where.glob("runs/*-bench-*")
     assert {run.config["data.train_size"] for run in read_runs([folder])[0]} == {100, 200, 300}
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def test_what_an_evaluation_is_timed_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept statistics are left alone, those of the batch move them, and folded there is no norm left."""
+    seen: dict[str, nn.Module] = {}
+    made = inference.forward_of
+
+    def watched(model: nn.Module, *rest: Any) -> Any:
+        seen[f"model {len(seen)}"] = model
+        return made(model, *rest)
+
+    monkeypatch.setattr(inference, "forward_of", watched)
+    stats = "eval.stats=running,batch,folded"
+    found = sections("norm=none,batch,layer", stats, "eval.batch_size=4", "model.dropout=0.5", "bench.mode=inference")
+    (section,) = found
+    labels = ["none stats=running", "batch stats=running", "batch stats=batch", "batch stats=folded"]
+    assert [arm.label for arm in section.arms] == [*labels, "layer stats=running"]
+    one = inference.inference_contest(section)
+    assert one.batch_size == 4
+    steppers = [one.make[label]() for label in labels]
+    figures = [stepper.step() for stepper in steppers]
+    assert all(len(each) == 5 and each[0] > 0 and math.isnan(each[1]) for each in figures)
+    none, kept, own, folded = seen.values()
+    updates = [[int(layer.num_batches_tracked) for _, layer in norm_layers(model)] for model in (kept, own)]
+    assert updates == [[0, 0], [2, 2]]  # by one step, and by the pass that looks for the widest activation
+    assert [len(list(norm_layers(model))) for model in (none, folded)] == [0, 0]
+    assert not any(module.training for model in seen.values() for module in model.modules() if "Drop" in str(module))
+    assert steppers[0].num_parameters < steppers[1].num_parameters
+
+
+def test_an_inference_bench_is_recorded_by_statistics_and_batch(
+    where: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = "step_ratio[norm=batch eval.batch_size=8 stats=folded] / step_ratio[norm=none eval.batch_size=8] < 99"
+    bench(["norm=none,batch", *QUICK], inference=True, gate=[gate])
+    shown = capsys.readouterr()
+    assert "gate met" in shown.out
+    assert max(map(len, shown.out.splitlines()[:-3])) <= 80
+    assert shown.err.count("no statistics are kept by norm=none, so there is one way to evaluate") == 1
+    (folder,) = where.glob("runs/*-bench-*")
+    arms = {
+        (r.config["norm.name"], r.config["eval.stats"], r.config["eval.batch_size"]) for r in read_runs([folder])[0]
+    }
+    ways = [("none", "running"), ("batch", "running"), ("batch", "batch"), ("batch", "folded")]
+    assert arms == {(*way, size) for way in ways for size in (1, 8, 64)}
+    rows = list(csv.DictReader((folder / "bench.csv").read_text().splitlines()))
+    assert all(float(r["images_per_second"]) == pytest.approx(1e3 * size / float(r["step_ms"]), rel=1e-5)
+               for size, part in zip((1, 8, 64), (rows[:4], rows[4:8], rows[8:]), strict=True) for r in part)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["eval.stats=running,precise", "bench.mode=inference"],
+            r"eval.stats=precise: takes the time of another\nname",
+        ),
+        (
+            ["bench.graph=true", "bench.mode=inference"],
+            r"bench.graph=true: cannot be combined with bench.mode=inference",
+        ),
+        (["bench.mode=training"], r"bench.mode=training: must be one of steps, inference"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sections("norm=none,batch", *overrides)
+
+
+def test_a_batch_that_the_test_images_do_not_fill_is_refused() -> None:
+    (section,) = sections("norm=none,batch", "bench.mode=inference", "eval.batch_size=5000")
+    with pytest.raises(ConfigError, match="eval.batch_size=5000: digits has 360 test images"):
+        inference.inference_contest(section)
 
 
 def test_one_block_has_no_interval() -> None:

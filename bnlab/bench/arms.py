@@ -20,6 +20,7 @@ from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_o
 from bnlab.models.model import check_fit
 from bnlab.schema import parse
 from bnlab.training.allocator import keep_freed_memory
+from bnlab.training.evaluation import check_eval
 
 DEFAULT_NORMS = "norm=none,batch,ghost,instance,layer,group"
 DEFAULT_LAYERS = "norm=batch,ghost,instance,layer,group"
@@ -63,11 +64,13 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
     reading the data.
     """
     bench = limits_of(overrides)
+    infers = bench.mode == "inference"
     rest = [line for line in overrides if not line.startswith(OWN)]
     if not any(line.startswith("norm=") for line in rest):
         rest.append(DEFAULT_LAYERS if layers else DEFAULT_NORMS)
     drafts: dict[str, _Draft] = {}
     notes: list[str] = []
+    alike: dict[str, None] = {}
     jobs = compose.planned(rest, multirun=True)
     shared = set.intersection(*(set(lines) for lines, _ in jobs))
     for lines, tree in jobs:
@@ -75,14 +78,23 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
         name = " ".join(changed) or f"norm={tree['norm']['name']}"
         try:
             config = parse_config(tree)
+            if bench.graph and infers:
+                raise ConfigError("bench.graph=true: cannot be combined with bench.mode=inference\nomit one of the two")
             if bench.graph and device_of(config.trainer.device).type != "cuda":
                 raise ConfigError("bench.graph=true: graphs exist on CUDA only\nomit it")
+            if infers and config.eval.stats != "running":
+                if not config.norm.facts.keeps_stats:
+                    alike[config.norm.name] = None
+                    continue
+                _check_way(config)
             check(config, bundle_of(config.data))
         except IncompatibleError as error:
             notes.append(left_out(name, error))
             continue
-        title = " ".join(line for line in changed if not line.startswith(("norm=", "norm.", "seed=", "name=")))
-        draft = drafts.setdefault(_without(tree, "norm"), _Draft(title, lines))
+        aside = ("norm=", "norm.", "seed=", "name=", *(["eval.stats="] if infers else []))
+        title = " ".join(line for line in changed if not line.startswith(aside))
+        others = {**tree, "eval": {**tree["eval"], "stats": ""}} if infers else tree
+        draft = drafts.setdefault(_without(others, "norm"), _Draft(title, lines))
         if any(_without(tree) == _without(other) for _, other in draft.configs):
             notes.append(f"left out: {name}: a bench has one seed, and this differs from another arm in no more")
         else:
@@ -96,6 +108,8 @@ def read(overrides: Sequence[str], layers: bool = False) -> tuple[BenchConfig, l
         for draft in map(drafts.pop, alone):
             notes.append(f"left out: {draft.title}: only norm=none fits, and there is nothing to compare it with")
         notes += [note for draft in drafts.values() for note in _given_a_baseline(draft)]
+    if alike:
+        notes.append(f"no statistics are kept by norm={','.join(alike)}, so there is one way to evaluate")
     return bench, [BenchSection(draft.title, _labelled(draft.configs)) for draft in drafts.values()], notes
 
 
@@ -111,6 +125,18 @@ def check(config: Config, bundle: DataBundle) -> None:
     """Refuse a strategy that does not fit its model, its batch or the images. Errors: IncompatibleError."""
     check_fit(config.model, config.norm)
     model_of(config, bundle)
+
+
+def _check_way(config: Config) -> None:
+    """Refuse what takes the time of another way of evaluation, and what cannot be folded.
+
+    Errors: ConfigError, IncompatibleError.
+    """
+    if config.eval.stats not in ("batch", "folded"):
+        raise ConfigError(
+            f"eval.stats={config.eval.stats}: takes the time of another\nname some of running, batch, folded"
+        )
+    check_eval(model_of(config, bundle_of(config.data)), config.eval)
 
 
 def left_out(name: str, error: IncompatibleError) -> str:
@@ -145,7 +171,9 @@ def _labelled(configs: Sequence[tuple[Config, dict[str, Any]]]) -> tuple[BenchAr
     for config, tree in configs:
         same = [other["norm"] for _, other in configs if other["norm"]["name"] == tree["norm"]["name"]]
         changed = [key for key, value in tree["norm"].items() if any(norm[key] != value for norm in same)]
-        label = " ".join([config.norm.name, *(f"{key}={_typed(tree['norm'][key])}" for key in changed)])
+        ways = {other["eval"]["stats"] for _, other in configs}
+        way = [f"stats={config.eval.stats}"] if len(ways) > 1 else []
+        label = " ".join([config.norm.name, *(f"{key}={_typed(tree['norm'][key])}" for key in changed), *way])
         arms.append(BenchArm(label, config, tree))
     return tuple(sorted(arms, key=lambda arm: arm.config.norm.name != "none"))
 
@@ -180,21 +208,12 @@ def contest(section: BenchSection, graph: bool = False) -> Contest:
     """
     keep_freed_memory()
     config = section.arms[0].config
-    threads = set_threads(config.trainer.threads)
+    set_threads(config.trainer.threads)
     device = device_of(config.trainer.device)
     loaded = {arm.config.data: _loaded(arm.config, section.images, device) for arm in section.arms}
     bundle, _, batches = loaded[config.data]
     size = len(batches[0][1])
-    layout = "channels_last" if config.trainer.channels_last and config.model.has_space else "contiguous"
-    setting = (
-        bundle.name,
-        f"{config.model.name}, batch {size}",
-        f"{device.type}, {threads} thread{'s' if threads > 1 else ''}",
-        layout,
-        *([config.trainer.precision] if config.trainer.precision != "float32" else []),
-        *(["compiled"] if config.trainer.compile else []),
-        *(["graph replay"] if graph else []),
-    )
+    setting = (*setting_of(config, bundle.name, size, device), *(["graph replay"] if graph else []))
 
     def make(config: Config) -> Callable[[], Stepper]:
         def made() -> Stepper:
@@ -211,6 +230,19 @@ def contest(section: BenchSection, graph: bool = False) -> Contest:
     steppers = {arm.label: make(arm.config) for arm in section.arms}
     epochs = {arm.label: loaded[arm.config.data][1].steps_per_epoch for arm in section.arms}
     return Contest(section.title, setting, size, device, steppers, section.left_out, graph, epochs)
+
+
+def setting_of(config: Config, data: str, size: int, device: torch.device) -> tuple[str, ...]:
+    """Return what contenders share, for a heading: data, model and batch, device, layout, precision."""
+    threads = torch.get_num_threads()
+    return (
+        data,
+        f"{config.model.name}, batch {size}",
+        f"{device.type}, {threads} thread{'s' if threads > 1 else ''}",
+        "channels_last" if config.trainer.channels_last and config.model.has_space else "contiguous",
+        *([config.trainer.precision] if config.trainer.precision != "float32" else []),
+        *(["compiled"] if config.trainer.compile else []),
+    )
 
 
 def _loaded(config: Config, images: DataBundle | None, device: torch.device) -> tuple[DataBundle, Batches, list[Batch]]:

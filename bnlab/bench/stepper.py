@@ -109,7 +109,7 @@ def stepper(
     """
     one = trainee(config, bundle, training_set, device)
     stream, count, micro_batch = itertools.cycle(batches), itertools.count(), config.micro_batch(workers=1)
-    parameters, widest = sum(p.numel() for p in one.model.parameters()), _widest(one.model, batches[0][0])
+    parameters, widest = sum(p.numel() for p in one.model.parameters()), widest_of(one.model, batches[0][0])
 
     def train(images: Tensor, labels: Tensor, mark: Mark | None) -> None:
         train_step(
@@ -176,8 +176,8 @@ def _no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def _widest(model: nn.Module, images: Tensor) -> int:
-    """Return the bytes of the widest normalized activation of a training batch."""
+def widest_of(model: nn.Module, images: Tensor) -> int:
+    """Return the bytes of the widest normalized activation of a batch; 0 without a norm."""
     widest = 0
 
     def look(layer: nn.Module, x: Tensor) -> None:

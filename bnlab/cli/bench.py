@@ -14,6 +14,7 @@ from bnlab.cli.options import Format, Overrides, number_in, one_of
 from bnlab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from bnlab.bench.arms import BenchSection
     from bnlab.bench.engine import BenchConfig, Contest, ContestTime
     from bnlab.bench.scaling import Level, Size
     from bnlab.claims.rule import Part
@@ -40,6 +41,9 @@ def bench(
     delay: Annotated[
         str, typer.Option("--delay", metavar="MS,...", help="By how many milliseconds it is late, with --workers.")
     ] = DEFAULT_DELAYS,
+    inference: Annotated[
+        bool, typer.Option("--inference", help="Evaluation in place of training steps: kept, own, folded statistics.")
+    ] = False,
     gate: Gate = None,
     format: Format = "table",
 ) -> None:
@@ -49,8 +53,13 @@ def bench(
     bench.precision=N, bench.rounds=N. Stops when every ratio is known to 2 % or after two minutes, and says which.
     """
     from bnlab.bench.arms import limits_of
+    from bnlab.bench.inference import USUAL
 
-    lines, gates = overrides or [], parse_gates(gate)
+    lines, gates = list(overrides or []), parse_gates(gate)
+    if inference:
+        if layers or scale is not None or workers is not None:
+            raise ConfigError("--inference: cannot be combined with --layers, --scale or --workers\nomit the others")
+        lines += ["bench.mode=inference", *unless_named(USUAL, lines)]
     if gates and (layers or workers is not None):
         raise ConfigError("--gate: cannot be combined with --layers or --workers\nomit one of the two")
     if layers and scale is not None:
@@ -83,7 +92,7 @@ def _bench_steps(
     overrides: Sequence[str], layers: bool, scale: Size | None, gates: Sequence[Part], format: str
 ) -> None:
     """Time whole training steps, also at growing sizes, or layers alone."""
-    from bnlab.bench.arms import contest, read
+    from bnlab.bench.arms import read
     from bnlab.bench.engine import figures
     from bnlab.bench.layer_times import SHAPES, layer_contest, uncompared
     from bnlab.bench.scaling import growth_rows, levels
@@ -107,7 +116,7 @@ def _bench_steps(
             grown = [levels(section, scale) for section in sections]
             sections = [level.section for part in grown for level in part]
         check_gates(gates, [planned(arm.tree, is_bench=True) for section in sections for arm in section.arms])
-        times = timed(limits, [partial(contest, section, limits.graph) for section in sections])
+        times = timed(limits, contests(limits, sections))
         folder = record(sections, times)
     if format == "table":
         _print(times, grown, scale)
@@ -118,6 +127,22 @@ def _bench_steps(
         results().emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
     messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder}"))
     end_by_gates(gates, read_runs([folder])[0], format)
+
+
+def unless_named(usual: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """Return the overrides of `usual` whose keys `lines` do not set."""
+    named = {line.partition("=")[0].lstrip("+~") for line in lines}
+    return [line for line in usual if line.partition("=")[0] not in named]
+
+
+def contests(limits: BenchConfig, sections: Sequence[BenchSection]) -> list[Callable[[], Contest | None]]:
+    """Return what makes the contest of each section, one after the other."""
+    from bnlab.bench.arms import contest
+    from bnlab.bench.inference import inference_contest
+
+    if limits.mode == "inference":
+        return [partial(inference_contest, section) for section in sections]
+    return [partial(contest, section, limits.graph) for section in sections]
 
 
 def timed(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]]) -> list[ContestTime]:

@@ -160,14 +160,12 @@ def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str |
 
 def _measure(lines: Sequence[str], base: Path) -> None:
     """Time the arms of a bench and record them below a folder."""
-    from functools import partial
-
-    from bnlab.bench.arms import contest, read
-    from bnlab.cli.bench import timed
+    from bnlab.bench.arms import read
+    from bnlab.cli.bench import contests, timed
     from bnlab.cli.bench_record import record
 
     limits, sections, _ = read(lines)
-    record(sections, timed(limits, [partial(contest, section, limits.graph) for section in sections]), base)
+    record(sections, timed(limits, contests(limits, sections)), base)
 
 
 def _evaluate(folder: Path, changes: Sequence[Mapping[str, Any]]) -> None:

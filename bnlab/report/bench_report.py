@@ -96,6 +96,11 @@ def _columns(times: ContestTime) -> list[Column]:
     def column(title: str, text: Callable[[ArmTime], str], rank: int) -> Column:
         return Column(title, [text(arm) for arm in arms], rank=rank)
 
+    phases = [
+        column("forward ms", lambda arm: significant(arm.forward_ms), 3),
+        column("backward ms", lambda arm: significant(arm.backward_ms), 3),
+        column("optimizer ms", lambda arm: significant(arm.optimizer_ms), 4),
+    ]
     ratios = [Cell("", "baseline"), *(_ratio_cell(arm.ratio) for arm in arms[1:])]
     return [
         Column("arm", [arm.label for arm in arms], left=True, is_name=True),
@@ -106,9 +111,7 @@ def _columns(times: ContestTime) -> list[Column]:
             styles=["dim", *(_style(arm.ratio, times.control) for arm in arms[1:])],
         ),
         column("floor", lambda arm: "" if arm is arms[0] else number(arm.floor, 3), 1),
-        column("forward ms", lambda arm: significant(arm.forward_ms), 3),
-        column("backward ms", lambda arm: significant(arm.backward_ms), 3),
-        column("optimizer ms", lambda arm: significant(arm.optimizer_ms), 4),
+        *(phases if any(arm.forward_ms is not None for arm in arms) else []),
         column("images/s", lambda arm: number(arm.images_per_second, 0), 2),
         column("peak MB", lambda arm: number(arm.traffic.peak / _MEGA, 1), 5),
         column("moved MB", lambda arm: number(arm.traffic.moved / _MEGA, 0), 6),

@@ -701,7 +701,7 @@ def test_a_bench_prints_a_table_and_leaves_a_record(done: tuple[Path, Any]) -> N
     assert max(map(len, lines)) <= 80
     assert "A second copy of none took" in process.stdout
     (folder,) = place.glob("runs/2*")
-    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "bench.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "2", "bench.csv", "rounds.csv"]
     assert f"recorded in runs/{folder.name}" in process.stderr
 
 

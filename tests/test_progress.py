@@ -116,7 +116,7 @@ def test_each_round_of_jobs_is_counted_by_itself(terminal: Callable[[io.StringIO
             progress.job_ended(index, "done", "")
     progress.closed()
     counts = re.findall(r"(\d/\d) jobs", stream.getvalue())
-    assert list(dict.fromkeys(counts))[-3:] == ["3/3", "1/2", "2/2"]
+    assert list(dict.fromkeys(counts))[-3:] == ["0/2", "1/2", "2/2"]
 
 
 def test_the_display_is_not_drawn_at_every_report(terminal: Callable[[io.StringIO], Terminal]) -> None:

@@ -140,8 +140,7 @@ def test_the_table_of_replays_has_no_phases(monkeypatch: pytest.MonkeyPatch) -> 
     lines = table(imagined(REPLAYED, graph=True), 120, monkeypatch)
     row = next(line for line in lines if line.startswith("batch"))
     assert row.split()[:6] == ["batch", "3.000", "1.500", "(1.500–1.500)", "1.000", "21,333"]
-    assert "–" not in row
-    assert not any("forward" in line for line in lines)
+    assert "ms" not in " ".join(next(line for line in lines if line.startswith("arm")).split()[3:])
     assert "replayed from a CUDA graph" in " ".join(lines)
 
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-from helpers_bench import SMALL, ignore, sections
+from helpers_bench import CPU, SMALL, ignore, sections
 from torch import nn
 
-from bnlab.bench import inference
+from bnlab.bench import inference, profiling
+from bnlab.bench import stepper as stepping
 from bnlab.bench.arms import contest
 from bnlab.bench.engine import CONTROL, BenchConfig, ContestTime, by_block, measure
 from bnlab.bench.pairing import LOOKS, over_blocks
@@ -35,6 +36,7 @@ from bnlab.data.batches import batch_sizes
 from bnlab.errors import ConfigError
 from bnlab.models.model import norm_layers
 from bnlab.record.read import Run, read_runs
+from bnlab.training import loop
 
 FEW = BenchConfig(precision=99.0, rounds=4)
 QUICK = [*SMALL, "trainer.threads=1", "bench.precision=99", "bench.rounds=4"]
@@ -275,3 +277,73 @@ def test_a_batch_that_the_test_images_do_not_fill_is_refused() -> None:
 def test_one_block_has_no_interval() -> None:
     assert over_blocks([2.0]).low is None
     assert math.isnan(over_blocks([]).value)
+
+
+# ---------------------------------------------------------------- the profiler
+
+
+def test_the_norm_of_a_network_is_found_in_both_passes() -> None:
+    """Of `none` nothing is the norm's; with batch norm both passes have it, and all shares add up to 1."""
+    (section,) = sections("norm=none,batch,renorm,population,frn", "trainer.threads=1")
+    found = profiling.profiled(section)
+    shares = {arm.label: {group: share.value for group, share in arm.shares.items()} for arm in found.arms}
+    assert all(math.isclose(sum(of.values()), 1.0) for of in shares.values())
+    assert shares["none"]["norm forward"] == shares["none"]["norm backward"] == 0.0
+    norms = [label for label in shares if label != "none"]
+    assert all(shares[label]["norm forward"] > 0 and shares[label]["norm backward"] > 0 for label in norms)
+    assert all(of[group] > 0 for of in shares.values() for group in ("conv and linear", "activation", "optimizer"))
+    assert all(len(steps) == profiling.STEPS for arm in found.arms for steps in arm.by_step.values())
+
+
+def test_operations_are_in_the_group_of_their_module() -> None:
+    """A convolution, batch norm, relu and their gradients, named by torch; the buffers' update is the norm's too."""
+    (section,) = sections("norm=renorm,none", "trainer.threads=1")
+    arm = next(arm for arm in section.arms if arm.label == "renorm")
+    bundle, training_set, batches = profiling.loaded_data(arm.config, None, CPU)
+    one = stepping.trainee(arm.config, bundle, training_set, CPU)
+    profiling._lay_ranges(one)
+    with profiling._profiler(CPU) as watched, profiling.record_function(profiling.STEP):
+        loop.train_step(one.forward, one.optimizer, one.mean_loss, *batches[0], 0, one.refresh)
+    events = list(watched.events() or ())
+    made = profiling.made_by(events)
+    groups = {
+        name: {profiling._group_of(event, made) for event in events if event.name == name}
+        for name in ("aten::mkldnn_convolution", "aten::convolution_backward", "aten::lerp_", "aten::relu",
+                     "aten::threshold_backward", "aten::batch_norm_update_stats", "aten::native_batch_norm_backward",
+                     "aten::_fused_sgd_", "aten::_log_softmax_backward_data")
+    }  # fmt: skip
+    assert groups == {
+        "aten::mkldnn_convolution": {"conv and linear"},
+        "aten::convolution_backward": {"conv and linear"},
+        "aten::lerp_": {"norm forward"},
+        "aten::relu": {"activation"},
+        "aten::threshold_backward": {"activation"},
+        "aten::batch_norm_update_stats": {"norm forward"},
+        "aten::native_batch_norm_backward": {"norm backward"},
+        "aten::_fused_sgd_": {"optimizer"},
+        "aten::_log_softmax_backward_data": {"other"},
+    }
+
+
+def test_shares_are_of_medians_over_steps() -> None:
+    """One step in which another program had the processor does not count."""
+    step = dict(zip(profiling.GROUPS, (1.0, 2.0, 4.0, 1.0, 0.5, 1.5), strict=True))
+    steps = [{group: ms * factor for group, ms in step.items()} for factor in np.linspace(0.9, 1.1, 19)]
+    found = profiling.arm_of("x", [*steps, step | {"optimizer": 500.0}])
+    assert [round(share.value, 2) for share in found.shares.values()] == [0.1, 0.2, 0.4, 0.1, 0.05, 0.15]
+    assert found.ms == pytest.approx(10.0, rel=0.02)
+    assert all((s.low or 0) <= s.value <= (s.high or 0) for s in found.shares.values())
+
+
+def test_a_profile_is_a_table_and_a_record(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench(["norm=none,batch", *QUICK], profile=True)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(word in shown for word in ("norm forward %", "optimizer %", "torch's profiler"))
+    (path,) = where.glob("runs/*-bench-*/bench.csv")
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [(row["arm"], float(row["share_norm_forward"]) == 0) for row in rows] == [("none", True), ("batch", False)]
+    with pytest.raises(ConfigError, match="--profile: stands alone"):
+        bench(["norm=none,batch", *QUICK], profile=True, layers=True)
+    with pytest.raises(ConfigError, match=r"--profile: takes training steps as they are"):
+        bench(["norm=none,batch", *QUICK, "bench.mode=inference"], profile=True)

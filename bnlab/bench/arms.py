@@ -210,7 +210,7 @@ def contest(section: BenchSection, graph: bool = False) -> Contest:
     config = section.arms[0].config
     set_threads(config.trainer.threads)
     device = device_of(config.trainer.device)
-    loaded = {arm.config.data: _loaded(arm.config, section.images, device) for arm in section.arms}
+    loaded = {arm.config.data: loaded_data(arm.config, section.images, device) for arm in section.arms}
     bundle, _, batches = loaded[config.data]
     size = len(batches[0][1])
     setting = (*setting_of(config, bundle.name, size, device), *(["graph replay"] if graph else []))
@@ -245,7 +245,9 @@ def setting_of(config: Config, data: str, size: int, device: torch.device) -> tu
     )
 
 
-def _loaded(config: Config, images: DataBundle | None, device: torch.device) -> tuple[DataBundle, Batches, list[Batch]]:
+def loaded_data(
+    config: Config, images: DataBundle | None, device: torch.device
+) -> tuple[DataBundle, Batches, list[Batch]]:
     """Return the data of an arm, on the device, and its first batches."""
     bundle = images or bundle_of(config.data)
     training_set = device_batches(config, bundle, bundle.train, device, training=True)

@@ -44,6 +44,9 @@ def bench(
     inference: Annotated[
         bool, typer.Option("--inference", help="Evaluation in place of training steps: kept, own, folded statistics.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Where a step's time goes: norms, layers, optimizer; by torch's profiler.")
+    ] = False,
     gate: Gate = None,
     format: Format = "table",
 ) -> None:
@@ -56,6 +59,10 @@ def bench(
     from bnlab.bench.inference import USUAL
 
     lines, gates = list(overrides or []), parse_gates(gate)
+    if profile:
+        if inference or layers or scale is not None or workers is not None or gates:
+            raise ConfigError("--profile: stands alone, without another mode and without --gate\nomit the others")
+        return _profile_steps(lines, format)
     if inference:
         if layers or scale is not None or workers is not None:
             raise ConfigError("--inference: cannot be combined with --layers, --scale or --workers\nomit the others")
@@ -127,6 +134,37 @@ def _bench_steps(
         results().emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
     messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder}"))
     end_by_gates(gates, read_runs([folder])[0], format)
+
+
+def _profile_steps(overrides: Sequence[str], format: str) -> None:
+    """Take some steps of each arm under the profiler."""
+    from bnlab.bench.arms import read
+    from bnlab.bench.profiling import profiled
+    from bnlab.record.latest import runs_folder
+    from bnlab.record.plain_files import write_bytes
+    from bnlab.record.run_folder import fresh_folder
+    from bnlab.report.bench_report import profile_table
+    from bnlab.report.console import messages, results
+    from bnlab.report.rows import TIDY_FORMATS, as_csv
+
+    limits, sections, notes = read(overrides)
+    if limits.graph or limits.mode != "steps":
+        raise ConfigError("--profile: takes training steps as they are\nomit bench.graph and bench.mode")
+    for line in dict.fromkeys(notes):
+        messages().say(line)
+    found = [profiled(section) for section in sections]
+    rows = [{"contest": item.title, "arm": arm.label, **arm.figures} for item in found for arm in item.arms]
+    folder = fresh_folder(runs_folder(), "bench")
+    write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
+    out = results()
+    if format == "table":
+        for number, item in enumerate(found):
+            if number:
+                out.say("")
+            out.print(profile_table(item, out))
+    else:
+        out.emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
+    messages().say(f"recorded in {folder}")
 
 
 def unless_named(usual: Sequence[str], lines: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from bnlab.report.table import Column, bullets, draw, joined
 if TYPE_CHECKING:
     from bnlab.bench.engine import ArmTime, ContestTime
     from bnlab.bench.pairing import Blocks
+    from bnlab.bench.profiling import SectionProfile
     from bnlab.bench.scaling import Growth
     from bnlab.interval import Interval
 
@@ -68,6 +69,27 @@ def growth_table(growths: Sequence[Growth], out: Terminal) -> Group:
     heading = joined(["ms a step by images in the training set; an epoch takes images^p"], out, "bold")
     notes = bullets([f"p is the mean of {exponents[0].n} blocks, each fitted over all sizes on logarithms."], out)
     return Group(*heading, Text(""), *draw(columns, out, split=True).lines, Text(""), *notes)
+
+
+def profile_table(found: SectionProfile, out: Terminal) -> Group:
+    """Return where the time in the operations of a step goes, in percent by group."""
+    arms = found.arms
+    columns = [
+        Column("arm", [arm.label for arm in arms], left=True, is_name=True),
+        Column("operations ms", [significant(arm.ms) for arm in arms]),
+    ]
+    for group in arms[0].shares:
+        shares = [arm.shares[group] for arm in arms]
+        cells = [Cell(f"{100 * s.value:.1f}", f"({100 * (s.low or 0):.1f}–{100 * (s.high or 0):.1f})") for s in shares]
+        short = [replace(cell, interval="") for cell in cells]
+        columns.append(Column(f"{group} %", cells, short=short))
+    heading = joined([found.title or "one training step", *found.setting], out, "bold")
+    notes = [
+        f"Shares of the time in the operations of {len(arms[0].by_step['other'])} steps under torch's profiler, which "
+        "itself takes time between them; bnlab bench without --profile tells how long a step is.",
+        "norm: statistics, normalization and what follows from them; conv and linear: forward and backward.",
+    ]
+    return Group(*heading, Text(""), *draw(columns, out, split=True).lines, Text(""), *bullets(notes, out))
 
 
 def left_out_note(columns: Sequence[Column]) -> list[str]:

@@ -299,6 +299,24 @@ def epoch_ms(run: Summary) -> float | None:
     return of_part(run, "bench", "epoch_ms")
 
 
+@metric("norm share", "%", "lower", scale=100.0)
+def norm_share(run: Summary) -> float | None:
+    """share of the norms, both passes, in the operations of a step, by `bnlab bench --profile`"""
+    return of_part(run, "bench", "norm_share")
+
+
+@metric("norm forward", "%", "lower", scale=100.0)
+def norm_forward_share(run: Summary) -> float | None:
+    """share of statistics and normalization in the operations of a step, by `bnlab bench --profile`"""
+    return of_part(run, "bench", "norm_forward_share")
+
+
+@metric("norm backward", "%", "lower", scale=100.0)
+def norm_backward_share(run: Summary) -> float | None:
+    """share of the backward pass of the norms in the operations of a step, by `bnlab bench --profile`"""
+    return of_part(run, "bench", "norm_backward_share")
+
+
 @metric("refresh ms", "ms", "lower")
 def refresh_ms(run: Summary) -> float | None:
     """median time of a refresh of training-set statistics, which is part of its step"""

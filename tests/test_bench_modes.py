@@ -31,6 +31,8 @@ from bnlab.claims.evidence import Undecidable
 from bnlab.claims.language import parse_sentence
 from bnlab.cli.bench import bench
 from bnlab.cli.bench_record import record
+from bnlab.cli.claim import _measure
+from bnlab.compare.comparison import compare
 from bnlab.compare.looks import critical_level
 from bnlab.data.batches import batch_sizes
 from bnlab.errors import ConfigError
@@ -260,7 +262,7 @@ def test_an_inference_bench_is_recorded_by_statistics_and_batch(
             ["bench.graph=true", "bench.mode=inference"],
             r"bench.graph=true: cannot be combined with bench.mode",
         ),
-        (["bench.mode=training"], r"bench.mode=training: must be one of steps, inference"),
+        (["bench.mode=training"], r"bench.mode=training: must be one of steps, inference, profile"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(overrides: list[str], message: str) -> None:
@@ -329,7 +331,7 @@ def test_shares_are_of_medians_over_steps() -> None:
     """One step in which another program had the processor does not count."""
     step = dict(zip(profiling.GROUPS, (1.0, 2.0, 4.0, 1.0, 0.5, 1.5), strict=True))
     steps = [{group: ms * factor for group, ms in step.items()} for factor in np.linspace(0.9, 1.1, 19)]
-    found = profiling.arm_of("x", [*steps, step | {"optimizer": 500.0}])
+    found = profiling.arm_of("x", 3, [*steps, step | {"optimizer": 500.0}])
     assert [round(share.value, 2) for share in found.shares.values()] == [0.1, 0.2, 0.4, 0.1, 0.05, 0.15]
     assert found.ms == pytest.approx(10.0, rel=0.02)
     assert all((s.low or 0) <= s.value <= (s.high or 0) for s in found.shares.values())
@@ -342,8 +344,21 @@ def test_a_profile_is_a_table_and_a_record(where: Path, capsys: pytest.CaptureFi
     assert all(word in shown for word in ("norm forward %", "optimizer %", "torch's profiler"))
     (path,) = where.glob("runs/*-bench-*/bench.csv")
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    assert [(row["arm"], float(row["share_norm_forward"]) == 0) for row in rows] == [("none", True), ("batch", False)]
+    assert [(row["arm"], float(row["norm_forward_share"]) == 0) for row in rows] == [("none", True), ("batch", False)]
     with pytest.raises(ConfigError, match="--profile: stands alone"):
         bench(["norm=none,batch", *QUICK], profile=True, layers=True)
     with pytest.raises(ConfigError, match=r"--profile: takes training steps as they are"):
         bench(["norm=none,batch", *QUICK, "bench.mode=inference"], profile=True)
+    with pytest.raises(ConfigError, match=r"bench.mode=profile: is --profile here"):
+        bench(["norm=none,batch", *QUICK, "bench.mode=profile"])
+
+
+def test_a_claim_takes_the_share_of_the_norms(where: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _measure(["norm=none,batch", *QUICK, "bench.mode=profile"], where / "pool")
+    runs = read_runs([where / "pool"])[0]
+    text = "norm_forward_share[norm=batch] - norm_forward_share[norm=none] > 0"
+    found = evidence_of(parse_sentence(text).of, runs).interval(0.05, ())
+    shares = runs[-1].summary["bench"]["by_block"]["norm_forward_share"]  # type: ignore[index]
+    assert found.n == profiling.STEPS
+    assert found.value == pytest.approx(100 * statistics.fmean(shares))
+    assert compare([where / "pool"], metrics=["norm_share"]) is not None

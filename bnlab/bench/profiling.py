@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,14 +47,16 @@ class ArmProfile:
     label: str
     ms: float
     shares: dict[str, Interval]
-    by_step: dict[str, list[float]]
+    by_step: dict[str, list[float]]  # by the names of their metrics
+    num_parameters: int
 
     @property
     def figures(self) -> dict[str, float | None]:
         """Its figures as plain values, by the names of their metrics."""
-        plain: dict[str, float | None] = {"operations_ms": self.ms}
+        both = self.shares["norm forward"].value + self.shares["norm backward"].value
+        plain: dict[str, float | None] = {"operations_ms": self.ms, "norm_share": both}
         for group, share in self.shares.items():
-            name = f"share_{group.replace(' ', '_')}"
+            name = named(group)
             plain |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
         return plain
 
@@ -66,11 +69,23 @@ class SectionProfile:
     setting: tuple[str, ...]
     arms: tuple[ArmProfile, ...]
     device: torch.device
+    threads: int
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All figures as plain values, a row an arm."""
+        return [{"contest": self.title, "arm": arm.label, **arm.figures} for arm in self.arms]
+
+
+def named(group: str) -> str:
+    """Return the name of the metric that a group's share is."""
+    return f"{group.replace(' ', '_')}_share"
 
 
 def profiled(section: BenchSection) -> SectionProfile:
     """Take steps of each arm under the profiler. Errors: as of reading the data and finding the device."""
     keep_freed_memory()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it logs its start and its search for devices on stderr
     config = section.arms[0].config
     set_threads(config.trainer.threads)
     device = device_of(config.trainer.device)
@@ -87,9 +102,12 @@ def profiled(section: BenchSection) -> SectionProfile:
                         *(one.forward, one.optimizer, one.mean_loss, images, labels, number, one.refresh),
                         micro_batch=arm.config.micro_batch(workers=1),
                     )
-        arms.append(arm_of(arm.label, by_step(watched.events() or (), on_device=device.type == "cuda")[WARMUP:]))
+        parameters = sum(p.numel() for p in one.model.parameters())
+        arms.append(
+            arm_of(arm.label, parameters, by_step(watched.events() or (), on_device=device.type == "cuda")[WARMUP:])
+        )
     setting = setting_of(config, bundle.name, len(batches[0][1]), device)
-    return SectionProfile(section.title, setting, tuple(arms), device)
+    return SectionProfile(section.title, setting, tuple(arms), device, torch.get_num_threads())
 
 
 def by_step(events: Sequence[FunctionEvent], *, on_device: bool) -> list[dict[str, float]]:
@@ -139,7 +157,7 @@ def _range_of(event: FunctionEvent) -> str:
     return next((e.name.removeprefix(RANGE) for e in _above(event) if e.name.startswith(RANGE)), "other")
 
 
-def arm_of(label: str, steps: Sequence[dict[str, float]]) -> ArmProfile:
+def arm_of(label: str, num_parameters: int, steps: Sequence[dict[str, float]]) -> ArmProfile:
     """Return what the milliseconds of each group in each step come to.
 
     A group's share is its median over the sum of all medians, so that shares add up to 1 and a step in which another
@@ -154,8 +172,10 @@ def arm_of(label: str, steps: Sequence[dict[str, float]]) -> ArmProfile:
         Interval(float(share), float(below), float(above), len(table), kind="median")
         for share, below, above in zip(center / center.sum(), low, high, strict=True)
     ]
-    by_step = dict(zip(GROUPS, (table / table.sum(1, keepdims=True)).T.tolist(), strict=True))
-    return ArmProfile(label, float(center.sum()), dict(zip(GROUPS, shares, strict=True)), by_step)
+    parts = (table / table.sum(1, keepdims=True)).T
+    steps_of = {named(group): part.tolist() for group, part in zip(GROUPS, parts, strict=True)}
+    steps_of["norm_share"] = (parts[0] + parts[1]).tolist()
+    return ArmProfile(label, float(center.sum()), dict(zip(GROUPS, shares, strict=True)), steps_of, num_parameters)
 
 
 def _profiler(device: torch.device) -> profile:

@@ -12,7 +12,7 @@ from bnlab.errors import ConfigError
 from bnlab.record.read import Run
 
 DEPTH = "depth"  # what a slope may go over beside the keys of a configuration
-BENCH_ONLY = ("step_ratio", "epoch_ms")
+BENCH_ONLY = ("step_ratio", "epoch_ms", "norm_share", "norm_forward_share", "norm_backward_share")
 OF_A_BENCH = (*BENCH_ONLY, "step_ms", "images_per_second")
 
 

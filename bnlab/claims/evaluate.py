@@ -147,7 +147,8 @@ class _Reader:
         values = by_block.get(quantity.metric) if isinstance(by_block, Mapping) else None
         if not isinstance(values, list) or not all(isinstance(value, (int, float)) for value in values):
             raise Undecidable("missing", f"{quantity}: the bench keeps no blocks of it")
-        return dict(enumerate(values))
+        scale = find_metric(quantity.metric).scale
+        return {block: abs(v * scale) if quantity.absolute else v * scale for block, v in enumerate(values)}
 
     def _values(self, quantity: Quantity, observed: Observed) -> dict[int, float]:
         """Return a metric in its unit, times that were not reached cut where the first run ended without arriving."""

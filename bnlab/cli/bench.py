@@ -140,12 +140,10 @@ def _profile_steps(overrides: Sequence[str], format: str) -> None:
     """Take some steps of each arm under the profiler."""
     from bnlab.bench.arms import read
     from bnlab.bench.profiling import profiled
-    from bnlab.record.latest import runs_folder
-    from bnlab.record.plain_files import write_bytes
-    from bnlab.record.run_folder import fresh_folder
+    from bnlab.cli.bench_record import record_profiles
     from bnlab.report.bench_report import profile_table
     from bnlab.report.console import messages, results
-    from bnlab.report.rows import TIDY_FORMATS, as_csv
+    from bnlab.report.rows import TIDY_FORMATS
 
     limits, sections, notes = read(overrides)
     if limits.graph or limits.mode != "steps":
@@ -153,9 +151,7 @@ def _profile_steps(overrides: Sequence[str], format: str) -> None:
     for line in dict.fromkeys(notes):
         messages().say(line)
     found = [profiled(section) for section in sections]
-    rows = [{"contest": item.title, "arm": arm.label, **arm.figures} for item in found for arm in item.arms]
-    folder = fresh_folder(runs_folder(), "bench")
-    write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
+    folder = record_profiles(sections, found)
     out = results()
     if format == "table":
         for number, item in enumerate(found):
@@ -163,6 +159,7 @@ def _profile_steps(overrides: Sequence[str], format: str) -> None:
                 out.say("")
             out.print(profile_table(item, out))
     else:
+        rows = [row for item in found for row in item.rows]
         out.emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
     messages().say(f"recorded in {folder}")
 
@@ -178,6 +175,8 @@ def contests(limits: BenchConfig, sections: Sequence[BenchSection]) -> list[Call
     from bnlab.bench.arms import contest
     from bnlab.bench.inference import inference_contest
 
+    if limits.mode == "profile":
+        raise ConfigError("bench.mode=profile: is --profile here\nomit it")
     if limits.mode == "inference":
         return [partial(inference_contest, section) for section in sections]
     return [partial(contest, section, limits.graph) for section in sections]

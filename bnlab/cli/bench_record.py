@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bnlab.bench.arms import BenchSection
+from bnlab.bench.arms import BenchArm, BenchSection
 from bnlab.bench.engine import ContestTime, by_block, figures, observations
 from bnlab.config import compose
 from bnlab.errors import IncompatibleError
@@ -15,6 +16,12 @@ from bnlab.record.latest import runs_folder
 from bnlab.record.plain_files import write_bytes
 from bnlab.record.run_folder import RunFolder, fresh_folder, queue
 from bnlab.report.rows import as_csv, csv_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from bnlab.bench.profiling import SectionProfile
+    from bnlab.data.bundle import DataBundle
 
 
 def record(sections: Sequence[BenchSection], found: Sequence[ContestTime], base: Path | None = None) -> Path:
@@ -35,26 +42,44 @@ def record(sections: Sequence[BenchSection], found: Sequence[ContestTime], base:
         for arm in section.arms:
             if (time := timed.get(arm.label)) is None:
                 continue  # it was left out
-            bundle = section.images or bundle_of(arm.config.data)
-            where = environment_of(times.device, bundle, workers=1) | {"threads": times.threads}
-            tree = {**arm.tree, "data": {**arm.tree["data"], "name": bundle.name}}
-            place = folder / str(number)
+            summary = {
+                "steps": times.rounds,
+                "num_parameters": time.num_parameters,
+                "step_ms": {"median": time.step_ms, "p10": time.p10_ms, "p90": time.p90_ms},
+                "images_per_second": time.images_per_second,
+                "bench": figures(times, time) | {"by_block": by_block(time)},
+            }
+            _write_arm(folder / str(number), arm, section.images, times.device, times.threads, summary)
             number += 1
-            known = identity(tree | {"bench": folder.name}, bundle.fingerprint)  # another than that of the training
-            queue(place, tree, compose.as_yaml(tree), known)
-            run = RunFolder(place, known)
-            run.write_environment(where)
-            run.finish(
-                "done",
-                summary={
-                    "state": "done",
-                    "steps": times.rounds,
-                    "num_parameters": time.num_parameters,
-                    "step_ms": {"median": time.step_ms, "p10": time.p10_ms, "p90": time.p90_ms},
-                    "images_per_second": time.images_per_second,
-                    "bench": figures(times, time) | {"by_block": by_block(time)},
-                    "curve": {},
-                    "environment": where,
-                },
-            )
     return folder
+
+
+def record_profiles(
+    sections: Sequence[BenchSection], found: Sequence[SectionProfile], base: Path | None = None
+) -> Path:
+    """Write a run folder an arm, and all shares to `bench.csv`; return the folder."""
+    folder = fresh_folder(base or runs_folder(), "bench")
+    write_bytes(folder / "bench.csv", as_csv({}, [row for item in found for row in item.rows]).encode())
+    pairs = [
+        (section, arm, item, shares)
+        for section, item in zip(sections, found, strict=True)
+        for arm, shares in zip(section.arms, item.arms, strict=True)
+    ]
+    for number, (section, arm, item, shares) in enumerate(pairs):
+        bench = {"arm": shares.label, "baseline": item.arms[0].label, **shares.figures, "by_block": shares.by_step}
+        summary = {"steps": len(shares.by_step["norm_share"]), "num_parameters": shares.num_parameters, "bench": bench}
+        _write_arm(folder / str(number), arm, section.images, item.device, item.threads, summary)
+    return folder
+
+
+def _write_arm(
+    place: Path, arm: BenchArm, images: DataBundle | None, device: torch.device, threads: int, summary: dict[str, Any]
+) -> None:
+    bundle = images or bundle_of(arm.config.data)
+    where = environment_of(device, bundle, workers=1) | {"threads": threads}
+    tree = {**arm.tree, "data": {**arm.tree["data"], "name": bundle.name}}
+    known = identity(tree | {"bench": place.parent.name}, bundle.fingerprint)  # another than that of the training
+    queue(place, tree, compose.as_yaml(tree), known)
+    run = RunFolder(place, known)
+    run.write_environment(where)
+    run.finish("done", summary={"state": "done", **summary, "curve": {}, "environment": where})

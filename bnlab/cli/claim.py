@@ -162,9 +162,14 @@ def _measure(lines: Sequence[str], base: Path) -> None:
     """Time the arms of a bench and record them below a folder."""
     from bnlab.bench.arms import read
     from bnlab.cli.bench import contests, timed
-    from bnlab.cli.bench_record import record
+    from bnlab.cli.bench_record import record, record_profiles
 
     limits, sections, _ = read(lines)
+    if limits.mode == "profile":
+        from bnlab.bench.profiling import profiled
+
+        record_profiles(sections, [profiled(section) for section in sections], base)
+        return
     record(sections, timed(limits, contests(limits, sections)), base)
 
 

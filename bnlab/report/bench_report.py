@@ -85,8 +85,8 @@ def profile_table(found: SectionProfile, out: Terminal) -> Group:
         columns.append(Column(f"{group} %", cells, short=short))
     heading = joined([found.title or "one training step", *found.setting], out, "bold")
     notes = [
-        f"Shares of the time in the operations of {len(arms[0].by_step['other'])} steps under torch's profiler, which "
-        "itself takes time between them; bnlab bench without --profile tells how long a step is.",
+        f"Shares of the time in the operations of {len(arms[0].by_step['norm_share'])} steps under torch's profiler, "
+        "which itself takes time between them; bnlab bench without --profile tells how long a step is.",
         "norm: statistics, normalization and what follows from them; conv and linear: forward and backward.",
     ]
     return Group(*heading, Text(""), *draw(columns, out, split=True).lines, Text(""), *bullets(notes, out))

@@ -536,10 +536,11 @@ def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
         "statistics": ("mean_drift_1", "mean_drift_10", "drift_slope", "input_drift", "error_slope", "variance_shift"),
         "gradients": ("gradient_slope", "gradient_noise", "effective_rate", "euler_residual", "bias_gradient"),
     }
+    shares = ("norm_share", "norm_forward_share", "norm_backward_share")
     meters = {name: {"curve": {figure: [0.1, 0.2] for figure in figures}} for name, figures in read.items()}
     more = {
         "meters": meters,
-        "bench": {"ratio": 1.1},
+        "bench": {"ratio": 1.1, "epoch_ms": 9.0} | dict.fromkeys(shares, 0.1),
         "affine": affine,
         "check": 1e-9,
         "curve": run.summary["curve"] | curve,

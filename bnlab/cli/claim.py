@@ -63,7 +63,7 @@ def list_claims(
     if not pairs:
         raise ConfigError("no claim is like that\n`bnlab claim list` names all")
     if format == "table":
-        out.print(claims_table(pairs, out))
+        out.print(claims_table(pairs, out, all_of_them=source is None and verdict is None))
     else:
         out.emit(TIDY_FORMATS[format]({}, rows_of(pairs)))
 

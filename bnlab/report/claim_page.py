@@ -8,6 +8,7 @@ from typing import Any
 
 from bnlab.claims.language import parse_region
 from bnlab.claims.outcome import PartVerdict
+from bnlab.claims.outside import OUTSIDE
 from bnlab.report.claim_figures import figures_of
 from bnlab.report.claim_report import (
     Pair,
@@ -36,6 +37,7 @@ def page(pairs: Sequence[Pair]) -> str:
         summary=summary_line(pairs),
         chance=chance_line(pairs),
         claims=[_claim(claim, verdict) for claim, verdict in pairs],
+        outside=OUTSIDE,
     )
 
 

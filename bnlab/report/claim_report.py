@@ -15,6 +15,7 @@ from rich.text import Text
 from bnlab.claims.claim import Claim
 from bnlab.claims.language import Exact, Largest, Rate, Region, Slope, parse_region, quantities
 from bnlab.claims.outcome import PartVerdict
+from bnlab.claims.outside import OUTSIDE
 from bnlab.claims.rule import Combination, Rule, parts_of
 from bnlab.claims.verdict import ClaimVerdict
 from bnlab.compare.notes import count_of
@@ -316,8 +317,8 @@ def chance_line(pairs: Sequence[Pair]) -> str:
     )
 
 
-def claims_table(pairs: Sequence[Pair], out: Terminal) -> Group:
-    """Return the list of claims."""
+def claims_table(pairs: Sequence[Pair], out: Terminal, *, all_of_them: bool = True) -> Group:
+    """Return the list of claims; `all_of_them` also with what is out of scope."""
     rows = rows_of(pairs)
     words = [row["verdict"] + ("*" if row["stands"] else "") for row in rows]
     columns = [
@@ -331,7 +332,8 @@ def claims_table(pairs: Sequence[Pair], out: Terminal) -> Group:
     ]
     drawn = draw(columns, out)
     no_question = "bnlab claim show NAME has the question" * any(c.title == "question" for c in drawn.left_out)
-    below = [summary_line(pairs), chance_line(pairs), no_question]
+    outside = [f'out of scope: "{each.quote}" ({each.source}): {each.because}' for each in OUTSIDE if all_of_them]
+    below = [summary_line(pairs), chance_line(pairs), no_question, *outside]
     return Group(*drawn.lines, Text(""), *(line for text in below if text for line in _wrapped(text, out)))
 
 
@@ -342,11 +344,12 @@ def as_json(pairs: Sequence[Pair]) -> str:
          "command": command(claim, verdict), "record": asdict(verdict) if verdict else None}
         for row, (claim, verdict) in zip(rows_of(pairs), pairs, strict=True)
     ]  # fmt: skip
-    return json_text({"schema": 1, "summary": summary_line(pairs), "claims": claims})
+    outside = [asdict(each) for each in OUTSIDE]
+    return json_text({"schema": 1, "summary": summary_line(pairs), "claims": claims, "out_of_scope": outside})
 
 
 def as_md(pairs: Sequence[Pair]) -> str:
-    """Return the scorecard as Markdown: a line of counts, a table, then each claim's parts."""
+    """Return the scorecard as Markdown: a line of counts, a table, each claim's parts, and what is out of scope."""
     head = {"claims": summary_line(pairs), "chance": chance_line(pairs) or None}
     keys = ("claim", "source", "question", "verdict", "figures", "expected", "budget")
     text = as_markdown(head, [{key: row[key] for key in keys} for row in rows_of(pairs)])
@@ -359,7 +362,7 @@ def as_md(pairs: Sequence[Pair]) -> str:
                 for part in verdict.parts
             ]
             text += as_markdown({"scope": verdict.scope, "command": command(claim, verdict)}, rows)
-    return text
+    return text + "\n## out of scope\n\n" + as_markdown({}, [asdict(each) for each in OUTSIDE])
 
 
 def region_spans(region: Region, axis: Axis) -> list[tuple[float, float]]:

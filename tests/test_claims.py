@@ -20,6 +20,7 @@ from helpers_launchers import settings
 
 from bnlab.claims.claim import claim_files, read_claim
 from bnlab.claims.outcome import PartVerdict
+from bnlab.claims.outside import OUTSIDE
 from bnlab.claims.verdict import ClaimVerdict, read_verdict
 from bnlab.config.files import conf_dir
 from bnlab.errors import ConfigError
@@ -148,7 +149,7 @@ def identities(trees: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @pytest.mark.slow
 def test_every_shipped_claim_is_composed_and_its_cells_are_arms() -> None:
-    assert len(SHIPPED) >= 50
+    assert len(SHIPPED) >= 110
     for path in SHIPPED:
         claim = read_claim(path)
         for budget in ("quick", "full"):
@@ -366,12 +367,29 @@ def test_the_page_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
     assert bnlab("claim", "report", "--out", "page.html", cwd=tmp_path).returncode == 0
     text = (tmp_path / "page.html").read_text()
     assert len(text.encode()) < 300_000
+    for each in OUTSIDE:
+        assert each.because in text
     for word in ("<script", "http:", "https:", "src=", "@import", "<b>", "\x1b"):
         assert word not in text
     assert "it &lt;b&gt;is&lt;/b&gt; \\x1b[31m &amp; better" in text
     assert text.count("<article") == len(claim_files()) + 1
     assert "<svg" in text
     assert "</text>" in text
+
+
+def test_the_whole_list_and_the_scorecard_name_what_is_out_of_scope(tmp_path: Path) -> None:
+    lists = [
+        ["list"],
+        ["report"],
+        ["report", "-f", "md"],
+        ["list", "--source", "003"],
+        ["list", "--verdict", "not run"],
+    ]
+    said = [" ".join(bnlab("claim", *words, cwd=tmp_path).stdout.split()) for words in lists]
+    for each in OUTSIDE:
+        assert [each.because in text for text in said] == [True, True, True, False, False]
+    found = json.loads(bnlab("claim", "report", "-f", "json", cwd=tmp_path).stdout)["out_of_scope"]
+    assert found == [vars(each) for each in OUTSIDE]
 
 
 @pytest.mark.parametrize("format", ["plain", "csv", "json", "md"])

@@ -182,3 +182,32 @@ def test_ctrl_c_leaves_the_cursor_visible() -> None:
     os.close(ours)
     assert HIDE_CURSOR.encode() in written
     assert written.rindex(SHOW_CURSOR.encode()) > written.rindex(HIDE_CURSOR.encode())
+
+
+def shown_last(screen: Screen) -> str:
+    """The words of the last picture, without what moves the cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue().rpartition(HIDE_CURSOR)[2])
+
+
+def test_the_live_display_compares_the_arms_so_far(terminal: Callable[[io.StringIO], Terminal]) -> None:
+    screen, clock = Screen(), Clock()
+    progress = LiveProgress(terminal(screen), clock)
+    progress.sweep_started(6)
+    ends = [
+        ("norm=none seed=0", 0.9),
+        ("norm=none seed=1", 0.8),
+        ("norm=batch seed=0", 0.975),
+        ("norm=layer seed=0", None),
+    ]
+    for index, (label, accuracy) in enumerate(ends):
+        clock.now += 5
+        progress.job_started(index, label, 0)
+        progress.job_ended(index, "diverged" if accuracy is None else "done", "it ended", accuracy)
+    clock.now += 5
+    progress.running(["norm=batch seed=1", "norm=layer seed=1", "a", "b", "c"])
+    picture = shown_last(screen)
+    progress.closed()
+    assert re.search(r"norm=none +85\.00 %, 2 done\s", picture)
+    assert re.search(r"norm=batch +97\.50 %, 1 done\s", picture)
+    assert re.search(r"norm=layer +–, 1 lost\s", picture)
+    assert "running: norm=batch seed=1; norm=layer seed=1; a; b and 1 more" in picture

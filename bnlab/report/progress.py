@@ -13,8 +13,10 @@ The training loop reports through `Callback` where it flushes its rows, never in
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Mapping
+import re
+import statistics
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -29,6 +31,8 @@ from bnlab.training.callbacks import Callback
 from bnlab.training.job import ResultState
 
 LAST_JOBS = 12
+MOST_AT_WORK = 4  # are named
+_SEED = re.compile(r"\bseed=\S+")  # of a label, which is otherwise that of its arm
 _MARKS = {
     "done": ("✓", "green"),
     "diverged": ("∞", "yellow"),
@@ -93,7 +97,7 @@ class _Reporter(Callback):
             self._job.step = max(step, self._job.step)
             self._job.metrics = dict(metrics)
 
-    def job_ended(self, index: int, state: ResultState, headline: str) -> None:
+    def job_ended(self, index: int, state: ResultState, headline: str, accuracy: float | None = None) -> None:
         self._ended += 1
         self._job = None
 
@@ -140,9 +144,9 @@ class PlainProgress(_Reporter):
             self._last_line = self._now()
             self._say(f"{self._name(self._job.index)}: step {', '.join(filter(None, self._facts().values()))}")
 
-    def job_ended(self, index: int, state: ResultState, headline: str) -> None:
+    def job_ended(self, index: int, state: ResultState, headline: str, accuracy: float | None = None) -> None:
         name = self._name(index)
-        super().job_ended(index, state, headline)
+        super().job_ended(index, state, headline, accuracy)
         left = duration(self._sweep_left()) if self._ended < self._num_jobs else ""
         self._say(", ".join(part for part in (f"{name}: {state}", headline, left and f"{left} left in all") if part))
 
@@ -158,10 +162,13 @@ class PlainProgress(_Reporter):
 
 
 class LiveProgress(_Reporter):
-    """The last jobs with their outcome, the current one with its bar, and the whole sweep."""
+    """The comparison so far, the last jobs with their outcome, those that run, and the whole sweep."""
 
     def __init__(self, terminal: Terminal, now: Callable[[], float] | None = None) -> None:
         super().__init__(terminal, now)
+        self._arms: dict[str, list[float]] = {}  # test accuracies of the jobs that are done, by arm
+        self._lost = Counter[str]()  # other ends, by arm
+        self._at_work: list[str] = []
         self._jobs: deque[tuple[ResultState, str, str]] = deque(maxlen=LAST_JOBS)
         self._finished = Text()
         self._display = Display(terminal, now)
@@ -182,12 +189,22 @@ class LiveProgress(_Reporter):
         super().evaluated(step, metrics)
         self._draw()
 
-    def job_ended(self, index: int, state: ResultState, headline: str) -> None:
+    def job_ended(self, index: int, state: ResultState, headline: str, accuracy: float | None = None) -> None:
         label = self._job.label if self._job else f"job {index + 1}"
-        super().job_ended(index, state, headline)
+        super().job_ended(index, state, headline, accuracy)
         self._jobs.append((state, label, self._terminal.show(headline)))
-        self._finished = self._last_jobs() if self._num_jobs else Text()
+        arm = _SEED.sub("", label).strip()
+        if accuracy is not None and math.isfinite(accuracy):
+            self._arms.setdefault(arm, []).append(accuracy)
+        elif state in ("diverged", "failed", "killed"):
+            self._lost[arm] += 1
+        self._finished = self._so_far() if self._num_jobs else Text()
         self._draw()
+
+    def running(self, labels: Sequence[str]) -> None:
+        if labels != self._at_work:
+            self._at_work = list(labels)
+            self._draw()
 
     def noted(self, text: str) -> None:
         self._display.print(text)
@@ -199,9 +216,25 @@ class LiveProgress(_Reporter):
         started = f"{self._ended} {self._job is not None}"
         self._display.show(str, self._picture, part=started)
 
-    def _last_jobs(self) -> Text:
-        """The jobs that ended last, one a line: made once a job, because drawing a table takes milliseconds."""
-        shown = list(self._jobs)[-max(self._terminal.height - 4, 1) :]
+    def _so_far(self) -> Text:
+        """The arms and the jobs that ended last, one a line: made once a job, which takes milliseconds."""
+        arms = [*self._arms, *(arm for arm in self._lost if arm not in self._arms)]
+        room = self._terminal.height - 5
+        if not 1 < len(arms) < room:
+            return self._last_jobs(room)
+        margin = max(map(cell_len, arms))
+        lines = [Text("test accuracy so far", "bold")]
+        for arm in arms:
+            known, lost = self._arms.get(arm, []), self._lost[arm]
+            mean = f"{100 * statistics.fmean(known):6.2f} %, {len(known)} done" if known else "  –"
+            lines.append(Text(f"   {arm}{' ' * (margin - cell_len(arm))}  {mean}"))
+            lines[-1].append(f", {lost} lost" if lost else "", "yellow")
+        blank = Text("\n", no_wrap=True, overflow="ellipsis")
+        return blank.join([*lines, self._last_jobs(room - len(lines))] if room > len(lines) else lines)
+
+    def _last_jobs(self, room: int) -> Text:
+        """The jobs that ended last, as many as there is room for."""
+        shown = list(self._jobs)[-max(room, 1) :]
         margin = max(cell_len(label) for _, label, _ in shown)
         return Text("\n", no_wrap=True, overflow="ellipsis").join(
             Text.assemble(
@@ -220,4 +253,10 @@ class LiveProgress(_Reporter):
             left = duration(self._sweep_left())
             facts = {"step": f"{self._ended}/{self._num_jobs} jobs", "left": f"{left} left" if left else ""}
             rows.append((Text("all", "dim"), self._ended, self._num_jobs, facts))
-        return Group(*([self._finished] if self._finished else []), bar_lines(rows, self._terminal.width))
+        above = [self._finished] if self._finished else []
+        if self._at_work and self._job is None:
+            more = len(self._at_work) - MOST_AT_WORK
+            named = "; ".join(map(self._terminal.show, self._at_work[:MOST_AT_WORK]))
+            text = f"running: {named}{f' and {more} more' if more > 0 else ''}"
+            above.append(Text(text, no_wrap=True, overflow="ellipsis"))
+        return Group(*above, bar_lines(rows, self._terminal.width))

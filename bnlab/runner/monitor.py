@@ -34,22 +34,23 @@ HEADLINE = {  # metrics, and how a sentence has them
 }
 
 
-def headline(folder: Path, state: str, reason: str) -> str:
-    """Return in a few words how a job ended."""
+def ending(folder: Path, state: str, reason: str) -> tuple[str, float | None]:
+    """Return in a few words how a job ended, and its test accuracy where it is done."""
     if state != "done":
-        return reason.partition("\n")[0]
+        return reason.partition("\n")[0], None
     try:
         summary = json.loads(read_plain(folder / "summary.json"))
-        return f"test {100 * summary['curve']['test.accuracy'][-1]:.2f} %, {summary['train_seconds']:.1f} s"
+        accuracy = float(summary["curve"]["test.accuracy"][-1])
+        return f"test {100 * accuracy:.2f} %, {summary['train_seconds']:.1f} s", accuracy
     except (OSError, ValueError, LookupError, TypeError):
-        return ""
+        return "", None
 
 
 def tell_end(job: Job, status: Mapping[str, Any], callback: Callback) -> None:
     """Tell how a job ended, from its status."""
     states: tuple[ResultState, ...] = get_args(ResultState)
     state: ResultState = next((known for known in states if known == status.get("state")), "interrupted")
-    callback.job_ended(job.index, state, headline(job.folder, state, str(status.get("error") or "")))
+    callback.job_ended(job.index, state, *ending(job.folder, state, str(status.get("error") or "")))
 
 
 @contextmanager
@@ -86,6 +87,7 @@ class _Monitor:
         self._seen = {name: _version(job.folder) for name, job in self._running.items()}
         self._failures = Counter[str]()
         self._ended: set[str] = set()
+        self._at_work: dict[str, str] = {}  # name -> label of the jobs that are being done
 
     def look(self, *, last: bool = False) -> None:
         """Tell of what ended since the last look; the last one tells of failures that were not tried again, too."""
@@ -97,6 +99,7 @@ class _Monitor:
             if self._has_ended(name, job, last):
                 self._ended.add(name)
                 del self._running[name]
+        self._callback.running(list(self._at_work.values()))
 
     def _has_ended(self, name: str, job: Job, last: bool) -> bool:
         version = _version(job.folder)
@@ -108,13 +111,16 @@ class _Monitor:
             return False
         self._seen[name] = version
         state = status.get("state", "queued")
+        label = job.label or str(status.get("label") or "")
+        self._at_work.pop(name, None)
         if state in ("queued", "running"):
+            self._at_work |= {name: label} if state == "running" else {}
             return False
         if state in ("failed", "killed"):
             self._failures[name] += 1
             if self._failures[name] < self._attempts and not last:
                 return False
-        self._callback.job_started(job.index, job.label or str(status.get("label") or ""), 0)
+        self._callback.job_started(job.index, label, 0)
         tell_end(job, status, self._callback)
         return True
 

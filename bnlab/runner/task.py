@@ -18,7 +18,7 @@ from bnlab.errors import BnlabError, RecordError
 from bnlab.record.run_folder import queue, read_status
 from bnlab.record.sweep_record import take_name
 from bnlab.runner.launchers import current_job
-from bnlab.runner.monitor import headline, tell_end
+from bnlab.runner.monitor import ending, tell_end
 from bnlab.runner.parent import ParentProcess
 from bnlab.runner.supervisor import JobOptions, JobRunner, Supervisor
 from bnlab.training.job import INTERRUPTED, Job, JobResult, Terminated
@@ -40,7 +40,7 @@ def do(job: Job, runner: JobRunner, folder: Path, options: JobOptions) -> JobRes
         with contextlib.suppress(RecordError):
             tell_end(job, read_status(job.folder) or {}, runner.callback)
         raise
-    runner.callback.job_ended(job.index, result.state, headline(job.folder, result.state, result.reason))
+    runner.callback.job_ended(job.index, result.state, *ending(job.folder, result.state, result.reason))
     if options.fail_fast and result.state not in ("done", "refused"):
         with contextlib.suppress(OSError):
             mark.touch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from bnlab.training.job import ResultState
@@ -26,8 +26,11 @@ class Callback:
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """The current job was evaluated; `metrics` are curve values such as `valid.accuracy` (0 to 1)."""
 
-    def job_ended(self, index: int, state: ResultState, headline: str) -> None:
-        """Job `index` ended; `headline` says in a few words how."""
+    def job_ended(self, index: int, state: ResultState, headline: str, accuracy: float | None = None) -> None:
+        """Job `index` ended; `headline` says in a few words how; `accuracy` is on the test set, if it is done."""
+
+    def running(self, labels: Sequence[str]) -> None:
+        """These jobs are being done, by whatever a launcher started."""
 
     def noted(self, text: str) -> None:
         """Something that the user should know, in a line."""

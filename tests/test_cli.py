@@ -443,8 +443,8 @@ def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
 
 
 COMMANDS = (
-    *("train", "resume", "compare", "show", "report", "plot", "export", "probe", "recalibrate", "shift", "bench"),
-    *("check", "list", "explain", "guide", "doctor", "runs", "claim", "data"),
+    *("train", "resume", "search", "compare", "show", "report", "plot", "export", "probe", "recalibrate", "shift"),
+    *("bench", "check", "list", "explain", "guide", "doctor", "runs", "claim", "data"),
 )
 
 

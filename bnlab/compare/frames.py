@@ -125,11 +125,13 @@ def _table(path: Path, name: str) -> pd.DataFrame:
 def all_frames(runs: Sequence[Run], tables: Sequence[Tables]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield by name `runs`, one row a run, then each table over all runs; `tables[i]` are those of `runs[i]`.
 
+    That of meters only where a run has one.
     The first columns of a table tell the runs apart: folder, the keys that differ between arms, seed.
     """
     yield "runs", frame_of(runs)
     for name in KEYS:
-        yield name, _long_frame(name, runs, tables)
+        if name != "meters" or any(name in of for of in tables):
+            yield name, _long_frame(name, runs, tables)
 
 
 def _long_frame(name: str, runs: Sequence[Run], tables: Sequence[Tables]) -> pd.DataFrame:

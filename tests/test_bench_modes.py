@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,11 @@ from bnlab.bench.arms import contest
 from bnlab.bench.engine import CONTROL, BenchConfig, ContestTime, by_block, measure
 from bnlab.bench.pairing import LOOKS, over_blocks
 from bnlab.bench.scaling import growth_rows, growths, levels
+from bnlab.claims.decide import decide
 from bnlab.claims.evaluate import evidence_of
 from bnlab.claims.evidence import Undecidable
 from bnlab.claims.language import parse_sentence
+from bnlab.claims.rule import parse_rule
 from bnlab.cli.bench import bench
 from bnlab.cli.bench_record import record
 from bnlab.cli.claim import _measure
@@ -174,6 +177,14 @@ def test_a_slope_over_levels_of_a_bench_is_one_a_block() -> None:
     half = scipy.stats.t.ppf(0.975, 5) * scipy.stats.sem(slopes)
     assert found.value == pytest.approx(slopes.mean())
     assert (found.low, found.high) == pytest.approx((slopes.mean() - half, slopes.mean() + half), rel=1e-3)
+
+
+def test_what_is_undecided_of_a_bench_asks_for_blocks_and_not_for_seeds() -> None:
+    rule = parse_rule("images_per_second > 100")
+    (part,) = decide(rule, [of_a_bench(images_per_second=[90.0, 120.0, 100.0, 110.0])]).parts
+    assert re.search(r"about \d+ blocks of the bench would decide it", part.because)
+    (part,) = decide(rule, [of_a_bench(images_per_second=[90.0, 120.0])]).parts
+    assert part.because == "2 blocks of the bench; 3 or more can decide"
 
 
 def test_differences_and_values_of_a_bench_are_by_block() -> None:

@@ -112,8 +112,8 @@ def _decide_part(part: Part, runs: Sequence[Run], levels: _Levels, looks: tuple[
     inside = [f"{end:g}" for end in region.thresholds if low <= end <= high]
     because = f"the interval includes {' and '.join(inside) or region}"
     needed = _needed(evidence, region)
-    if needed is not None and needed > interval.n:
-        because += f"; about {needed} seeds would decide it if the value is what it seems"
+    if needed is not None and needed > interval.n and isinstance(evidence, Sample):
+        because += f"; about {needed} {evidence.over} would decide it if the value is what it seems"
     return replace(found, reason="clock" if isinstance(evidence, Timed) else "wide", because=because, needed=needed)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bnlab.claims.cells import DEPTH, arm_of, full_key, levels_of
@@ -56,7 +57,8 @@ def evidence_of(expression: Expression, runs: Sequence[Run], best_of: Sequence[s
         return reader.timed(expression)
     if len(set(of_bench.values())) > 1:
         raise ConfigError(f"{expression}: figures by seed and by block of a bench cannot be paired; use step_ratio")
-    return reader.sample(expression)
+    sample = reader.sample(expression)
+    return replace(sample, over="blocks of the bench") if any(of_bench.values()) else sample
 
 
 def free_keys(expression: Expression) -> list[str]:

@@ -29,11 +29,12 @@ class Undecidable(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One number a seed."""
+    """One number a seed, or a block of a bench."""
 
     values: Sequence[float]  # of a ratio their logarithms
     logs: bool = False
     scale: float = 0.0  # of the figures that they are differences of
+    over: str = "seeds"  # what the numbers are of
     slack: tuple[float, float] = (0.0, 0.0)  # by how much the mean may in truth be lower and higher: it is on a grid
 
     @property
@@ -51,11 +52,11 @@ class Sample:
     def interval(self, alpha: float, looks: tuple[int, ...]) -> Interval:
         """Return the mean with its interval. Errors: Undecidable with too few seeds, or without any spread."""
         if self.n < FEWEST_PAIRS["t"]:
-            raise Undecidable("few", f"{self.n} seeds; {FEWEST_PAIRS['t']} or more can decide")
+            raise Undecidable("few", f"{self.n} {self.over}; {FEWEST_PAIRS['t']} or more can decide")
         sample = self.paired(alpha, looks)
         found = sample.interval()
         if found.low is None or found.high is None or (sample.sd == 0.0 and self.n < FEWEST_PAIRS["signs"]):
-            raise Undecidable("few", f"all {self.n} seeds agree to the digit, and so few say nothing of a spread")
+            raise Undecidable("few", f"all {self.n} {self.over} agree to the digit, and so few say nothing of a spread")
         if not self.logs:
             return found
         low, high = math.exp(found.low), math.exp(found.high) if found.high < MOST_LOG else math.inf

@@ -33,7 +33,7 @@ _LONG = 24  # columns of a label, from which it wraps
 _WORDS = {
     Exact: "the largest absolute value over seeds, without an interval",
     Rate: "the share of runs in which that holds",
-    Slope: "that of a line through the levels or layers, in each seed",
+    Slope: "that of a line through the levels or layers, in each seed or block",
     Largest: "the last level before the first at which that fails, in each seed",
 }
 _ROOMY = 100  # columns of a terminal, below which a list has no ages
@@ -206,10 +206,11 @@ def rule_text(rule: Rule) -> str:
 
 
 def n_text(verdict: ClaimVerdict) -> str:
-    """Return how many seeds or rounds a verdict rests on, and how often it was looked at."""
-    rounds = max((part.n for part in verdict.parts), default=0)
+    """Return how many seeds, rounds or blocks a verdict rests on, and how often it was looked at."""
+    most = max((part.n for part in verdict.parts), default=0)
     if not verdict.looks:
-        return count_of(rounds, "round") if verdict.benches else "the cases of `bnlab check`"
+        timed = "round" if any("step_ratio" in part.text for part in verdict.parts) else "block"
+        return count_of(most, timed) if verdict.benches else "the cases of `bnlab check`"
     looks = ", ".join(map(str, verdict.looks))
     level = (
         f"; looked at with {looks}, all looks together wrong in 5 % of cases at most" if len(verdict.looks) > 1 else ""

@@ -1,16 +1,33 @@
 """bnlab: measure what normalization strategies do, on your own machine, with honest intervals.
 
-compared = bnlab.compare("runs/…")         # in Python what `bnlab compare` is in a terminal
-figure = bnlab.plot.differences(compared)  # and `bnlab plot`
+folder = bnlab.train("norm=none,ghost", "data=digits")  # in Python what the commands are in a terminal
+compared = bnlab.compare(folder)
+figure = bnlab.plot.differences(compared)
+found = bnlab.probe(folder / "1")                       # or a torch.nn.Module: bnlab.probe(model, data="digits")
+
+What goes wrong is a BnlabError. Importing bnlab takes no time: all else is loaded where it is asked for.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnlab import plot as plot
+    from bnlab.api import probe, runs, tables, train
+    from bnlab.errors import BnlabError
+    from bnlab.report.notebook import compare
 
 __version__ = "0.1.0"
+__all__ = ["BnlabError", "compare", "plot", "probe", "runs", "tables", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load `bnlab.compare` and `bnlab.plot` where they are asked for, so that importing bnlab takes no time."""
-    if name in ("compare", "plot"):
-        return __import__(f"bnlab.{name}").__dict__[name]
-    raise AttributeError(f"module 'bnlab' has no attribute {name!r}")
+    """Load what is in `__all__` where it is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module 'bnlab' has no attribute {name!r}")
+    place = {"BnlabError": "errors", "compare": "compare", "plot": "plot"}.get(name, "api")
+    module = __import__(f"bnlab.{place}").__dict__[place]
+    return module if place == name else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -368,7 +368,7 @@ def command_line(workers: Workers, folder: str, overrides: list[str], multirun: 
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            code = sweep.launch(["trainer.distributed=true", *overrides, *SHORT], multirun, None, JobOptions())
+            code = sweep.launch(["trainer.distributed=true", *overrides, *SHORT], multirun, None, JobOptions()).code
         except BnlabError as error:
             code = error.exit_code
             err.write(str(error))

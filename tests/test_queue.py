@@ -43,7 +43,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep whose command line was killed when all jobs were queued and none had begun; in `runs/sweep`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "carry_out", lambda *_: 0)
-    assert sweep.launch(["seed=0,1,2", *TINY], True, None, JobOptions(inline=True)) == 0
+    assert sweep.launch(["seed=0,1,2", *TINY], True, None, JobOptions(inline=True)).code == 0
     (folder,) = tmp_path.glob("runs/2*")
     return folder.rename(tmp_path / "runs/sweep")
 

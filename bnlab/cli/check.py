@@ -43,7 +43,7 @@ def check(
     with working(messages()) as tell:
         for subject in subjects:
             tell(f"checking {subject.label}")
-            with nullcontext() if module is None else own_code(module, "on a random batch it"):
+            with nullcontext() if module is None else own_code(f"--module {module}", "on a random batch it"):
                 cards.append(examine(subject))
     out = results()
     if format != "table":

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
 
+from bnlab.api import QUICK, SAMPLES, examined
 from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, command_on, number_in, refuse_beside
-
-QUICK = 512  # images
 
 
 def probe(
@@ -21,7 +19,7 @@ def probe(
     data: Data = None,
     samples: Annotated[
         int, number_in("--samples", int, 2, help="Training samples for the statistics of one run, at most.")
-    ] = 10_000,
+    ] = SAMPLES,
     quick: Annotated[
         bool,
         typer.Option("--quick", help=f"Take {QUICK} images of each split: wider intervals, sooner."),
@@ -43,30 +41,16 @@ def probe(
         evaluate_all(targets or [], FIGURES if any("=" in word for word in targets or []) else PROBED, format)
         return
     from bnlab.experiment.trained_model import find
-    from bnlab.measure.probe_model import probe as measure
-    from bnlab.measure.verdict import explained, verdict
     from bnlab.report.console import messages, results
-    from bnlab.report.display import duration, working
-    from bnlab.report.probe_report import Probed, probe_head, probe_rows, probe_tables
+    from bnlab.report.display import working
+    from bnlab.report.probe_report import probe_head, probe_rows, probe_tables
     from bnlab.report.rows import TIDY_FORMATS
 
     with working(messages()) as tell:
         tell("reading model and data")
         trained = find(targets or [], module, weights, data, key, output)
-        tell(f"probing {trained.label}")
-        start, most = time.monotonic(), QUICK if quick else None
-
-        def watch(share: float) -> None:
-            left = duration((time.monotonic() - start) * (1 / share - 1))
-            far = f"{100 * share:.0f} % of the statistics taken, {left} left" if share < 1 else "evaluating"
-            tell(f"probing {trained.label}: {far}{'' if quick else '; --quick takes less'}")
-
-        with trained.examined():
-            probes = [trained.probe("train", most), trained.probe("test", most)]
-            result = measure(trained.model, probes, trained.train, min(samples, most or samples), watch)
-    said = verdict(result, command_on("recalibrate", targets, module, weights, data, key, output))
-    each = tuple(map(explained, result.decompositions))
-    report = Probed(trained.label, trained.about, trained.step, trained.batch_size, result, said, each)
+        again = command_on("recalibrate", targets, module, weights, data, key, output)
+        report = examined(trained, again, samples, quick, tell)
     out = results()
     if format == "table":
         out.print(probe_tables(report, out))

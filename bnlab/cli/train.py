@@ -95,7 +95,7 @@ def train(
             again = own if (folder / "sweep.json").exists() else ()
             code = resume(folder, again, options, config_dir=config_dir, dry_run=dry_run, known=lines)
         else:
-            code = launch(lines, multirun, config_dir, options, dry_run, wishes)
+            code = launch(lines, multirun, config_dir, options, dry_run, wishes).code
     except Terminated as stop:  # before the first job
         code = int(stop.code or 1)
     if code == 128 + signal.SIGUSR2:

@@ -96,6 +96,14 @@ def is_multirun(overrides: Sequence[str], asked: bool, extra_dir: Path | None = 
     return asked or (mode is not None and mode.name == "MULTIRUN")
 
 
+def has_sweeps(overrides: Sequence[str], extra_dir: Path | None = None) -> bool:
+    """Return whether an override has several values: `seed=0,1`, `norm=glob(*)`. Errors: ConfigError."""
+    from bnlab.config.hydra_session import parsed, session
+
+    with session(extra_dir) as loader:
+        return any(override.is_sweep_override() for override in parsed(overrides, loader))
+
+
 def unswept(overrides: Sequence[str], extra_dir: Path | None = None) -> list[str]:
     """Return the overrides that all jobs share: Hydra's own, and those of one value. Errors: ConfigError.
 

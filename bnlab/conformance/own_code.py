@@ -18,8 +18,8 @@ from bnlab.errors import BnlabError, ConfigError, did_you_mean
 
 
 @contextlib.contextmanager
-def own_code(path: str, doing: str | Callable[[], str], way_out: str = "") -> Iterator[None]:
-    """Run code of the user's: what it prints goes to stderr, and what it raises becomes an error that says `doing`.
+def own_code(named: str, doing: str | Callable[[], str], way_out: str = "") -> Iterator[None]:
+    """Run code of the user's: what it prints goes to stderr, what it raises becomes an error: `named`, then `doing`.
 
     Errors: ConfigError for an exception; BnlabError (exit code 1) where it ends the program, as `sys.exit` does.
     """
@@ -29,11 +29,11 @@ def own_code(path: str, doing: str | Callable[[], str], way_out: str = "") -> It
     except (BnlabError, KeyboardInterrupt, GeneratorExit):
         raise
     except Exception as error:
-        said = f"--module {path}: {doing if isinstance(doing, str) else doing()} fails: {described(error)}"
+        said = f"{named}: {doing if isinstance(doing, str) else doing()} fails: {described(error)}"
         raise ConfigError("\n".join([said, *([way_out] if way_out else [])])) from error
     except BaseException as error:  # SystemExit: a script that parses the command line
         raise BnlabError(
-            f"--module {path}: {doing if isinstance(doing, str) else doing()} ends the program: {described(error)}\n"
+            f"{named}: {doing if isinstance(doing, str) else doing()} ends the program: {described(error)}\n"
             "let it return, or raise an exception"
         ) from error
 
@@ -69,7 +69,7 @@ def load_factory(path: str) -> Callable[..., Any]:
         raise ConfigError(f"--module {path}: must be package.module:factory, such as mylayers:make_norm")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    with own_code(path, f"importing {name}"):
+    with own_code(f"--module {path}", f"importing {name}"):
         module = _of_file(path, Path(name)) if name.endswith(".py") else _of_name(path, name)
     try:
         factory = reduce(getattr, attribute.split("."), module)

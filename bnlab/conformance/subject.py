@@ -83,7 +83,7 @@ def of_factory(path: str) -> Subject:
     Errors: ConfigError when there is no such module or function, or it makes nothing that normalizes (N, C, H, W),
     (N, C, L), (N, C, D, H, W) or (N, C).
     """
-    with own_code(path, "called with a number of channels it"):
+    with own_code(f"--module {path}", "called with a number of channels it"):
         make = _made(load_factory(path))
         spaces = _spaces_of(path, make)
         return of_function(path, _ready(make, next(iter(spaces), ())), spaces)

@@ -18,7 +18,7 @@ from bnlab.data.bundle import DataBundle
 from bnlab.errors import ConfigError, IncompatibleError, RecordError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of, to_device
-from bnlab.experiment.user_module import UserModule
+from bnlab.experiment.user_module import UserModule, called
 from bnlab.experiment.weights import Place, load_weights
 from bnlab.measure.probe_batches import Probe, probe_indices
 from bnlab.models.model import norm_layers
@@ -171,29 +171,31 @@ def of_run(
 
 
 def of_module(
-    factory: str,
+    source: str | nn.Module,
     weights: Path | None,
     overrides: Sequence[str],
     key: str | None = None,
     output: str | None = None,
 ) -> TrainedModel:
-    """Return the model that `package.module:factory()` makes, with the state dict in `weights` if there is one.
+    """Return the model that `package.module:factory()` makes, or a copy of a module; with the weights if there are any.
 
-    `key` says where in the file it stands, `output` which of several tensors that the model returns are its logits.
-    `overrides` name the data and may set what is in MODULE_KEYS. `model.input_norm=none` gives raw images in [0, 1],
-    `standardize`, the default, those less the mean over the standard deviation of the training split; augmentation and
-    `data.batch_size` should be those of the model's training. Without weights, those that the factory draws from the
-    seed are taken. Errors: ConfigError, RecordError; as of `own_code`.
+    `weights` is a file with a state dict, `key` says where in it that stands, `output` which of several tensors that
+    the model returns are its logits. `overrides` name the data and may set what is in MODULE_KEYS:
+    `model.input_norm=none` gives raw images in [0, 1], `standardize`, the default, those less the mean over the
+    standard deviation of the training split; augmentation and `data.batch_size` should be those of the model's
+    training. A factory's weights are those that it draws from the seed. Errors: ConfigError, RecordError; as of
+    `own_code`.
     """
-    config = _module_config(factory, overrides)
+    config = _module_config(source, overrides)
     torch.manual_seed(config.seed)
-    module = UserModule(factory, output)
+    module = UserModule(source, output)
     place = Place(names=module.names)
     if weights is not None:
         place = load_weights(module.model, checkpoint.load_file(weights), str(weights), key)
     bundle, device = _bundle_and_device(config)
+    label = source if isinstance(source, str) else type(source).__name__
     trained = TrainedModel(
-        factory if weights is None else f"{factory} with {weights}",
+        label if weights is None else f"{label} with {weights}",
         to_device(module.model, config, device).eval(),
         config,
         bundle,
@@ -203,14 +205,14 @@ def of_module(
         None,
         place,
         module,
-        weights is None,
+        isinstance(source, str) and weights is None,
     )
     with trained.examined():
         module.ready_for(next(trained.test.sequential(2))[0], bundle.num_classes)
     return trained
 
 
-def _module_config(factory: str, overrides: Sequence[str]) -> Config:
+def _module_config(source: str | nn.Module, overrides: Sequence[str]) -> Config:
     """Return the configuration that `overrides` come to; refuse those that would set what the module itself settles."""
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
@@ -219,9 +221,7 @@ def _module_config(factory: str, overrides: Sequence[str]) -> Config:
         if not any(key == known or key.startswith(f"{known}.") for known in MODULE_KEYS):
             raise ConfigError(f"{override}: cannot be set with --module\nthese can: {', '.join(MODULE_KEYS)}")
     if "data" not in keys:
-        raise ConfigError(
-            f"--module {factory}: needs data\nname a data set: --data mnist, or --data folder data.path=…"
-        )
+        raise ConfigError(f"{called(source)}: needs data\nname a data set: data=mnist, or data=folder data.path=…")
     # In the usual memory layout: what flattens by `view`, as many models do, cannot take the other.
     (tree,) = compose.jobs(["trainer.channels_last=false", *overrides], multirun=False)
     config = parse_config(tree)

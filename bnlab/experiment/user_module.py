@@ -7,9 +7,11 @@ the model is hooks on the whole and the `train` of frozen layers.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,32 +22,36 @@ from bnlab.errors import BnlabError, ConfigError
 from bnlab.measure.layer_statistics import normalizations
 from bnlab.measure.unseen import unseen
 
-WRAP_IT = "let the factory wrap the model in a module that returns its logits alone"
+WRAP_IT = "wrap the model in a module that returns its logits alone"
 
 
 class UserModule:
-    """The model that `package.module:factory()` makes.
+    """The model that `package.module:factory()` makes, or a copy of one that is there, which stays as it is.
 
     `output` names its logits where it returns several tensors: the key of a dict, the field of an object, the place in
     a tuple. Errors: ConfigError; as of `own_code`.
     """
 
-    def __init__(self, factory: str, output: str | None = None) -> None:
-        self.factory, self.output = factory, output
-        make = load_factory(factory)
-        way_out = "name a function or a class that takes none and returns the model"
-        with own_code(factory, "called without arguments it", way_out):
+    def __init__(self, source: str | nn.Module, output: str | None = None) -> None:
+        self.named, self.output = called(source), output
+        if isinstance(source, str):
+            make, doing = load_factory(source), "called without arguments it"
+            way_out = "name a function or a class that takes none and returns the model"
+        else:
+            make, doing = partial(copy.deepcopy, source), "copied, so that yours stays as it is, it"
+            way_out = "copy.deepcopy must be able to copy it"
+        with own_code(self.named, doing, way_out):
             model = make()
             if not isinstance(model, nn.Module):
                 raise ConfigError(
-                    f"--module {factory}: must return a torch.nn.Module, not {type(model).__name__}\n"
+                    f"{self.named}: must return a torch.nn.Module, not {type(model).__name__}\n"
                     "give a function or a class that takes no arguments"
                 )
             scripted = next((each for each in model.modules() if isinstance(each, torch.jit.ScriptModule)), None)
             if scripted is not None:
                 raise ConfigError(
-                    f"--module {factory}: holds TorchScript ({type(scripted).__name__}), which hooks cannot look into\n"
-                    "let the factory return the nn.Module that was scripted or traced"
+                    f"{self.named}: holds TorchScript ({type(scripted).__name__}), which hooks cannot look into\n"
+                    "take the nn.Module that was scripted or traced"
                 )
             written = list(model.state_dict())
             self.model, wrappers = _unwrapped(model)
@@ -76,8 +82,8 @@ class UserModule:
         self.model.register_forward_pre_hook(before)
         self.model.register_forward_hook(lambda model, inputs, output: self._logits(output, len(inputs[0])))
         shape = tuple(images.shape)
-        way_out = "let the factory adapt the model to them; of data=folder, data.channels and data.size can be set"
-        with torch.no_grad(), own_code(self.factory, f"on images of shape {shape} (N, C, H, W) it", way_out):
+        way_out = "adapt the model to them; of data=folder, data.channels and data.size can be set"
+        with torch.no_grad(), own_code(self.named, f"on images of shape {shape} (N, C, H, W) it", way_out):
             logits = self.model(images)
             if self._chosen:
                 self.about.append(f"output {self._chosen}")
@@ -89,7 +95,7 @@ class UserModule:
     def _alone(self, images: Tensor) -> list[str]:
         """Say what becomes of a single image, where that is not what becomes of two."""
         try:
-            with torch.no_grad(), own_code(self.factory, ""):
+            with torch.no_grad(), own_code(self.named, ""):
                 self.model(images[:1])
         except BnlabError as error:
             reason = str(error).partition("\n")[0].rpartition(" fails: ")[2]
@@ -101,7 +107,7 @@ class UserModule:
         """Let it run without torch.compile, whose graphs do not call hooks; what it raises becomes an error."""
         compiles = "torch._dynamo" in sys.modules  # of seconds to import
         eagerly = torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
-        with eagerly, own_code(self.factory, lambda: self._doing):
+        with eagerly, own_code(self.named, lambda: self._doing):
             yield
 
     def _logits(self, output: Any, samples: int) -> Tensor:
@@ -124,7 +130,7 @@ class UserModule:
             fits = [name for name in fits if name.rpartition(".")[2] == "logits"][:1] or fits
         if len(fits) != 1:
             raise ConfigError(
-                f"--module {self.factory}: must return logits of shape ({samples}, {self._classes} or more) for "
+                f"{self.named}: must return logits of shape ({samples}, {self._classes} or more) for "
                 f"{samples} images of {self._classes} classes: {self._returned(output)}\n"
                 + (f"name one of them: --output {fits[0]}" if fits else f"{_kind(named)}{WRAP_IT}")
             )
@@ -138,6 +144,11 @@ class UserModule:
             return f"in {mode} mode it returns shape {tuple(output.shape)}"
         held = [f"{name} {tuple(tensor.shape)}" for name, tensor in _tensors(output)]
         return f"in {mode} mode it returns a {type(output).__name__}" + (f" with {', '.join(held)}" if held else "")
+
+
+def called(source: str | nn.Module) -> str:
+    """Return what messages call a module: the option that names its factory, or its class."""
+    return f"--module {source}" if isinstance(source, str) else type(source).__name__
 
 
 def _floating(model: nn.Module) -> Iterator[Tensor]:

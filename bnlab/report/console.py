@@ -70,6 +70,8 @@ class Terminal(Console):
         colourless = bool(os.environ.get("NO_COLOR")) or dumb
         super().__init__(
             file=cast(IO[str], _Spoken(stream)) if stream is sys.stderr else stream,
+            force_jupyter=False,  # or rich shows some lines as HTML beside those that we write
+            force_terminal=False if type(stream).__module__.startswith("ipykernel") else None,  # no cursor moves there
             width=_width(),
             height=25 if dumb else None,  # where it knows no height, rich takes such a terminal for 80 columns wide
             color_system=None if colourless else "auto",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from bnlab.compare.deciding import Test, Verdict
 from bnlab.compare.result import Comparison
 from bnlab.record.latest import find_run, latest
 from bnlab.report.compare_formats import as_plain, html_grid, lines_of
-from bnlab.report.console import clean
 from bnlab.report.heading import heading
+from bnlab.report.sheet import escaped, html_table
 from bnlab.report.verdicts import answers, compared_rows
 
 if TYPE_CHECKING:
@@ -61,14 +60,12 @@ class Compared:
         return as_plain(self.comparison).rstrip()
 
     def _repr_html_(self) -> str:
-        whole = f"<p>{_escaped(self.which)}</p>" if self.which else ""
+        whole = f"<p>{escaped(self.which)}</p>" if self.which else ""
         for section, found in zip(self.comparison.sections, answers(self.comparison), strict=True):
-            titles, rows = html_grid(section)
-            whole += "".join(f"<p><strong>{_escaped(sentence)}</strong></p>" for sentence in found)
-            whole += f"<p>{_escaped(' · '.join(heading(section)))}</p>"
-            whole += f"<table><thead>{_line(titles, 'th')}</thead>"
-            whole += f"<tbody>{''.join(_line(row, 'td') for row in rows)}</tbody></table>"
-            whole += f"<ul>{''.join(f'<li>{_escaped(note)}</li>' for note in section.notes)}</ul>"
+            whole += "".join(f"<p><strong>{escaped(sentence)}</strong></p>" for sentence in found)
+            whole += f"<p>{escaped(' · '.join(heading(section)))}</p>"
+            whole += html_table(html_grid(section))
+            whole += f"<ul>{''.join(f'<li>{escaped(note)}</li>' for note in section.notes)}</ul>"
         return whole
 
 
@@ -110,11 +107,3 @@ def compare(
         with_evaluated=evaluated,
     )
     return Compared(found, which)
-
-
-def _line(cells: Sequence[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{_escaped(cell)}</{tag}>' for cell in cells)}</tr>"
-
-
-def _escaped(text: str) -> str:
-    return html.escape(clean(text))

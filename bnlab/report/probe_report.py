@@ -1,31 +1,40 @@
-"""What `bnlab probe` found: six tables in a terminal, or one row a figure for programs and files."""
+"""What `bnlab probe` found: six tables in a terminal, a sheet for pages, or one row a figure for programs and files."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from bnlab.interval import Interval
 from bnlab.report.bars import bar_column, bars, signed_bars, whiskers
 from bnlab.report.chart import Scale
 from bnlab.report.console import Terminal
-from bnlab.report.figures import MISSING, interval_cells, interval_text, percent, small, with_sum
+from bnlab.report.figures import MISSING, Cell, interval_cells, interval_text, percent, small, with_sum
+from bnlab.report.panels import Panel, Picture, Series
 from bnlab.report.rows import Row
+from bnlab.report.sheet import Plate, Sheet, grid
 from bnlab.report.table import Column, draw, joined, shortened
 
 if TYPE_CHECKING:
-    from bnlab.interval import Interval
+    import pandas as pd
+
+    from bnlab.measure.by_layer import LayerGap
     from bnlab.measure.decomposition import Decomposition, Term
-    from bnlab.measure.probe_model import ProbeResult
+    from bnlab.measure.probe_model import Evaluation, ProbeResult
 
 
-@dataclass(frozen=True)
+_LONGEST_NAME = 60  # of a layer on a page
+
+
+@dataclass(frozen=True, repr=False)
 class Probed:
-    """A probing with what a reader must know above it."""
+    """What `bnlab.probe` returns: a probing with what a reader must know above it."""
 
     label: str
     about: tuple[str, ...]  # data, model, normalization
@@ -34,6 +43,21 @@ class Probed:
     probing: ProbeResult
     verdict: str
     explained: tuple[str, ...]  # one a decomposition
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row a figure: table, split, name, metric, value, low, high, n; accuracies are shares."""
+        import pandas as pd
+
+        return pd.DataFrame(probe_rows(self))
+
+    def __repr__(self) -> str:
+        out = Terminal(io.StringIO())
+        with out.capture() as shown:
+            out.print(probe_tables(self, out))
+        return shown.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        return probe_sheet(self).fragment()
 
 
 # ---------------------------------------------------------------- in a terminal
@@ -45,7 +69,7 @@ def probe_tables(probed: Probed, out: Terminal) -> Group:
     lines: list[RenderableType] = [*joined(_heading(probed), out, "bold"), *joined(_samples(probed), out, "dim")]
     lines += [Text(""), *joined([probed.verdict], out, "bold")]
     lines += _titled("The gap", ["statistics of training against those of evaluation", *_same(probing)], out)
-    lines += _gaps(probing, out)
+    lines += draw(_gap_columns(probing), out).lines
     for number, (decomposition, said) in enumerate(zip(probing.decompositions, probed.explained, strict=True)):
         lines += _titled(f"Where it comes from: {decomposition.split}", [] if number else _CAUSES, out)
         lines += _terms(decomposition, out)
@@ -60,7 +84,7 @@ def probe_tables(probed: Probed, out: Terminal) -> Group:
         lines += _curve(probing, scale, out)
     if probing.agreement:
         lines += _titled("Evaluation in other batches", ["evaluation mode against all samples at once"], out)
-        lines += _agreement(probing, out)
+        lines += draw(_agreement_columns(probing), out).lines
     return Group(*lines)
 
 
@@ -93,7 +117,7 @@ def _titled(title: str, about: Sequence[str], out: Terminal) -> list[Text]:
     return [Text(""), Text(out.show(title), "bold"), *joined(about, out, "dim")]
 
 
-def _gaps(probing: ProbeResult, out: Terminal) -> list[Text]:
+def _gap_columns(probing: ProbeResult) -> list[Column]:
     gaps = probing.gaps
     names = [
         "accuracy, statistics of training, %",
@@ -117,9 +141,18 @@ def _gaps(probing: ProbeResult, out: Terminal) -> list[Text]:
         ]
         for gap in gaps
     ]
-    columns = [Column("", names, left=True)]
-    columns += [Column(gap.split, cells) for gap, cells in zip(gaps, figures, strict=True)]
-    return draw(columns, out).lines
+    return [Column("", names, left=True), *(Column(gap.split, cells) for gap, cells in zip(gaps, figures, strict=True))]
+
+
+def _term_columns(decomposition: Decomposition) -> list[Column]:
+    terms, total = decomposition.terms, decomposition.total
+    return [
+        Column("", [*(term.name for term in terms), "sum of the terms", "total"], left=True),
+        Column("points", with_sum([term.accuracy for term in terms], total.accuracy, 100, least=2)),
+        Column("nats", with_sum([term.loss for term in terms], total.loss)),
+        Column("moved", [*(small(term.moved) for term in terms), "", small(total.moved)]),
+        Column("flips %", [*(percent(term.flips) for term in terms), "", percent(total.flips)]),
+    ]
 
 
 def _terms(decomposition: Decomposition, out: Terminal) -> list[Text]:
@@ -127,11 +160,7 @@ def _terms(decomposition: Decomposition, out: Terminal) -> list[Text]:
     losses = [term.loss.value for term in terms]
     losses += [sum(losses), total.loss.value]
     columns = [
-        Column("", [*(term.name for term in terms), "sum of the terms", "total"], left=True),
-        Column("points", with_sum([term.accuracy for term in terms], total.accuracy, 100, least=2)),
-        Column("nats", with_sum([term.loss for term in terms], total.loss)),
-        Column("moved", [*(small(term.moved) for term in terms), "", small(total.moved)]),
-        Column("flips %", [*(percent(term.flips) for term in terms), "", percent(total.flips)]),
+        *_term_columns(decomposition),
         bar_column("nats", lambda width: signed_bars(losses, width, out), 31, 9),
     ]
     notes = {}
@@ -164,13 +193,10 @@ def _layer_legend(probing: ProbeResult) -> list[str]:
     ]
 
 
-def _layers(probing: ProbeResult, out: Terminal) -> list[Text]:
-    layers = probing.layers
-    if not layers:
-        return []
+def _layer_columns(layers: Sequence[LayerGap], longest: int) -> list[Column]:
     columns = [
         Column("#", [str(layer.depth) for layer in layers]),
-        Column("layer", [shortened(layer.name or "-", max(12, out.width - 55)) for layer in layers], left=True),
+        Column("layer", [shortened(layer.name or "-", longest) for layer in layers], left=True),
         Column("channels", [f"{layer.channels:,}" for layer in layers], rank=2),
         Column("mean z median", [small(layer.mean_z) for layer in layers]),
         Column("mean z max", [small(layer.mean_z_max) for layer in layers]),
@@ -181,6 +207,14 @@ def _layers(probing: ProbeResult, out: Terminal) -> list[Text]:
         columns.insert(2, Column("kind", [layer.kind for layer in layers], left=True, rank=3))
     if len({layer.initial_left for layer in layers}) > 1:
         columns.append(Column("initial left %", [_left(layer.initial_left) for layer in layers], rank=1))
+    return columns
+
+
+def _layers(probing: ProbeResult, out: Terminal) -> list[Text]:
+    layers = probing.layers
+    if not layers:
+        return []
+    columns = _layer_columns(layers, max(12, out.width - 55))
     means = [layer.mean_z for layer in layers]
     columns.append(bar_column("mean z median", lambda width: bars(means, width, out), 24, 8))
     return draw(columns, out).lines
@@ -195,28 +229,105 @@ def _scale(accuracies: Sequence[Interval]) -> Scale:
     return Scale.over([min(max(end, 0.0), 1.0) for end in ends], "error")
 
 
-def _curve(probing: ProbeResult, scale: Scale, out: Terminal) -> list[Text]:
+def _curve_columns(probing: ProbeResult) -> list[Column]:
     rows = probing.curve
-    columns = [
+    return [
         Column("", [row.name for row in rows], left=True),
         Column("accuracy %", interval_cells([row.accuracy for row in rows], 100, least=2)),
         Column("loss, nats", interval_cells([row.loss for row in rows])),
         Column("samples", [f"{row.samples:,}" for row in rows], rank=1),
     ]
+
+
+def _curve(probing: ProbeResult, scale: Scale, out: Terminal) -> list[Text]:
+    rows, columns = probing.curve, _curve_columns(probing)
     accuracies = [row.accuracy for row in rows]
     columns.append(bar_column("accuracy", lambda width: whiskers(accuracies, scale, width, out), 50, 21))
     own = [number for number, row in enumerate(rows) if row.batch_size is not None]
     return draw(columns, out, above=dict.fromkeys(own[:1], "")).lines
 
 
-def _agreement(probing: ProbeResult, out: Terminal) -> list[Text]:
+def _agreement_columns(probing: ProbeResult) -> list[Column]:
     rows = probing.agreement
-    columns = [
+    return [
         Column("", [f"batch of {row.batch_size}" for row in rows], left=True),
         Column("largest logit difference, over RMS", [small(row.largest) for row in rows]),
         Column("predictions that change, %", [percent(row.flips) for row in rows]),
     ]
-    return draw(columns, out).lines
+
+
+# ---------------------------------------------------------------- as a sheet
+
+
+def probe_sheet(probed: Probed) -> Sheet:
+    """Return what pages and notebooks show."""
+    probing = probed.probing
+    notes = [
+        f"{decomposition.split}, {term.name}: {term.absent}"
+        for decomposition in probing.decompositions
+        for term in decomposition.terms
+        if _is_absent(term)
+    ]
+    batches = grid(_agreement_columns(probing))[1]
+    notes += [
+        f"evaluated in a {name}: {far} over RMS off at most, {flips} % of predictions change"
+        for name, far, flips in batches
+    ]
+    notes += [] if probing.layers else _layer_legend(probing)
+    return Sheet(
+        f"How does {probed.label} differ between training and evaluation mode?",
+        [probed.verdict],
+        [*_heading(probed)[1:], *_samples(probed)],
+        _gap_columns(probing),
+        ["statistics of training against those of evaluation", *_same(probing), "±: 95% interval over samples"],
+        list(_plates(probed)),
+        notes,
+    )
+
+
+def _plates(probed: Probed) -> Iterator[Plate]:
+    probing = probed.probing
+    for decomposition, said in zip(probing.decompositions, probed.explained, strict=True):
+        terms = [term for term in decomposition.terms if not _is_absent(term) and math.isfinite(term.moved)]
+        if terms:
+            losses = _dots([*terms, decomposition.total], [each.loss for each in (*terms, decomposition.total)])
+            moved = _dots(terms, [Interval(term.moved, None, None, term.loss.n) for term in terms])
+            row = [Panel("loss, nats", losses, reference=0.0), Panel("moved: KL, nats", moved, reference=0.0)]
+            remark = "; ".join(_CAUSES) if said in probed.verdict else said
+            title = f"Where the gap on {decomposition.split} comes from"
+            yield Plate(title, Picture([[panel] for panel in row], remark), _term_columns(decomposition))
+    if layers := probing.layers:
+        depths = [float(layer.depth) for layer in layers]
+        rows = []
+        for title, median, farthest in (
+            ("mean z: |mean off| / sigma", "mean_z", "mean_z_max"),
+            ("log(running sigma / sigma)", "log_std_ratio", "log_std_ratio_max"),
+        ):
+            lines = (("median channel", median), ("farthest channel", farthest))
+            series = [
+                Series(name, [Interval(getattr(each, key), None, None, 1) for each in layers], colour, depths)
+                for colour, (name, key) in enumerate(lines, 1)
+            ]
+            rows.append(Panel(title, series, "depth", reference=0.0))
+        yield Plate(
+            "Layers by depth", Picture([rows], _layer_legend(probing)[0]), _layer_columns(layers, _LONGEST_NAME)
+        )
+    if curve := probing.curve:
+        accuracies = [row.accuracy for row in curve]
+        dots = _dots(curve, accuracies, interval_cells(accuracies, 100, least=2))
+        remark = "test samples, normalized with stored statistics, or with those of their own batch"
+        picture = Picture([[Panel("accuracy, %", dots, factor=100.0)]], remark)
+        yield Plate("Statistics to evaluate with", picture, _curve_columns(probing))
+
+
+def _dots(
+    named: Sequence[Term | Evaluation], values: Sequence[Interval], cells: Sequence[Cell | str] = ()
+) -> list[Series]:
+    texts = cells or interval_cells(values)
+    return [
+        Series(each.name, [value], int(each.name != "total"), cell=str(cell))
+        for each, value, cell in zip(named, values, texts, strict=True)
+    ]
 
 
 # ---------------------------------------------------------------- as rows

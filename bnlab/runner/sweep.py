@@ -54,6 +54,14 @@ class Plan:
     rounds: Rounds | None = None  # of a sweep that stops when it is decided, in place of `jobs`
 
 
+@dataclass(frozen=True)
+class Launched:
+    """What came of a command line: its exit code, and the folder of its jobs unless it only showed them."""
+
+    code: int
+    folder: Path | None = None
+
+
 def launch(
     overrides: Sequence[str],
     multirun: bool,
@@ -61,8 +69,8 @@ def launch(
     options: JobOptions,
     dry_run: bool = False,
     wishes: Wishes | None = None,
-) -> int:
-    """Train one run or a sweep; print a line a run on stdout; return the exit code.
+) -> Launched:
+    """Train one run or a sweep; print a line a run on stdout; return the exit code and the folder.
 
     With `wishes` the sweep stops when it is decided, and says what it found.
 
@@ -86,11 +94,12 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="bnlab-") as folder, open(os.devnull, "w") as nowhere:
         try:
             with redirect_stdout(nowhere), redirect_stderr(nowhere):
-                code = _launch(InProcess(ranks), overrides, multirun, config_dir, options, dry_run, folder=Path(folder))
+                its = Path(folder)
+                code = _launch(InProcess(ranks), overrides, multirun, config_dir, options, dry_run, folder=its).code
         except BnlabError as error:
             code = error.exit_code
     ranks.outlast()
-    return code
+    return Launched(code)
 
 
 @contextmanager
@@ -121,7 +130,7 @@ def _launch(
     dry_run: bool,
     wishes: Wishes | None = None,
     folder: Path | None = None,
-) -> int:
+) -> Launched:
     with ExitStack() as until_the_end:
         with runner.agreed():
             multirun = compose.is_multirun(overrides, multirun, config_dir)
@@ -152,11 +161,11 @@ def _launch(
                     queue(job.folder, tree, compose.as_yaml(tree), identity, job.label)
         if dry_run:
             show_jobs(jobs, [""] * len(jobs))
-            return 0
+            return Launched(0)
         rounds = None if plan is None else Rounds(place, plan, plan.looks, list(zip(jobs, trees, strict=True)))
         own, threads = tuple(shared), threads_of(trees)
         whole = Plan(place, jobs, multirun, threads, tuple(chosen), own, config_dir, launcher, sweeper, rounds)
-        return carry_out(whole, runner, options)
+        return Launched(carry_out(whole, runner, options), place)
 
 
 def _decision_plan(wishes: Wishes, trees: Sequence[Mapping[str, Any]], sweeper: str) -> DecisionPlan:

@@ -1,0 +1,172 @@
+"""What `bnlab.train`, `bnlab.probe`, `bnlab.runs` and `bnlab.tables` are: the commands, for scripts and notebooks.
+
+Nothing here ends the process: what goes wrong is a BnlabError, and an interrupted cell a KeyboardInterrupt. What a
+command would print goes to stderr. `bnlab.compare` is in `report/notebook.py`, `bnlab.plot` in `plot.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnlab.errors import BnlabError, ConfigError
+from bnlab.record.latest import find_run, runs_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from bnlab.experiment.trained_model import TrainedModel
+    from bnlab.report.probe_report import Probed
+
+SAMPLES = 10_000  # of the training set, for the statistics of one run
+QUICK = 512  # images of each split
+
+
+def train(
+    *overrides: str,
+    multirun: bool = False,
+    config_dir: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    retries: int = 0,
+    inline: bool = False,
+) -> Path:
+    """Train what `bnlab train` would, and return the folder of the run or the sweep; progress is shown on stderr.
+
+    `overrides` are KEY=VALUE; it is a sweep where one of them has several values (`seed=0,1`), or with `multirun`.
+    `timeout` (seconds a job), `retries` and `config_dir` are options of the command; `inline` trains in this process.
+    A run that diverged is a result. Errors: ConfigError, EnvironmentFault when a job could not run, then none was
+    started; BnlabError when one failed, which names the folder. KeyboardInterrupt leaves a checkpoint, and no process.
+    """
+    from bnlab.config.compose import has_sweeps
+    from bnlab.runner.supervisor import JobOptions
+    from bnlab.runner.sweep import launch
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("bnlab.train: cannot be called by torchrun\nuse torchrun --module bnlab train")
+    lines, place = list(overrides), None if config_dir is None else Path(config_dir)
+    if place is not None and not place.is_dir():
+        raise ConfigError(f"config_dir={place}: is not a folder")
+    options = JobOptions(timeout, retries, inline=inline)
+    with redirect_stdout(sys.stderr):
+        launched = launch(lines, multirun or has_sweeps(lines, place), place, options)
+    if launched.code > 128:
+        signal.raise_signal(launched.code - 128)  # the one that ended it: it goes to whom it would have gone
+    assert launched.folder is not None
+    if launched.code:
+        _raise_failures(launched.folder)
+    return launched.folder
+
+
+def _raise_failures(folder: Path) -> None:
+    """Raise what kept jobs from their end; a run that diverged has come to one."""
+    from bnlab.record.read import read_runs
+
+    runs, skipped = read_runs([folder])
+    bad = [run for run in runs if run.state not in ("done", "diverged", "refused", "not needed")]
+    reasons = [f"{run.folder} {run.state}: {run.error or 'it was not started'}".partition("\n")[0] for run in bad]
+    reasons += [f"{path}: {reason}" for path, reason in skipped]
+    if reasons:
+        of = f"{len(reasons)} of {len(runs) + len(skipped)} jobs failed\n" if len(runs) + len(skipped) > 1 else ""
+        raise BnlabError(f"{of}{reasons[0]}\nto finish: bnlab resume {folder}")
+
+
+def probe(
+    model: str | os.PathLike[str] | nn.Module,
+    *overrides: str,
+    data: str | None = None,
+    output: str | None = None,
+    samples: int = SAMPLES,
+    quick: bool = False,
+) -> Probed:
+    """Measure how a model behaves differently in train() and eval(), and split the difference into its causes.
+
+    `model` is the folder or name of a run, or any torch.nn.Module that returns logits (N, classes) of images
+    (N, C, H, W); then `data` names the data set, `output` its logits where it returns several tensors, and `overrides`
+    may be `data.batch_size=64`, that of its training, or `model.input_norm=none` for images in [0, 1]. A module is
+    copied; it, the threads and the random state of torch stay as they were. The statistics of the training set are
+    over its first `samples`; `quick` takes 512 images of each split. Errors: ConfigError, RecordError, DataError.
+    """
+    from bnlab.experiment.trained_model import find, of_module
+    from bnlab.report.console import messages
+    from bnlab.report.display import working
+
+    if samples < 2:
+        raise ConfigError(f"samples={samples}: must be 2 or more")
+    with _torch_kept(), working(messages()) as tell:
+        tell("reading model and data")
+        if isinstance(model, (str, os.PathLike)):
+            run = str(find_run(os.fspath(model)))
+            trained, again = find([run, *overrides], None, None, data, output=output), f"bnlab recalibrate {run}"
+        else:
+            if not hasattr(model, "state_dict"):
+                raise ConfigError(f"{type(model).__name__}: is neither the folder of a run nor a torch.nn.Module")
+            named = [*([f"data={data}"] if data else []), *overrides]
+            trained = of_module(model, None, named, output=output)
+            again = f"bnlab recalibrate --module PACKAGE.MODULE:FACTORY {' '.join(named)}"
+        return examined(trained, again, samples, quick, tell)
+
+
+@contextmanager
+def _torch_kept() -> Iterator[None]:
+    """Leave the random state and the number of threads as they were."""
+    import torch
+
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def examined(trained: TrainedModel, again: str, samples: int, quick: bool, tell: Callable[[str], None]) -> Probed:
+    """Return what a probe finds; `again` is the command that recalibrates the model, `tell` hears how far it is."""
+    from bnlab.measure.probe_model import probe as measure
+    from bnlab.measure.verdict import explained, verdict
+    from bnlab.report.display import duration
+    from bnlab.report.probe_report import Probed
+
+    start, most = time.monotonic(), QUICK if quick else None
+
+    def watch(share: float) -> None:
+        left = duration((time.monotonic() - start) * (1 / share - 1))
+        far = f"{100 * share:.0f} % of the statistics taken, {left} left" if share < 1 else "evaluating"
+        tell(f"probing {trained.label}: {far}{'' if quick else '; --quick takes less'}")
+
+    tell(f"probing {trained.label}")
+    with trained.examined():
+        probes = [trained.probe("train", most), trained.probe("test", most)]
+        result = measure(trained.model, probes, trained.train, min(samples, most or samples), watch)
+    said = verdict(result, again)
+    each = tuple(map(explained, result.decompositions))
+    return Probed(trained.label, trained.about, trained.step, trained.batch_size, result, said, each)
+
+
+def runs(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None, target: float | None = None
+) -> pd.DataFrame:
+    """Return one row a run below a path or several, by default all: folder, state, configuration, metrics as fractions.
+
+    `target` is the accuracy that times are taken to, by default that of the data set. Folders that could not be read
+    are in `.attrs["skipped"]`. Errors: ConfigError, RecordError.
+    """
+    from bnlab.compare.frames import runs_frame
+
+    if paths is None:
+        return runs_frame([runs_folder()], target)
+    several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    return runs_frame([find_run(os.fspath(path)) for path in several], target)
+
+
+def tables(run: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
+    """Return the tables of a run that it has: steps, evals, layers, times, meters. Errors: ConfigError, RecordError."""
+    from bnlab.compare.frames import tables_of
+
+    return tables_of(find_run(os.fspath(run)))

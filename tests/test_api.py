@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from bnlab.errors import BnlabError, ConfigError, IncompatibleError, RecordError
 from bnlab.experiment.run import InProcess
 from bnlab.record.run_folder import settle
 from bnlab.report.probe_report import probe_rows
+from bnlab.report.progress import make_progress
 from bnlab.training.job import Job, JobResult
 
 TINY = ["data=digits", "model=mlp", "model.widths=[4]", "trainer.steps=2", "eval.probe_samples=32"]
@@ -199,6 +201,23 @@ def test_what_a_probe_returns_is_read_in_a_notebook() -> None:
 def test_what_cannot_be_probed_is_said(asked: Callable[[], Any], kind: type[BnlabError], said: str) -> None:
     with pytest.raises((kind, ConfigError), match=said):
         asked()
+
+
+def test_in_a_notebook_nothing_moves_a_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OutStream(io.StringIO):  # as that of ipykernel, which calls itself a terminal and is none
+        __module__ = "ipykernel.iostream"
+
+        def isatty(self) -> bool:
+            return True
+
+    cell = OutStream()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stderr", cell)
+    package.train("seed=0,1", *TINY, inline=True)
+    make_progress(cell).job_started(0, "norm=none", 10)
+    assert "2 of 2 jobs done" in cell.getvalue()
+    assert "norm=none: 10 steps" in cell.getvalue()
+    assert "\x1b" not in cell.getvalue()
 
 
 def test_the_face_is_complete_and_typed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.errors import BnlabError, ConfigError
+from bnlab.errors import BnlabError, ConfigError, RecordError
 from bnlab.record.latest import find_run, runs_folder
 
 if TYPE_CHECKING:
@@ -169,4 +169,7 @@ def tables(run: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
     """Return the tables of a run that it has: steps, evals, layers, times, meters. Errors: ConfigError, RecordError."""
     from bnlab.compare.frames import tables_of
 
-    return tables_of(find_run(os.fspath(run)))
+    folder = find_run(os.fspath(run))
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: does not exist\ngive a run such as latest, latest/0 or runs/…/0")
+    return tables_of(folder)

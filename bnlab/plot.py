@@ -17,7 +17,7 @@ from bnlab.errors import IncompatibleError
 from bnlab.record.plain_files import write_bytes
 from bnlab.report.drawing import figure_of, image_of
 from bnlab.report.notebook import Compared
-from bnlab.report.pictures import KINDS
+from bnlab.report.pictures import KINDS, pictures_of
 
 
 def curves(compared: Compared) -> Figure:
@@ -33,6 +33,11 @@ def differences(compared: Compared) -> Figure:
 def steps(compared: Compared) -> Figure:
     """Draw the step times of a bench as ratios to the baseline's, with their intervals and floors."""
     return draw("steps", compared)
+
+
+def scaling(compared: Compared) -> Figure:
+    """Draw the step times of a bench by the size that `--scale` gave it, over those of the baseline, by arm."""
+    return draw("scaling", compared)
 
 
 def gap(compared: Compared) -> Figure:
@@ -67,7 +72,7 @@ def bands(compared: Compared) -> Figure:
 
 def draw(name: str, compared: Compared) -> Figure:
     """Draw one of KINDS, all sections below one another."""
-    pictures = [picture for section in compared.comparison.sections if (picture := KINDS[name].of(section))]
+    pictures = [picture for picture in pictures_of(name, compared.comparison.sections) if picture]
     if not pictures:
         raise IncompatibleError(f"{name}: there is nothing to draw\nit takes {KINDS[name].needs}")
     return figure_of(pictures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import statistics
@@ -15,6 +16,7 @@ import matplotlib
 import numpy as np
 import pytest
 from helpers_cases import for_each
+from helpers_cli import bnlab
 from helpers_runs import make_run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -292,6 +294,54 @@ def test_steps_have_ratios_floors_and_the_second_copy(tmp_path: Path) -> None:
     assert band.get_extents().transformed(axes.transData.inverted()).intervalx == pytest.approx([0.98, 1.03])
 
 
+def scaled(folder: Path, contests: Mapping[str, float], arms: Mapping[str, float], **how: Any) -> Path:
+    """Write what `bnlab bench --scale` leaves: the ratio of an arm grows with the size of its contest."""
+    for number, (contest, size) in enumerate(contests.items()):
+        for norm, off in arms.items():
+            ratio = 1.0 if norm == "batch" else 1 + off * math.log2(size)
+            label = f"{norm} {size:,}" if contest.startswith("data") else norm
+            about = {"contest": contest.rstrip("0123456789") if "data" in contest else contest, "arm": label}
+            about |= {"baseline": f"batch {min(contests.values()):,}" if "data" in contest else "batch"}
+            about |= {"ratio": ratio, "ratio_low": ratio - 0.1, "ratio_high": ratio + 0.1}
+            config = {"data.name": contest} if "image" in contest else {"data.train_size": int(size)}
+            make_run(folder / f"{norm}{number}", norm=norm, config=config, summary={"bench": about, "curve": {}}, **how)
+    return folder
+
+
+@for_each(
+    ("contests", "over"),
+    [
+        ({"width 4-16": 16, "width 8-32": 32, "width 16-64": 64}, "width"),
+        ({"image 8 x 8": 8, "image 16 x 16": 16}, "pixels a side"),  # a section a size, joined
+        ({"batch 64": 64, "batch 1,024": 1024}, "batch size"),
+        ({"data512": 512, "data1024": 1024}, "training images"),
+    ],
+)
+def test_scaling_has_ratios_over_the_size_of_each_arm(contests: dict[str, int], over: str, tmp_path: Path) -> None:
+    place = tmp_path / over
+    (axes,) = drawn("scaling", scaled(place, contests, {"batch": 0, "layer": 0.1, "group": 0.2})).axes
+    sizes = sorted(contests.values())
+    expected = {
+        name: (sizes, [1 + off * math.log2(size) for size in sizes]) for name, off in (("layer", 0.1), ("group", 0.2))
+    }
+    if over == "training images":  # the baseline's size grows, too
+        expected |= {"batch": (sizes, [1.0] * len(sizes))}
+    assert lines_of(axes) == {name: (places, pytest.approx(ratios)) for name, (places, ratios) in expected.items()}
+    assert (axes.get_xlabel(), axes.get_xscale()) == (over, "log")
+    assert [label.get_text() for label in axes.get_xticklabels()] == [f"{size:,}" for size in sizes]
+    band = next(each for each in axes.collections if each.get_paths())
+    ends = [y for x, y in band.get_paths()[0].vertices if x == sizes[-1]]
+    assert max(ends) - min(ends) == pytest.approx(0.2)
+    page = page_of(place)
+    assert page.texts.count(KINDS["scaling"].title) == 1
+
+
+def test_what_has_one_size_does_not_scale(tmp_path: Path) -> None:
+    for contests in ({"width 8": 8}, {"a width of 8": 8, "cnn": 16}, {"batch": 8, "data 3": 9}):
+        with pytest.raises(IncompatibleError, match="bench --scale"):
+            drawn("scaling", scaled(tmp_path / str(len(str(contests))), contests, {"batch": 0, "layer": 0.1}))
+
+
 def test_gap_has_its_causes_where_they_were_recorded(tmp_path: Path) -> None:
     gaps = drawn("gap", sweep(tmp_path / "cheap")).axes
     assert [lines_of(axes)["batch"][0] for axes in gaps] == [[pytest.approx(size)] for size in (-1.0, 3.0, 7.0)]
@@ -481,3 +531,77 @@ def test_a_question_in_words(tmp_path: Path) -> None:
     assert asked(make_run(tmp_path / "r")) == "What test accuracy does batch reach on mnist?"
     sweep(tmp_path / "s", {**ENDS, "layer": ENDS["none"]})
     assert asked(tmp_path / "s") == "Do batch and layer differ from none in test accuracy on mnist?"
+
+
+# ---------------------------------------------------------------- a probe, a shift, a card
+
+
+@pytest.fixture(scope="module")
+def model_of_ones_own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("own")
+    (place / "nets.py").write_text(
+        "from torch import nn\n\nclass Odd(nn.Sequential):\n    '''Its layers have names for a page to fear.'''\n\n"
+        "def make():\n    net = Odd(nn.Conv2d(1, 4, 3))\n    net.add_module('<script>alert(1)</script>', nn.BatchNorm2d(4))\n"
+        "    net.append(nn.ReLU()).append(nn.Flatten()).append(nn.Linear(144, 10))\n    return net\n"
+    )
+    return place
+
+
+@for_each(
+    ("command", "question", "tables"),
+    [
+        (["probe", "--samples", "64"], "How does nets:make differ between training and evaluation mode?", 5),
+        (["shift", "--shift", "noise,blur,contrast", "--severity", "1,5"], "What do shifted test images do to", 4),
+    ],
+)
+def test_a_model_has_a_page(command: list[str], question: str, tables: int, model_of_ones_own: Path) -> None:
+    small = ["eval.probe_samples=64", "trainer.threads=1", "trainer.device=cpu"]
+    line = [command[0], "--module", "nets:make", "--data", "digits", *command[1:], *small]
+    plain = bnlab(*line, "--format", "json", cwd=model_of_ones_own)
+    out = model_of_ones_own / "page.html"
+    done = bnlab(*line, "--format", "json", "--out", "page.html", "--force", cwd=model_of_ones_own)
+    assert (done.returncode, done.stdout) == (0, plain.stdout), done.stderr
+    assert "written: page.html" in done.stderr
+    check_self_contained(out.read_text())
+    page, answer = Page(out.read_text()), json.loads(done.stdout)
+    said = " ".join(page.texts)
+    assert question in said
+    assert len(page.tables) == tables
+    assert f"bnlab {command[0]} --module nets:make" in said
+    if command[0] == "probe":
+        assert answer["verdict"] in said
+        assert "<script>alert(1)</script>" in said
+        (gap,) = (row for row in answer["rows"] if (row["split"], row["metric"]) == ("test", "kl"))
+        assert next(row for row in page.tables[0] if row[0].startswith("KL"))[2].startswith(f"{gap['value']:.1g}"[:3])
+    else:
+        plain_rows = [row for row in answer["rows"] if row["shift"] == "none"]
+        shown = [float(cell.split()[0]) for cell in page.tables[0][1][1 : 1 + len(plain_rows)]]
+        assert shown == pytest.approx([100 * row["accuracy"] for row in plain_rows], abs=0.5)
+
+
+def test_cards_have_a_page(tmp_path: Path) -> None:
+    done = bnlab("check", "norm=ghost", "--out", "card.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_self_contained((tmp_path / "card.html").read_text())
+    page = Page((tmp_path / "card.html").read_text())
+    card = json.loads(bnlab("check", "norm=ghost", "--format", "json", cwd=tmp_path).stdout)
+    truth = {None: "–", True: "yes", False: "no"}
+    assert [row[1:3] for row in page.tables[0][1:]] == [
+        [truth[each["declared"]], truth[each["holds"]]] for each in card["properties"].values()
+    ]
+    assert bnlab("check", "norm=none,layer", "--out", "two.html", cwd=tmp_path).returncode == 0
+    assert [row[0] for row in Page((tmp_path / "two.html").read_text()).tables[0][1:]] == ["none", "layer"]
+
+
+def test_a_page_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "mine.html").write_text("mine")
+    for out, said in (("a.pdf", "must end in .html"), ("mine.html", "was not written by bnlab")):
+        done = bnlab("check", "norm=ghost", "--out", out, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
+    assert (tmp_path / "mine.html").read_text() == "mine"
+    sweep(tmp_path / "runs/s")
+    for command in ("probe", "shift"):
+        done = bnlab(command, "runs/s", "--out", "page.html", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "--out" in done.stderr

@@ -485,7 +485,7 @@ def test_logits_are_found_among_what_a_model_returns(care: Path) -> None:
         ("number", None, "it returns shape (2, 1)", "as of regression"),
         ("map_", None, "it returns shape (2, 10, 8, 8)", "as of segmentation"),
         ("nothing", None, "it returns a NoneType", "returns its logits alone"),
-        ("scripted", None, "holds TorchScript (TopLevelTracedModule)", "return the nn.Module that was"),
+        ("scripted", None, "holds TorchScript (TopLevelTracedModule)", "take the nn.Module that was"),
     ],
 )
 def test_what_gives_no_logits_is_refused_with_a_way_out(

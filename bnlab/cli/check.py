@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from bnlab.cli.options import Format, Overrides
+from bnlab.cli.options import Force, Format, Overrides, Page
+from bnlab.cli.sheet_page import check_out, write_sheet
 from bnlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def check(
         typer.Option("--module", metavar="PACKAGE.MODULE:FACTORY", help="Your factory(channels) -> torch.nn.Module."),
     ] = None,
     format: Format = "table",
+    out: Page = None,
+    force: Force = False,
 ) -> None:
     """Measure on random and edge tensors what a normalization does, and whether that is what it declares.
 
@@ -32,12 +35,14 @@ def check(
     from bnlab.conformance.card import examine
     from bnlab.conformance.own_code import own_code
     from bnlab.conformance.subject import of_factory
-    from bnlab.report.check_report import CARD_FORMATS, card_table, matrix_table
+    from bnlab.record.environment import environment
+    from bnlab.report.check_report import CARD_FORMATS, card_sheet, card_table, matrix_table
     from bnlab.report.console import messages, results
     from bnlab.report.display import working
 
     if module is not None and overrides:
         raise ConfigError(f"{overrides[0]}: cannot be combined with --module\nomit one of the two")
+    check_out(out, force)
     subjects = _strategies(overrides or []) if module is None else [of_factory(module)]
     cards = []
     with working(messages()) as tell:
@@ -45,11 +50,13 @@ def check(
             tell(f"checking {subject.label}")
             with nullcontext() if module is None else own_code(f"--module {module}", "on a random batch it"):
                 cards.append(examine(subject))
-    out = results()
+    console = results()
     if format != "table":
-        out.emit(CARD_FORMATS[format](cards))
+        console.emit(CARD_FORMATS[format](cards))
     else:
-        out.print(card_table(cards[0], out) if len(cards) == 1 else matrix_table(cards, out))
+        console.print(card_table(cards[0], console) if len(cards) == 1 else matrix_table(cards, console))
+    if out is not None:
+        write_sheet(out, card_sheet(cards), environment(), force)
     if any(card.contradictions for card in cards):
         raise typer.Exit(1)
 

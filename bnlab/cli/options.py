@@ -186,6 +186,9 @@ Where = Annotated[
     Optional[list[str]], typer.Option("--where", metavar="KEY=VALUE[,VALUE]", help="Only runs with such a value.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write over any file that is there.")]
+Page = Annotated[
+    Optional[Path], typer.Option("--out", metavar="FILE.html", help="Write the result as a page to send, too.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a run folder cannot be read.")]
 
 # ---------------------------------------------------------------- of commands that examine a trained model

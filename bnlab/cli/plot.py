@@ -9,7 +9,7 @@ import typer
 
 from bnlab.cli.options import Baseline, Force, Margin, Metrics, Runs, Where, one_of
 
-FIGURES = ("curves", "differences", "steps", "gap", "depth", "shift", "meters", "layers", "bands")
+FIGURES = ("curves", "differences", "steps", "scaling", "gap", "depth", "shift", "meters", "layers", "bands")
 
 
 def plot(
@@ -26,7 +26,8 @@ def plot(
 ) -> None:
     """Draw a figure of runs, as wide as the text of a paper; its text stays text.
 
-    FIGURE is curves, differences, steps (of a bench), gap, depth, shift, or what meters read: meters, layers, bands.
+    FIGURE is curves, differences, steps (of a bench), scaling (of bench --scale), gap, depth, shift, or what meters
+    read: meters, layers, bands.
     PATH is the folder of a run, a sweep or a bench; default: the latest sweep.
     """
     from bnlab.cli.compare import default_places

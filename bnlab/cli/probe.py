@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from bnlab.api import QUICK, SAMPLES, examined
-from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, command_on, number_in, refuse_beside
+from bnlab.cli.options import (
+    Data,
+    Force,
+    Format,
+    Key,
+    Module,
+    Output,
+    Page,
+    Targets,
+    Weights,
+    command_on,
+    number_in,
+    refuse_beside,
+)
+from bnlab.cli.sheet_page import check_out, write_sheet
 
 
 def probe(
@@ -25,6 +39,8 @@ def probe(
         typer.Option("--quick", help=f"Take {QUICK} images of each split: wider intervals, sooner."),
     ] = False,
     format: Format = "table",
+    out: Page = None,
+    force: Force = False,
 ) -> None:
     """Measure how one model behaves differently in train() and eval(), and split the difference into its causes.
 
@@ -37,13 +53,16 @@ def probe(
 
     if module is None and is_of_several(targets or []):
         others = {"--checkpoint": weights, "--key": key, "--output": output, "--data": data, "--quick": quick or None}
+        others["--out"] = out
         refuse_beside("a sweep", True, others)
         evaluate_all(targets or [], FIGURES if any("=" in word for word in targets or []) else PROBED, format)
         return
+    check_out(out, force)
+    from bnlab.experiment.setup import environment_of
     from bnlab.experiment.trained_model import find
     from bnlab.report.console import messages, results
     from bnlab.report.display import working
-    from bnlab.report.probe_report import probe_head, probe_rows, probe_tables
+    from bnlab.report.probe_report import probe_head, probe_rows, probe_sheet, probe_tables
     from bnlab.report.rows import TIDY_FORMATS
 
     with working(messages()) as tell:
@@ -51,8 +70,10 @@ def probe(
         trained = find(targets or [], module, weights, data, key, output)
         again = command_on("recalibrate", targets, module, weights, data, key, output)
         report = examined(trained, again, samples, quick, tell)
-    out = results()
+    console = results()
     if format == "table":
-        out.print(probe_tables(report, out))
+        console.print(probe_tables(report, console))
     else:
-        out.emit(TIDY_FORMATS[format](probe_head(report), probe_rows(report)))
+        console.emit(TIDY_FORMATS[format](probe_head(report), probe_rows(report)))
+    if out is not None:
+        write_sheet(out, probe_sheet(report), environment_of(trained.device, trained.bundle, 1), force)

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Optional
 
-from bnlab.cli.options import Data, Format, Key, Module, Output, Targets, Weights, number_in, several, unknown
+from bnlab.cli.options import (
+    Data,
+    Force,
+    Format,
+    Key,
+    Module,
+    Output,
+    Page,
+    Targets,
+    Weights,
+    number_in,
+    refuse_beside,
+    several,
+    unknown,
+)
+from bnlab.cli.sheet_page import check_out, write_sheet
 
 
 def shift(
@@ -28,6 +43,8 @@ def shift(
     output: Output = None,
     data: Data = None,
     format: Format = "table",
+    out: Page = None,
+    force: Force = False,
 ) -> None:
     """Evaluate on shifted test images, with stored statistics and with those of the test images themselves.
 
@@ -38,13 +55,14 @@ def shift(
     """
     from bnlab.cli.evaluate_again import FIGURES, evaluate_all, is_of_several
     from bnlab.data.shifts import SEVERITIES, SHIFTS
+    from bnlab.experiment.setup import environment_of
     from bnlab.experiment.shift_study import shift_study
     from bnlab.experiment.trained_model import find
     from bnlab.measure.robustness import STATS
     from bnlab.report.console import messages, results
     from bnlab.report.display import working
     from bnlab.report.rows import TIDY_FORMATS
-    from bnlab.report.shift_report import shift_rows, shift_table
+    from bnlab.report.shift_report import shift_rows, shift_sheet, shift_table
 
     names = _chosen("--shift", shifts, SHIFTS)
     statistics = _chosen("--stats", stats, STATS)
@@ -52,19 +70,23 @@ def shift(
         int(text) for text in _chosen("--severity", severity or ["1", "3", "5"], [str(known) for known in SEVERITIES])
     ]
     if module is None and is_of_several(targets or []):
+        refuse_beside("a sweep", True, {"--out": out})
         shown = [f"{name}-{level}" for name in names for level in severities]
         settings = {"shifted": ["none", *shown], "stats": statistics, "batch_size": [str(batch_size)]}
         lines = [f"eval.{key}={','.join(values)}" for key, values in settings.items()]
         evaluate_all([*(targets or []), *lines], FIGURES[:3], format)
         return
+    check_out(out, force)
     trained = find(targets or [], module, weights, data, key, output)
     with working(messages()) as tell:
         study = shift_study(trained, names, severities, statistics, batch_size, tell)
-    out = results()
+    console = results()
     if format == "table":
-        out.print(shift_table(study, out))
+        console.print(shift_table(study, console))
     else:
-        out.emit(TIDY_FORMATS[format](*shift_rows(study)))
+        console.emit(TIDY_FORMATS[format](*shift_rows(study)))
+    if out is not None:
+        write_sheet(out, shift_sheet(study), environment_of(trained.device, trained.bundle, 1), force)
 
 
 def _chosen(option: str, wanted: Sequence[str] | None, known: Iterable[str]) -> list[str]:

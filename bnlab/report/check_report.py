@@ -1,4 +1,4 @@
-"""The conformance card: one normalization property by property, or many as rows of a matrix; and for programs.
+"""The conformance card: one normalization property by property, or many as rows of a matrix; for pages and programs.
 
 The card has a line for each property: whether it is as declared, whether it holds, the measured error, what it says.
 The matrix keeps yes and no.
@@ -6,6 +6,7 @@ The matrix keeps yes and no.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,9 +19,16 @@ from bnlab.conformance.findings import Card, Finding
 from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import MISSING, power_of_ten
 from bnlab.report.rows import SCHEMA, aligned_lines, csv_text, escaped, json_text, markdown_table
+from bnlab.report.sheet import Sheet
 from bnlab.report.table import Column, draw, joined, shortened
 
 _MARKS = {True: ("✗ ", "bold red"), False: ("✓ ", "green"), None: ("  ", "")}
+_MATRIX_LEGEND = ("yes: it holds", "no: it does not", f"{MISSING}: undefined", "!: against what is declared")
+_ERRORS = (
+    "dead: no effect on the training output, or no gradient",
+    "error: largest difference over the RMS of the output, in float64 unless said",
+)
+_MORE = "bnlab check norm=NAME shows what each property says and the measured error"
 _DECIMALS_FROM, _DECIMALS_TO = 0.01, 1000.0  # errors in between are written without a power of ten
 
 
@@ -45,14 +53,23 @@ def yes_no(value: bool | None) -> str:
 
 def card_table(card: Card, out: Terminal) -> Group:
     """Return one card, as wide as the console."""
-    about = [card.subject, count_of(card.channels, "channel"), f"batches of up to {card.batch}"]
-    kind = ("vectors", "sequences", "images", "volumes")[card.axes]
-    about.append(f"{kind} only" if card.images_only or not card.axes else f"{kind} and vectors")
     groups = [finding.about.group for finding in card.findings]
     above = {row: group for row, group in enumerate(groups) if group not in groups[:row]}
+    table = draw(_card_columns(card), out, above=above).lines
+    legend = joined(_legend(card), out, "dim")
+    return Group(*joined(_card_about(card), out, "bold"), Text(""), *table, Text(""), *legend, *_verdict([card], out))
+
+
+def _card_about(card: Card) -> list[str]:
+    kind = ("vectors", "sequences", "images", "volumes")[card.axes]
+    takes = f"{kind} only" if card.images_only or not card.axes else f"{kind} and vectors"
+    return [card.subject, count_of(card.channels, "channel"), f"batches of up to {card.batch}", takes]
+
+
+def _card_columns(card: Card) -> list[Column]:
     marks = [_MARKS[finding.contradicts if finding.expected is not None else None] for finding in card.findings]
     against = ["bold red" if finding.contradicts else "" for finding in card.findings]
-    columns = [
+    return [
         Column(
             "",
             [mark + finding.about.short for (mark, _), finding in zip(marks, card.findings, strict=True)],
@@ -63,9 +80,6 @@ def card_table(card: Card, out: Terminal) -> Group:
         Column("error", [error_text(finding.error) for finding in card.findings]),
         Column("", [_meaning(finding) for finding in card.findings], left=True, wraps=True, styles=against),
     ]
-    table = draw(columns, out, above=above).lines
-    legend = joined(_legend(card), out, "dim")
-    return Group(*joined(about, out, "bold"), Text(""), *table, Text(""), *legend, *_verdict([card], out))
 
 
 def _meaning(finding: Finding) -> str:
@@ -76,12 +90,10 @@ def _meaning(finding: Finding) -> str:
 
 
 def _legend(card: Card) -> list[str]:
-    error = "error: largest difference over the RMS of the output, in float64 unless said"
-    dead = "dead: no effect on the training output, or no gradient"
     marks = ["✓: as declared", "✗: against what is declared"] if card.declared else []
     if card.declared and any(finding.expected is None for finding in card.findings):
         marks.append("no mark: not declared")
-    return [*marks, dead, error]
+    return [*marks, *_ERRORS]
 
 
 # ---------------------------------------------------------------- the matrix
@@ -89,7 +101,11 @@ def _legend(card: Card) -> list[str]:
 
 def matrix_table(cards: Sequence[Card], out: Terminal) -> Group:
     """Return all cards as rows, their properties in as few parts as the width allows."""
-    room = max(out.width // 3, 12)
+    below = [*joined(_MATRIX_LEGEND, out, "dim"), *joined([_MORE], out, "dim"), *_verdict(cards, out)]
+    return Group(*draw(_matrix(cards, max(out.width // 3, 12)), out, split=True).lines, Text(""), *below)
+
+
+def _matrix(cards: Sequence[Card], room: int) -> list[Column]:
     columns = [Column("norm", [shortened(card.subject, room) for card in cards], left=True, is_name=True)]
     for place, finding in enumerate(cards[0].findings):
         findings = [card.findings[place] for card in cards]
@@ -97,10 +113,7 @@ def matrix_table(cards: Sequence[Card], out: Terminal) -> Group:
         # a no is what sets a strategy apart
         styles = ["bold red" if f.contradicts else "" if f.found is False else "dim" for f in findings]
         columns.append(Column(finding.about.short, cells, left=True, group=finding.about.group, styles=styles))
-    legend = ["yes: it holds", "no: it does not", f"{MISSING}: undefined", "!: against what is declared"]
-    more = "bnlab check norm=NAME shows what each property says and the measured error"
-    below = [*joined(legend, out, "dim"), *joined([more], out, "dim"), *_verdict(cards, out)]
-    return Group(*draw(columns, out, split=True).lines, Text(""), *below)
+    return columns
 
 
 def _verdict(cards: Sequence[Card], out: Terminal) -> Iterator[Text]:
@@ -116,6 +129,35 @@ def _verdict(cards: Sequence[Card], out: Terminal) -> Iterator[Text]:
     if number and not contradictions:
         which = f"all {number} declared properties are" if number > 1 else "the declared property is"
         yield from joined([f"✓ {which} as declared"], out, "green")
+
+
+# ---------------------------------------------------------------- as a sheet
+
+
+def card_sheet(cards: Sequence[Card]) -> Sheet:
+    """Return what a page shows: of one card its properties, of several a row each. There are no curves to draw."""
+    out = Terminal(io.StringIO())
+    said = [line.plain for line in _verdict(cards, out)] or ["Nothing is declared: the card says what it does."]
+    if len(cards) > 1:
+        names = f"{count_of(len(cards), 'normalization')}"
+        return Sheet(
+            f"What do {names} do, and is that what they declare?",
+            said,
+            [names],
+            _matrix(cards, 60),
+            _MATRIX_LEGEND,
+            notes=[_MORE],
+        )
+    (card,) = cards
+    columns = [
+        Column("property", [finding.about.short for finding in card.findings]),
+        Column("declared", [yes_no(finding.expected) for finding in card.findings]),
+        Column("holds", [yes_no(finding.found) + "!" * finding.contradicts for finding in card.findings]),
+        Column("error", [error_text(finding.error) for finding in card.findings]),
+        Column("meaning", [_meaning(finding) for finding in card.findings]),
+    ]
+    question = f"What does {card.subject} do, and is that what it declares?"
+    return Sheet(question, said, _card_about(card)[1:], columns, [*_MATRIX_LEGEND[3:], *_ERRORS])
 
 
 # ---------------------------------------------------------------- for programs

@@ -140,7 +140,13 @@ def _draw_lines(axes: Axes, panel: Panel) -> None:
         axes.axhline(panel.reference * panel.factor, color=PALE, linewidth=0.8, zorder=0)
     axes.set_title(panel.title, loc="left")
     axes.set_xlabel(panel.over)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if panel.by_doubling:
+        places = sorted({place for series in panel.series for place in series.places})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places)
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(_plain))
     inner = Scale.over(finite, panel.axis)

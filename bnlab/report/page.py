@@ -1,14 +1,15 @@
 """Pages to send: no script, nothing loaded, text as text in pictures, readable offline, on a phone and on paper.
 
 `render` fills a template that extends `page.html`; whatever a run or a claim holds is data, and all of it is escaped.
-`comparison_page` is that of runs, sweeps and benches, `comparison_markdown` the same without pictures.
+`comparison_page` is that of runs, sweeps and benches, `comparison_markdown` the same without pictures, `sheet_page` in
+the same layout that of a probe, a shift or a card.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from bnlab.report.compare_report import skipped_lines, stars
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING
 from bnlab.report.heading import heading
+from bnlab.report.pictures import KINDS, pictures_of
 from bnlab.report.rows import escaped
 from bnlab.report.run_report import machine_of, run_facts
+from bnlab.report.sheet import Plate, Sheet, grid
 from bnlab.report.verdicts import answers, question
 
 MADE = "made with bnlab"  # in every file that may be written over
@@ -46,10 +49,12 @@ def render(template: str, **values: Any) -> str:
 
 def comparison_page(comparison: Comparison, command: str) -> str:
     """Return the page of a comparison; `command` makes it again."""
-    sections = [
-        _section(section, sentences, f"s{number}")
-        for number, (section, sentences) in enumerate(zip(comparison.sections, answers(comparison), strict=True))
-    ]
+    pictures = {key: pictures_of(key, comparison.sections) for key in KINDS}
+    sections = []
+    for number, (section, sentences) in enumerate(zip(comparison.sections, answers(comparison), strict=True)):
+        its = ((key, each[number]) for key, each in pictures.items())
+        plates = [(key, Plate(KINDS[key].title, picture)) for key, picture in its if picture]
+        sections.append(_section(section, sentences, list(_drawn(plates, f"s{number}"))))
     return render(
         "comparison_page.html",
         title=sections[0]["question"] if sections else "no runs",
@@ -57,6 +62,26 @@ def comparison_page(comparison: Comparison, command: str) -> str:
         commands=[*_commands(comparison), clean(command)],
         left_out=skipped_lines(comparison),
     )
+
+
+def sheet_page(sheet: Sheet, environment: Mapping[str, Any], command: str) -> str:
+    """Return the page of one result, in the layout of a comparison; `command` makes it again, in `environment`."""
+    titles, rows = grid(sheet.columns)
+    plates = [(str(number), plate) for number, plate in enumerate(sheet.plates)]
+    section = {
+        "question": clean(sheet.question),
+        "answer": list(map(clean, sheet.answer)),
+        "heading": clean(" · ".join(sheet.heading)),
+        "titles": titles,
+        "rows": rows,
+        "legend": clean("; ".join(sheet.legend)),
+        "pictures": list(_drawn(plates, "p")),
+        "facts": [],
+        "notes": list(map(clean, sheet.notes)),
+        "machines": [_machine(environment)],
+    }
+    page = {"sections": [section], "commands": [clean(command)], "left_out": []}
+    return render("comparison_page.html", title=section["question"], **page)
 
 
 def comparison_markdown(comparison: Comparison, command: str) -> str:
@@ -69,10 +94,13 @@ def comparison_markdown(comparison: Comparison, command: str) -> str:
 
 
 def write_own(path: Path, content: bytes, force: bool) -> None:
-    """Write a file that says that it was MADE here; one that does not say so is written over by `force` only.
+    """Write a file that says that it was MADE here. Errors: as of `refuse_others`; EnvironmentFault."""
+    refuse_others(path, force)
+    write_bytes(path, content)
 
-    Errors: ConfigError where something else lies there; EnvironmentFault.
-    """
+
+def refuse_others(path: Path, force: bool) -> None:
+    """Refuse to write over a file that does not say that it was MADE here, but by `force`. Errors: ConfigError."""
     if os.path.lexists(path) and not force:
         try:
             is_ours = MADE.encode() in read_plain(path)
@@ -80,10 +108,9 @@ def write_own(path: Path, content: bytes, force: bool) -> None:
             is_ours = False
         if not is_ours:
             raise ConfigError(f"{path}: is there already, and was not written by bnlab\ngive another --out, or --force")
-    write_bytes(path, content)
 
 
-def _section(section: Section, sentences: Sequence[str], name: str) -> dict[str, Any]:
+def _section(section: Section, sentences: Sequence[str], pictures: list[dict[str, Any]]) -> dict[str, Any]:
     titles, rows = html_grid(section)
     says = [i for i, cells in enumerate(zip(*rows, strict=True)) if set(cells) != {MISSING}]
     runs = [run for row in section.rows for run in row.runs]
@@ -95,33 +122,30 @@ def _section(section: Section, sentences: Sequence[str], name: str) -> dict[str,
         "titles": [titles[i] for i in says],
         "rows": [[row[i] for i in says] for row in rows],
         "legend": clean("; ".join([f"± and brackets: 95% interval over {over}", *stars(section)])),
-        "pictures": list(_pictures(section, name)),
+        "pictures": pictures,
         "facts": list(_facts(runs[0].folder)) if len(runs) == 1 else [],
         "notes": [clean(note) for note in section.notes],
         "machines": list(_machines(section)),
     }
 
 
-def _pictures(section: Section, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the pictures that there are; what is inside of an SVG was escaped by matplotlib."""
+def _drawn(plates: Iterable[tuple[str, Plate]], name: str) -> Iterator[dict[str, Any]]:
+    """Yield by key the pictures that there are; what is inside of an SVG was escaped by matplotlib."""
     from markupsafe import Markup
 
     from bnlab.report.drawing import PAGE, figure_of, inline_svg
-    from bnlab.report.pictures import KINDS
 
-    for key, kind in KINDS.items():
-        picture = kind.of(section)
-        if picture is not None:
-            panels = [panel for row in picture.rows for panel in row]
-            box, inside = inline_svg(figure_of([picture], PAGE), f"{name}-{key}")
-            yield {
-                "title": kind.title,
-                "remark": picture.remark,
-                "described": ". ".join(panel.described() for panel in panels),
-                "box": box,
-                "inside": Markup(inside),
-                "tables": [panel.table() for panel in panels],
-            }
+    for key, plate in plates:
+        panels = [panel for row in plate.picture.rows for panel in row]
+        box, inside = inline_svg(figure_of([plate.picture], PAGE), f"{name}-{key}")
+        yield {
+            "title": clean(plate.title),
+            "remark": plate.picture.remark,
+            "described": ". ".join(panel.described() for panel in panels),
+            "box": box,
+            "inside": Markup(inside),
+            "tables": plate.tables(),
+        }
 
 
 def _facts(folder: Path) -> Iterator[tuple[str, str]]:
@@ -133,10 +157,13 @@ def _facts(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _machines(section: Section) -> Iterator[str]:
-    for environment in section.environments:
-        marks = [f"{key} {environment[key]}" for key in ("torchvision", "numpy", "hydra-core") if environment.get(key)]
-        mark = environment.get("data_fingerprint")
-        yield clean(", ".join([*machine_of(environment), *marks, *([f"data {str(mark)[:12]}"] if mark else [])]))
+    yield from map(_machine, section.environments)
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    marks = [f"{key} {environment[key]}" for key in ("torchvision", "numpy", "hydra-core") if environment.get(key)]
+    mark = environment.get("data_fingerprint")
+    return clean(", ".join([*machine_of(environment), *marks, *([f"data {str(mark)[:12]}"] if mark else [])]))
 
 
 def _commands(comparison: Comparison) -> Iterator[str]:

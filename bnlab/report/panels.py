@@ -36,6 +36,9 @@ SPLITS = ("train", "valid", "test")
 MOST_CAUSES = 3  # arms whose gap is shown by cause
 _LONGEST_NAME = 30
 _CAUSE = re.compile(r"test\.term_(\w+)_kl")
+# the size that `bnlab bench --scale` gave a contest, behind what it is of; `data` has it behind its arms
+_SCALED = re.compile(r"(?P<of>.*?) ?\b(?P<scale>width|image|batch|data)(?: (?P<size>\d[\d,x -]*))?")
+_OVER = {"width": "width", "image": "pixels a side", "batch": "batch size", "data": "training images"}
 _LOGS: Mapping[Axis, str] = {"error": "log scale of the error", "log": "log scale", "linear": ""}
 
 
@@ -61,6 +64,7 @@ class Panel:
     over: str = ""
     factor: float = 1.0
     axis: Axis = "linear"
+    by_doubling: bool = False  # what lines are over stands on a log scale
     reference: float | None = None  # where nothing differs
     band: tuple[float, float] | None = None  # within which a difference says nothing, or does not matter
 
@@ -184,6 +188,38 @@ def steps(section: Section) -> Picture | None:
     band = (min(lows), max(highs)) if lows and highs else None
     panel = Panel(f"step over that of {baseline_name(section)}", series, reference=1.0, band=band)
     return Picture([[panel]], "; ".join(said))
+
+
+def scaling(section: Section) -> Picture | None:
+    """Return the step times of a bench by the size that `--scale` gave it, over those of the baseline, by arm."""
+    found: dict[tuple[str, str, str], dict[str, dict[float, Interval]]] = {}  # by contest, arm and size
+    for bench in (mapping((row.runs[0].summary or {}).get("bench")) for row in section.rows if row.runs):
+        scaled = _SCALED.fullmatch(str(bench.get("contest")))
+        ratio, low, high = (finite(bench.get(f"ratio{end}")) for end in ("", "_low", "_high"))
+        if scaled is None or ratio is None or (scaled["scale"] == "data") != (scaled["size"] is None):
+            continue
+        label, size, baseline = str(bench.get("arm")), scaled["size"], str(bench.get("baseline"))
+        if size is None:  # all sizes of the data are in one contest
+            label, _, size = label.rpartition(" ")
+        elif label == baseline:
+            continue
+        place = max(float(digits) for digits in re.findall(r"\d+", size.replace(",", "")) or ["nan"])
+        arms = found.setdefault((clean(scaled["of"]), scaled["scale"], clean(baseline)), {})
+        arms.setdefault(shortened(clean(label), _LONGEST_NAME), {})[place] = Interval(ratio, low, high, 0)
+    panels = []
+    for (of, scale, baseline), arms in found.items():
+        own = [baseline.rpartition(" ")[0]]  # the baseline's line, which there is where its size grows too
+        names = sorted(arms, key=lambda name: name not in own)
+        series = [
+            Series(name, list(at.values()), colour, list(at))
+            for colour, name in enumerate(names, int(names[0] not in own))
+            if len(at := dict(sorted(arms[name].items()))) > 1
+        ]
+        about = [of, *(each.label for each in series if len(series) == 1)]  # a legend names several
+        title = ": ".join([*filter(None, about), f"step over that of {baseline}"])
+        panels += [Panel(title, series[:MOST_ARMS], _OVER[scale], by_doubling=True, reference=1.0)] if series else []
+    remark = "median over the rounds, band: its 95% interval; log scale of the size"
+    return Picture([[panel] for panel in panels], remark) if panels else None
 
 
 def gap(section: Section) -> Picture | None:

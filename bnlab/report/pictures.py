@@ -1,12 +1,12 @@
 """Every kind of picture that there is, of runs: what `bnlab plot` and `bnlab report` draw. No matplotlib here.
 
-KINDS["differences"].of(section)    # a picture, or None where a section has nothing of the kind
+pictures_of("differences", sections)    # a picture a section, or None where it has nothing of the kind
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from bnlab.compare.result import Section
 from bnlab.report import mechanism, panels
@@ -20,6 +20,7 @@ class Kind:
     title: str
     of: Callable[[Section], Picture | None]
     needs: str
+    joins: bool = False  # it is of all sections together
 
 
 KINDS: Mapping[str, Kind] = {
@@ -28,6 +29,9 @@ KINDS: Mapping[str, Kind] = {
         "Differences from the baseline", panels.differences, "an arm that shares a seed with a baseline"
     ),
     "steps": Kind("Step times", panels.steps, "a record of `bnlab bench`"),
+    "scaling": Kind(
+        "Step times by size", panels.scaling, "a record of `bnlab bench --scale`, of two sizes or more", joins=True
+    ),
     "gap": Kind(
         "Training mode against evaluation mode",
         panels.gap,
@@ -39,3 +43,12 @@ KINDS: Mapping[str, Kind] = {
     "layers": Kind("What meters read by depth", mechanism.by_depth, "arms with meters, such as measure=gradients"),
     "bands": Kind("Bands of a unit", mechanism.bands, "arms with measure=activations and several readings"),
 }
+
+
+def pictures_of(name: str, sections: Sequence[Section]) -> list[Picture | None]:
+    """Return the picture of each section; one of all sections together is that of the first."""
+    kind = KINDS[name]
+    if not kind.joins or not sections:
+        return [kind.of(section) for section in sections]
+    whole = replace(sections[0], rows=[row for section in sections for row in section.rows])
+    return [kind.of(whole), *[None] * (len(sections) - 1)]

@@ -262,17 +262,13 @@ def _agreement_columns(probing: ProbeResult) -> list[Column]:
 def probe_sheet(probed: Probed) -> Sheet:
     """Return what pages and notebooks show."""
     probing = probed.probing
-    notes = [
-        f"{decomposition.split}, {term.name}: {term.absent}"
-        for decomposition in probing.decompositions
-        for term in decomposition.terms
-        if _is_absent(term)
-    ]
-    batches = grid(_agreement_columns(probing))[1]
-    notes += [
-        f"evaluated in a {name}: {far} over RMS off at most, {flips} % of predictions change"
-        for name, far, flips in batches
-    ]
+    absent: dict[str, dict[str, None]] = {}  # by reason
+    for term in (term for decomposition in probing.decompositions for term in decomposition.terms):
+        if _is_absent(term):
+            absent.setdefault(str(term.absent), {})[term.name] = None
+    notes = [f"not in the pictures, {', '.join(names)}: {reason}" for reason, names in absent.items()]
+    for name, far, flips in grid(_agreement_columns(probing))[1]:
+        notes.append(f"evaluation in a {name}, not all at once: logits {far} off over RMS, {flips} % flips")
     notes += [] if probing.layers else _layer_legend(probing)
     return Sheet(
         f"How does {probed.label} differ between training and evaluation mode?",

@@ -1,4 +1,4 @@
-"""Shifts in a terminal: one row a shift and severity, a column for each choice of statistics; and for programs.
+"""Shifts in a terminal: one row a shift and severity, a column for each choice of statistics; for pages and programs.
 
 Accuracy, calibration and dependence on batch-mates stand side by side where there is room, else below each other.
 """
@@ -17,7 +17,9 @@ from rich.text import Text
 from bnlab.compare.notes import count_of
 from bnlab.report.console import Terminal
 from bnlab.report.figures import MISSING, Cell, decimals_for, number
+from bnlab.report.panels import Panel, Picture, Series
 from bnlab.report.rows import Row
+from bnlab.report.sheet import Plate, Sheet
 from bnlab.report.table import Column, bullets, draw, joined
 
 if TYPE_CHECKING:
@@ -58,18 +60,60 @@ def _tidy(at: Condition, measured: Robustness) -> Row:
 
 def shift_table(study: Study, out: Terminal) -> Group:
     """Return the table and what it says in words, as wide as the console."""
-    about = [study.label, f"{study.samples:,} test images under shifts", f"batches of {study.batch_size}"]
+    about = [study.label, *_about(study)]
     width = max(len(at.shift) for at in study.conditions)
     names = [f"{at.shift:<{width}} {at.severity or ''}" for at in study.conditions]
-    columns = [
+    table = draw(_columns(study, names), out, split=True).lines
+    notes = bullets([*_verdicts(study), *_notes(study)], out)
+    return Group(*joined(about, out, "bold"), Text(""), *table, Text(""), *notes)
+
+
+def _about(study: Study) -> list[str]:
+    return [f"{study.samples:,} test images under shifts", f"batches of {study.batch_size}"]
+
+
+def _columns(study: Study, names: Sequence[str]) -> list[Column]:
+    return [
         Column("shift", names, left=True, is_name=True),
         *_accuracies(study),
         *_shares(study, "ECE, %", lambda measured: measured.ece),
         *_shares(study, "changed by mates, %", lambda measured: measured.flips),
     ]
-    table = draw(columns, out, split=True).lines
-    notes = bullets([*_verdicts(study), *_notes(study)], out)
-    return Group(*joined(about, out, "bold"), Text(""), *table, Text(""), *notes)
+
+
+# ---------------------------------------------------------------- as a sheet
+
+
+def shift_sheet(study: Study) -> Sheet:
+    """Return what a page shows: accuracy over severity by choice of statistics, a panel a shift, and the table."""
+    plain, panels = study.conditions[0], []
+    for shift, group in groupby(study.conditions[1:], key=lambda at: at.shift):
+        shown = [plain, *group]
+        places = [float(at.severity) for at in shown]
+        series = [
+            Series(stats, [at.found[place].accuracy for at in shown], place, places)
+            for place, stats in enumerate(study.stats)
+        ]
+        panels.append(Panel(f"{shift}: accuracy, %", series, "severity", factor=100.0))
+    pairs = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+    names = [[panel.title.partition(":")[0] for panel in pair] for pair in pairs]
+    remark = "by the statistics of evaluation; severity 0: the images as they are; band: 95% interval over images"
+    return Sheet(
+        f"What do shifted test images do to {study.label}, by the statistics it is evaluated with?",
+        list(_verdicts(study)) or [_one_choice(study)],
+        _about(study),
+        _columns(study, [f"{at.shift} {at.severity or ''}".strip() for at in study.conditions]),
+        ["±: 95% interval over images"],
+        [Plate(f"Under {' and '.join(its)}", Picture([pair], remark)) for its, pair in zip(names, pairs, strict=True)],
+        list(_notes(study)),
+    )
+
+
+def _one_choice(study: Study) -> str:
+    """Say how the accuracy of the only choice ends, from the images as they are to the worst shift."""
+    worst = min(study.conditions, key=lambda at: at.found[0].accuracy.value)
+    plain, least = (number(100 * at.found[0].accuracy.value, 1) for at in (study.conditions[0], worst))
+    return f"{plain} % of the images as they are, {least} % under {worst.shift} {worst.severity or ''}".rstrip()
 
 
 def _accuracies(study: Study) -> Iterator[Column]:

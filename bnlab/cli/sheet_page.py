@@ -1,0 +1,39 @@
+"""`--out FILE.html` of `probe`, `shift` and `check`: their result as a page, beside what they print.
+
+A page is a file to send, so it is written as `bnlab report` and `bnlab plot` write theirs; `--format` is for what goes
+to stdout, to be read by other programs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bnlab.report.sheet import Sheet
+
+
+def check_out(out: Path | None, force: bool) -> None:
+    """Refuse a file that cannot be written as a page, before anything is measured. Errors: ConfigError."""
+    if out is None:
+        return
+    from bnlab.report.page import refuse_others
+
+    if out.suffix != ".html":
+        raise ConfigError(f"--out {out}: must end in .html")
+    refuse_others(out, force)
+
+
+def write_sheet(out: Path, sheet: Sheet, environment: Mapping[str, Any], force: bool) -> None:
+    """Write what this command line found in this `environment`. Errors: ConfigError, EnvironmentFault."""
+    from bnlab.report.console import messages
+    from bnlab.report.page import sheet_page, write_own
+
+    again = shlex.join(["bnlab", *sys.argv[1:]])
+    write_own(out, sheet_page(sheet, environment, again).encode(), force)
+    messages().say(f"written: {out}")

@@ -540,9 +540,14 @@ def test_a_question_in_words(tmp_path: Path) -> None:
 def model_of_ones_own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("own")
     (place / "nets.py").write_text(
-        "from torch import nn\n\nclass Odd(nn.Sequential):\n    '''Its layers have names for a page to fear.'''\n\n"
-        "def make():\n    net = Odd(nn.Conv2d(1, 4, 3))\n    net.add_module('<script>alert(1)</script>', nn.BatchNorm2d(4))\n"
-        "    net.append(nn.ReLU()).append(nn.Flatten()).append(nn.Linear(144, 10))\n    return net\n"
+        """
+from torch import nn
+
+def make():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3))
+    net.add_module("<script>alert(1)</script>", nn.BatchNorm2d(4))
+    return net.append(nn.ReLU()).append(nn.Flatten()).append(nn.Linear(144, 10))
+"""
     )
     return place
 

@@ -48,6 +48,10 @@ def yes_no(value: bool | None) -> str:
     return MISSING if value is None else "yes" if value else "no"
 
 
+def _held(finding: Finding) -> str:
+    return yes_no(finding.found) + "!" * finding.contradicts
+
+
 # ---------------------------------------------------------------- one card
 
 
@@ -109,7 +113,7 @@ def _matrix(cards: Sequence[Card], room: int) -> list[Column]:
     columns = [Column("norm", [shortened(card.subject, room) for card in cards], left=True, is_name=True)]
     for place, finding in enumerate(cards[0].findings):
         findings = [card.findings[place] for card in cards]
-        cells = [yes_no(f.found) + ("!" if f.contradicts else "") for f in findings]
+        cells = list(map(_held, findings))
         # a no is what sets a strategy apart
         styles = ["bold red" if f.contradicts else "" if f.found is False else "dim" for f in findings]
         columns.append(Column(finding.about.short, cells, left=True, group=finding.about.group, styles=styles))
@@ -139,20 +143,16 @@ def card_sheet(cards: Sequence[Card]) -> Sheet:
     out = Terminal(io.StringIO())
     said = [line.plain for line in _verdict(cards, out)] or ["Nothing is declared: the card says what it does."]
     if len(cards) > 1:
-        names = f"{count_of(len(cards), 'normalization')}"
-        return Sheet(
-            f"What do {names} do, and is that what they declare?",
-            said,
-            [names],
-            _matrix(cards, 60),
-            _MATRIX_LEGEND,
-            notes=[_MORE],
-        )
+        question = f"What do {count_of(len(cards), 'normalization')} do, and is that what they declare?"
+        names = [f"{finding.about.group} {finding.about.short}" for finding in cards[0].findings]
+        columns = [Column("property", names)]
+        columns += [Column(card.subject, list(map(_held, card.findings))) for card in cards]
+        return Sheet(question, said, ["a property a row"], columns, _MATRIX_LEGEND, notes=[_MORE])
     (card,) = cards
     columns = [
         Column("property", [finding.about.short for finding in card.findings]),
         Column("declared", [yes_no(finding.expected) for finding in card.findings]),
-        Column("holds", [yes_no(finding.found) + "!" * finding.contradicts for finding in card.findings]),
+        Column("holds", list(map(_held, card.findings))),
         Column("error", [error_text(finding.error) for finding in card.findings]),
         Column("meaning", [_meaning(finding) for finding in card.findings]),
     ]

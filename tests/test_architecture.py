@@ -55,7 +55,7 @@ AT_HOME = {
     "omegaconf": {"config", "runner"},
     "typer": {"cli"},
     "rich": {"report", "cli"},
-    "pandas": {"compare", "report"},
+    "pandas": {"compare", "report", "api"},
     "jinja2": {"report"},
     "matplotlib": {"report", "plot"},
     "tensorboard": {"export"},

@@ -177,7 +177,7 @@ def test_both_and_last_compute_what_they_say() -> None:
 @for_each("norm", ["batch", "ghost", "sync", "renorm", "streaming", "population"])
 def test_statistics_of_each_activation_are_those_of_the_layer_as_vectors(spec: ModelSpec, norm: str) -> None:
     """Each norm layer of a network over images sees (N, C * H * W) and has a gamma for each."""
-    model = make(spec, norm, over="activation")
+    model = make(spec, norm, per="activation")
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     for name, outer in model.named_modules():
         if isinstance(outer, PerActivation):
@@ -202,14 +202,14 @@ def test_statistics_of_each_activation_are_those_of_the_layer_as_vectors(spec: M
 def test_an_odd_image_has_its_pixels_counted() -> None:
     x = torch.rand(5, 1, 11, 13)
     for spec in (Resnet(depth=8, width=4), Cnn(widths=(4, 6)), Cnn(widths=(4, 6), placement="last")):
-        assert build(spec, strategies["batch"](over="activation"), (1, 11, 13), 10, 0)(x).shape == (5, 10)
+        assert build(spec, strategies["batch"](per="activation"), (1, 11, 13), 10, 0)(x).shape == (5, 10)
 
 
 def test_activations_without_pixels_are_refused() -> None:
-    with pytest.raises(IncompatibleError, match=r"norm.over=activation: is over=channel.*model=mlp\nset norm.over"):
-        make(Mlp(), over="activation")
+    with pytest.raises(IncompatibleError, match=r"norm.per=activation: is per=channel.*model=mlp\nset norm.per"):
+        make(Mlp(), per="activation")
     with pytest.raises(IncompatibleError, match=r"norm.stat_stride=2: leaves pixels out"):
-        strategies["batch"](over="activation", stat_stride=2)
+        strategies["batch"](per="activation", stat_stride=2)
     with pytest.raises(ConfigError, match=r"norm.over=activation: must be one of sample, channel"):
         parse(strategies["layer"], {"over": "activation"}, "norm")
 

@@ -410,11 +410,11 @@ def metered(folder: Path) -> Path:
 def test_what_meters_read_is_drawn_over_training_by_depth_and_as_bands(tmp_path: Path) -> None:
     metered(tmp_path)
     ranges, ics = drawn("meters", tmp_path, baseline="none").axes
-    assert (ranges.get_title(loc="left"), ics.get_title(loc="left")) == ("landscape: loss_range", "landscape: ics")
+    assert (ranges.get_title(loc="left"), ics.get_title(loc="left")) == ("loss_range", "ics")
     assert lines_of(ranges)["batch"] == ([0, 10, 20], pytest.approx([2**0.5, 2**1.5, 2**2.5]))  # the geometric mean
     assert lines_of(ics)["none"] == ([0, 10, 20], pytest.approx([-1, 0, 1]))
     first, last = drawn("layers", tmp_path, baseline="none").axes
-    assert last.get_title(loc="left") == "gradients: weight_gradient, at the end"
+    assert last.get_title(loc="left") == "weight_gradient, at the end"
     assert lines_of(first)["batch"] == ([1, 2, 3], pytest.approx([2**0.5 * d for d in (1, 2, 3)]))
     assert lines_of(last)["none"] == ([1, 2, 3], pytest.approx([4 * 4 * 2**0.5 * d for d in (1, 2, 3)]))
     none, batch = drawn("bands", tmp_path, baseline="none").axes

@@ -34,7 +34,7 @@ def check_foldable(model: nn.Module) -> None:
         if norm is not first and norm not in before:
             raise IncompatibleError(
                 f"eval.stats=folded: layer {name} ({type(norm).__name__}) does not follow a convolution or linear layer"
-                "\nset model.placement=pre (and norm.over=channel), or take eval.stats=running"
+                "\nset model.placement=pre (and norm.per=channel), or take eval.stats=running"
             )
 
 

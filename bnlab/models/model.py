@@ -161,8 +161,8 @@ def check_fit(spec: ModelSpec, strategy: Strategy) -> None:
         )
     if strategy.per_activation and not spec.norms_see_pixels:
         raise IncompatibleError(
-            f"norm.over=activation: is over=channel where the norm layers see no pixels, as in model={spec.name}\n"
-            "set norm.over=channel, or take a model over images (model=cnn)"
+            f"norm.per=activation: is per=channel where the norm layers see no pixels, as in model={spec.name}\n"
+            "set norm.per=channel, or take a model over images (model=cnn)"
         )
     if strategy.weight_transform is not None and spec.placement == "last":
         raise IncompatibleError(

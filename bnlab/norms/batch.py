@@ -49,8 +49,8 @@ class Batch(OverSamples):
         super().__post_init__()
         if self.stat_stride > 1 and self.per_activation:
             raise IncompatibleError(
-                f"norm.stat_stride={self.stat_stride}: leaves pixels out, and with norm.over=activation each has "
-                "statistics of its own\nset norm.stat_stride=1 or norm.over=channel"
+                f"norm.stat_stride={self.stat_stride}: leaves pixels out, and with norm.per=activation each has "
+                "statistics of its own\nset norm.stat_stride=1 or norm.per=channel"
             )
 
     def layer(self, channels: int) -> NormLayer:

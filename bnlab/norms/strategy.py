@@ -211,13 +211,13 @@ class NormLayer(NormModule, ABC):
 class OverSamples(Strategy):
     """A strategy whose statistics are over samples, and over the pixels of a channel unless told otherwise."""
 
-    over: Literal["channel", "activation"] = param(
+    per: Literal["channel", "activation"] = param(
         "channel", "statistics, gamma and beta of each channel, or of each of its pixels by itself"
     )
 
     @property
     def per_activation(self) -> bool:
-        return self.over == "activation"
+        return self.per == "activation"
 
 
 class PerActivation(nn.Module):

@@ -81,7 +81,7 @@ def figure_of(pictures: Sequence[Picture], width: float = WIDTH) -> Figure:
         for part, row in zip(parts[:, 0], rows, strict=True):
             for axes, panel in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
                 axes.set_facecolor("none")
-                _draw_lines(axes, panel) if panel.over else _draw_dots(axes, panel)
+                _draw_lines(axes, panel, 6 if len(row) < 3 else 3) if panel.over else _draw_dots(axes, panel)
                 if axes is not part.axes[0] and not panel.over and _labels(panel) == _labels(row[0]):
                     axes.tick_params(labelleft=False)
         if len(entries) > 1:
@@ -124,7 +124,7 @@ def inline_svg(figure: Figure, name: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- panels
 
 
-def _draw_lines(axes: Axes, panel: Panel) -> None:
+def _draw_lines(axes: Axes, panel: Panel, most_ticks: int) -> None:
     centers = [value.value for series in panel.series for value in series.values]
     finite = [value for value in centers if np.isfinite(value)]
     if panel.axis == "linear" and panel.reference is not None:
@@ -146,7 +146,7 @@ def _draw_lines(axes: Axes, panel: Panel) -> None:
         axes.set_xticks(places)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(most_ticks, integer=True))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(_plain))
     inner = Scale.over(finite, panel.axis)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
+from bnlab.compare.notes import named
 from bnlab.compare.result import Row, Section
 from bnlab.compare.statistics import estimate_mean
 from bnlab.interval import Interval
@@ -24,15 +26,18 @@ Tracks = list[tuple[int, Row, dict[int, Track]]]  # of each arm: its colour, and
 
 def over_training(section: Section) -> Picture | None:
     """Return a row of panels a meter: its first figures of the network over the steps, by arm."""
-    rows = []
+    rows, read = [], []
     for meter in dict.fromkeys(name for row in section.rows for run in finished(row) for name in _meters(run)):
         figures = dict.fromkeys(key for row in section.rows for run in finished(row) for key in _curve(run, meter))
         panels = []
         for figure in [figure for figure in figures if figure not in NOT_DRAWN][:MOST_FIGURES]:
             tracks = _tracks(section, partial(_over_steps, meter, figure))
-            panels += _panel(f"{meter}: {figure}", "step", tracks, section)
-        rows += [panels] if panels else []
-    return Picture(rows, "what meters read; mean over seeds, band: its 95% interval") if rows else None
+            panels += _panel(figure, "step", tracks, section)
+        if panels:
+            rows.append(panels)
+            read.append(meter)
+    said = f"read by {named(read)}; mean over seeds, band: its 95% interval"
+    return Picture(rows, said) if rows else None
 
 
 def by_depth(section: Section) -> Picture | None:
@@ -50,9 +55,10 @@ def by_depth(section: Section) -> Picture | None:
         panels = []
         for title, place in (("at first", 0), ("at the end", -1)):
             tracks = _tracks(section, partial(_at, meter, figure, place))
-            panels += _panel(f"{meter}: {figure}, {title}", "depth", tracks, section)
+            panels += _panel(f"{figure}, {title}", "depth", tracks, section)
         rows += [panels] if panels else []
-    return Picture(rows, "by layer, the first at depth 1; mean over seeds, band: its 95% interval") if rows else None
+    said = f"read by {named(list(firsts))}, the first layer at depth 1; mean over seeds, band: its 95% interval"
+    return Picture(rows, said) if rows else None
 
 
 def bands(section: Section) -> Picture | None:
@@ -119,15 +125,19 @@ def _over_steps(meter: str, figure: str, run: Run) -> Track:
     return {step: value for step, value in pairs if math.isfinite(step) and math.isfinite(value)}
 
 
-@cache
 def _layer_rows(folder: str) -> Mapping[tuple[str, str, str, float, str], dict[float, float]]:
     """Return (meter, figure, layer, depth, axis) -> step -> value, as meters.csv has them; nothing without one."""
+    table = Path(folder) / "meters.csv"
+    return _read(folder, table.stat().st_mtime_ns) if table.is_file() else {}
+
+
+@lru_cache(maxsize=64)
+def _read(folder: str, version: int) -> Mapping[tuple[str, str, str, float, str], dict[float, float]]:
+    """Return them of a table that was last written at `version`."""
     from bnlab.compare.frames import tables_of
 
-    table = tables_of(folder).get("meters")
+    table = tables_of(folder)["meters"]
     found: dict[tuple[str, str, str, float, str], dict[float, float]] = {}
-    if table is None:
-        return found
     columns = (table[key].tolist() for key in ("meter", "figure", "layer", "depth", "axis", "step", "value"))
     for meter, figure, layer, depth, axis, step, value in zip(*columns, strict=True):
         found.setdefault((meter, figure, layer, depth, axis), {})[step] = value

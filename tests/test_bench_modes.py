@@ -352,7 +352,9 @@ def test_a_profile_is_a_table_and_a_record(where: Path, capsys: pytest.CaptureFi
     bench(["norm=none,batch", *QUICK], profile=True)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    assert all(word in shown for word in ("forward", "backward", "optimizer", "profiler"))  # titles break where it is wide
+    assert all(
+        word in shown for word in ("forward", "backward", "optimizer", "profiler")
+    )  # titles break where it is wide
     (path,) = where.glob("runs/*-bench-*/bench.csv")
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [(row["arm"], float(row["norm_forward_share"]) == 0) for row in rows] == [("none", True), ("batch", False)]

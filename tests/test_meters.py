@@ -117,8 +117,17 @@ def test_the_landscape_is_that_of_plain_loops(name: str) -> None:
     assert found["ics", first, "-"] == 0
 
 
-def test_the_landscape_of_a_quadratic_is_its_curvature() -> None:
-    """Along the gradient of w'Aw/2 the smoothness is |A g| / |g|, whatever the step."""
+def test_a_layer_without_a_gradient_is_left_out_of_the_median() -> None:
+    model = network("none")
+    with torch.no_grad():
+        list(model.parameters())[-2].zero_()  # nothing comes back to the layers before
+    found = read("landscape", moment(model))
+    *cut, last = parameters_by_layer(model)
+    assert all(math.isnan(found["ics", layer, "-"]) for layer in cut)
+    assert found["ics", "-", "-"] == found["ics", last, "-"] == 0
+
+
+def test_the_curvature_of_a_quadratic_is_its_largest_eigenvalue() -> None:
     eigenvalues = torch.tensor([5.0, 1.0, 0.1], dtype=torch.float64)
     value, converged = largest_eigenvalue(lambda w: [w[0] * eigenvalues], [torch.ones(3, dtype=torch.float64)])
     assert converged

@@ -91,5 +91,11 @@ def _covariate_shift(at: Moment, gradient: Gradient) -> Iterator[Reading]:
         with torch.no_grad():
             for i in owned:
                 weights[i][0].copy_(weights[i][1])
-    yield Reading("ics", statistics.median(shifts))
-    yield Reading("ics_cosine", statistics.median(cosines))
+    yield Reading("ics", _median(shifts))
+    yield Reading("ics_cosine", _median(cosines))
+
+
+def _median(values: Sequence[float]) -> float:
+    """Return the median of those that are known: a layer that is cut off has a gradient of 0, and no change of it."""
+    known = [value for value in values if math.isfinite(value)]
+    return statistics.median(known) if known else math.nan

@@ -32,10 +32,15 @@ def read_by_meters(summary: Mapping[str, Any], out: Terminal) -> list[Text]:
         if not steps or not curves:
             continue
         seconds = finite(mapping(about).get("seconds"))
-        cost = "" if not seconds or not trained else f", {100 * seconds / trained:.2g} % of the time of training"
+        cost = "" if not seconds or not trained else f", {_share(seconds / trained)} of the time of training"
         lines += [Text(""), *joined([f"{name}: {len(steps):,} readings{cost}"], out, "bold")]
         lines += draw(list(_columns(steps, curves)), out).lines
     return lines
+
+
+def _share(part: float) -> str:
+    """Return a share in percent, two digits of it: `0.42 %`, `42 %`, `420 %`."""
+    return f"{100 * part:.2g} %" if part < 1 else f"{100 * part:,.0f} %"
 
 
 def _columns(steps: Sequence[float], curves: Mapping[str, Sequence[float]]) -> Iterator[Column]:

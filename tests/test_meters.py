@@ -18,7 +18,9 @@ from helpers_training import train
 from torch import Tensor
 from torch.func import functional_call
 
+from bnlab.compare.comparison import compare
 from bnlab.config.files import meter_lines
+from bnlab.experiment.evaluate_again import evaluate_again
 from bnlab.meters.curvature import largest_eigenvalue
 from bnlab.meters.meter import ALWAYS, Meter, Reading, gradient_of, meters, parameters_by_layer
 from bnlab.models.cnn import Cnn
@@ -229,3 +231,13 @@ def test_list_and_explain_tell_of_every_meter(tmp_path: Path) -> None:
     assert "measure=landscape" in told
     assert [line.split()[0] for line in told.splitlines() if line.startswith("  loss_range")] == ["loss_range"]
     assert set(meters) <= {line.split()[0] for line in bnlab("list", "meters", cwd=tmp_path).stdout.splitlines()[1:]}
+
+
+def test_a_metered_run_evaluated_again_differs_in_what_was_evaluated_only(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        train([*SHORT, "model=mlp", "model.widths=[8]", f"seed={seed}", "measure=landscape"], tmp_path / f"{seed}")
+        evaluate_again(tmp_path / f"{seed}", [{"eval.stats": "precise"}])
+    (section,) = compare([tmp_path], metrics=["loss_range"], with_evaluated=True).sections
+    assert section.changed == ["eval.stats"]
+    assert not any("measure" in note for note in section.notes)
+    assert len({row.metrics["loss_range"].value for row in section.rows}) == 1

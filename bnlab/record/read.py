@@ -67,7 +67,10 @@ def evaluated(run: Run, *, alike: bool = False) -> list[Run]:
     """
     return [
         replace(
-            run, identity=identity, config=run.config | entry["config"], summary=summary_of(run.summary or {}, entry)
+            run,
+            identity=identity,
+            config=run.config | _config(run, entry),
+            summary=summary_of(run.summary or {}, entry),
         )
         for identity, entry in run.evaluations.items()
         if alike or not _is_same(run, entry)
@@ -78,6 +81,12 @@ def _is_same(run: Run, entry: dict[str, Any]) -> bool:
     return all(
         run.config.get(key, SETTINGS.get(key)) == value for key, value in entry["config"].items() if key != "measure"
     )
+
+
+def _config(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of an evaluation; what meters read is of the training, whatever was evaluated after it."""
+    has_meters = run.config.get("measure", "cheap") not in ("cheap", "full")
+    return {key: value for key, value in entry["config"].items() if key != "measure" or not has_meters}
 
 
 @contextmanager

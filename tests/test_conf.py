@@ -104,6 +104,7 @@ def test_glob_takes_every_strategy() -> None:
         ("norm=batchh", "norm=batchh: no such option; did you mean batch?"),
         ("trainer.epoch=3", "trainer.epoch: no such key; did you mean trainer.epochs?"),
         ("nrom=batch", "nrom: no such key; did you mean norm?"),
+        ("norm.over=activation", "norm.over: the chosen norm has no such key; did you mean norm.per?"),
         ("+x=1", "x: no such key"),
         ("+norm.momentumm=0.1", "norm.momentumm: no such key; did you mean momentum?"),
         ("optim.lr=nan", "optim.lr=nan: must be above 0"),

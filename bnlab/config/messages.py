@@ -25,6 +25,7 @@ ELSEWHERE = {
     "model.dropout": "drop dropout_rate drop_rate",
     "norm": "normalization norm_layer norm_type strategy",
     "norm.groups": "num_groups",
+    "norm.per": "over",
     "norm.size": "ghost_size ghost_batch_size virtual_batch_size",
     "seed": "random_seed manual_seed rng_seed",
     "trainer.epochs": "num_epochs n_epochs max_epochs nb_epochs",
@@ -64,7 +65,9 @@ def readable(error: Exception, blamed: str = "an override") -> str:
         key = no_key.group(1) or no_key.group(2)
         if having := [each.option for each in keys().get(key, ()) if each.option]:
             group = key.partition(".")[0]
-            return f"{key}: the chosen {group} has no such key\nit is a key of: {', '.join(having)}"
+            known = [other for other in meant_by(key) if other.startswith(f"{group}.")]
+            meant = f"; did you mean {known[0]}?" if known else ""
+            return f"{key}: the chosen {group} has no such key{meant}\nit is a key of: {', '.join(having)}"
         if key in SEEDS:
             return f"{key}: no such key; did you mean seed=0,1,2 or seed=range(5)?\nadd -m to train each seed"
         value = blamed.partition("=")[2] if blamed.startswith(f"{key}=") else ""

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from bnlab.experiment.evaluate_again import evaluate_again
 from bnlab.meters.curvature import largest_eigenvalue
 from bnlab.meters.meter import ALWAYS, Meter, Reading, gradient_of, meters, parameters_by_layer
 from bnlab.models.cnn import Cnn
+from bnlab.models.mlp import Mlp
+from bnlab.models.model import build
 from bnlab.norms.strategy import strategies
 
 SHORT = ("data=digits", "trainer.steps=7", "data.batch_size=32", "trainer.threads=1", "trainer.device=cpu")
@@ -181,6 +184,15 @@ def test_a_gradient_is_of_the_next_step_and_leaves_statistics() -> None:
     model.load_state_dict(before)
     gradient_of(model, at.batch, F.cross_entropy)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_step_in_parts_has_the_gradient_of_ghosts() -> None:
+    batch, ghost = network("batch"), build(Mlp(widths=(8, 8)), strategies["ghost"](size=4), (1, 8, 8), 10, seed=0)
+    in_parts = replace(moment(batch), micro_batch=4)
+    loss, gradient = in_parts.gradient(in_parts.copy())
+    expected_loss, expected = moment(ghost).gradient(ghost)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(gradient, expected, strict=True))
 
 
 def test_parameters_stand_with_the_layer_that_they_follow() -> None:

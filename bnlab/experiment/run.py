@@ -269,6 +269,7 @@ def _panel_of(
         optimizer,
         loss_function(config.trainer),
         precision_of(config.trainer, batches.device),
+        config.micro_batch(workers=1),
     )
     for name, reason in panel.absent.items():
         callback.noted(f"measure={name}: cannot be read, {reason}")

@@ -28,6 +28,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from bnlab.data.batches import Batches
 from bnlab.measure.modes import training_statistics
+from bnlab.norms.ghost import ghost_sizes
 from bnlab.norms.strategy import Strategy
 from bnlab.registry import Registry
 from bnlab.seeding import generator
@@ -66,6 +67,7 @@ class Moment:
     precision: Callable[[], AbstractContextManager[object]]  # in which training runs its forward pass
     _model: nn.Module
     _optimizer: torch.optim.Optimizer
+    micro_batch: int | None = None  # so many samples go through the model at a time; None: the whole batch
 
     def copy(self) -> nn.Module:
         """Return a copy of the model, in training mode."""
@@ -89,9 +91,20 @@ class Moment:
         yield from self.training_set.in_order(order, size)
 
     def gradient(self, model: nn.Module, batch: Batch | None = None) -> tuple[float, Gradient]:
-        """Return loss and gradient of a batch, by default the one to come, as the next step of `model` has them."""
+        """Return loss and gradient of a batch, by default the one to come, as the next step of `model` has them.
+
+        Of a step that takes its batch in parts, the mean over the parts by their shares.
+        """
+        images, labels = batch or self.batch
+        sizes = [len(labels)] if self.micro_batch is None else ghost_sizes(len(labels), self.micro_batch)
+        parts = zip(images.split(sizes), labels.split(sizes), [size / len(labels) for size in sizes], strict=True)
         with self.precision():
-            return gradient_of(model, batch or self.batch, self.loss_of)
+            found = [(share, *gradient_of(model, (some, its), self.loss_of)) for some, its, share in parts]
+        if len(found) == 1:
+            return found[0][1:]
+        loss = sum(share * part for share, part, _ in found)
+        shares = [[share * part for part in gradient] for share, _, gradient in found]
+        return loss, [torch.stack(each).sum(0) for each in zip(*shares, strict=True)]
 
 
 class Meter(ABC):

@@ -52,10 +52,11 @@ class Panel:
         optimizer: torch.optim.Optimizer,
         loss_of: Callable[[Tensor, Tensor], Tensor],
         precision: Callable[[], AbstractContextManager[object]],
+        micro_batch: int | None = None,
     ) -> None:
         self._every, self._model, self._training_set = every, model, training_set
         self._batch_size, self._optimizer = batch_size, optimizer
-        self._loss_of, self._precision = loss_of, precision
+        self._loss_of, self._precision, self._micro_batch = loss_of, precision, micro_batch
         reasons = {name: meters[name].why_not(strategies) for name in names}
         self.absent = {name: reason for name, reason in reasons.items() if reason is not None}
         self._meters = {name: meters[name]() for name in names if name not in self.absent}
@@ -83,6 +84,7 @@ class Panel:
                 batch_size=self._batch_size,
                 loss_of=self._loss_of,
                 precision=self._precision,
+                micro_batch=self._micro_batch,
                 _model=self._model,
                 _optimizer=self._optimizer,
             )

@@ -18,6 +18,7 @@ from bnlab.errors import ConfigError, did_you_mean
 Summary = Mapping[str, Any]
 Direction = Literal["higher", "lower"]
 Kind = Literal["mean", "time to target"]
+LARGEST = 1e150  # whose square is a number still; what is larger was not measured
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,13 @@ def number(values: Mapping[str, Any], key: str) -> float | None:
 
 
 def over_readings(run: Summary, meter: str, figure: str) -> list[float]:
-    """Return what a meter read of the network, reading by reading; what is not finite is left out."""
+    """Return what a meter read of the network, reading by reading; what is not finite, or too large, is left out."""
     found = run.get("meters")
     about = found.get(meter) if isinstance(found, Mapping) else None
     curves = about.get("curve") if isinstance(about, Mapping) else None
     values = curves.get(figure) if isinstance(curves, Mapping) else None
     numbers = [number({"": value}, "") for value in values] if isinstance(values, list) else []
-    return [value for value in numbers if value is not None and math.isfinite(value)]
+    return [value for value in numbers if value is not None and abs(value) <= LARGEST]
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:

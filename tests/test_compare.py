@@ -190,6 +190,26 @@ def test_arms_that_are_equal_to_the_last_bit_are_named(tmp_path: Path) -> None:
     assert note.endswith("no effect: norm=batch norm_rest=frozen and norm=batch norm_rest=none.")
 
 
+def test_arms_that_a_meter_tells_apart_are_not_equal(tmp_path: Path) -> None:
+    for every in (5, 10):
+        curve = {"step": [0, 10], "loss_range": [1.0, 1 / every]}
+        for seed in range(2):
+            make_run(tmp_path / f"{every}-{seed}", seed=seed, config={"measure_every": every},
+                     summary={"meters": {"landscape": {"curve": curve}}})  # fmt: skip
+    assert not [note for note in only(compare([tmp_path])).notes if note.startswith("Equal in every")]
+
+
+@pytest.mark.parametrize("value", [1e290, -1e308, float("inf")])
+def test_figures_too_large_to_be_squared_were_not_measured(value: float, tmp_path: Path) -> None:
+    for seed, read in enumerate((1.0, 2.0, value, value)):
+        curve = {"step": [0, 10, 20], "lambda_max": [read] * 3}
+        make_run(tmp_path / f"{seed}", seed=seed, summary={"meters": {"curvature": {"curve": curve}}})
+        make_run(tmp_path / f"none-{seed}", norm="none", seed=seed, summary={"meters": {"curvature": {"curve": curve}}})
+    for row in only(compare([tmp_path], metrics=["lambda_max"])).rows:
+        found = row.metrics["lambda_max"]
+        assert (found.value, found.n, found.num_lost) == (1.5, 2, 2)
+
+
 def test_duplicates_count_once(tmp_path: Path) -> None:
     make_run(tmp_path / "old", seed=0, test_accuracy=[0.1, 0.5], order=1)
     make_run(tmp_path / "new", seed=0, test_accuracy=[0.1, 0.9], order=2)

@@ -485,6 +485,13 @@ def test_a_chart_rises_with_its_curve(braille: bool) -> None:
     assert line_chart({"a": ([], [])}, "log", 40)[0].plain == "no finite values"
 
 
+def test_the_labels_of_a_log_axis_tell_its_places_apart() -> None:
+    lines = line_chart({"a": ([0, 10], [2e-7, 1.0])}, "log", 40, 6)
+    labels = [float(line.plain.partition("┤")[0]) for line in lines if "┤" in line.plain]
+    ends = math.log(2e-7) / 12  # the middle of the first row lies a twelfth below the top
+    assert labels == pytest.approx([math.exp(ends), math.exp(7 * ends)], rel=0.1)
+
+
 def shown(summary: Any, status: Any, folder: Path, width: int = 80, encoding: str = "utf-8") -> str:
     raw = io.BytesIO()
     terminal = Terminal(io.TextIOWrapper(raw, encoding=encoding, write_through=True))

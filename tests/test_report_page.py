@@ -424,6 +424,27 @@ def test_what_meters_read_is_drawn_over_training_by_depth_and_as_bands(tmp_path:
     assert drawn_lines["none"]["p50"] == ([0, 10, 20], [2, 2, 2])
 
 
+def test_readings_that_no_axis_can_show_are_not_drawn(tmp_path: Path) -> None:
+    for run in metered(tmp_path).iterdir():
+        with (run / "meters.csv").open("a") as table:
+            for depth, value in (("1", "nan"), ("2", "-1e308"), ("3", "inf"), ("1e308", "1")):
+                table.write(f"20,0,gradients,weight_gradient,{depth[0]}.x,{depth},-,{value}\n")
+            table.write("20,0,activations,p85,2.y,2,unit 3,1e308\n")
+    pages = [image_of(drawn(kind, tmp_path, baseline="none"), "a.svg") for kind in ("meters", "layers", "bands")]
+    assert all(b"made with bnlab" in page for page in pages)
+    assert lines_of(drawn("bands", tmp_path, baseline="none").axes[1])["p85"][0] == [0, 10]
+
+
+def test_seeds_that_are_far_apart_have_an_interval_that_ends(tmp_path: Path) -> None:
+    for seed, value in enumerate((1e-290, 1e290)):
+        curve = {"step": [0, 10], "loss_range": [value, value]}
+        make_run(tmp_path / f"{seed}", norm="none", seed=seed, summary={"meters": {"landscape": {"curve": curve}}})
+    figure = drawn("meters", tmp_path)
+    ((places, means),) = lines_of(figure.axes[0]).values()
+    assert (places, means) == ([0, 10], pytest.approx([1, 1]))
+    assert image_of(figure, "a.svg")
+
+
 def test_the_command_knows_every_figure() -> None:
     assert set(FIGURES) == KINDS.keys()
 

@@ -39,6 +39,7 @@ from bnlab.compare.statistics import estimate_mean, estimate_median, holm, restr
 from bnlab.data.dataset import target_of, test_images_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
 from bnlab.interval import Interval
+from bnlab.metric import LARGEST
 from bnlab.metrics import Censored, Metric, end_of, evaluation_before, find_metric, step_ratio_interval
 from bnlab.record.read import Run, evaluated, read_runs, refusals, trained, without_collector
 
@@ -218,7 +219,7 @@ def observe(runs: Sequence[Run], metric: Metric, target: float | None) -> Observ
             if is_done:
                 observed.limits[run.seed] = max(value.at, observed.limits.get(run.seed, 0.0))
             value = math.inf
-        elif value is None or not math.isfinite(value):
+        elif value is None or not abs(value) <= LARGEST:
             observed.num_lost += 1
             observed.num_unmeasured += is_done
             continue

@@ -149,8 +149,11 @@ def _equal(evidence: Evidence) -> Iterator[str]:
 
 
 def _traces(run: Run) -> int:
-    curves = (run.summary or {})["curve"].items()
-    return hash((run.state, *((name, bytes(values)) for name, values in sorted(curves) if name != "seconds")))
+    summary = run.summary or {}
+    curves = [(name, bytes(values)) for name, values in sorted(summary["curve"].items()) if name != "seconds"]
+    meters = summary.get("meters")
+    read = {name: about.get("curve") for name, about in meters.items()} if isinstance(meters, dict) else {}
+    return hash((run.state, repr(read), *curves))
 
 
 def _rates(evidence: Evidence) -> Iterator[str]:

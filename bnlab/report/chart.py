@@ -13,7 +13,7 @@ from typing import Literal
 
 from rich.text import Text
 
-from bnlab.report.figures import number, significant
+from bnlab.report.figures import number, significant, small
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue")
@@ -92,7 +92,8 @@ def line_chart(
         return [Text("no finite values", "dim")]
     scale = Scale.over([y for _, y in everything], axis)
     wide = Scale.over([x for x, _ in everything], across)
-    ticks = {row: significant(scale.at(1 - (row + 0.5) / height) * factor) for row in range(0, height, 3)}
+    said = small if scale.axis == "log" and scale.low * factor < 1e-3 else significant
+    ticks = {row: said(scale.at(1 - (row + 0.5) / height) * factor) for row in range(0, height, 3)}
     margin = max(map(len, ticks.values()))
     columns = max(width - margin - 2, 8)
     canvas = _Canvas(columns, height, braille)

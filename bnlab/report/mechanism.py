@@ -13,11 +13,12 @@ from bnlab.compare.result import Row, Section
 from bnlab.compare.statistics import estimate_mean
 from bnlab.interval import Interval
 from bnlab.record.read import Run
-from bnlab.report.curves import mapping, numbers
+from bnlab.report.curves import finite, mapping, numbers
 from bnlab.report.panels import MOST_ARMS, Panel, Picture, Series, arms_with_colours, finished, name_of
 
 MOST_FIGURES = 3  # of a meter, side by side
 MOST_BANDS = 4  # arms whose bands are drawn
+FARTHEST = 690.0  # the logarithm of the ends of an axis, at most: 5e299
 NOT_DRAWN = ("step", "converged")
 PERCENTILES = ("p15", "p50", "p85")
 Track = Mapping[float, float]  # place -> value, of one run
@@ -99,7 +100,9 @@ def _mean(values: Sequence[float], log: bool) -> Interval:
     if not log:
         return estimate_mean(values)
     of_logs = estimate_mean([math.log(value) for value in values])
-    low, high = (None if end is None else math.exp(end) for end in (of_logs.low, of_logs.high))
+    low, high = (
+        None if end is None else math.exp(min(max(end, -FARTHEST), FARTHEST)) for end in (of_logs.low, of_logs.high)
+    )
     return Interval(math.exp(of_logs.value), low, high, of_logs.n)
 
 
@@ -133,14 +136,15 @@ def _layer_rows(folder: str) -> Mapping[tuple[str, str, str, float, str], dict[f
 
 @lru_cache(maxsize=64)
 def _read(folder: str, version: int) -> Mapping[tuple[str, str, str, float, str], dict[float, float]]:
-    """Return them of a table that was last written at `version`."""
+    """Return them of a table that was last written at `version`, without what no axis can show."""
     from bnlab.compare.frames import tables_of
 
     table = tables_of(folder)["meters"]
     found: dict[tuple[str, str, str, float, str], dict[float, float]] = {}
     columns = (table[key].tolist() for key in ("meter", "figure", "layer", "depth", "axis", "step", "value"))
     for meter, figure, layer, depth, axis, step, value in zip(*columns, strict=True):
-        found.setdefault((meter, figure, layer, depth, axis), {})[step] = value
+        if finite(depth) is not None and finite(value) is not None:
+            found.setdefault((meter, figure, layer, depth, axis), {})[step] = value
     return found
 
 

@@ -50,7 +50,7 @@ def train(
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError("bnlab.train: cannot be called by torchrun\nuse torchrun --module bnlab train")
-    lines, place = list(overrides), None if config_dir is None else Path(config_dir)
+    lines, place = _lines(overrides), None if config_dir is None else Path(config_dir)
     if place is not None and not place.is_dir():
         raise ConfigError(f"config_dir={place}: is not a folder")
     options = JobOptions(timeout, retries, inline=inline)
@@ -62,6 +62,17 @@ def train(
     if launched.code:
         _raise_failures(launched.folder)
     return launched.folder
+
+
+def _lines(overrides: Iterable[object]) -> list[str]:
+    """Return overrides as text. Errors: ConfigError for what is none, as a list of them in one argument."""
+    lines = list(overrides)
+    for line in lines:
+        if not isinstance(line, str):
+            raise ConfigError(
+                f"{line!r}: is no override\nwrite each as a text of its own, such as 'norm=batch'; *LIST has them"
+            )
+    return lines  # type: ignore[return-value]
 
 
 def _raise_failures(folder: Path) -> None:
@@ -101,13 +112,14 @@ def probe(
         raise ConfigError(f"samples={samples}: must be 2 or more")
     with _torch_kept(), working(messages()) as tell:
         tell("reading model and data")
+        lines = _lines(overrides)
         if isinstance(model, (str, os.PathLike)):
             run = str(find_run(os.fspath(model)))
-            trained, again = find([run, *overrides], None, None, data, output=output), f"bnlab recalibrate {run}"
+            trained, again = find([run, *lines], None, None, data, output=output), f"bnlab recalibrate {run}"
         else:
             if not hasattr(model, "state_dict"):
                 raise ConfigError(f"{type(model).__name__}: is neither the folder of a run nor a torch.nn.Module")
-            named = [*([f"data={data}"] if data else []), *overrides]
+            named = [*([f"data={data}"] if data else []), *lines]
             trained = of_module(model, None, named, output=output)
             again = f"bnlab recalibrate --module PACKAGE.MODULE:FACTORY {' '.join(named)}"
         return examined(trained, again, samples, quick, tell)

@@ -196,6 +196,10 @@ def test_what_a_probe_returns_is_read_in_a_notebook() -> None:
         (lambda: package.probe("nowhere"), RecordError, "nowhere"),
         (lambda: package.probe(net(), data="digits", samples=1), ConfigError, "samples=1"),
         (lambda: package.tables("nowhere"), RecordError, "nowhere"),
+        (lambda: package.probe(net().to("meta"), data="digits"), ConfigError, "meta device"),
+        (lambda: package.probe(net(), ["a=1"], data="digits"), ConfigError, "is no override"),  # type: ignore[arg-type]
+        (lambda: package.train(["norm=batch"]), ConfigError, "is no override"),  # type: ignore[arg-type]
+        (lambda: package.train(3), ConfigError, "3: is no override"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_be_probed_is_said(asked: Callable[[], Any], kind: type[BnlabError], said: str) -> None:

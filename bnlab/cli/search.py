@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -24,6 +25,7 @@ from bnlab.cli.options import (
 from bnlab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from bnlab.config.files import Key
     from bnlab.record.read import Run
     from bnlab.runner.largest import ArmLadders
 
@@ -69,10 +71,14 @@ def search(
     from bnlab.runner.sweep import refuse_launcher, runner_for
     from bnlab.training.job import Terminated
 
+    known = keys()
     if "=" in key:
-        raise ConfigError(f"{key}: the first word is the key to search\nwrite bnlab search optim.lr {key}")
-    meant = [each for each in keys() if each.endswith(f".{key}")]
-    key = meant[0] if len(meant) == 1 else key
+        named = _whole(key.partition("=")[0], known)
+        usage = named if named in known and _has_numbers(known[named]) else f"optim.lr {key}"
+        raise ConfigError(f"{key}: the first word is the key to search\nwrite bnlab search {usage}")
+    key = _whole(key, known)
+    if not _has_numbers(known.get(key.removesuffix(".name"))):
+        raise ConfigError(f"{key}: holds no number\nsearch a key that does, such as optim.lr or model.gain")
     levels = Levels(start, top, factor, resolution)
     launch = hydra_lines(overrides or [])
     lines = [line for line in overrides or [] if line not in launch]
@@ -102,6 +108,17 @@ def search(
         messages().say(line)
     messages().say(f"{num_trained:,} runs trained; the same command with a finer --resolution goes on from here")
     raise typer.Exit(int(bool(failed)))
+
+
+def _whole(key: str, known: Iterable[str]) -> str:
+    """Return the one key that ends in `.key`, or the key as it is."""
+    meant = [each for each in known if each.endswith(f".{key}")]
+    return meant[0] if len(meant) == 1 else key
+
+
+def _has_numbers(declared: Sequence[Key] | None) -> bool:
+    """Return whether a key may hold a number: by its defaults, of which null may stand for one; own keys may."""
+    return declared is None or any(re.fullmatch(r"null|[-+]?[\d.]+(e[-+]?\d+)?", each.default) for each in declared)
 
 
 def _show_plan(arms: Sequence[ArmLadders], pool: dict[str, Run]) -> None:

@@ -53,6 +53,11 @@ class UserModule:
                     f"{self.named}: holds TorchScript ({type(scripted).__name__}), which hooks cannot look into\n"
                     "take the nn.Module that was scripted or traced"
                 )
+            if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+                raise ConfigError(
+                    f"{self.named}: has weights on the meta device, where they hold no values\n"
+                    "move it by to_empty(device='cpu') and load its weights first"
+                )
             written = list(model.state_dict())
             self.model, wrappers = _unwrapped(model)
             self.names = dict(zip(self.model.state_dict(), written, strict=True))  # -> as its own state dict has them

@@ -436,7 +436,7 @@ def test_readings_that_no_axis_can_show_are_not_drawn(tmp_path: Path) -> None:
 
 
 def test_seeds_that_are_far_apart_have_an_interval_that_ends(tmp_path: Path) -> None:
-    for seed, value in enumerate((1e-290, 1e290)):
+    for seed, value in enumerate((1e-60, 1e60)):
         curve = {"step": [0, 10], "loss_range": [value, value]}
         make_run(tmp_path / f"{seed}", norm="none", seed=seed, summary={"meters": {"landscape": {"curve": curve}}})
     figure = drawn("meters", tmp_path)
@@ -517,6 +517,8 @@ def test_nothing_is_written_over_but_what_bnlab_wrote(
     ("words", "says"),
     [
         ("report --out page.txt", "--out page.txt: must end in .html or .md"),
+        ("report --out missing/page.html", "the folder missing does not exist\nmake it"),
+        ("check norm=batch --out missing/page.html", "the folder missing does not exist\nmake it"),
         ("report nowhere", "nowhere: does not exist"),
         ("report --metric speed", "metric speed: no such metric"),
         ("plot curve", "did you mean curves?"),

@@ -18,7 +18,7 @@ from bnlab.report.panels import MOST_ARMS, Panel, Picture, Series, arms_with_col
 
 MOST_FIGURES = 3  # of a meter, side by side
 MOST_BANDS = 4  # arms whose bands are drawn
-FARTHEST = 690.0  # the logarithm of the ends of an axis, at most: 5e299
+FARTHEST = 300.0  # the logarithm of the ends of an axis, at most: 2e130
 NOT_DRAWN = ("step", "converged")
 PERCENTILES = ("p15", "p50", "p85")
 Track = Mapping[float, float]  # place -> value, of one run

@@ -100,7 +100,9 @@ def write_own(path: Path, content: bytes, force: bool) -> None:
 
 
 def refuse_others(path: Path, force: bool) -> None:
-    """Refuse to write over a file that does not say that it was MADE here, but by `force`. Errors: ConfigError."""
+    """Refuse a folder that is missing and, but by `force`, a file that does not say MADE. Errors: ConfigError."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist\nmake it, or give another --out")
     if os.path.lexists(path) and not force:
         try:
             is_ours = MADE.encode() in read_plain(path)

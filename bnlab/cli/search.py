@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -57,7 +57,6 @@ def search(
     from bnlab.claims.ladder import Levels
     from bnlab.cli.train import handle_signals
     from bnlab.config.compose import hydra_lines
-    from bnlab.config.files import keys
     from bnlab.record.latest import runs_folder
     from bnlab.record.run_folder import held
     from bnlab.report.console import messages, results
@@ -71,14 +70,7 @@ def search(
     from bnlab.runner.sweep import refuse_launcher, runner_for
     from bnlab.training.job import Terminated
 
-    known = keys()
-    if "=" in key:
-        named = _whole(key.partition("=")[0], known)
-        usage = named if named in known and _has_numbers(known[named]) else f"optim.lr {key}"
-        raise ConfigError(f"{key}: the first word is the key to search\nwrite bnlab search {usage}")
-    key = _whole(key, known)
-    if not _has_numbers(known.get(key.removesuffix(".name"))):
-        raise ConfigError(f"{key}: holds no number\nsearch a key that does, such as optim.lr or model.gain")
+    key = _searched(key)
     levels = Levels(start, top, factor, resolution)
     launch = hydra_lines(overrides or [])
     lines = [line for line in overrides or [] if line not in launch]
@@ -110,10 +102,19 @@ def search(
     raise typer.Exit(int(bool(failed)))
 
 
-def _whole(key: str, known: Iterable[str]) -> str:
-    """Return the one key that ends in `.key`, or the key as it is."""
-    meant = [each for each in known if each.endswith(f".{key}")]
-    return meant[0] if len(meant) == 1 else key
+def _searched(word: str) -> str:
+    """Return the key that a word, such as `lr`, names. Errors: ConfigError for one that holds no number."""
+    from bnlab.config.files import keys
+
+    known, (name, assigned, _) = keys(), word.partition("=")
+    meant = [each for each in known if each.endswith(f".{name}")]
+    key = meant[0] if len(meant) == 1 else name
+    if assigned:
+        usage = key if key in known and _has_numbers(known[key]) else f"optim.lr {word}"
+        raise ConfigError(f"{word}: the first word is the key to search\nwrite bnlab search {usage}")
+    if not _has_numbers(known.get(key.removesuffix(".name"))):
+        raise ConfigError(f"{key}: holds no number\nsearch a key that does, such as optim.lr or model.gain")
+    return key
 
 
 def _has_numbers(declared: Sequence[Key] | None) -> bool:

@@ -95,7 +95,7 @@ def _notes(name: str, arms: Sequence[Searched], levels: Levels) -> Iterator[str]
         "(trainer.stop_when_lost)"
     )
     yield (
-        f"0.1 to 0.2: the last {name} that passes, and the first that fails; steps of a factor of "
+        f"A to B: the last {name} that passes, and the first that fails; steps of a factor of "
         f"{levels.resolution or levels.factor:g}"
     )
     seeds = max(len(arm.brackets) for arm in arms)

@@ -400,6 +400,7 @@ def test_a_list_in_every_format(format: str, tmp_path: Path) -> None:
     assert "step-time-3-to-5" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_new_claim_is_right_as_it_is_and_overwrites_nothing(tmp_path: Path) -> None:
     assert bnlab("claim", "new", "my-own", cwd=tmp_path).returncode == 0
     assert bnlab("claim", "new", "copied", "--from", "placement", cwd=tmp_path).returncode == 0

@@ -146,6 +146,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @for_each(("arguments", "code", "message"), MISTAKES)
 def test_mistakes_end_in_one_message(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     done = bnlab("train", *arguments, cwd=tmp_path)
@@ -448,6 +449,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.slow
 def test_help_lists_every_command_and_none_speaks_of_python_types(tmp_path: Path) -> None:
     first, *others = in_turn([["--help"], *([command, "-h"] for command in COMMANDS)], tmp_path, COLUMNS="80")
     assert [line.split()[0] for line in first.stdout.partition("Commands:\n")[2].splitlines()] == list(COMMANDS)

@@ -38,6 +38,7 @@ def test_the_files_are_what_the_classes_declare() -> None:
     }
 
 
+@pytest.mark.slow
 @for_each(("group", "name"), OPTIONS)
 def test_an_option_is_composed_to_its_class_with_the_defaults(group: str, name: str) -> None:
     config = parse_config(composed(f"{group}={name}"))
@@ -191,6 +192,7 @@ def test_configurations_of_ones_own(tmp_path: Path) -> None:
     assert tree["norm"]["size"] == 8
 
 
+@pytest.mark.slow
 @for_each(
     "overrides",
     [

@@ -156,6 +156,7 @@ def test_a_probe_of_a_sweep_is_that_of_each_run(place: Path) -> None:
     assert "batch noise" in table
 
 
+@pytest.mark.slow
 def test_a_shift_of_a_sweep_is_that_of_each_run(place: Path) -> None:
     options = ["--shift", "noise,label-sorted", "--severity", "5", "--stats", "running,batch"]
     done = bnlab("shift", "runs/s", *options, cwd=place, COLUMNS="80")

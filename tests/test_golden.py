@@ -10,6 +10,7 @@ import pytest
 HOW = "at a commit that is known to be right: python tests/golden.py --write"
 
 
+@pytest.mark.slow
 def test_digits_and_outputs_are_those_of_the_record() -> None:
     """Every strategy on mlp and cnn: tables, weights, and what compare, show and probe make of them."""
     record = json.loads(golden.RECORD.read_text())

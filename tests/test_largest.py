@@ -243,6 +243,7 @@ def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.slow
 def test_a_search_finds_what_a_whole_sweep_shows_and_trains_nothing_twice(tmp_path: Path) -> None:
     rates = [0.1, 0.3, 0.9, 2.7, 8.1, 24.3]
     sweep = ["norm=none,batch", "seed=0,1", *SMALL, "schedule=constant", STOPS, f"optim.lr={','.join(map(str, rates))}"]

@@ -30,6 +30,7 @@ from bnlab.models.model import build
 from bnlab.norms.strategy import strategies
 
 SHORT = ("data=digits", "trainer.steps=7", "data.batch_size=32", "trainer.threads=1", "trainer.device=cpu")
+FEW = ("none", "batch", "population", "online")  # in every run of the tests; the others with all tests
 SMALL = ("model=cnn", "model.widths=[8,8]", "eval.every=0.05")
 
 
@@ -44,7 +45,9 @@ def tables(folder: Path) -> dict[str, bytes]:
     return {name: (folder / f"{name}.csv").read_bytes() for name in ("steps", "evals", "layers")}
 
 
-@pytest.mark.parametrize("name", list(strategies))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in strategies]
+)
 def test_no_meter_changes_a_training_by_a_bit(tmp_path: Path, name: str) -> None:
     plain, metered = tmp_path / "plain", tmp_path / "metered"
     line = (*SHORT, *SMALL, f"norm={name}", "model.dropout=0.2", "data.shift=1")

@@ -87,6 +87,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_refused_runs_are_an_outcome_that_stays(mixed: Path) -> None:
     runs, _ = read_runs([mixed / "runs"])
     states = Counter((run.config["norm.name"], run.config["data.batch_size"], run.state) for run in runs)

@@ -275,6 +275,7 @@ MEASURES: dict[str, Callable[[nn.Module], None]] = {
 }
 
 
+@pytest.mark.slow
 @for_each("name", MODELS)
 def test_the_model_is_left_as_it_was(name: str) -> None:
     model = MODELS[name]()

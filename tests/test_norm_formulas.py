@@ -216,6 +216,7 @@ def test_ghost_sizes(samples: int, size: int, sizes: list[int]) -> None:
     assert [len(g) for g in ghosts_by_hand(samples, size)] == sizes
 
 
+@pytest.mark.slow
 @for_each("layout", LAYOUTS)
 @for_each("update", ["pooled", "sequential"])
 @for_each(

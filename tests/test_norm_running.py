@@ -587,6 +587,7 @@ CNN = ("model=cnn", "model.widths=[8,16]", "trainer.steps=150")
 MLP = ("model=mlp", "model.widths=[64]", "trainer.steps=700", "optim.lr=0.01")
 
 
+@pytest.mark.slow
 @for_each(
     ("norm", "batch", "more"),
     [

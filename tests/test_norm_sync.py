@@ -149,6 +149,7 @@ def put_together(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 EXACT = [name for name, case in CASES.items() if case.dtype == torch.float64]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_workers_do_what_batch_does_on_the_whole_batch(name: str, parts: dict[str, list[dict[str, Tensor]]]) -> None:
     case = CASES[name]

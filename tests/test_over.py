@@ -75,6 +75,7 @@ def test_slopes_are_compared_seed_by_seed(sizes: Path) -> None:
     assert batch.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
 
 
+@pytest.mark.slow
 def test_one_table_a_chart_and_the_same_figures_in_every_format(sizes: Path) -> None:
     for width in ("80", "120"):
         shown = bnlab_compare(str(sizes), "--over", "data.train_size", COLUMNS=width)

@@ -607,6 +607,7 @@ def test_a_model_has_a_page(command: list[str], question: str, tables: int, mode
         assert shown == pytest.approx([100 * row["accuracy"] for row in plain_rows], abs=0.5)
 
 
+@pytest.mark.slow
 def test_cards_have_a_page(tmp_path: Path) -> None:
     done = bnlab("check", "norm=ghost", "--out", "card.html", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

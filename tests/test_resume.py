@@ -101,7 +101,7 @@ def test_every_optimizer_and_schedule_goes_on_bit_for_bit(tmp_path: Path, optimi
         pytest.param(("measure=full", "norm=batch"), marks=pytest.mark.slow),
         pytest.param(("measure=full", "norm=online"), marks=pytest.mark.slow),
         (f"measure=[{','.join(meters)}]", "measure_every=2", "norm=batch"),
-        (f"measure=[{','.join(meters)}]", "norm=streaming"),
+        pytest.param((f"measure=[{','.join(meters)}]", "norm=streaming"), marks=pytest.mark.slow),
         ("eval.stats=precise",),
         ("eval.stats=population",),
         ("eval.stats=mixed",),

@@ -111,8 +111,7 @@ def find_metric(name: str) -> Metric:
     Errors: ConfigError with the closest name.
     """
     if name not in metrics:
-        known = ", ".join(metrics)
-        raise ConfigError(f"metric {name}: no such metric{did_you_mean(name, metrics)}\nthere are: {known}")
+        raise ConfigError(f"metric {name}: no such metric{did_you_mean(name, metrics)}\n`bnlab list metrics` names all")
     return metrics[name]
 
 

@@ -478,7 +478,7 @@ def test_metrics_are_chosen_and_the_first_is_the_main_one(tmp_path: Path) -> Non
     assert section.rows[0].curve[0] == pytest.approx(2.07)
     with pytest.raises(ConfigError, match="did you mean test_accuracy"):
         compare([tmp_path], metrics=["test_acuracy"])
-    with pytest.raises(ConfigError, match="no such metric"):
+    with pytest.raises(ConfigError, match=r"no such metric.*\n`bnlab list metrics` names all"):
         compare([tmp_path], sort="speed")
 
 

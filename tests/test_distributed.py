@@ -220,6 +220,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Any:
             ["trainer.distributed=true"],
             r"torchrun's environment is missing\nstart it as torchrun --nproc-per-node=2",
         ),
+        (2, ["measure=[landscape]"], r"in one process, and this run has 2\nset measure=cheap"),
         (2, [], r"trainer.distributed=false: 2 processes were started"),
         (2, ["trainer.distributed=true", "trainer.device=cuda:1"], r"trainer.device=cuda:1: 2 workers cannot share it"),
         (2, ["trainer.distributed=true", "norm=ghost", "data.batch_size=50"], r"norm.size=32: .*=25, the part of one"),

@@ -130,7 +130,10 @@ def check_workers(config: Config, workers: Workers) -> None:
     if workers.size == 1:
         return
     if config.meters:
-        raise ConfigError(f"measure={config.meters[0]}: is read in one process, not of {workers.size} workers")
+        raise ConfigError(
+            f"measure={config.meters[0]}: is read in one process, and this run has {workers.size}\n"
+            "set measure=cheap, or train it without torchrun"
+        )
     if not config.trainer.distributed:
         raise ConfigError(
             f"trainer.distributed=false: {workers.size} processes were started for one run\n"

@@ -117,6 +117,22 @@ def test_every_way_to_train_and_evaluate_goes_on_bit_for_bit(tmp_path: Path, mor
     check(tmp_path, [*SHORT, *model, *more], {"step": 3}, {"step": 9})
 
 
+def test_a_checkpoint_from_before_there_were_meters_goes_on(tmp_path: Path) -> None:
+    line = [*SHORT, *MLP, "norm=batch"]
+    train(line, tmp_path / "whole")
+    interrupted(line, tmp_path / "resumed", step=3)
+    state = checkpoint.load(tmp_path / "resumed")
+    del state["panel"]
+    for name in ("readings", "meter_seconds", "error", "first_loss", "lost_steps"):
+        del state["outcome"][name]
+    for group in state["optimizer"]["param_groups"]:
+        del group["factor"]
+    checkpoint.save(tmp_path / "resumed", state)
+    train(line, tmp_path / "resumed")
+    tables = [(tmp_path / run / "steps.csv").read_bytes() for run in ("resumed", "whole")]
+    assert tables[0] == tables[1]
+
+
 # ---------------------------------------------------------------- wherever it was stopped
 
 PLAIN = (*SHORT, *CNN, "norm=batch", "optim=adamw", "optim.lr=0.01")

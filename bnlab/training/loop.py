@@ -387,8 +387,8 @@ class Training:
             layer.num_unnormalizable = count
         if self._refresh is not None:
             self._refresh.restore(state["calibration"])
-        if self._panel is not None:
-            self._panel.restore(state["panel"])
+        if self._panel is not None and (panel := state.get("panel")) is not None:  # older checkpoints have none
+            self._panel.restore(panel)
         self._evaluated, self._ended = state["evaluated"], state["ended"]
         self.outcome = Outcome.of_plain(state["outcome"])
         if self.outcome.steps > self._total:

@@ -48,6 +48,7 @@ BESIDE = {
     ("metrics", "mechanism"),
     ("mechanism", "metric"),
     ("distributed", "errors"),
+    ("compare", "config"),
 }
 # Where each library may be imported.
 AT_HOME = {

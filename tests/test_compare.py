@@ -616,6 +616,20 @@ def test_a_run_of_an_older_bnlab_is_compared_with_what_it_has(tmp_path: Path) ->
     assert {row.label: row.metrics["kl"].value for row in part.rows} == {"batch": math.nan, "layer": 0.004}
 
 
+def test_runs_from_before_a_key_are_in_the_arm_of_its_default(tmp_path: Path) -> None:
+    new = {"trainer.accumulate": 1, "norm.momentum": 0.1, "optim.only": "all"}
+    make_run(tmp_path / "old", norm="batch")
+    make_run(tmp_path / "new", norm="batch", seed=1, config=new)
+    make_run(tmp_path / "other", norm="batch", seed=1, config=new | {"trainer.accumulate": 2})
+    make_run(tmp_path / "layer", norm="layer")  # which has no momentum
+    (section,) = compare([tmp_path]).sections
+    assert {row.label: len(row.runs) for row in section.rows} == {
+        "norm=batch accumulate=1": 2,
+        "norm=batch accumulate=2": 1,
+        "norm=layer accumulate=1": 1,
+    }
+
+
 @pytest.mark.parametrize("junk", [None, 7, "x", [], {"1": 7}, {"1": {"mean_z": "x"}}, {"1": {"mean_z": None}}])
 def test_layers_of_any_json_are_no_figure(tmp_path: Path, junk: object) -> None:
     runs, _ = read_runs([make_run(tmp_path / "a", summary={"layers": junk, "discrepancy_share": junk})])

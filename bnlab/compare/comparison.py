@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from bnlab.compare.arms import (
     NOT_COMPARED,
@@ -36,6 +37,7 @@ from bnlab.compare.notes import Evidence, environments_of, notes_on
 from bnlab.compare.pivot import check_pivot, pivot_keys, refuse_more_keys
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.compare.statistics import estimate_mean, estimate_median, holm, restrict, sign_test
+from bnlab.config.files import defaults
 from bnlab.data.dataset import target_of, test_images_of
 from bnlab.errors import ConfigError, RecordError, did_you_mean
 from bnlab.interval import Interval
@@ -136,7 +138,26 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
         if found:
             raise RecordError(f"{places}: {len(found)} jobs are queued, none was started\n`bnlab resume` does them")
         raise RecordError(f"no runs in {places}\nstart one with `bnlab train`, or give the folder that has them")
-    return found, skipped
+    return _of_one_age(found), skipped
+
+
+def _of_one_age(runs: Sequence[Run]) -> list[Run]:
+    """Return runs of which the older have the keys that came after them, as the newer name them, at their defaults.
+
+    A new key changes nothing at its default, so that runs of both ages are one arm.
+    """
+    named = set[str]().union(*(run.config for run in runs))
+    usual: dict[tuple[tuple[str, object], ...], dict[str, Any]] = {}
+    aged = []
+    for run in runs:
+        if lacking := named - run.config.keys():
+            options = {key.removesuffix(".name"): value for key, value in run.config.items() if key.endswith(".name")}
+            if (chosen := tuple(options.items())) not in usual:
+                usual[chosen] = defaults(options)
+            added = {key: usual[chosen][key] for key in lacking if key in usual[chosen]}
+            run = replace(run, config=run.config | added) if added else run
+        aged.append(run)
+    return aged
 
 
 def _columns(asked: Sequence[Metric], ranked: Sequence[Metric], runs: Sequence[Run]) -> list[Metric]:

@@ -41,6 +41,7 @@ from bnlab.data.batches import batch_sizes
 from bnlab.errors import ConfigError
 from bnlab.models.model import norm_layers
 from bnlab.record.read import Run, read_runs
+from bnlab.report.claim_figures import figures_of
 from bnlab.training import loop
 
 FEW = BenchConfig(precision=99.0, rounds=4)
@@ -182,9 +183,10 @@ def test_a_slope_over_levels_of_a_bench_is_one_a_block() -> None:
 def test_what_is_undecided_of_a_bench_asks_for_blocks_and_not_for_seeds() -> None:
     rule = parse_rule("images_per_second > 100")
     (part,) = decide(rule, [of_a_bench(images_per_second=[90.0, 120.0, 100.0, 110.0])]).parts
-    assert re.search(r"about \d+ blocks of the bench would decide it", part.because)
+    assert re.search(r"about \d+ blocks would decide it", part.because)
+    assert figures_of(part).endswith(", 4 blocks")
     (part,) = decide(rule, [of_a_bench(images_per_second=[90.0, 120.0])]).parts
-    assert part.because == "2 blocks of the bench; 3 or more can decide"
+    assert part.because == "2 blocks; 3 or more can decide"
 
 
 def test_differences_and_values_of_a_bench_are_by_block() -> None:

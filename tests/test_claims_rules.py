@@ -16,6 +16,7 @@ from bnlab.claims.language import parse_sentence
 from bnlab.claims.rule import Part, parse_rule, parts_of
 from bnlab.errors import ConfigError
 from bnlab.record.read import Run
+from bnlab.report.claim_figures import figures_of
 
 BATCH, NONE = "test_accuracy[norm=batch]", "test_accuracy[norm=none]"
 
@@ -231,6 +232,23 @@ def test_seconds_are_steps_times_the_ratio_of_a_bench() -> None:
 def test_an_exact_value_is_its_own_interval() -> None:
     assert verdict("exact(acc_gap) == 0", arm("instance", [0.0, 0.0], "test.acc_gap")) == ("confirmed", None)
     assert verdict("exact(acc_gap) == 0", arm("instance", [0.0, -1e-9], "test.acc_gap")) == ("refuted", None)
+
+
+def test_n_counts_what_the_figure_is_of() -> None:
+    """Seeds, runs, rounds or blocks; the error of a property of `bnlab check` is of no runs."""
+    seeds = arm("batch", [0.91, 0.93, 0.96])
+    checked = [run_of(0, {"check": 1e-9}, norm__name="batch", check__property="merged")]
+    timed = [bench("none", (1, 1, 1)), bench("batch", (1.3, 1.2, 1.4))]
+    cases = {
+        "test_accuracy[norm=batch] > 50": (seeds, "3 seeds"),
+        "rate(test_accuracy[norm=batch] > 92) > 0.5": (seeds, "3 runs"),
+        "exact(test_accuracy[norm=batch]) <= 100": (seeds, "3 seeds"),
+        "exact(check_error[property=merged]) <= 1e-6": (checked, "1.0e-9"),
+        "step_ratio[norm=batch] < 3": (timed, "50 rounds"),
+    }
+    for text, (runs, wanted) in cases.items():
+        (part,) = decide(parse_rule(text), runs).parts
+        assert figures_of(part).rpartition(", ")[2] == wanted
 
 
 def test_a_time_that_was_not_reached_is_cut_where_the_run_ended() -> None:

@@ -100,6 +100,7 @@ def _decide_part(part: Part, runs: Sequence[Run], levels: _Levels, looks: tuple[
         return replace(open_one, reason=error.reason, because=str(error))
     except ConfigError as error:
         raise ConfigError(f"{part.sentence}: {error}") from error
+    open_one = replace(open_one, over=evidence.over)
     if region.contains(*_bounds(confirming)):
         found = _with_figures(replace(open_one, verdict="confirmed"), confirming, levels.confirm)
         return replace(found, strength=_strength(evidence, region, looks))
@@ -113,7 +114,7 @@ def _decide_part(part: Part, runs: Sequence[Run], levels: _Levels, looks: tuple[
     because = f"the interval includes {' and '.join(inside) or region}"
     needed = _needed(evidence, region)
     if needed is not None and needed > interval.n and isinstance(evidence, Sample):
-        because += f"; about {needed} {evidence.over} would decide it if the value is what it seems"
+        because += f"; about {needed} {evidence.over}s would decide it if the value is what it seems"
     return replace(found, reason="clock" if isinstance(evidence, Timed) else "wide", because=because, needed=needed)
 
 

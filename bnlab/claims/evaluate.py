@@ -51,14 +51,15 @@ def evidence_of(expression: Expression, runs: Sequence[Run], best_of: Sequence[s
         return reader.count(expression.condition)
     if isinstance(expression, Exact):
         by_seed = reader.by_seed(expression.of)
-        return Known(max(map(abs, by_seed.values())), len(by_seed))
+        of_checks = any(quantity.metric == "check_error" for quantity in quantities(expression))
+        return Known(max(map(abs, by_seed.values())), len(by_seed), "" if of_checks else "seed")
     of_bench = {q.metric: reader.arm(q, free_keys(expression))[0].is_bench for q in quantities(expression)}
     if "step_ratio" in of_bench:
         return reader.timed(expression)
     if len(set(of_bench.values())) > 1:
         raise ConfigError(f"{expression}: figures by seed and by block of a bench cannot be paired; use step_ratio")
     sample = reader.sample(expression)
-    return replace(sample, over="blocks of the bench") if any(of_bench.values()) else sample
+    return replace(sample, over="block") if any(of_bench.values()) else sample
 
 
 def free_keys(expression: Expression) -> list[str]:

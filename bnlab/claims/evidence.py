@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from bnlab.claims.outcome import Reason
 from bnlab.compare.deciding import FEWEST_PAIRS, Paired, Rule
+from bnlab.compare.notes import count_of
 from bnlab.compare.statistics import LEVEL
 from bnlab.interval import Interval
 
@@ -34,7 +35,7 @@ class Sample:
     values: Sequence[float]  # of a ratio their logarithms
     logs: bool = False
     scale: float = 0.0  # of the figures that they are differences of
-    over: str = "seeds"  # what the numbers are of
+    over: str = "seed"  # what a number is of
     slack: tuple[float, float] = (0.0, 0.0)  # by how much the mean may in truth be lower and higher: it is on a grid
 
     @property
@@ -52,11 +53,11 @@ class Sample:
     def interval(self, alpha: float, looks: tuple[int, ...]) -> Interval:
         """Return the mean with its interval. Errors: Undecidable with too few seeds, or without any spread."""
         if self.n < FEWEST_PAIRS["t"]:
-            raise Undecidable("few", f"{self.n} {self.over}; {FEWEST_PAIRS['t']} or more can decide")
+            raise Undecidable("few", f"{count_of(self.n, self.over)}; {FEWEST_PAIRS['t']} or more can decide")
         sample = self.paired(alpha, looks)
         found = sample.interval()
         if found.low is None or found.high is None or (sample.sd == 0.0 and self.n < FEWEST_PAIRS["signs"]):
-            raise Undecidable("few", f"all {self.n} {self.over} agree to the digit, and so few say nothing of a spread")
+            raise Undecidable("few", f"all {self.n} {self.over}s agree to the digit, and so few say nothing of a spread")
         if not self.logs:
             return found
         low, high = math.exp(found.low), math.exp(found.high) if found.high < MOST_LOG else math.inf
@@ -69,6 +70,7 @@ class Count:
 
     number: int
     n: int
+    over: str = "run"
 
     @property
     def value(self) -> float:
@@ -90,6 +92,7 @@ class Known:
 
     value: float
     n: int
+    over: str = "seed"
 
     def interval(self, alpha: float, looks: tuple[int, ...]) -> Interval:
         return Interval(self.value, self.value, self.value, self.n)
@@ -102,6 +105,10 @@ class Timed:
     ratios: Sequence[tuple[float, float, float]]  # value, low, high
     n: int  # rounds
     seeds: Sample | None = None
+
+    @property
+    def over(self) -> str:
+        return self.seeds.over if self.seeds else "round"
 
     @property
     def value(self) -> float:

@@ -28,6 +28,7 @@ class PartVerdict:
     high: float | None = None
     level: float = 1 - ALPHA  # of the interval
     n: int = 0
+    over: str = "seed"  # what n counts; empty for the cases of `bnlab check`
     needed: int | None = None  # seeds that would decide it, about
     strength: float | None = None  # the smallest alpha at which it would stand
 

@@ -107,12 +107,13 @@ def latest_verdict(name: str, budget: str | None = None) -> ClaimVerdict | None:
 def _part(found: object) -> PartVerdict:
     if not isinstance(found, Mapping) or found.get("verdict") not in VERDICTS:
         raise ValueError("no verdict")
+    found = {"over": "seed", **found}  # a verdict of before it was kept
     known: dict[str, Any] = {each.name: found[each.name] for each in fields(PartVerdict)}
     known["thresholds"] = tuple(float(number) for number in known["thresholds"])
     numbers = ("estimate", "low", "high", "strength", "level", "n", "needed")
     if any(type(known[key]) not in (int, float, type(None)) for key in numbers):
         raise ValueError("not a number")
-    texts = {key: str(known[key] or "") for key in ("text", "label", "statistic", "unit", "region", "because")}
+    texts = {key: str(known[key] or "") for key in ("text", "label", "statistic", "unit", "region", "because", "over")}
     return PartVerdict(**{**known, **texts})
 
 

@@ -11,22 +11,13 @@ from bnlab.report.figures import decimals_for, number, small
 if TYPE_CHECKING:
     from bnlab.claims.outcome import PartVerdict
 
-_COUNTED = {"rate": "run", "exact": "seed"}
-
 
 def figures_of(part: PartVerdict) -> str:
     """Return estimate, interval and n in words; empty without an estimate."""
     if part.estimate is None:
         return ""
     unit = f" {part.unit}" if part.unit else ""
-    return f"{interval_of(part, unit)}, {count_of(part.n, unit_of_n(part))}"
-
-
-def unit_of_n(part: PartVerdict) -> str:
-    """Return what the replicates of a part are called."""
-    if part.verdict != "undecided" or part.reason != "clock":
-        return _COUNTED.get(part.statistic, "round" if "step_ratio" in part.text else "seed")
-    return "round"
+    return interval_of(part, unit) + (f", {count_of(part.n, part.over)}" if part.over else "")
 
 
 def interval_of(part: PartVerdict, unit: str = "") -> str:

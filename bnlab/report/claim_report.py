@@ -209,8 +209,7 @@ def n_text(verdict: ClaimVerdict) -> str:
     """Return how many seeds, rounds or blocks a verdict rests on, and how often it was looked at."""
     most = max((part.n for part in verdict.parts), default=0)
     if not verdict.looks:
-        timed = "round" if any("step_ratio" in part.text for part in verdict.parts) else "block"
-        return count_of(most, timed) if verdict.benches else "the cases of `bnlab check`"
+        return count_of(most, verdict.parts[0].over) if verdict.benches else "the cases of `bnlab check`"
     looks = ", ".join(map(str, verdict.looks))
     level = (
         f"; looked at with {looks}, all looks together wrong in 5 % of cases at most" if len(verdict.looks) > 1 else ""
@@ -253,7 +252,6 @@ def rows_of(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     stars = _stands(pairs)
     rows = []
     for (claim, verdict), stands in zip(pairs, stars, strict=True):
-        first = verdict.parts[0] if verdict and len(verdict.parts) == 1 else None
         rows.append(
             {
                 "claim": claim.name,
@@ -261,7 +259,7 @@ def rows_of(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
                 "question": claim.question,
                 "verdict": verdict.verdict if verdict else "not run",
                 "reason": verdict.reason if verdict else None,
-                "figures": None if verdict is None else figures_of(first) if first else parts_text(verdict),
+                "figures": None if verdict is None else _figures(verdict),
                 "stands": stands,
                 "expected": claim.expected,
                 "agrees": agreement(claim, verdict) if verdict else None,
@@ -271,6 +269,13 @@ def rows_of(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _figures(verdict: ClaimVerdict) -> str | None:
+    """Return the figures of a single part, or why it has none; how several parts came out."""
+    if len(verdict.parts) != 1:
+        return parts_text(verdict)
+    return figures_of(verdict.parts[0]) or verdict.reason
 
 
 def parts_text(verdict: ClaimVerdict) -> str:

@@ -57,7 +57,9 @@ class Sample:
         sample = self.paired(alpha, looks)
         found = sample.interval()
         if found.low is None or found.high is None or (sample.sd == 0.0 and self.n < FEWEST_PAIRS["signs"]):
-            raise Undecidable("few", f"all {self.n} {self.over}s agree to the digit, and so few say nothing of a spread")
+            raise Undecidable(
+                "few", f"all {self.n} {self.over}s agree to the digit, too few to say anything of a spread"
+            )
         if not self.logs:
             return found
         low, high = math.exp(found.low), math.exp(found.high) if found.high < MOST_LOG else math.inf

@@ -12,10 +12,9 @@ import itertools
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +25,12 @@ from bnlab.data.bundle import Split
 from bnlab.models.model import build, models
 from bnlab.norms.strategy import strategies
 from bnlab.record.run_folder import RunFolder, queue
+from bnlab.record.tables import Cell
 from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Findings
 from bnlab.training.loop import Training
 from bnlab.training.optim import optimizers
+from bnlab.training.outcome import Recorder
 from bnlab.training.trainer import TrainerConfig
 
 BATCH = 64
@@ -176,12 +177,9 @@ class _NoEvaluation:
         return Findings([], {"probe": []})
 
 
-class _Rows:
+class _Rows(Recorder):
     def __init__(self, run: RunFolder) -> None:
-        self.steps, self.times = run.steps.append, run.times.append
-        self.evals, self.layers = run.evals.append, run.layers.append
-        self.meters = self.layers
+        self._run = run
 
-        self.sizes: dict[str, int] = {}
-
-    def checkpoint(self, state: dict[str, Any]) -> None: ...
+    def append(self, table: str, rows: Sequence[Sequence[Cell]]) -> None:
+        self._run.append(table, rows)

@@ -19,6 +19,7 @@ from bnlab.record.tables import Cell
 from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Findings
 from bnlab.training.job import Job, JobResult, Stop
+from bnlab.training.outcome import Recorder
 
 
 def train(
@@ -42,20 +43,16 @@ def digits(samples: int) -> Split:
     return Split(images, torch.randint(0, 10, (samples,), generator=draw))
 
 
-class Kept:
+class Kept(Recorder):
     """A recorder that keeps the losses and the last checkpoint."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.state: dict[str, Any] = {}
-        self.sizes: dict[str, int] = {}
 
-    def steps(self, rows: list[tuple[Cell, ...]]) -> None:
-        self.losses += [float(row[2]) for row in rows]
-
-    def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
+    def append(self, table: str, rows: Sequence[Sequence[Cell]]) -> None:
+        if table == "steps":
+            self.losses += [float(row[2]) for row in rows]
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         self.state = state["model"]

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -57,7 +58,7 @@ def test_numbers_that_are_not_finite_are_no_json(tmp_path: Path) -> None:
 
 def test_floats_come_back_with_the_same_bits(tmp_path: Path) -> None:
     values = [0.1, 1 / 3, 1e-300, math.inf, math.nan, 2.0**-1074]
-    with Table(tmp_path / "t.csv", ("step", "value")) as table:
+    with closing(Table(tmp_path / "t.csv", ("step", "value"))) as table:
         table.append(enumerate(values))
     rows = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
     back = [float(row["value"]) for row in rows]

@@ -49,7 +49,7 @@ from bnlab.training.callbacks import Callback
 from bnlab.training.evaluation import Evaluator, check_eval
 from bnlab.training.job import INTERRUPTED, Job, JobResult, Stop, Terminated
 from bnlab.training.loop import Training
-from bnlab.training.outcome import Outcome, score_of
+from bnlab.training.outcome import Outcome, Recorder, score_of
 from bnlab.training.summary import summarize
 from bnlab.training.trainer import loss_function, precision_of
 
@@ -212,7 +212,7 @@ def _train(
         config=config.trainer,
         eval_every=config.eval.every,
         device=device,
-        recorder=_Recorder(folder) if workers.first else _Unrecorded(),
+        recorder=_Recorder(folder) if workers.first else Recorder(),
         callback=callback,
         refresh=refresh,
         workers=workers,
@@ -352,7 +352,7 @@ def _logging_to(path: Path) -> Iterator[None]:
             handler.close()
 
 
-class _Recorder:
+class _Recorder(Recorder):
     """Brings a training's rows and checkpoints into its folder."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -362,38 +362,12 @@ class _Recorder:
     def sizes(self) -> dict[str, int]:
         return self._folder.sizes
 
-    def steps(self, rows: list[tuple[Cell, ...]]) -> None:
-        self._folder.steps.append(rows)
-
-    def times(self, rows: list[tuple[Cell, ...]]) -> None:
-        self._folder.times.append(rows)
-
-    def evals(self, rows: list[tuple[Cell, ...]]) -> None:
-        self._folder.evals.append(rows)
-
-    def layers(self, rows: list[tuple[Cell, ...]]) -> None:
-        self._folder.layers.append(rows)
-
-    def meters(self, rows: list[tuple[Cell, ...]]) -> None:
-        self._folder.meters.append(rows)
+    def append(self, table: str, rows: Sequence[Sequence[Cell]]) -> None:
+        self._folder.append(table, rows)
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         about = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
         checkpoint.save(self._folder.path, state | about)
-
-
-class _Unrecorded:
-    """Looks away: the recorder of every rank but the first."""
-
-    def __init__(self) -> None:
-        self.sizes: dict[str, int] = {}
-
-    def steps(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def meters(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def checkpoint(self, state: dict[str, Any]) -> None: ...
 
 
 class InProcess:

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from bnlab.errors import EnvironmentFault, RecordError
 from bnlab.record import origin
 from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes, write_json
 from bnlab.record.read import SCHEMA, State
-from bnlab.record.tables import Table
+from bnlab.record.tables import Cell, Table
 
 LARGEST_STATUS = 2**20  # bytes; bnlab's own has about 3,000
 ORDER = ".order"  # in the folder of all runs: the number of the last one that began there
@@ -117,15 +117,9 @@ class RunFolder:
     Errors: RecordError when another process holds it, or another run lies there; EnvironmentFault.
     """
 
-    steps: Table
-    times: Table
-    evals: Table
-    layers: Table
-    meters: Table
-
     def __init__(self, path: Path, identity: str) -> None:
         self.path, self.identity = path, identity
-        self._tables: list[Table] = []
+        self._tables: dict[str, Table] = {}
         self._lock: int | None = hold(path)
         try:
             self._take_up()
@@ -153,23 +147,25 @@ class RunFolder:
         That of meters only where `metered`.
         """
         for name, columns in TABLES.items():
-            if name == "meters" and not metered:
-                continue
-            table = Table(self.path / f"{name}.csv", columns, None if sizes is None else sizes[name])
-            setattr(self, name, table)
-            self._tables.append(table)
+            if name != "meters" or metered:
+                path = self.path / f"{name}.csv"
+                self._tables[name] = Table(path, columns, None if sizes is None else sizes[name])
+
+    def append(self, table: str, rows: Iterable[Sequence[Cell]]) -> None:
+        """Add rows to one of the tables."""
+        self._tables[table].append(rows)
 
     @property
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each table."""
-        return {table.path.stem: table.size for table in self._tables}
+        return {name: table.size for name, table in self._tables.items()}
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         write_json(self.path / "environment.json", dict(environment))
 
     def finish(self, state: State, *, error: str | None = None, summary: Mapping[str, Any] | None = None) -> None:
         """Set the final state; a summary is renamed into place before the state says that it is there."""
-        for table in self._tables:
+        for table in self._tables.values():
             table.close()
         if summary is not None:
             known = {"schema": SCHEMA, "identity": self.identity, "config": self._status["config"]}

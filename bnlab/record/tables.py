@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from bnlab.errors import RecordError
 from bnlab.record.plain_files import cannot_write, open_plain
@@ -24,7 +23,6 @@ class Table:
 
     def __init__(self, path: Path, columns: Sequence[str], size: int | None = None) -> None:
         self.path = path
-        self.columns = tuple(columns)
         try:
             self._file = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             there = os.fstat(self._file).st_size
@@ -33,7 +31,7 @@ class Table:
         except OSError as error:
             raise cannot_write(path, error) from error
         if size is None:
-            self._write([self.columns])
+            self.append([columns])
         elif size > there:
             self.close()
             raise RecordError(f"{path}: {there} bytes, the checkpoint counts on {size}\nstart over with --from-scratch")
@@ -45,14 +43,6 @@ class Table:
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
         """Add rows with one write, so that a kill leaves none of them torn in the usual case."""
-        self._write(rows)
-
-    def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def _write(self, rows: Iterable[Sequence[Cell]]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         rest = memoryview(text.getvalue().encode())
@@ -62,10 +52,7 @@ class Table:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def __enter__(self) -> Table:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

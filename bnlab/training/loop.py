@@ -260,14 +260,15 @@ class Training:
             at = f"at step {self.outcome.steps}"
             self.outcome.error = f"lost {at}: {LOST}" if math.isfinite(losses[-1]) else f"loss not finite {at}"
         per_epoch = self._batches.steps_per_epoch
-        self._recorder.steps(
+        self._recorder.append(
+            "steps",
             [
                 (step + 1, step // per_epoch, loss, self._rate_of(step), int(math.isfinite(loss)))
                 for step, loss in enumerate(losses, first)
-            ]
+            ],
         )
-        self._recorder.times(
-            [(step + 1, data, ms, int(step < WARMUP_STEPS)) for step, (data, ms) in enumerate(times, first)]
+        self._recorder.append(
+            "times", [(step + 1, data, ms, int(step < WARMUP_STEPS)) for step, (data, ms) in enumerate(times, first)]
         )
         self._pace.take(first, times, self._batch_size)
         lately = self._workers.mean_number(sum(data + ms for data, ms in times) / len(times))
@@ -304,14 +305,15 @@ class Training:
         figures = evaluation.figures
         self._evaluated = self.outcome.steps
         step, epoch = self.outcome.steps, self.outcome.steps / self._batches.steps_per_epoch
-        self._recorder.evals([(step, epoch, m.split, m.metric, m.value, m.samples) for m in figures])
-        self._recorder.layers(
+        self._recorder.append("evals", [(step, epoch, m.split, m.metric, m.value, m.samples) for m in figures])
+        self._recorder.append(
+            "layers",
             [
                 (step, epoch, layer.depth, layer.name, reference, name, getattr(layer, name), layer.channels)
                 for reference, layers in evaluation.layers.items()
                 for layer in layers
                 for name in LAYER_FIGURES
-            ]
+            ],
         )
         self._extend_curve(step, epoch, figures)
         self.outcome.layers.append(evaluation.layers["probe"])
@@ -341,7 +343,7 @@ class Training:
             taken = self._panel.read(step, self._rate_of(min(step, self._total - 1)), self._batches)
         epoch = step / self._batches.steps_per_epoch
         for of_meter in taken:
-            self._recorder.meters([(step, epoch, *row) for row in of_meter.rows()])
+            self._recorder.append("meters", [(step, epoch, *row) for row in of_meter.rows()])
             self.outcome.take_readings(step, of_meter.meter, of_meter.of_network(), of_meter.seconds)
 
     def _extend_curve(self, step: int, epoch: float, figures: list[Figure]) -> None:

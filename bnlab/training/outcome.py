@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -15,17 +15,19 @@ from bnlab.record.tables import Cell
 WARMUP_STEPS = 10  # kept and marked, but left out of the step-time figures
 
 
-class Recorder(Protocol):
-    """Where a training leaves its rows; `sizes` are the bytes of its tables, that a checkpoint goes with."""
+class Recorder:
+    """Where a training leaves its rows and checkpoints; this one, of every rank but the first, looks away."""
 
     @property
-    def sizes(self) -> dict[str, int]: ...
-    def steps(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def times(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def evals(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def layers(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def meters(self, rows: list[tuple[Cell, ...]]) -> None: ...
-    def checkpoint(self, state: dict[str, Any]) -> None: ...
+    def sizes(self) -> dict[str, int]:
+        """The bytes of its tables, that a checkpoint goes with."""
+        return {}
+
+    def append(self, table: str, rows: Sequence[Sequence[Cell]]) -> None:
+        """Add rows to a table of `run_folder.TABLES`."""
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """Keep what the steps to come depend on."""
 
 
 def score_of(curve: Mapping[str, Sequence[float]]) -> float:

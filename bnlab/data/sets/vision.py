@@ -85,10 +85,19 @@ def _split(read: Any) -> Split:
     return Split(images.contiguous(), torch.as_tensor(read.targets, dtype=torch.int64))
 
 
-def _idx_archives(folder: str, *published: tuple[str, int, str, int, str]) -> tuple[Archive, ...]:
+_IDX = {  # the files of MNIST and of what took its place, with the bytes that each unpacks to
+    "train-images-idx3-ubyte": 47_040_016,
+    "train-labels-idx1-ubyte": 60_008,
+    "t10k-images-idx3-ubyte": 7_840_016,
+    "t10k-labels-idx1-ubyte": 10_008,
+}
+
+
+def _idx_archives(folder: str, *published: tuple[int, str, str]) -> tuple[Archive, ...]:
+    """Return the archives of _IDX: size and MD5 of each, and the MD5 of what is in it."""
     return tuple(
-        Archive(name, size, md5, folder, (File(f"{folder}/{name.removesuffix('.gz')}", unpacked, inside),))
-        for name, size, md5, unpacked, inside in published
+        Archive(f"{name}.gz", size, md5, folder, (File(f"{folder}/{name}", unpacked, inside),))
+        for (name, unpacked), (size, md5, inside) in zip(_IDX.items(), published, strict=True)
     )
 
 
@@ -110,34 +119,10 @@ class Mnist(Torchvision):
         ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
         _idx_archives(
             "MNIST/raw",
-            (
-                "train-images-idx3-ubyte.gz",
-                9_912_422,
-                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-                47_040_016,
-                "6bbc9ace898e44ae57da46a324031adb",
-            ),
-            (
-                "train-labels-idx1-ubyte.gz",
-                28_881,
-                "d53e105ee54ea40749a09fcbcd1e9432",
-                60_008,
-                "a25bea736e30d166cdddb491f175f624",
-            ),
-            (
-                "t10k-images-idx3-ubyte.gz",
-                1_648_877,
-                "9fb629c4189551a2d022fa330f9573f3",
-                7_840_016,
-                "2646ac647ad5339dbf082846283269ea",
-            ),
-            (
-                "t10k-labels-idx1-ubyte.gz",
-                4_542,
-                "ec29112dd5afa0611ce80d1b7f02629c",
-                10_008,
-                "27ae3e4e09519cfbb04c329615203637",
-            ),
+            (9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
+            (28_881, "d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
+            (1_648_877, "9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
+            (4_542, "ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
         ),
     )
 
@@ -160,34 +145,10 @@ class FashionMnist(Torchvision):
         ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
         _idx_archives(
             "FashionMNIST/raw",
-            (
-                "train-images-idx3-ubyte.gz",
-                26_421_880,
-                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                47_040_016,
-                "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-            ),
-            (
-                "train-labels-idx1-ubyte.gz",
-                29_515,
-                "25c81989df183df01b3e8a0aad5dffbe",
-                60_008,
-                "9018921c3c673c538a1fc5bad174d6f9",
-            ),
-            (
-                "t10k-images-idx3-ubyte.gz",
-                4_422_102,
-                "bef4ecab320f06d8554ea6380940ec79",
-                7_840_016,
-                "8181f5470baa50b63fa0f6fddb340f0a",
-            ),
-            (
-                "t10k-labels-idx1-ubyte.gz",
-                5_148,
-                "bb300cfdad3c16e7a12a480ee83cd310",
-                10_008,
-                "15d484375f8d13e6eb1aabb0c3f46965",
-            ),
+            (26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+            (29_515, "25c81989df183df01b3e8a0aad5dffbe", "9018921c3c673c538a1fc5bad174d6f9"),
+            (4_422_102, "bef4ecab320f06d8554ea6380940ec79", "8181f5470baa50b63fa0f6fddb340f0a"),
+            (5_148, "bb300cfdad3c16e7a12a480ee83cd310", "15d484375f8d13e6eb1aabb0c3f46965"),
         ),
     )
 

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from bnlab.compare.notes import count_of
 from bnlab.conformance.findings import Card, Finding
-from bnlab.report.console import Terminal, clean
+from bnlab.report.console import Terminal
 from bnlab.report.figures import MISSING, power_of_ten
-from bnlab.report.rows import SCHEMA, aligned_lines, csv_text, escaped, json_text, markdown_table
+from bnlab.report.rows import SCHEMA, TIDY_FORMATS, Row, escaped, json_text, markdown_table
 from bnlab.report.sheet import Sheet
 from bnlab.report.table import Column, draw, joined, shortened
 
@@ -176,13 +176,12 @@ def as_json(cards: Sequence[Card]) -> str:
 
 def as_csv(cards: Sequence[Card]) -> str:
     """Return one line a card and property."""
-    return csv_text(*_grid(cards))
+    return TIDY_FORMATS["csv"]({}, _rows(cards))
 
 
 def as_plain(cards: Sequence[Card]) -> str:
     """Return aligned text to grep, one line a card and property."""
-    titles, rows = _grid(cards)
-    return "\n".join(aligned_lines(titles, [[cell or "-" for cell in row] for row in rows])) + "\n"
+    return TIDY_FORMATS["plain"]({}, _rows(cards))
 
 
 def as_markdown(cards: Sequence[Card]) -> str:
@@ -234,21 +233,19 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _grid(cards: Sequence[Card]) -> tuple[list[str], list[list[str]]]:
-    """Return titles and rows of text, one a card and property."""
-    truth = {None: "", True: "yes", False: "no"}
-    titles = ["subject", "property", "declared", "holds", "error", "contradicts", "note"]
-    rows = [
-        [
-            clean(card.subject),
-            finding.about.key,
-            truth[finding.expected],
-            truth[finding.found],
-            "" if finding.error is None else f"{finding.error:.3g}",
-            truth[finding.contradicts],
-            clean(finding.note),
-        ]
+def _rows(cards: Sequence[Card]) -> list[Row]:
+    """Return one row of text a card and property."""
+    truth = {None: None, True: "yes", False: "no"}
+    return [
+        {
+            "subject": card.subject,
+            "property": finding.about.key,
+            "declared": truth[finding.expected],
+            "holds": truth[finding.found],
+            "error": None if finding.error is None else f"{finding.error:.3g}",
+            "contradicts": truth[finding.contradicts],
+            "note": finding.note,
+        }
         for card in cards
         for finding in card.findings
     ]
-    return titles, rows

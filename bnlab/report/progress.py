@@ -82,24 +82,31 @@ class _Reporter(Callback):
 
     def sweep_started(self, num_jobs: int) -> None:
         self._num_jobs, self._ended, self._sweep_since = num_jobs, 0, self._now()
+        self._draw()
 
     def job_started(self, index: int, label: str, total_steps: int) -> None:
         self._job = _Job(index, self._terminal.show(label), total_steps)
+        self._draw()
 
     def advanced(self, step: int, loss: float, images_per_second: float) -> None:
         if self._job is not None:
             if math.isnan(self._job.first_seen):
                 self._job.first_step, self._job.first_seen = step, self._now()
             self._job.step, self._job.loss, self._job.rate = step, loss, images_per_second
+        self._draw()
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._job is not None:
             self._job.step = max(step, self._job.step)
             self._job.metrics = dict(metrics)
+        self._draw()
 
     def job_ended(self, index: int, state: ResultState, headline: str, accuracy: float | None = None) -> None:
         self._ended += 1
         self._job = None
+
+    def _draw(self) -> None:
+        """Show what has changed, where there is a display for it."""
 
     def _sweep_left(self) -> float | None:
         """Seconds left by the mean of the jobs that ended, the current one counted by its share."""
@@ -130,35 +137,34 @@ class PlainProgress(_Reporter):
 
     def sweep_started(self, num_jobs: int) -> None:
         super().sweep_started(num_jobs)
-        self._say(f"{num_jobs} job{'s' * (num_jobs != 1)}")
+        self._terminal.say(f"{num_jobs} job{'s' * (num_jobs != 1)}")
 
     def job_started(self, index: int, label: str, total_steps: int) -> None:
         super().job_started(index, label, total_steps)
         self._last_line = self._now()
         if total_steps and not self._num_jobs:
-            self._say(f"{self._name(index)}: {total_steps:,} steps")
+            self._terminal.say(f"{self._name(index)}: {total_steps:,} steps")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         super().evaluated(step, metrics)
         if self._job is not None and self._now() - self._last_line >= LINE_SECONDS:
             self._last_line = self._now()
-            self._say(f"{self._name(self._job.index)}: step {', '.join(filter(None, self._facts().values()))}")
+            self._terminal.say(f"{self._name(self._job.index)}: step {', '.join(filter(None, self._facts().values()))}")
 
     def job_ended(self, index: int, state: ResultState, headline: str, accuracy: float | None = None) -> None:
         name = self._name(index)
         super().job_ended(index, state, headline, accuracy)
         left = duration(self._sweep_left()) if self._ended < self._num_jobs else ""
-        self._say(", ".join(part for part in (f"{name}: {state}", headline, left and f"{left} left in all") if part))
+        self._terminal.say(
+            ", ".join(part for part in (f"{name}: {state}", headline, left and f"{left} left in all") if part)
+        )
 
     def noted(self, text: str) -> None:
-        self._say(text)
+        self._terminal.say(text)
 
     def _name(self, index: int) -> str:
         label = self._job.label if self._job else ""
         return f"{index + 1}/{self._num_jobs} {label}".rstrip() if self._num_jobs else label or "run"
-
-    def _say(self, line: str) -> None:
-        self._terminal.emit(self._terminal.show(line) + "\n")
 
 
 class LiveProgress(_Reporter):
@@ -172,22 +178,6 @@ class LiveProgress(_Reporter):
         self._jobs: deque[tuple[ResultState, str, str]] = deque(maxlen=LAST_JOBS)
         self._finished = Text()
         self._display = Display(terminal, now)
-
-    def sweep_started(self, num_jobs: int) -> None:
-        super().sweep_started(num_jobs)
-        self._draw()
-
-    def job_started(self, index: int, label: str, total_steps: int) -> None:
-        super().job_started(index, label, total_steps)
-        self._draw()
-
-    def advanced(self, step: int, loss: float, images_per_second: float) -> None:
-        super().advanced(step, loss, images_per_second)
-        self._draw()
-
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        super().evaluated(step, metrics)
-        self._draw()
 
     def job_ended(self, index: int, state: ResultState, headline: str, accuracy: float | None = None) -> None:
         label = self._job.label if self._job else f"job {index + 1}"

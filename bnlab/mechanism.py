@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from bnlab.metric import ANY, SHARE, Summary, geometric_mean, mean, metric, over_readings
+from bnlab.metric import ANY, SHARE, Metric, Summary, geometric_mean, mean, metric, over_readings
+
+OF_LAYERS = {"gradient_slope": "gradient", "drift_slope": "mean_drift_1"}  # slopes over depth: of what of each layer
+
+
+def is_read_by_a_meter(metric: Metric) -> bool:
+    """Return whether it is one of these, each with the name of the figure that it is made of."""
+    return metric.function.__module__ == __name__
 
 
 @metric("loss range", "nats", "lower", along=True)

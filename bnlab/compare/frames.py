@@ -73,15 +73,15 @@ def frame_of(runs: Iterable[Run], target: float | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns=columns, errors="ignore").join(figured)
 
 
-def tables_of(folder: Path | str) -> dict[str, pd.DataFrame]:
-    """Return the tables of one run by name; those that it does not have are absent.
+def tables_of(folder: Path | str, names: Iterable[str] = KEYS) -> dict[str, pd.DataFrame]:
+    """Return the tables of one run by name, all or those asked for; those that it does not have are absent.
 
     A torn last line, as a kill leaves it, is left out and named in `frame.attrs["notes"]`; of rows with the same key
     the last holds.
 
     Errors: RecordError naming file and line where a row does not fit its header, or the column that is no number.
     """
-    tables = {name: Path(folder) / f"{name}.csv" for name in KEYS}
+    tables = {name: Path(folder) / f"{name}.csv" for name in names}
     return {name: _table(path, name) for name, path in tables.items() if path.is_file()}
 
 

@@ -12,8 +12,9 @@ import gc
 import json
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ UNSTARTED = ("queued", "not needed")  # jobs without a run; the latter since the
 SCHEMA = 1
 DEEPEST_CONFIG = 8  # nested levels
 MOST_KEYS = 500  # of a configuration; bnlab's own has about 50
+_IDENTITY = re.compile(rb'"identity": *"(\w*)"')
 _NAME_A_RUN = "give a run such as latest, latest/0 or runs/…/0; `bnlab runs` lists them"
 DEEPEST_FOLDER = 3  # below a path: a folder of sweeps, a sweep, a run
 
@@ -102,10 +104,13 @@ def without_collector() -> Iterator[None]:
 
 
 @without_collector()
-def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
+def read_runs(
+    paths: Iterable[Path], identities: Collection[str] | None = None
+) -> tuple[list[Run], list[tuple[Path, str]]]:
     """Read every run folder at or below `paths`; return the runs and the folders left out with the reason.
 
-    Errors: ConfigError when a path does not exist or is no folder.
+    With `identities` those runs alone that have one of them. Errors: ConfigError when a path does not exist or is no
+    folder.
     """
     runs: list[Run] = []
     skipped: list[tuple[Path, str]] = []
@@ -119,6 +124,8 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
             if (place := real + folder[len(start) :]) in seen:
                 continue  # no link was followed on the way, so equal folders have equal places
             seen.add(place)
+            if identities is not None and not ((own := _IDENTITY.search(status)) and own[1].decode() in identities):
+                continue
             try:
                 runs.append(_run(folder, status))
             except Unreadable as error:

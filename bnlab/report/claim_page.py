@@ -10,6 +10,7 @@ from bnlab.claims.language import parse_region
 from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.outside import OUTSIDE
 from bnlab.report.claim_figures import figures_of
+from bnlab.report.claim_mechanism import Runs, pictures, runs_of
 from bnlab.report.claim_report import (
     Pair,
     agreement,
@@ -24,6 +25,7 @@ from bnlab.report.claim_report import (
     summary_line,
 )
 from bnlab.report.console import clean
+from bnlab.report.line_svg import svg_of
 from bnlab.report.page import render
 
 _WIDTH = 260  # of a picture
@@ -31,17 +33,18 @@ _WIDTH = 260  # of a picture
 
 def page(pairs: Sequence[Pair]) -> str:
     """Return the page."""
+    runs = runs_of(pairs)
     return render(
         "claim_page.html",
         title="claims and verdicts",
         summary=summary_line(pairs),
         chance=chance_line(pairs),
-        claims=[_claim(claim, verdict) for claim, verdict in pairs],
+        claims=[_claim(claim, verdict, runs) for claim, verdict in pairs],
         outside=OUTSIDE,
     )
 
 
-def _claim(claim: Any, verdict: Any) -> dict[str, Any]:
+def _claim(claim: Any, verdict: Any, runs: Runs) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": claim.name,
         "source": ", ".join(claim.sources),
@@ -54,6 +57,7 @@ def _claim(claim: Any, verdict: Any) -> dict[str, Any]:
         "command": clean(command(claim, verdict)),
         "verdict": verdict.verdict if verdict else "not run",
         "parts": [],
+        "pictures": [],
     }
     if verdict is not None:
         found |= {
@@ -65,6 +69,10 @@ def _claim(claim: Any, verdict: Any) -> dict[str, Any]:
             "exploratory": verdict.exploratory,
             "budget": clean(verdict.budget),
             "parts": [_part(part) for part in verdict.parts],
+            "pictures": [
+                {"panels": [svg_of(panel) for row in picture.rows for panel in row], "remark": picture.remark}
+                for picture in pictures(claim, verdict, runs)
+            ],
         }
     return found
 

@@ -45,6 +45,8 @@ Pair = tuple[Claim, ClaimVerdict | None]
 
 def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal) -> Group:
     """Return a claim's card: what was asked, what came of it, and all that a reader needs to judge it."""
+    from bnlab.report.claim_mechanism import charts  # not for a list, which draws none
+
     about = [claim.name, f"from source {', '.join(claim.sources)}" if claim.sources else "your own"]
     if verdict is not None:
         about += [f"{verdict.budget} budget, {verdict.seconds:g} s"]
@@ -61,7 +63,7 @@ def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal) -> Group:
             fill, left, line, dot, right = _signs(out)
             legend = [f"{fill} where it must lie", f"{left}{line}{dot}{line}{right} the value with its interval"]
             lines += joined(legend, out, "dim")
-        lines.append(Text(""))
+        lines += [*charts(claim, verdict, out), Text("")]
     for key, value in _facts(claim, verdict):
         lines += _fact(key, value, out)
     return Group(*lines)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from bnlab.report.chart import COLOURS, MARKS, Axis, line_chart
 
+BETWEEN = 3  # columns between two charts
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name -> steps, values; nan where one is missing
 
 
@@ -68,11 +69,13 @@ def chart(
     return lines
 
 
-def side_by_side(left: Sequence[Text], right: Sequence[Text], place: int) -> list[Text]:
-    """Return the lines of two charts, the second from column `place` on."""
+def in_two_columns(charts: Sequence[Sequence[Text]], room: int) -> list[Text]:
+    """Return charts of `room` columns two by two beside one another, with an empty line above each pair."""
     lines = []
-    for first, second in zip_longest(left, right, fillvalue=Text("")):
-        line = first.copy()
-        line.append(" " * (place - line.cell_len))
-        lines.append(line.append_text(second))
+    for pair in zip_longest(charts[::2], charts[1::2], fillvalue=list[Text]()):
+        lines.append(Text(""))
+        for first, second in zip_longest(*pair, fillvalue=Text("")):
+            line = first.copy()
+            line.append(" " * (room + BETWEEN - line.cell_len))
+            lines.append(line.append_text(second))
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from bnlab.compare.notes import named
 from bnlab.compare.result import Row, Section
 from bnlab.compare.statistics import estimate_mean
 from bnlab.interval import Interval
+from bnlab.metric import Metric
 from bnlab.record.read import Run
 from bnlab.report.curves import finite, mapping, numbers
 from bnlab.report.panels import MOST_ARMS, Panel, Picture, Series, arms_with_colours, finished, name_of
@@ -41,14 +43,25 @@ def over_training(section: Section) -> Picture | None:
     return Picture(rows, said) if rows else None
 
 
-def by_depth(section: Section) -> Picture | None:
-    """Return a row of panels a meter: its first figure of a layer by depth, at the first and the last reading."""
+def metric_over_training(metric: Metric, section: Section) -> list[Panel]:
+    """Return a panel of what a meter's metric is made of, over the steps, by arm; none where no meter read it."""
+    for meter in dict.fromkeys(name for row in section.rows for run in finished(row) for name in _meters(run)):
+        if panels := _panel(metric.title, "step", _tracks(section, partial(_over_steps, meter, metric.name)), section):
+            return [replace(panel, factor=metric.scale) for panel in panels]
+    return []
+
+
+def by_depth(section: Section, only: str | None = None) -> Picture | None:
+    """Return a row of panels a meter: its first figure of a layer by depth, at the first and the last reading.
+
+    With `only` that figure alone.
+    """
     found = dict.fromkeys(
         (meter, figure)
         for row in section.rows
         for run in finished(row)
         for meter, figure, layer, _, axis in _layer_rows(str(run.folder))
-        if layer != "-" and axis == "-"
+        if layer != "-" and axis == "-" and only in (None, figure)
     )
     firsts = dict(reversed(found))
     rows = []
@@ -139,7 +152,7 @@ def _read(folder: str, version: int) -> Mapping[tuple[str, str, str, float, str]
     """Return them of a table that was last written at `version`, without what no axis can show."""
     from bnlab.compare.frames import tables_of
 
-    table = tables_of(folder)["meters"]
+    table = tables_of(folder, ["meters"])["meters"]
     found: dict[tuple[str, str, str, float, str], dict[float, float]] = {}
     columns = (table[key].tolist() for key in ("meter", "figure", "layer", "depth", "axis", "step", "value"))
     for meter, figure, layer, depth, axis, step, value in zip(*columns, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from bnlab.metrics import LEARNED, warnings_of
 from bnlab.record.inventory import note_of
 from bnlab.report.chart import Axis
 from bnlab.report.console import Terminal
-from bnlab.report.curves import chart, finite, mapping, over_steps, side_by_side
+from bnlab.report.curves import BETWEEN, chart, finite, in_two_columns, mapping, over_steps
 from bnlab.report.data_report import images_passed_over, images_used
 from bnlab.report.figures import number, significant
 from bnlab.report.layers_report import by_depth, over_training
@@ -26,7 +25,6 @@ from bnlab.report.table import Column, draw, joined
 GROUPS = ("norm", "model", "data", "optim", "schedule", "trainer", "eval")
 SPLITS = ("train", "valid", "test")
 _SIDE_BY_SIDE = 110  # columns from which the two charts stand next to each other
-_BETWEEN = 3
 _FILES = {
     "config.yaml": "the configuration",
     "steps.csv": "loss and learning rate of every step",
@@ -226,7 +224,7 @@ def _cost(summary: Mapping[str, Any]) -> str:
 
 def _charts(summary: Mapping[str, Any], out: Terminal) -> list[Text]:
     beside = out.width >= _SIDE_BY_SIDE
-    room = min((out.width - _BETWEEN) // 2 if beside else out.width, 100)
+    room = min((out.width - BETWEEN) // 2 if beside else out.width, 100)
     braille = out.unicode and out.coloured
     curve = mapping(summary.get("curve"))
     pairs = [
@@ -241,8 +239,7 @@ def _charts(summary: Mapping[str, Any], out: Terminal) -> list[Text]:
     shown: list[Text] = []
     for charts in pairs:
         if beside:
-            for left, right in zip_longest(charts[::2], charts[1::2], fillvalue=list[Text]()):
-                shown += [Text(""), *side_by_side(left, right, room + _BETWEEN)]
+            shown += in_two_columns(charts, room)
         else:
             shown += [line for lines in charts for line in (Text(""), *lines)]
     return shown

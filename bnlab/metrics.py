@@ -317,6 +317,24 @@ def norm_backward_share(run: Summary) -> float | None:
     return of_part(run, "bench", "norm_backward_share")
 
 
+@metric("collectives", "", "lower")
+def collectives(run: Summary) -> float | None:
+    """how often all workers meet in a step in order to normalize, by `bnlab bench --workers`"""
+    return of_part(run, "bench", "collectives")
+
+
+@metric("exchanged KB", "KB", "lower")
+def exchanged_kb(run: Summary) -> float | None:
+    """1,000 bytes that one worker hands to the others in a step in order to normalize, by `bnlab bench --workers`"""
+    return of_part(run, "bench", "exchanged_kb")
+
+
+@metric("wait ms", "ms", "lower", bounds=ANY)
+def wait_ms(run: Summary) -> float | None:
+    """by how much a step takes longer while another worker is late, gradients not averaged, by `bench --workers`"""
+    return of_part(run, "bench", "wait_ms")
+
+
 @metric("refresh ms", "ms", "lower")
 def refresh_ms(run: Summary) -> float | None:
     """median time of a refresh of training-set statistics, which is part of its step"""

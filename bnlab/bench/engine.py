@@ -35,8 +35,8 @@ class BenchConfig:
     seconds: float = param(120.0, "budget of the whole bench", above=0.0)
     precision: float = param(0.02, "half-width of each ratio's 95% interval to stop at, over the ratio", above=0.0)
     rounds: int = param(20, "rounds of a block, after which all arms are made anew", low=2)
-    mode: Literal["steps", "inference", "profile"] = param(
-        "steps", "what is timed: training steps, evaluation, or the operations of a step"
+    mode: Literal["steps", "inference", "profile", "workers"] = param(
+        "steps", "what is timed: training steps, evaluation, the operations of a step, or workers of which one is late"
     )
     graph: bool = param(False, "on CUDA, replay each arm's step from a graph, without launching its kernels one by one")
 

@@ -31,6 +31,7 @@ from bnlab.experiment.setup import bundle_of, device_of, model_of
 from bnlab.measure.refresh import bnlab_layers
 
 DEFAULT_NORMS = "norm=sync,batch,group"
+WORKERS, LATE_MS = 2, 20.0  # of bench.mode=workers
 WORKER = "bnlab.bench.straggler_worker"
 STOP_SECONDS = 45.0  # torchrun gives a worker 30 s to end by itself
 

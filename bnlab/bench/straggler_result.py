@@ -29,12 +29,13 @@ class StragglerStep:
     backward_collectives: int
     sent_bytes: int
     gradient_bytes: int  # of them for the average of the gradients
+    growth_by_block: tuple[float, ...] = ()  # medians of the step's growth, each of some rounds in a row
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any]) -> StragglerStep:
         """Return the step that `asdict` came from."""
         growths = {key: Interval(**plain[key]) for key in ("step_growth", "forward_growth")}
-        return cls(**{**plain, **growths})
+        return cls(**{**plain, **growths, "growth_by_block": tuple(plain["growth_by_block"])})
 
     def figures(self) -> dict[str, Any]:
         """Return plain values, of an interval three: `step_growth_ms`, `step_growth_low`, `step_growth_high`."""
@@ -42,7 +43,7 @@ class StragglerStep:
         for key, value in vars(self).items():
             if isinstance(value, Interval):
                 flat |= {f"{key}_ms": value.value, f"{key}_low": value.low, f"{key}_high": value.high}
-            else:
+            elif key != "growth_by_block":
                 flat[key] = value
         return flat
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 import sys
 import threading
 import time
@@ -44,6 +45,7 @@ from bnlab.training.loop import train_step
 Key = tuple[str, Mode, float]  # strategy, what becomes of the gradients, delay in ms
 TELL_EVERY = 5  # rounds
 FEWEST_ROUNDS = 6  # below there is no 95% interval of a median, not even from the smallest to the largest value
+BLOCKS = 6  # of rounds
 STEPS_BEFORE_COUNTING = 2  # in its second, DistributedDataParallel agrees on the order of the gradients
 
 
@@ -193,10 +195,21 @@ def _setting(config: Config, device: torch.device) -> tuple[str, ...]:
     )
 
 
-def _growth(turns: Turns[Key], key: Key, figure: int) -> Interval:
+def _growths(turns: Turns[Key], key: Key, figure: int) -> list[float]:
     """Return by how many ms a figure of `key` exceeds its own without delay, round by round."""
     pairs = zip(turns.figures[key], turns.figures[*key[:2], 0.0], strict=True)
-    return median_of([late[figure] - punctual[figure] for late, punctual in pairs])
+    return [late[figure] - punctual[figure] for late, punctual in pairs]
+
+
+def _growth(turns: Turns[Key], key: Key, figure: int) -> Interval:
+    return median_of(_growths(turns, key, figure))
+
+
+def _by_block(growths: Sequence[float]) -> tuple[float, ...]:
+    """Return the median of each of some blocks of rounds in a row, which what a machine does meanwhile falls into."""
+    size = len(growths) / BLOCKS
+    parts = (growths[round(size * i) : round(size * (i + 1))] for i in range(BLOCKS))
+    return tuple(statistics.median(part) for part in parts if part)
 
 
 def _known(turns: Turns[Key], precision: float) -> bool:
@@ -222,6 +235,7 @@ def _steps(turns: Turns[Key], sent: Mapping[tuple[str, Mode], Collectives]) -> I
             backward_collectives=collectives.backward,
             sent_bytes=collectives.bytes,
             gradient_bytes=collectives.bytes - sent[norm, "local"].bytes,
+            growth_by_block=_by_block(_growths(turns, key, 0)),
         )
 
 

@@ -12,7 +12,10 @@ from bnlab.errors import ConfigError
 from bnlab.record.read import Run
 
 DEPTH = "depth"  # what a slope may go over beside the keys of a configuration
-BENCH_ONLY = ("step_ratio", "epoch_ms", "norm_share", "norm_forward_share", "norm_backward_share")
+BENCH_ONLY = (
+    "step_ratio", "epoch_ms", "norm_share", "norm_forward_share", "norm_backward_share", "collectives", "exchanged_kb",
+    "wait_ms",
+)  # fmt: skip
 OF_A_BENCH = (*BENCH_ONLY, "step_ms", "images_per_second")
 
 

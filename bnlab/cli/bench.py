@@ -175,8 +175,8 @@ def contests(limits: BenchConfig, sections: Sequence[BenchSection]) -> list[Call
     from bnlab.bench.arms import contest
     from bnlab.bench.inference import inference_contest
 
-    if limits.mode == "profile":
-        raise ConfigError("bench.mode=profile: is --profile here\nomit it")
+    if limits.mode in ("profile", "workers"):
+        raise ConfigError(f"bench.mode={limits.mode}: is --{limits.mode} here\nomit it")
     if limits.mode == "inference":
         return [partial(inference_contest, section) for section in sections]
     return [partial(contest, section, limits.graph) for section in sections]
@@ -227,11 +227,9 @@ def _print(times: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale
 def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[float], format: str) -> None:
     """Time training on several processes while one of them is late, for each delay in ms."""
     from bnlab.bench.straggler_launch import figures, plan_of, read_sections, run_workers, threads_of
-    from bnlab.record.latest import runs_folder
-    from bnlab.record.plain_files import write_bytes
-    from bnlab.record.run_folder import fresh_folder
+    from bnlab.cli.bench_record import record_workers
     from bnlab.report.console import messages, results
-    from bnlab.report.rows import TIDY_FORMATS, as_csv
+    from bnlab.report.rows import TIDY_FORMATS
     from bnlab.report.straggler_report import straggler_table, watching
 
     err = messages()
@@ -241,8 +239,7 @@ def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[f
     with watching(err, workers) as watch:
         times = run_workers(plan_of(sections, delays, limits), workers, threads_of(sections), watch)
     rows = [row for part in times for row in figures(part)]
-    folder = fresh_folder(runs_folder(), "bench")
-    write_bytes(folder / "bench.csv", as_csv({}, rows).encode())
+    folder = record_workers(sections, times)
     out = results()
     if format != "table":
         out.emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))

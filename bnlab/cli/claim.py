@@ -161,10 +161,16 @@ def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str |
 def _measure(lines: Sequence[str], base: Path) -> None:
     """Time the arms of a bench and record them below a folder."""
     from bnlab.bench.arms import read
+    from bnlab.bench.straggler_launch import LATE_MS, WORKERS, plan_of, read_sections, run_workers, threads_of
     from bnlab.cli.bench import contests, timed
-    from bnlab.cli.bench_record import record, record_profiles
+    from bnlab.cli.bench_record import record, record_profiles, record_workers
 
     limits, sections, _ = read(lines)
+    if limits.mode == "workers":
+        _, sections, _ = read_sections(lines, WORKERS, (0.0, LATE_MS))
+        plan = plan_of(sections, (0.0, LATE_MS), limits)
+        record_workers(sections, run_workers(plan, WORKERS, threads_of(sections), lambda *_: None), base)
+        return
     if limits.mode == "profile":
         from bnlab.bench.profiling import profiled
 

@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import re
 import signal
+import statistics
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,23 @@ from helpers_cli import BNLAB, bnlab, environment
 from helpers_workers import on_workers
 
 from bnlab.bench import straggler_launch
+from bnlab.bench.arms import read
 from bnlab.bench.engine import BenchConfig
 from bnlab.bench.straggler_launch import check, run_workers
 from bnlab.bench.straggler_result import MODES, StragglerStep, StragglerTime
-from bnlab.bench.straggler_worker import Contender, measure
+from bnlab.bench.straggler_worker import Contender, _by_block, measure
+from bnlab.claims.evaluate import evidence_of
+from bnlab.claims.language import parse_sentence
 from bnlab.cli.bench import bench, delays_of
+from bnlab.cli.bench_record import record_workers
+from bnlab.compare.comparison import compare
 from bnlab.config import compose
 from bnlab.distributed import Workers
 from bnlab.errors import ConfigError, EnvironmentFault, IncompatibleError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches
 from bnlab.interval import Interval
+from bnlab.record.read import read_runs
 from bnlab.report.console import Terminal
 from bnlab.report.straggler_report import answer, straggler_table
 
@@ -230,6 +237,33 @@ def test_the_table_fits(monkeypatch: pytest.MonkeyPatch, width: int, encoding: s
     assert "\x1b" not in shown
 
 
+def test_a_record_has_an_arm_a_strategy_that_claims_read(tmp_path: Path) -> None:
+    local = late("sync", "local", 20, 20)
+    waits = replace(local, growth_by_block=(19.0, 20.0, 24.0))
+    assert StragglerStep.of_plain(json.loads(json.dumps(asdict(waits)))) == waits
+    assert "growth_by_block" not in waits.figures()
+    _, sections, _ = read([*SMALL, "norm=sync,batch"])
+    free = (late("batch", "averaged", 20, 0), replace(late("batch", "local", 0, 0), sent_bytes=80_000))
+    record_workers(sections, [found_of(late("sync", "averaged", 20, 20), waits, *free)], tmp_path)
+    runs = read_runs([tmp_path])[0]
+    assert [run.config["trainer.workers"] for run in runs] == [2, 2]
+
+    def value(text: str) -> tuple[float, int]:
+        evidence = evidence_of(parse_sentence(text).of, runs)
+        return evidence.value, evidence.n
+
+    assert value("wait_ms[norm=sync] > 10") == (21.0, 3)
+    assert value("exact(collectives[norm=sync]) == 5") == (5.0, 1)
+    assert value("exact(exchanged_kb[norm=sync]) == 90") == (90.0, 1)
+
+
+def test_blocks_are_rounds_in_a_row() -> None:
+    growths = [float(n) for n in range(20)]
+    parts = [growths[i:j] for i, j in itertools.pairwise((0, 3, 7, 10, 13, 17, 20))]
+    assert _by_block(growths) == tuple(map(statistics.median, parts))
+    assert _by_block([1.0, 2.0]) == (1.0, 2.0)
+
+
 # ---------------------------------------------------------------- real processes
 
 
@@ -272,6 +306,8 @@ def test_the_command_prints_records_and_leaves_no_process(tmp_path: Path) -> Non
     assert [row["forward_collectives"] for row in rows] == [2] * 4 + [0] * 8
     recorded = list(csv.DictReader((tmp_path / document["record"] / "bench.csv").read_text().splitlines()))
     assert [float(row["step_ms"]) for row in recorded] == [row["step_ms"] for row in rows]
+    (section,) = compare([tmp_path / document["record"]], metrics=["collectives"]).sections
+    assert {row.label: row.metrics["collectives"].value for row in section.rows} == {"sync": 4, "batch": 0, "group": 0}
 
 
 @pytest.mark.slow

@@ -556,7 +556,9 @@ def test_every_metric_is_declared_in_full(tmp_path: Path) -> None:
         "statistics": ("mean_drift_1", "mean_drift_10", "drift_slope", "input_drift", "error_slope", "variance_shift"),
         "gradients": ("gradient_slope", "gradient_noise", "effective_rate", "euler_residual", "bias_gradient"),
     }
-    shares = ("norm_share", "norm_forward_share", "norm_backward_share")
+    shares = (
+        "norm_share", "norm_forward_share", "norm_backward_share", "collectives", "exchanged_kb", "wait_ms"
+    )  # fmt: skip
     meters = {name: {"curve": {figure: [0.1, 0.2] for figure in figures}} for name, figures in read.items()}
     more = {
         "meters": meters,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Optional, cast
 
@@ -14,10 +15,13 @@ from bnlab.cli.options import Format, Overrides, number_in, one_of
 from bnlab.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from bnlab.bench.arms import BenchSection
     from bnlab.bench.engine import BenchConfig, Contest, ContestTime
     from bnlab.bench.scaling import Level, Size
     from bnlab.claims.rule import Part
+    from bnlab.report.console import Terminal
 
 DEFAULT_DELAYS = "0,5,20"
 LONGEST_DELAY = 10_000.0  # ms
@@ -106,8 +110,8 @@ def _bench_steps(
     from bnlab.claims.planned import planned
     from bnlab.cli.bench_record import record
     from bnlab.record.read import read_runs
-    from bnlab.report.console import messages, results
-    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.report.console import messages
+    from bnlab.report.rows import show
 
     limits, sections, notes = read(overrides, layers)
     if layers:
@@ -125,13 +129,10 @@ def _bench_steps(
         check_gates(gates, [planned(arm.tree, is_bench=True) for section in sections for arm in section.arms])
         times = timed(limits, contests(limits, sections))
         folder = record(sections, times)
-    if format == "table":
-        _print(times, grown, scale)
-    else:
-        rows = [figures(item, arm) for item in times for arm in item.arms]
-        if scale == "data":
-            rows = [row for part, item in zip(grown, times, strict=True) for row in growth_rows(part[0].section, item)]
-        results().emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
+    rows = [figures(item, arm) for item in times for arm in item.arms]
+    if scale == "data":
+        rows = [row for part, item in zip(grown, times, strict=True) for row in growth_rows(part[0].section, item)]
+    show(format, _tables(times, grown, scale), {"record": str(folder)}, rows)
     messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder}"))
     end_by_gates(gates, read_runs([folder])[0], format)
 
@@ -142,8 +143,8 @@ def _profile_steps(overrides: Sequence[str], format: str) -> None:
     from bnlab.bench.profiling import profiled
     from bnlab.cli.bench_record import record_profiles
     from bnlab.report.bench_report import profile_table
-    from bnlab.report.console import messages, results
-    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.report.console import messages
+    from bnlab.report.rows import show
 
     limits, sections, notes = read(overrides)
     if limits.graph or limits.mode != "steps":
@@ -152,15 +153,8 @@ def _profile_steps(overrides: Sequence[str], format: str) -> None:
         messages().say(line)
     found = [profiled(section) for section in sections]
     folder = record_profiles(sections, found)
-    out = results()
-    if format == "table":
-        for number, item in enumerate(found):
-            if number:
-                out.say("")
-            out.print(profile_table(item, out))
-    else:
-        rows = [row for item in found for row in item.rows]
-        out.emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
+    rows = [row for item in found for row in item.rows]
+    show(format, [partial(profile_table, item) for item in found], {"record": str(folder)}, rows)
     messages().say(f"recorded in {folder}")
 
 
@@ -201,35 +195,29 @@ def timed(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]])
     return times
 
 
-def _print(times: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale: Size | None) -> None:
+def _tables(
+    times: Sequence[ContestTime], grown: Sequence[Sequence[Level]], scale: Size | None
+) -> Iterator[Callable[[Terminal], Group]]:
+    """Yield what makes a table of each contest, then one of each section over its sizes."""
     from bnlab.bench.scaling import growths
     from bnlab.report.bench_report import bench_table, growth_table, scaling_table
-    from bnlab.report.console import results
 
-    out = results()
-    for number, item in enumerate(times):
-        if number:
-            out.say("")
-        out.print(bench_table(item, out))
-    done = 0
+    yield from (partial(bench_table, item) for item in times)
+    rest = iter(times)
     for part in grown:
+        its = list(itertools.islice(rest, len(part)))
         if scale == "data":
-            out.say("")
-            out.print(growth_table(growths(part[0].section, times[done]), out))
-            done += 1
-            continue
-        out.say("")
-        sizes = [(level.label, level.size) for level in part]
-        out.print(scaling_table(str(scale), sizes, times[done : done + len(part)], out))
-        done += len(part)
+            yield partial(growth_table, growths(part[0].section, its[0]))
+        else:
+            yield partial(scaling_table, str(scale), [(level.label, level.size) for level in part], its)
 
 
 def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[float], format: str) -> None:
     """Time training on several processes while one of them is late, for each delay in ms."""
     from bnlab.bench.straggler_launch import figures, plan_of, read_sections, run_workers, threads_of
     from bnlab.cli.bench_record import record_workers
-    from bnlab.report.console import messages, results
-    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.report.console import messages
+    from bnlab.report.rows import show
     from bnlab.report.straggler_report import straggler_table, watching
 
     err = messages()
@@ -240,11 +228,5 @@ def _bench_stragglers(overrides: Sequence[str], workers: int, delays: Sequence[f
         times = run_workers(plan_of(sections, delays, limits), workers, threads_of(sections), watch)
     rows = [row for part in times for row in figures(part)]
     folder = record_workers(sections, times)
-    out = results()
-    if format != "table":
-        out.emit(TIDY_FORMATS[format]({"record": str(folder)}, rows))
-    for number, part in enumerate(times if format == "table" else ()):
-        if number:
-            out.say("")
-        out.print(straggler_table(part, out))
+    show(format, [partial(straggler_table, part) for part in times], {"record": str(folder)}, rows)
     err.say(f"recorded in {folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -60,20 +61,16 @@ def probe(
     check_out(out, force)
     from bnlab.experiment.setup import environment_of
     from bnlab.experiment.trained_model import find
-    from bnlab.report.console import messages, results
+    from bnlab.report.console import messages
     from bnlab.report.display import working
     from bnlab.report.probe_report import probe_head, probe_rows, probe_sheet, probe_tables
-    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.report.rows import show
 
     with working(messages()) as tell:
         tell("reading model and data")
         trained = find(targets or [], module, weights, data, key, output)
         again = command_on("recalibrate", targets, module, weights, data, key, output)
         report = examined(trained, again, samples, quick, tell)
-    console = results()
-    if format == "table":
-        console.print(probe_tables(report, console))
-    else:
-        console.emit(TIDY_FORMATS[format](probe_head(report), probe_rows(report)))
+    show(format, [partial(probe_tables, report)], probe_head(report), probe_rows(report))
     if out is not None:
         write_sheet(out, probe_sheet(report), environment_of(trained.device, trained.bundle, 1), force)

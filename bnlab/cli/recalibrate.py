@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, cast
 
@@ -66,7 +67,7 @@ def recalibrate(
         return
     from bnlab.experiment.recalibrated import new_file, recalibrated, save
     from bnlab.experiment.trained_model import find
-    from bnlab.report.console import messages, results
+    from bnlab.report.console import messages
     from bnlab.report.display import working
     from bnlab.report.recalibration_report import (
         Recalibrated,
@@ -74,7 +75,7 @@ def recalibrate(
         recalibration_rows,
         recalibration_tables,
     )
-    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.report.rows import show
     from bnlab.training.checkpoint import check_new_file
 
     how, err = cast("Stats", stats), messages()
@@ -93,11 +94,7 @@ def recalibrate(
         result = recalibrated(trained, how, samples, plain=plain)
         save(file, trained, weights, result)
     report = Recalibrated(trained.label, trained.about, str(file), result)
-    terminal = results()
-    if format == "table":
-        terminal.print(recalibration_tables(report, terminal))
-    else:
-        terminal.emit(TIDY_FORMATS[format](recalibration_head(report), recalibration_rows(report)))
+    show(format, [partial(recalibration_tables, report)], recalibration_head(report), recalibration_rows(report))
     err.say(f"{command_on('probe', targets, module, file, data, key, output)} examines it")
 
 

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -32,17 +33,15 @@ def runs(context: typer.Context, format: Format = "table") -> None:
         return
     from bnlab.record.inventory import entries
     from bnlab.record.latest import runs_folder
-    from bnlab.report.console import messages, results
-    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.report.console import messages
+    from bnlab.report.rows import show
     from bnlab.report.runs_report import runs_rows, runs_table
 
-    found, out = list(entries()), results()
-    if not found:
-        messages().say(f"{runs_folder()}: no runs yet; `bnlab train` makes one")
-    elif format == "table":
-        out.print(*runs_table(found, out), sep="\n")
+    found = list(entries())
+    if found:
+        show(format, [partial(runs_table, found)], {}, runs_rows(found))
     else:
-        out.emit(TIDY_FORMATS[format]({}, runs_rows(found)))
+        messages().say(f"{runs_folder()}: no runs yet; `bnlab train` makes one")
 
 
 @app.command(short_help="Note a text on a run or a sweep.")

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -59,10 +60,10 @@ def search(
     from bnlab.config.compose import hydra_lines
     from bnlab.record.latest import runs_folder
     from bnlab.record.run_folder import held
-    from bnlab.report.console import messages, results
+    from bnlab.report.console import messages
     from bnlab.report.largest_report import largest_rows, largest_table
     from bnlab.report.progress import make_progress
-    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.report.rows import show
     from bnlab.runner.climb import climb
     from bnlab.runner.largest import arms_searched, ladders_of
     from bnlab.runner.pool import POOL, Launch, find_finished, launcher_of
@@ -91,11 +92,8 @@ def search(
         raise typer.Exit(128 + signal.SIGINT) from None
     except Terminated as stop:
         raise typer.Exit(int(stop.code or 1)) from None
-    out, found = results(), [arm.found for arm in arms]
-    if format == "table":
-        out.print(largest_table(key, found, levels, out))
-    else:
-        out.emit(TIDY_FORMATS[format](*largest_rows(key, found, levels)))
+    found = [arm.found for arm in arms]
+    show(format, [partial(largest_table, key, found, levels)], *largest_rows(key, found, levels))
     for line in failed.values():
         messages().say(line)
     messages().say(f"{num_trained:,} runs trained; the same command with a finer --resolution goes on from here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Annotated, Optional
 
 from bnlab.cli.options import (
@@ -59,9 +60,9 @@ def shift(
     from bnlab.experiment.shift_study import shift_study
     from bnlab.experiment.trained_model import find
     from bnlab.measure.robustness import STATS
-    from bnlab.report.console import messages, results
+    from bnlab.report.console import messages
     from bnlab.report.display import working
-    from bnlab.report.rows import TIDY_FORMATS
+    from bnlab.report.rows import show
     from bnlab.report.shift_report import shift_rows, shift_sheet, shift_table
 
     names = _chosen("--shift", shifts, SHIFTS)
@@ -80,11 +81,7 @@ def shift(
     trained = find(targets or [], module, weights, data, key, output)
     with working(messages()) as tell:
         study = shift_study(trained, names, severities, statistics, batch_size, tell)
-    console = results()
-    if format == "table":
-        console.print(shift_table(study, console))
-    else:
-        console.emit(TIDY_FORMATS[format](*shift_rows(study)))
+    show(format, [partial(shift_table, study)], *shift_rows(study))
     if out is not None:
         write_sheet(out, shift_sheet(study), environment_of(trained.device, trained.bundle, 1), force)
 

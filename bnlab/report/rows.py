@@ -16,8 +16,10 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.console import RenderableType
+
 from bnlab.compare.arms import text_of
-from bnlab.report.console import clean
+from bnlab.report.console import Terminal, clean, results
 
 SCHEMA = 1
 Row = Mapping[str, Any]  # the same keys in every row: text, numbers, or None for what is not known
@@ -107,6 +109,20 @@ TIDY_FORMATS: Mapping[str, Callable[[Mapping[str, Any], Sequence[Row]], str]] = 
     "json": as_json,
     "md": as_markdown,
 }
+
+
+def show(
+    format: str, tables: Iterable[Callable[[Terminal], RenderableType]], head: Mapping[str, Any], rows: Sequence[Row]
+) -> None:
+    """Print tables below one another, or where `format` is another than table, the rows in that."""
+    out = results()
+    if format != "table":
+        out.emit(TIDY_FORMATS[format](head, rows))
+        return
+    for number, table in enumerate(tables):
+        if number:
+            out.say("")
+        out.print(table(out))
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from rich.text import Text
+from rich.console import Group
 
 from bnlab.compare.arms import text_of
 from bnlab.compare.notes import count_of
@@ -22,7 +22,7 @@ from bnlab.report.table import Column, draw
 MOST_NORMS = 4  # named in a line
 
 
-def runs_table(entries: Sequence[Entry], out: Terminal) -> list[Text]:
+def runs_table(entries: Sequence[Entry], out: Terminal) -> Group:
     """Return the table: what a word for a run takes as its name, when, what, states, how long, how large."""
     states, when = [_states(entry) for entry in entries], [_when(entry)[:16] for entry in entries]
     columns = [
@@ -38,7 +38,7 @@ def runs_table(entries: Sequence[Entry], out: Terminal) -> list[Text]:
         Column("took", [duration(entry.seconds) if entry.seconds else "" for entry in entries], rank=3),
         Column("size", [size_text(entry.size) for entry in entries], rank=2),
     ]
-    return draw(columns, out).lines
+    return Group(*draw(columns, out).lines)
 
 
 def runs_rows(entries: Sequence[Entry]) -> list[Row]:

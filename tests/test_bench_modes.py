@@ -360,7 +360,7 @@ def test_a_profile_is_a_table_and_a_record(where: Path, capsys: pytest.CaptureFi
     (path,) = where.glob("runs/*-bench-*/bench.csv")
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [(row["arm"], float(row["norm_forward_share"]) == 0) for row in rows] == [("none", True), ("batch", False)]
-    with pytest.raises(ConfigError, match="--profile: stands alone"):
+    with pytest.raises(ConfigError, match="--profile: cannot be combined with --layers"):
         bench(["norm=none,batch", *QUICK], profile=True, layers=True)
     with pytest.raises(ConfigError, match=r"--profile: takes training steps as they are"):
         bench(["norm=none,batch", *QUICK, "bench.mode=inference"], profile=True)

@@ -184,8 +184,9 @@ def test_wrong_delays_are_refused(text: str) -> None:
 
 
 def test_other_kinds_of_bench_are_refused_beside_workers() -> None:
-    for layers, scale in ((True, None), (False, "width")):
-        with pytest.raises(ConfigError, match="--workers: cannot be combined with --layers or --scale"):
+    beside = "{}: cannot be combined with {}"
+    for layers, scale, pair in ((True, None, ("--layers", "--workers")), (False, "width", ("--workers", "--scale"))):
+        with pytest.raises(ConfigError, match=beside.format(*pair)):
             bench(SMALL, layers, scale, 2)
     with pytest.raises(ConfigError, match="--delay=7: only with --workers"):
         bench(SMALL, delay="7")

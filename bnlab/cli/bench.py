@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 import typer
 
 from bnlab.cli.gates import Gate, check_gates, end_by_gates, parse_gates
-from bnlab.cli.options import Format, Overrides, number_in, one_of
+from bnlab.cli.options import Format, Overrides, number_in, one_of, refuse_beside
 from bnlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,26 +63,22 @@ def bench(
     from bnlab.bench.inference import USUAL
 
     lines, gates = list(overrides or []), parse_gates(gate)
+    modes = {"--layers": layers, "--scale": scale, "--workers": workers}
+    refuse_beside("--profile", profile, {"--inference": inference, **modes, "--gate": gate})
+    refuse_beside("--inference", inference, modes)
+    refuse_beside("--gate", gate, {"--layers": layers, "--workers": workers})
+    refuse_beside("--layers", layers, {"--scale": scale, "--workers": workers})
+    refuse_beside("--workers", workers, {"--scale": scale})
     if profile:
-        if inference or layers or scale is not None or workers is not None or gates:
-            raise ConfigError("--profile: stands alone, without another mode and without --gate\nomit the others")
         return _profile_steps(lines, format)
     if inference:
-        if layers or scale is not None or workers is not None:
-            raise ConfigError("--inference: cannot be combined with --layers, --scale or --workers\nomit the others")
         lines += ["bench.mode=inference", *unless_named(USUAL, lines)]
-    if gates and (layers or workers is not None):
-        raise ConfigError("--gate: cannot be combined with --layers or --workers\nomit one of the two")
-    if layers and scale is not None:
-        raise ConfigError("--layers: cannot be combined with --scale\nomit one of the two")
     if (layers or workers is not None) and limits_of(lines).graph:
         raise ConfigError("bench.graph=true: cannot be combined with --layers or --workers\nomit one of the two")
     if workers is None:
         if delay != DEFAULT_DELAYS:
             raise ConfigError(f"--delay={delay}: only with --workers")
         return _bench_steps(lines, layers, cast("Size | None", scale), gates, format)
-    if layers or scale is not None:
-        raise ConfigError("--workers: cannot be combined with --layers or --scale\nomit one of the two")
     return _bench_stragglers(lines, workers, delays_of(delay), format)
 
 

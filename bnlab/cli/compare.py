@@ -93,7 +93,7 @@ def compare(
     from bnlab.report.console import messages
 
     refuse_beside("--over", over, {"--pivot": pivot, "--sort": sort, "--best-of": best_of, "--margin": margin})
-    refuse_beside("--evaluated", evaluated or None, {"--over": over, "--from": source})
+    refuse_beside("--evaluated", evaluated, {"--over": over, "--from": source})
     of_others = {"PATH": paths, "--by": by, "--target": target, "--best-of": best_of, "--gate": gate, "--over": over}
     refuse_beside("--from", source, of_others)
     gates, places = parse_gates(gate), paths or default_places(everything or source is not None)

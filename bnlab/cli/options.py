@@ -149,10 +149,14 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and list the jobs
 
 
 def refuse_beside(option: str, given: object, others: Mapping[str, object]) -> None:
-    """Raise ConfigError for the first of `others` that is given beside `option`."""
-    beside = next((name for name, value in others.items() if value not in (None, [])), None)
-    if given is not None and beside is not None:
+    """Raise ConfigError for the first of `others` that is given beside `option`: none are None, False and []."""
+    beside = next((name for name, value in others.items() if _is_given(value)), None)
+    if _is_given(given) and beside is not None:
         raise ConfigError(f"{option}: cannot be combined with {beside}\nleave out one of the two")
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False and value != []
 
 
 # ---------------------------------------------------------------- of comparisons

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bnlab.bench.engine import BenchConfig, Contest, Stepper
-from bnlab.bench.stepper import Batch, first_batches, stepper
+from bnlab.bench.stepper import Batch, first_batches, setting_of, stepper, where
 from bnlab.config import compose
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle
@@ -21,6 +21,7 @@ from bnlab.models.model import check_fit
 from bnlab.schema import parse
 from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.evaluation import check_eval
+from bnlab.training.trainer import TrainerConfig
 
 DEFAULT_NORMS = "norm=none,batch,ghost,instance,layer,group"
 DEFAULT_LAYERS = "norm=batch,ghost,instance,layer,group"
@@ -195,10 +196,16 @@ def fitting(section: BenchSection, images: DataBundle) -> BenchSection | None:
     return replace(section, arms=tuple(kept), left_out=tuple(missing)) if kept else None
 
 
-def set_threads(threads: int | None) -> int:
-    """Have torch use `threads`, None: as many as at the start of the process; return how many these are."""
+def set_threads(threads: int | None) -> None:
+    """Have torch use `threads`, None: as many as at the start of the process."""
     torch.set_num_threads(threads or _THREADS)
-    return torch.get_num_threads()
+
+
+def prepared(trainer: TrainerConfig) -> torch.device:
+    """Have torch take threads and memory as for a training, and return the device. Errors: as of finding it."""
+    keep_freed_memory()
+    set_threads(trainer.threads)
+    return device_of(trainer.device)
 
 
 def contest(section: BenchSection, graph: bool = False) -> Contest:
@@ -206,14 +213,12 @@ def contest(section: BenchSection, graph: bool = False) -> Contest:
 
     Errors: as of reading its data and finding its device.
     """
-    keep_freed_memory()
     config = section.arms[0].config
-    set_threads(config.trainer.threads)
-    device = device_of(config.trainer.device)
+    device = prepared(config.trainer)
     loaded = {arm.config.data: loaded_data(arm.config, section.images, device) for arm in section.arms}
     bundle, _, batches = loaded[config.data]
     size = len(batches[0][1])
-    setting = (*setting_of(config, bundle.name, size, device), *(["graph replay"] if graph else []))
+    setting = (*setting_of(config, bundle.name, size, where(device)), *(["graph replay"] if graph else []))
 
     def make(config: Config) -> Callable[[], Stepper]:
         def made() -> Stepper:
@@ -230,19 +235,6 @@ def contest(section: BenchSection, graph: bool = False) -> Contest:
     steppers = {arm.label: make(arm.config) for arm in section.arms}
     epochs = {arm.label: loaded[arm.config.data][1].steps_per_epoch for arm in section.arms}
     return Contest(section.title, setting, size, device, steppers, section.left_out, graph, epochs)
-
-
-def setting_of(config: Config, data: str, size: int, device: torch.device) -> tuple[str, ...]:
-    """Return what contenders share, for a heading: data, model and batch, device, layout, precision."""
-    threads = torch.get_num_threads()
-    return (
-        data,
-        f"{config.model.name}, batch {size}",
-        f"{device.type}, {threads} thread{'s' if threads > 1 else ''}",
-        "channels_last" if config.trainer.channels_last and config.model.has_space else "contiguous",
-        *([config.trainer.precision] if config.trainer.precision != "float32" else []),
-        *(["compiled"] if config.trainer.compile else []),
-    )
 
 
 def loaded_data(

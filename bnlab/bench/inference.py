@@ -9,19 +9,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bnlab.bench.arms import BenchSection, set_threads, setting_of
+from bnlab.bench.arms import BenchSection, prepared
 from bnlab.bench.engine import Contest, Stepper
 from bnlab.bench.pairing import Figures
-from bnlab.bench.stepper import widest_of
+from bnlab.bench.stepper import setting_of, where, widest_of
 from bnlab.bench.traffic import traffic_of
 from bnlab.data.bundle import DataBundle
 from bnlab.errors import ConfigError
 from bnlab.experiment.config import Config
-from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of, to_device
+from bnlab.experiment.setup import bundle_of, device_batches, model_of, to_device
 from bnlab.measure.folding import folded
 from bnlab.measure.layer_statistics import normalizations
 from bnlab.timing import phase_clock
-from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.trainer import forward_of
 
 USUAL = ("eval.stats=running,batch,folded", "eval.batch_size=1,8,64")  # where the command line names none
@@ -32,10 +31,8 @@ def inference_contest(section: BenchSection) -> Contest:
 
     Errors: ConfigError where there are too few; as of reading its data and finding its device.
     """
-    keep_freed_memory()
     config = section.arms[0].config
-    set_threads(config.trainer.threads)
-    device, bundle, size = device_of(config.trainer.device), bundle_of(config.data), config.eval.batch_size
+    device, bundle, size = prepared(config.trainer), bundle_of(config.data), config.eval.batch_size
     test = device_batches(config, bundle, bundle.test, device, training=False)
     if size > len(test):
         raise ConfigError(f"eval.batch_size={size}: {bundle.name} has {len(test):,} test images")
@@ -44,7 +41,9 @@ def inference_contest(section: BenchSection) -> Contest:
         arm.label: partial(_stepper, arm.config, bundle, images, device) for arm in section.arms
     }
     title = f"evaluation of one batch {section.title}".strip()
-    return Contest(title, setting_of(config, bundle.name, size, device), size, device, steppers, section.left_out)
+    return Contest(
+        title, setting_of(config, bundle.name, size, where(device)), size, device, steppers, section.left_out
+    )
 
 
 def _stepper(config: Config, bundle: DataBundle, images: Tensor, device: torch.device) -> Stepper:

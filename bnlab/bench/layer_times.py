@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnlab.bench.arms import BenchSection, left_out, set_threads
+from bnlab.bench.arms import BenchSection, left_out, prepared
 from bnlab.bench.engine import Contest, Stepper
+from bnlab.bench.stepper import where
 from bnlab.bench.traffic import traffic_of
 from bnlab.errors import IncompatibleError
-from bnlab.experiment.setup import device_of
 from bnlab.norms.strategy import Strategy
 from bnlab.timing import phase_clock
-from bnlab.training.allocator import keep_freed_memory
 
 SHAPES = ((64, 32, 28, 28), (128, 64, 16, 16), (256, 128, 8, 8), (64, 256))
 
@@ -37,9 +36,8 @@ def layer_contest(section: BenchSection, shape: Sequence[int]) -> Contest | None
     The baseline is `batch`, or the first strategy where it is not among them. None where no strategy takes the shape.
     Errors: IncompatibleError without any but `none`.
     """
-    keep_freed_memory()
     trainer = section.arms[0].config.trainer
-    device, threads = device_of(trainer.device), set_threads(trainer.threads)
+    device = prepared(trainer)
     norms = {arm.label: arm.config.norm for arm in section.arms if arm.config.norm.name != "none"}
     if not norms:
         raise IncompatibleError("norm=none: has no layer to measure\nname others, such as norm=batch,layer")
@@ -58,7 +56,7 @@ def layer_contest(section: BenchSection, shape: Sequence[int]) -> Contest | None
         label: partial(_stepper, norms[label], shape, device, layout == "channels_last")
         for label in sorted(fitting, key=lambda label: norms[label].name != "batch")
     }
-    setting = (f"{device.type}, {threads} thread{'s' if threads > 1 else ''}", layout)
+    setting = (where(device), layout)
     title = f"a layer on {' x '.join(map(str, shape))}"
     return Contest(title, setting, shape[0], device, steppers, tuple(missing))
 

@@ -22,14 +22,12 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bnlab.bench.arms import BenchSection, loaded_data, set_threads, setting_of
+from bnlab.bench.arms import BenchSection, loaded_data, prepared
 from bnlab.bench.pairing import RESAMPLES
-from bnlab.bench.stepper import Trainee, trainee
-from bnlab.experiment.setup import device_of
+from bnlab.bench.stepper import Trainee, setting_of, trainee, where
 from bnlab.interval import Interval
 from bnlab.models.model import ACTIVATIONS, Conv, Linear
 from bnlab.norms.strategy import NormLayer, NormModule
-from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.loop import train_step
 
 STEPS = 20
@@ -84,11 +82,9 @@ def named(group: str) -> str:
 
 def profiled(section: BenchSection) -> SectionProfile:
     """Take steps of each arm under the profiler. Errors: as of reading the data and finding the device."""
-    keep_freed_memory()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it logs its start and its search for devices on stderr
     config = section.arms[0].config
-    set_threads(config.trainer.threads)
-    device = device_of(config.trainer.device)
+    device = prepared(config.trainer)
     bundle, training_set, batches = loaded_data(config, section.images, device)
     arms = []
     for arm in section.arms:
@@ -106,7 +102,7 @@ def profiled(section: BenchSection) -> SectionProfile:
         arms.append(
             arm_of(arm.label, parameters, by_step(watched.events() or (), on_device=device.type == "cuda")[WARMUP:])
         )
-    setting = setting_of(config, bundle.name, len(batches[0][1]), device)
+    setting = setting_of(config, bundle.name, len(batches[0][1]), where(device))
     return SectionProfile(section.title, setting, tuple(arms), device, torch.get_num_threads())
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bnlab.bench.engine import Stepper
 from bnlab.bench.pairing import Figures
 from bnlab.bench.traffic import Traffic, traffic_of
+from bnlab.compare.notes import count_of
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle
 from bnlab.distributed import ALONE, Workers
@@ -44,6 +45,23 @@ def first_batches(training_set: Batches) -> list[Batch]:
     """Return the first batches of a training, all of one size: a short last one is left out."""
     batches = list(itertools.islice(training_set.epoch(0), BATCHES))
     return [batch for batch in batches if len(batch[1]) == len(batches[0][1])]
+
+
+def where(device: torch.device) -> str:
+    """Return a device and how many threads of the host there are, for a heading."""
+    return f"{device.type}, {count_of(torch.get_num_threads(), 'thread')}"
+
+
+def setting_of(config: Config, data: str, size: int, place: str) -> tuple[str, ...]:
+    """Return what contenders share, for a heading: data, model and batch, the place, layout, precision."""
+    return (
+        data,
+        f"{config.model.name}, batch {size}",
+        place,
+        "channels_last" if config.trainer.channels_last and config.model.has_space else "contiguous",
+        *([config.trainer.precision] if config.trainer.precision != "float32" else []),
+        *(["compiled"] if config.trainer.compile else []),
+    )
 
 
 @dataclass(frozen=True)

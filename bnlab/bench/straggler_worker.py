@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from bnlab.bench.engine import BenchConfig
 from bnlab.bench.pairing import Figures, Turns, in_turn, median_of
-from bnlab.bench.stepper import BATCHES, Mark, trainee
+from bnlab.bench.stepper import BATCHES, Mark, setting_of, trainee, where
 from bnlab.bench.straggler_result import MODES, Mode, StragglerStep, StragglerTime
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle
@@ -172,26 +172,15 @@ def measure(
             enough = known or (left <= 0 and turns.rounds >= max(limits.rounds, FEWEST_ROUNDS))
         if workers.mean_number(float(enough)):  # as the first says
             break
+    place = f"{where(device)} each" if device.type == "cpu" else device.type
     return StragglerTime(
         title=title,
-        setting=_setting(config, device),
+        setting=setting_of(config, config.data.name, config.data.batch_size, place),
         workers=workers.size,
         steps=tuple(_steps(turns, sent)),
         rounds=turns.rounds,
         stopped_by="precision" if known else "budget",
         seconds=clock.seconds,
-    )
-
-
-def _setting(config: Config, device: torch.device) -> tuple[str, ...]:
-    threads = torch.get_num_threads()
-    return (
-        config.data.name,
-        f"{config.model.name}, batch {config.data.batch_size}",
-        f"{device.type}, {threads} thread{'s' if threads > 1 else ''} each" if device.type == "cpu" else device.type,
-        "channels_last" if config.trainer.channels_last and config.model.has_space else "contiguous",
-        *([config.trainer.precision] if config.trainer.precision != "float32" else []),
-        *(["compiled"] if config.trainer.compile else []),
     )
 
 

@@ -322,7 +322,7 @@ def test_an_open_end_is_said_and_a_failed_run_is_exit_code_1(tmp_path: Path) -> 
         (["trainer.device"], "trainer.device: holds no number"),
         (["norm.momentum", "norm=none,batch", "--to", "1"], "norm.momentum: norm=none"),
         (["data.batch_size", "--from", "8"], "must be a whole number"),
-        (["optim.lr", "norm=none,batch", "--baseline", "layer"], "--baseline layer: is no arm"),
+        (["optim.lr", "norm=none,batch", "--baseline", "layer"], "--baseline layer: no such arm"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(words: list[str], said: str, tmp_path: Path) -> None:

@@ -14,14 +14,5 @@ def planned(tree: Mapping[str, Any], identity: str = "", *, is_bench: bool = Fal
     config = flatten(dict(tree))
     if is_bench:
         config["bench.graph"] = False  # as a bench is read
-    return Run(
-        folder=Path(),
-        state="queued",
-        identity=identity,
-        config=config,
-        seed=config["seed"],
-        order=0,
-        error=None,
-        environment={},
-        summary={"bench": {}, "curve": {}} if is_bench else None,
-    )
+    summary: dict[str, Any] | None = {"bench": {}, "curve": {}} if is_bench else None
+    return Run(folder=Path(), state="queued", identity=identity, config=config, seed=config["seed"], summary=summary)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -42,10 +43,7 @@ class Arm:
 
     def states(self) -> dict[str, int]:
         """Count the runs by state."""
-        counts: dict[str, int] = {}
-        for run in self.runs:
-            counts[run.state] = counts.get(run.state, 0) + 1
-        return counts
+        return dict(Counter(run.state for run in self.runs))
 
 
 def sections_of(runs: Sequence[Run]) -> list[list[Run]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bnlab.compare.arms import Arm, find_key, is_value, text_of
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, did_you_mean
 
 NATURAL = {"norm.name": "none", "eval.stats": "running"}  # what a comparison of these is against, unless one says
 
@@ -32,6 +32,13 @@ def baselines(arms: Sequence[Arm], changed: Sequence[str], spec: str | None) -> 
             raise ConfigError(f"--baseline {spec}: {arm.label} would have {len(bases)}: {labels}\nname one of them")
         indices.append(bases[0] if bases else None)
     return indices
+
+
+def unknown_baseline(spec: str, arms: Iterable[Arm]) -> ConfigError:
+    """Return the error of a `spec` that names none of `arms`."""
+    labels = [arm.label for arm in arms]
+    near = did_you_mean(spec, labels)
+    return ConfigError(f"--baseline {spec}: no such arm{near}\nthere are: {', '.join(labels[:12])}")
 
 
 def _default(arms: Sequence[Arm], changed: Sequence[str]) -> dict[str, str]:

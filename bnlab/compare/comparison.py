@@ -29,7 +29,7 @@ from bnlab.compare.arms import (
     where_of,
     without_duplicates,
 )
-from bnlab.compare.baseline import baselines
+from bnlab.compare.baseline import baselines, unknown_baseline
 from bnlab.compare.best import choose, notes_on_choice, pairs_of_settings, refuse_without_choice
 from bnlab.compare.deciding import Paired, Rule, Test, Verdict, decide
 from bnlab.compare.looked import Looked, of_last_look
@@ -39,7 +39,7 @@ from bnlab.compare.result import Comparison, Row, Section
 from bnlab.compare.statistics import estimate_mean, estimate_median, holm, restrict, sign_test
 from bnlab.config.files import defaults
 from bnlab.data.dataset import target_of, test_images_of
-from bnlab.errors import ConfigError, RecordError, did_you_mean
+from bnlab.errors import ConfigError, RecordError
 from bnlab.interval import Interval
 from bnlab.metric import LARGEST
 from bnlab.metrics import Censored, Metric, end_of, evaluation_before, find_metric, step_ratio_interval
@@ -114,10 +114,7 @@ def compare(
     if axes is not None and pivot is not None:
         refuse_more_keys(pivot, axes, [(builder.changed, builder.runs) for builder in built])
     if baseline is not None and built and not any(builder.has_baseline for builder in built):
-        labels = [arm.label for builder in built for arm in builder.arms]
-        raise ConfigError(
-            f"--baseline {baseline}: no such arm{did_you_mean(baseline, labels)}\nthere are: {', '.join(labels[:12])}"
-        )
+        raise unknown_baseline(baseline, (arm for builder in built for arm in builder.arms))
     sections = [replace(each.section(sort), data=name) for each, name in zip(built, data_names(parts), strict=True)]
     return Comparison(sections, skipped, axes, *unstarted(found))
 

@@ -134,7 +134,6 @@ def others_of(
             config=config | {"seed": number},
             seed=number,
             order=order,
-            error=None,
             environment={"source": source},
             summary={"figures": figures, "curve": {}},
         )
@@ -182,20 +181,10 @@ def _kept(source: str, records: Sequence[Record], where: Sequence[str]) -> Seque
     """Return the records that meet every condition. Errors: ConfigError."""
     if not where:
         return records
-    whole = [
-        Run(
-            folder=Path(record.place),
-            state="done",
-            identity="",
-            config={column: _typed(value) for column, value in record.values.items() if value not in (None, "")},
-            seed=0,
-            order=order,
-            error=None,
-            environment={},
-            summary=None,
-        )
-        for order, record in enumerate(records)
-    ]
+    whole = []
+    for order, record in enumerate(records):
+        config = {column: _typed(value) for column, value in record.values.items() if value not in (None, "")}
+        whole.append(Run(folder=Path(record.place), state="done", identity="", config=config, seed=0, order=order))
     return [records[run.order] for run in where_of(where, whole)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -113,26 +114,27 @@ def _bench(evidence: Evidence) -> Iterator[str]:
 
 
 def _states(evidence: Evidence) -> Iterator[str]:
-    totals: dict[str, int] = {}
-    for row in evidence.rows:
-        for state, count in row.states.items():
-            totals[state] = totals.get(state, 0) + count
+    totals = states_of(evidence.rows)
     unfinished = [f"{count} {state}" for state, count in totals.items() if state != "done"]
     if unfinished:
-        count = sum(totals.values())
         arms = [
             f"{row.label}: mean of {row.n} of {row.num_runs} runs; {', '.join(ended)}"
             for row in evidence.rows
             if (ended := [f"{count} {state}" for state, count in row.states.items() if state != "done"])
         ]
         yield (
-            f"Runs not finished: {count - totals.get('done', 0)} of {count} ({', '.join(unfinished)}); "
+            f"Runs not finished: {totals.total() - totals['done']} of {totals.total()} ({', '.join(unfinished)}); "
             f"means are over finished runs only (†), which flatters an arm that loses some. {named(arms, by='. ')}."
         )
     if evidence.num_duplicates:
         runs = count_of(evidence.num_duplicates, "run")
         better = "a better measured" if evidence.runs[0].is_bench else "a later or finished"
         yield f"{runs} left out: same configuration and seed as {better} one."
+
+
+def states_of(rows: Sequence[Row]) -> Counter[str]:
+    """Return how many runs of all rows ended how."""
+    return sum((Counter(row.states) for row in rows), Counter[str]())
 
 
 def _equal(evidence: Evidence) -> Iterator[str]:

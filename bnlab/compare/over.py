@@ -29,7 +29,7 @@ from bnlab.compare.arms import (
     where_of,
     without_duplicates,
 )
-from bnlab.compare.baseline import baselines
+from bnlab.compare.baseline import baselines, unknown_baseline
 from bnlab.compare.comparison import Observed, estimate, find_runs, observe, unstarted
 from bnlab.compare.deciding import Paired, Rule, Test, decide
 from bnlab.compare.looked import Looked
@@ -38,7 +38,7 @@ from bnlab.compare.pivot import DATA, Matrix
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.compare.slopes import FEWEST_LEVELS, NoSlope, slopes
 from bnlab.data.dataset import target_of
-from bnlab.errors import ConfigError, did_you_mean
+from bnlab.errors import ConfigError
 from bnlab.interval import Interval
 from bnlab.metrics import Metric, find_metric
 from bnlab.record.read import Run, trained, without_collector
@@ -87,10 +87,7 @@ def compare_over(
     parts = _parts(kept, key, word)
     built = [_Builder(part, key, keys, shown, baseline, target, test) for part in parts]
     if baseline is not None and not any(builder.has_baseline for builder in built):
-        labels = [arm.label for builder in built for arm in builder.arms]
-        raise ConfigError(
-            f"--baseline {baseline}: no such arm{did_you_mean(baseline, labels)}\nthere are: {', '.join(labels[:12])}"
-        )
+        raise unknown_baseline(baseline, (arm for builder in built for arm in builder.arms))
     levels = [builder.levels(name) for builder, name in zip(built, data_names(parts), strict=True)]
     return levels, Comparison([each.section for each in levels], skipped, None, *unstarted(found))
 

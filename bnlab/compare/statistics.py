@@ -198,14 +198,14 @@ def pairs_needed(difference: float, sd: float, level: float = 1 - LEVEL) -> int 
     return n
 
 
-def _mean_and_sd(values: Sequence[float], scale: float | None = None) -> tuple[float, float]:
-    """Return mean and standard deviation (n - 1); either is 0 where it is only rounding of numbers of size `scale`."""
+def _mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation (n - 1); either is 0 where it is only rounding of these numbers."""
     n = len(values)
     center = math.fsum(values) / n
     if n == 1:
         return center, 0.0
     sd = math.sqrt(math.fsum((v - center) ** 2 for v in values) / (n - 1))
-    rounding = 1e-12 * (max(map(abs, values)) if scale is None else scale)
+    rounding = 1e-12 * max(map(abs, values))
     return 0.0 if abs(center) <= rounding else center, 0.0 if sd <= rounding else sd
 
 

@@ -19,6 +19,7 @@ from bnlab.meters.meter import (
     no_whole_gradient,
     norm,
     parameters_by_layer,
+    ratio,
 )
 from bnlab.norms.strategy import Strategy
 
@@ -74,11 +75,11 @@ def _by_layer(model: nn.Module, gradient: Gradient, rate: float) -> Iterator[Rea
         figures = {
             "gradient": steepness,
             "weight": length,
-            "effective_rate": _over(rate, length**2),
+            "effective_rate": ratio(rate, length**2),
             "euler_residual": cosine([weight], [of_weight]),
         }
         if f"{layer}.bias" in named:
-            figures["bias_gradient"] = _over(norm([named[f"{layer}.bias"][1]]), steepness)
+            figures["bias_gradient"] = ratio(norm([named[f"{layer}.bias"][1]]), steepness)
         readings += [Reading(figure, value, layer, depth) for figure, value in figures.items()]
     yield from readings
     yield from _over_depth([reading.value for reading in readings if reading.figure == "gradient"])
@@ -113,7 +114,3 @@ def _noise(at: Moment, model: nn.Module) -> Iterator[Reading]:
     yield Reading("gradient_noise", noise)
     yield Reading("gradient_signal", signal)
     yield Reading("noise_scale", size * noise / signal if signal > 0 else math.nan)
-
-
-def _over(of: float, over: float) -> float:
-    return of / over if over else math.nan

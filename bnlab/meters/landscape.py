@@ -20,6 +20,7 @@ from bnlab.meters.meter import (
     norm,
     parameters_by_layer,
     put,
+    ratio,
 )
 from bnlab.norms.strategy import Strategy
 
@@ -65,7 +66,7 @@ def _along(at: Moment, loss: float, gradient: Gradient) -> Iterator[Reading]:
         cosines.append(cosine(other, gradient))
     yield Reading("loss_range", max(losses) - min(losses))
     yield Reading("grad_change", max(change for change, _ in changes))
-    yield Reading("beta_smooth", max(change / length if length else math.nan for change, length in changes))
+    yield Reading("beta_smooth", max(ratio(*change) for change in changes))
     yield Reading("grad_cosine", min(cosines))
 
 
@@ -83,8 +84,7 @@ def _covariate_shift(at: Moment, gradient: Gradient) -> Iterator[Reading]:
     for depth, (name, owned) in enumerate(parameters_by_layer(mixed).items(), 1):
         _, after = at.gradient(mixed) if depth > 1 else (0.0, gradient)
         before_, after_ = [gradient[i] for i in owned], [after[i] for i in owned]
-        length = norm(before_)
-        shifts.append(norm(difference(after_, before_)) / length if length else math.nan)
+        shifts.append(ratio(norm(difference(after_, before_)), norm(before_)))
         cosines.append(cosine(after_, before_))
         yield Reading("ics", shifts[-1], name, depth)
         yield Reading("ics_cosine", cosines[-1], name, depth)

@@ -16,6 +16,7 @@ them (`bnlab/mechanism.py`). All readings are rows of meters.csv.
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -163,8 +164,12 @@ def difference(one: Gradient, other: Gradient) -> Gradient:
 def cosine(one: Gradient, other: Gradient) -> float:
     """Return the cosine of the angle between two gradients; nan where one of them is 0."""
     product = sum((a.double() * b.double()).sum().item() for a, b in zip(one, other, strict=True))
-    lengths = norm(one) * norm(other)
-    return product / lengths if lengths else float("nan")
+    return ratio(product, norm(one) * norm(other))
+
+
+def ratio(of: float, over: float) -> float:
+    """Return `of` / `over`; nan over 0."""
+    return of / over if over else math.nan
 
 
 @torch.no_grad()

@@ -45,10 +45,10 @@ class Run:
     identity: str
     config: dict[str, Any]  # flat: "optim.lr" -> 0.1
     seed: int
-    order: int  # of the start; later runs have larger ones
-    error: str | None
-    environment: dict[str, Any]
-    summary: dict[str, Any] | None  # of a run that is done or diverged; its curves are arrays, nan where missing
+    order: int = 0  # of the start; later runs have larger ones
+    error: str | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] | None = None  # where it is done or diverged; its curves are arrays, nan where missing
     evaluations: Evaluations = field(default_factory=dict)  # of its checkpoint, under other settings of evaluation
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from bnlab.compare.arms import short_names, text_of
 from bnlab.compare.deciding import FEWEST_PAIRS, Verdict
-from bnlab.compare.notes import can_show, count_of, named, unit_of
+from bnlab.compare.notes import can_show, count_of, named, states_of, unit_of
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.metrics import Metric, metrics
 from bnlab.report.console import clean
@@ -199,10 +199,8 @@ def _main(section: Section) -> Iterator[str]:
     bases = [row for row in section.rows if row.is_baseline]
     against = arm_name(bases[0].label, section) if len(bases) == 1 else baseline_name(section)
     if not any(e.n for row in bases if (e := row.metrics.get(section.main))):
-        states: dict[str, int] = {}
-        for state, count in (item for row in bases for item in row.states.items()):
-            states[state] = states.get(state, 0) + count
-        ended = ", ".join(f"{count} of {sum(states.values())} runs {state}" for state, count in states.items())
+        states = states_of(bases)
+        ended = ", ".join(f"{count} of {states.total()} runs {state}" for state, count in states.items())
         yield f"{against} has no {title} ({ended}), so no arm has a difference from it."
         return
     by_verdict: dict[Verdict, list[Row]] = {}

@@ -11,7 +11,7 @@ from bnlab.claims.ladder import Levels, Searched
 from bnlab.claims.language import Condition, Quantity
 from bnlab.claims.planned import planned
 from bnlab.compare.arms import arms_of
-from bnlab.compare.baseline import baselines
+from bnlab.compare.baseline import baselines, unknown_baseline
 from bnlab.config import compose
 from bnlab.errors import ConfigError
 from bnlab.record.read import Run
@@ -83,7 +83,7 @@ def arms_searched(ladders: Sequence[Ladder], key: str, baseline: str | None) -> 
     arms, changed = arms_of(runs, apart=[key])
     against = baselines(arms, changed, baseline)
     if against is None and baseline is not None:
-        raise ConfigError(f"--baseline {baseline}: is no arm\nthere are: {', '.join(arm.label for arm in arms[:12])}")
+        raise unknown_baseline(baseline, arms)
     return [
         ArmLadders(arm.label, {run.seed: by_run[run.identity] for run in arm.runs}, base)
         for arm, base in zip(arms, against or [None] * len(arms), strict=True)

@@ -147,10 +147,9 @@ def _arms(jobs: Sequence[tuple[Job, Mapping[str, Any]]], baseline: str | None) -
     """Return the arms that jobs will be, with their baselines, as `compare` finds them. Errors: ConfigError."""
     known = {job.folder: job for job, _ in jobs}
     runs = [
-        Run(folder=job.folder, state="queued", identity="", config=flatten(tree), seed=tree["seed"], order=job.index,
-            error=None, environment={}, summary=None)
+        Run(folder=job.folder, state="queued", identity="", config=flatten(tree), seed=tree["seed"], order=job.index)
         for job, tree in jobs
-    ]  # fmt: skip
+    ]
     arms, changed = arms_of(runs)
     against = baselines(arms, changed, baseline)
     if against is None or all(j in (None, i) for i, j in enumerate(against)):

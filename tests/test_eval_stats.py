@@ -20,7 +20,7 @@ from bnlab.data.bundle import DataBundle, Split
 from bnlab.errors import IncompatibleError
 from bnlab.measure.discrepancy import logits_of, score
 from bnlab.measure.folding import folded
-from bnlab.measure.layer_statistics import running_layers
+from bnlab.measure.layer_statistics import adopt, running_layers
 from bnlab.measure.modes import evaluating, training_statistics
 from bnlab.measure.population_statistics import mixed_with_batch, plan, population
 from bnlab.measure.refresh import Refresh
@@ -241,7 +241,7 @@ def test_each_choice_evaluates_with_its_statistics(norm: str) -> None:
         if norm != "population":
             assert found["running"] == pytest.approx(loss_on(other, TEST), rel=1e-9)
         for layer, statistics in exact.items():
-            layer.adopt(*statistics)
+            adopt(layer, *statistics)
         assert found["population"] == pytest.approx(loss_on(other, TEST), rel=1e-6)
     assert found["folded"] == pytest.approx(found["running"], rel=1e-6)
     if norm == "population":

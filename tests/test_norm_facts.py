@@ -9,6 +9,7 @@ import torch
 from helpers_cases import for_each
 from torch import Tensor
 
+from bnlab.measure.layer_statistics import adopt
 from bnlab.norms.running import RunningLayer
 from bnlab.norms.strategy import NormLayer, strategies
 
@@ -47,7 +48,7 @@ def settled(name: str, p: dict[str, Any], x: Tensor) -> NormLayer:
     """A fresh layer; one that reads the training set has `x` for it."""
     layer = fresh(name, p)
     if isinstance(layer, RunningLayer) and strategies[name](**p).facts.reads_training_set:
-        layer.adopt(x.transpose(0, 1).flatten(1).mean(1), x.transpose(0, 1).flatten(1).var(1))
+        adopt(layer, x.transpose(0, 1).flatten(1).mean(1), x.transpose(0, 1).flatten(1).var(1))
     return layer
 
 

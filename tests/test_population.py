@@ -23,7 +23,7 @@ from bnlab.data.bundle import Split
 from bnlab.errors import ConfigError
 from bnlab.experiment.trained_model import of_run
 from bnlab.measure import refresh as refreshing
-from bnlab.measure.layer_statistics import Statistics, running_layers
+from bnlab.measure.layer_statistics import Statistics, adopt, running_layers
 from bnlab.measure.moments import Moments, chunk_moments
 from bnlab.measure.population_statistics import Takers, mixed_with_batch, plan, precise
 from bnlab.measure.population_statistics import population as planned
@@ -176,7 +176,7 @@ def test_population_is_one_forward_pass_with_the_batch_the_whole_set(spec: str, 
         torch.testing.assert_close(mean, values.mean(1), rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(var, values.var(1, correction=0), rtol=1e-10, atol=1e-12)
     for layer, statistics in found.items():
-        layer.adopt(*statistics)
+        adopt(layer, *statistics)
     torch.testing.assert_close(model.eval()(images.whole[0]), whole, rtol=1e-9, atol=1e-10)
 
 
@@ -285,7 +285,7 @@ def test_training_does_not_move_them() -> None:
     for name in ("population", "frozen"):
         layer = strategies[name]().layer(3).double().train()
         assert isinstance(layer, RunningLayer)
-        layer.adopt(torch.tensor([1.0, -2.0, 3.0]), torch.tensor([4.0, 0.25, 0.0]))
+        adopt(layer, torch.tensor([1.0, -2.0, 3.0]), torch.tensor([4.0, 0.25, 0.0]))
         before = {key: value.clone() for key, value in layer.state_dict().items()}
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(2, 3, 4, 4).double().contiguous(memory_format=layout)

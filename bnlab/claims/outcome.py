@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
 Reason = Literal["wide", "few", "guard", "edge", "censored", "unpaired", "clock", "mixed", "missing"]
@@ -40,6 +40,3 @@ class RuleVerdict:
     verdict: Verdict
     reason: Reason | None
     parts: tuple[PartVerdict, ...]
-
-    def as_plain(self) -> dict[str, Any]:
-        return {"verdict": self.verdict, "reason": self.reason, "parts": [asdict(part) for part in self.parts]}

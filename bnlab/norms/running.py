@@ -25,7 +25,7 @@ class RunningLayer(NormLayer):
     The variance is the unbiased one, 1 / (n - 1), unless `unbiased` is False.
 
     A layer whose statistics are those of the training set says so by `refresh_every`; `measure/refresh.py` then
-    takes them and puts them in by `adopt`.
+    takes them and puts them in.
     """
 
     running_mean: Tensor
@@ -45,11 +45,6 @@ class RunningLayer(NormLayer):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
-
-    def adopt(self, mean: Tensor, var: Tensor) -> None:
-        """Take statistics from outside, of shape (C,) each, in place of the running ones."""
-        self.running_mean.copy_(mean)
-        self.running_var.copy_(var)
 
     def affine_map(self) -> tuple[Tensor, Tensor] | None:
         """Evaluation is scale * x + shift with scale = gamma / sqrt(var + eps), shift = beta - scale * mean."""

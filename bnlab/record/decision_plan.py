@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,11 +72,4 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
     }
     if known != {True}:
         raise ValueError
-    return {
-        "metric": found["metric"],
-        "baseline": found["baseline"],
-        "looks": tuple(looks),
-        "margin": margin,
-        "test": found["test"],
-        "alpha": alpha,
-    }
+    return {each.name: found[each.name] for each in fields(DecisionPlan)} | {"looks": tuple(looks)}

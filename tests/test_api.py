@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -55,6 +56,13 @@ def test_a_run_is_trained_and_looked_at(capsys: pytest.CaptureFixture[str]) -> N
     assert (run["folder"], run["state"], run["norm.name"]) == (str(folder), "done", "batch")
     assert list(package.tables("latest")["steps"]["step"]) == [1, 2]
     assert package.compare(folder).comparison.sections[0].rows[0].label == "batch"
+
+
+def test_a_training_leaves_the_logging_of_its_caller_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    package.train("norm=batch", *TINY, inline=True)
+    logging.getLogger("bnlab.data").warning("heard by the caller")
+    assert "heard by the caller" in caplog.text
+    assert logging.getLogger("bnlab").level == logging.NOTSET
 
 
 def test_several_values_are_a_sweep() -> None:

@@ -175,7 +175,8 @@ def arm_of(label: str, num_parameters: int, steps: Sequence[dict[str, float]]) -
 
 
 def _profiler(device: torch.device) -> profile:
-    return profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])])
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    return profile(activities=activities, acc_events=True)  # without it, torch 2.10 warns of cycles, and there is one
 
 
 def _lay_ranges(one: Trainee) -> None:

@@ -339,6 +339,7 @@ def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
+    before = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
@@ -348,6 +349,8 @@ def _logging_to(path: Path) -> Iterator[None]:
         raise
     finally:
         log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
         with contextlib.suppress(OSError):  # a full disk has a message of its own already
             handler.close()
 

@@ -249,13 +249,13 @@ def test_a_record_has_an_arm_a_strategy_that_claims_read(tmp_path: Path) -> None
     runs = read_runs([tmp_path])[0]
     assert [run.config["trainer.workers"] for run in runs] == [2, 2]
 
-    def value(text: str) -> tuple[float, int]:
+    def value(text: str) -> tuple[float, int, str]:
         evidence = evidence_of(parse_sentence(text).of, runs)
-        return evidence.value, evidence.n
+        return evidence.value, evidence.n, evidence.over
 
-    assert value("wait_ms[norm=sync] > 10") == (21.0, 3)
-    assert value("exact(collectives[norm=sync]) == 5") == (5.0, 1)
-    assert value("exact(exchanged_kb[norm=sync]) == 90") == (90.0, 1)
+    assert value("wait_ms[norm=sync] > 10") == (21.0, 3, "block")
+    assert value("exact(collectives[norm=sync]) == 5") == (5.0, 1, "block")
+    assert value("exact(exchanged_kb[norm=sync]) == 90") == (90.0, 1, "block")
 
 
 def test_blocks_are_rounds_in_a_row() -> None:

@@ -435,6 +435,14 @@ def test_readings_that_no_axis_can_show_are_not_drawn(tmp_path: Path) -> None:
     assert lines_of(drawn("bands", tmp_path, baseline="none").axes[1])["p85"][0] == [0, 10]
 
 
+def test_a_reading_that_one_seed_lacks_is_drawn_of_the_others(tmp_path: Path) -> None:
+    for seed, first in enumerate((1.0, 4.0, None)):
+        curve = {"step": [0, 10, 20], "stable_rate": [first, 2.0, None if seed else 3.0]}
+        make_run(tmp_path / f"{seed}", norm="none", seed=seed, summary={"meters": {"curvature": {"curve": curve}}})
+    ((places, means),) = lines_of(drawn("meters", tmp_path).axes[0]).values()
+    assert (places, means) == ([0, 10], pytest.approx([2.0, 2.0]))
+
+
 def test_seeds_that_are_far_apart_have_an_interval_that_ends(tmp_path: Path) -> None:
     for seed, value in enumerate((1e-60, 1e60)):
         curve = {"step": [0, 10], "loss_range": [value, value]}

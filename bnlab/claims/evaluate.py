@@ -51,8 +51,10 @@ def evidence_of(expression: Expression, runs: Sequence[Run], best_of: Sequence[s
         return reader.count(expression.condition)
     if isinstance(expression, Exact):
         by_seed = reader.by_seed(expression.of)
-        of_checks = any(quantity.metric == "check_error" for quantity in quantities(expression))
-        return Known(max(map(abs, by_seed.values())), len(by_seed), "" if of_checks else "seed")
+        asked = list(quantities(expression))
+        is_bench = any(reader.arm(quantity)[0].is_bench for quantity in asked)
+        over = "" if any(each.metric == "check_error" for each in asked) else "block" if is_bench else "seed"
+        return Known(max(map(abs, by_seed.values())), len(by_seed), over)
     of_bench = {q.metric: reader.arm(q, free_keys(expression))[0].is_bench for q in quantities(expression)}
     if "step_ratio" in of_bench:
         return reader.timed(expression)

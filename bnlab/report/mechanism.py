@@ -96,13 +96,19 @@ def bands(section: Section) -> Picture | None:
 
 
 def _panel(title: str, over: str, tracks: Tracks, section: Section) -> list[Panel]:
-    """Return a panel of the mean over seeds, on a log scale where everything is above 0; none without a line."""
+    """Return a panel of the mean over seeds, on a log scale where everything is above 0; none without a line.
+
+    A place where most seeds have a value is drawn: few readings of a curvature below 0 take no arm away.
+    """
     values = [value for _, _, by_seed in tracks for track in by_seed.values() for value in track.values()]
     log = bool(values) and min(values) > 0
     series = []
     for colour, row, by_seed in tracks[:MOST_ARMS]:
-        places = sorted(set.intersection(*map(set, by_seed.values()))) if by_seed else []
-        means = [_mean([track[place] for track in by_seed.values()], log) for place in places]
+        at: dict[float, list[float]] = {}
+        for place, value in (each for track in by_seed.values() for each in track.items()):
+            at.setdefault(place, []).append(value)
+        places = sorted(place for place, read in at.items() if 2 * len(read) > len(by_seed))
+        means = [_mean(at[place], log) for place in places]
         if len(places) > 1:
             series.append(Series(name_of(row, section), means, colour, places))
     return [Panel(title, series, over, axis="log" if log else "linear")] if series else []

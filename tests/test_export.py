@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def exported(request: pytest.FixtureRequest, home: Path) -> dict[str, pd.DataFra
     assert not list((home / "export").glob(".*"))
     folder = home / "export" / form
     assert {path.name for path in folder.iterdir()} == {f"{name}.{form}" for name in ("runs", *TABLES)}
-    read = pd.read_csv if form == "csv" else pd.read_parquet
+    read = partial(pd.read_csv, float_precision="round_trip") if form == "csv" else pd.read_parquet
     return {name: read(folder / f"{name}.{form}") for name in ("runs", *TABLES)}
 
 

@@ -106,6 +106,7 @@ def _table(path: Path, name: str) -> pd.DataFrame:
             io.BytesIO(whole),
             dtype=dict.fromkeys(TEXTS, str),
             keep_default_na=False,
+            float_precision="round_trip",  # before pandas 3.1 the default is off by a last digit
             na_values={column: ["nan"] for column in TABLES[name] if column not in TEXTS},
         )
     except UnicodeDecodeError as error:
@@ -179,7 +180,9 @@ def curves_of(tables: Tables) -> dict[str, pd.DataFrame]:
 
 
 def _encodable(value: object) -> object:
-    """Return a value whose text any file can hold: what is not valid in UTF-8 is shown as an escape."""
+    """Return a value that any file can hold: text with an escape for what is not UTF-8, and numbers of 64 bits."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return str(value)  # some versions of pandas raise at it
     if not isinstance(value, (str, Path)):
         return value
     return str(value).encode("utf-8", "backslashreplace").decode()

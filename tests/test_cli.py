@@ -412,15 +412,17 @@ def test_completion_sees_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("trainer.precision", "=", "b"): ["bfloat16"],
         ("-m", "optim.nesterov", "=", "true,"): ["true,false"],
         ("+experiment", "=", "ca"): ["card"],
-        ("norm", "=", "ghost", "norm.s"): ["norm.size="],
+        ("norm", "=", "ghost", "norm.s"): ["norm.size=", "norm.size=32"],  # of one alone a shell adds a space
         ("-m", "norm", "=", "batch,ghost", "norm.s"): [],
-        ("data", "=", "folder", "data.pat"): ["data.path="],
+        ("data", "=", "folder", "data.pat"): ["data.path=", "data.path=..."],
+        ("model.wid",): ["model.widths=", *(f"model.widths={w}" for w in ("[64,256,256]", "[32,64]", "[256,256]"))],
+        ("model.widths", "=", "[3"): ["[32,64]"],
         ("data.pat",): [],
-        ("norm", "=", "ghost", "norm.size", "=", "4", "norm.s"): ["norm.size="],
+        ("norm", "=", "ghost", "norm.size", "=", "4", "norm.s"): ["norm.size=", "norm.size=4"],
         ("norm", "=", "gohst", "norm.s"): [],
         ("norm", "="): ["batch", "dyt", "frn", "frozen", "ghost", "group", "instance", "layer", "noisy", "none",
                         "online", "population", "renorm", "rms", "streaming", "sync", "weight_std"],
-        ("data.root", "=", "a b", "trainer.ep"): ["trainer.epochs="],
+        ("data.root", "=", "a b", "trainer.ep"): ["trainer.epochs=", "trainer.epochs=20.0"],
         ("trainer.device", "=", "cuda", ":"): [],
     }  # fmt: skip
     for words, expected in lines.items():
@@ -429,7 +431,7 @@ def test_completion_sees_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
         assert overrides(words[-1]) == expected, words
     monkeypatch.delenv("COMP_WORDS")
     monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "bnlab train norm=ghost norm.s")  # of zsh and fish
-    assert overrides("norm.s") == ["norm.size="]
+    assert overrides("norm.s") == ["norm.size=", "norm.size=32"]
 
 
 def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from helpers_cases import for_each
 
 from bnlab.config import compose
 from bnlab.config.files import GLOBAL, groups, keys
+from bnlab.config.messages import ELSEWHERE, INSTEAD
 from bnlab.errors import ConfigError
 from bnlab.experiment.config import identity, parse_config
 from bnlab.norms.strategy import strategies
@@ -64,6 +65,7 @@ def test_every_preset_is_composed_with_the_arms_that_its_line_names(name: str) -
         "santurkar": ("mnist", 128, "cnn"),
         "batch-of-two": ("digits", 2, "cnn"),
         "keras": ("digits", 64, "cnn"),
+        "airbench": ("cifar10", 1024, "airbench"),
     }[name]
 
 
@@ -135,6 +137,11 @@ def test_glob_takes_every_strategy() -> None:
         ("+norm._target_=os.system", "norm._target_=os.system: a configuration may not name Python objects"),
         ("+hydra.callbacks.x._target_=pathlib.Path.touch", "a configuration may not name Python objects"),
         ("optim.lr=${oops}", "oops"),
+        ("runs_dir=/tmp/x", "runs_dir: no such key\nset BNLAB_RUNS=FOLDER, which every command heeds"),
+        ("hydra.run.dir=/tmp/x", "hydra.run.dir=/tmp/x: has no effect in bnlab\nset BNLAB_RUNS=FOLDER"),
+        ("hydra.sweep.dir=/tmp/x", "hydra.sweep.dir=/tmp/x: has no effect in bnlab\nset BNLAB_RUNS=FOLDER"),
+        ("hydra.runtime.output_dir=x", "hydra.runtime.output_dir=x: has no effect in bnlab\nset BNLAB_RUNS=FOLDER"),
+        ("layers=3", "layers: no such key; did you mean model.depth=3?"),
     ],
 )
 def test_mistakes_are_named(override: str, message: str) -> None:
@@ -142,6 +149,22 @@ def test_mistakes_are_named(override: str, message: str) -> None:
         parse_config(composed(override))
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) <= 3
+
+
+@for_each("way", list(INSTEAD))
+def test_what_other_programs_say_is_answered_by_the_way_here(way: str) -> None:
+    for word in INSTEAD[way].split():
+        assert word not in {key.rpartition(".")[2] for key in keys()}
+        with pytest.raises(ConfigError) as error:
+            composed(f"{word}=1")
+        assert str(error.value) == f"{word}: no such key\n{way}"
+
+
+def test_each_word_of_elsewhere_means_a_key_and_is_none() -> None:
+    assert set(ELSEWHERE) <= set(keys()) | set(groups())
+    words = [word for each in ELSEWHERE.values() for word in each.split()]
+    assert len(set(words)) == len(words)
+    assert not set(words) & set(keys())
 
 
 def test_what_is_measured() -> None:

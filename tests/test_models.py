@@ -11,14 +11,16 @@ from helpers_cases import for_each
 from torch import Tensor, nn
 
 from bnlab.errors import ConfigError, IncompatibleError
+from bnlab.models.airbench import Airbench, Whitening
 from bnlab.models.cnn import Cnn
 from bnlab.models.mlp import Mlp
-from bnlab.models.model import ModelSpec, build, models, norm_layers
+from bnlab.models.model import GAINS, ModelSpec, build, models, norm_layers
 from bnlab.models.resnet import Residual, Resnet
 from bnlab.norms.strategy import NormLayer, PerActivation, strategies
 from bnlab.schema import parse
 
 SPECS: list[ModelSpec] = [Mlp(widths=(16, 24)), Cnn(widths=(8, 16), depth=2), Resnet(depth=8, width=8)]
+SPECS += [Airbench(widths=(32,), activation="relu")]
 SHAPE = (3, 8, 8)
 
 
@@ -88,6 +90,7 @@ KNOBS: list[dict[str, Any]] = [
     {"bias": "false"},
     {"activation": "elu"},
     {"activation": "selu", "dropout": 0.1},
+    {"activation": "gelu"},
     {"activation": "sigmoid"},
     {"activation": "tanh"},
     *({"dropout": 0.5, "dropout_place": place} for place in ("after", "before", "classifier")),
@@ -137,11 +140,12 @@ def test_initial_biases_are_zero_and_weights_have_their_gain() -> None:
         assert all((m.bias == 0).all() for m in model.modules() if isinstance(m, nn.Linear))
 
 
-def test_elu_gain_is_that_of_a_standard_normal() -> None:
+def test_the_gains_of_elu_and_gelu_are_those_of_a_standard_normal() -> None:
     z = torch.linspace(-10, 10, 200_001, dtype=torch.float64)
     density = torch.exp(-z.square() / 2) / (2 * torch.pi) ** 0.5
-    second_moment = torch.trapezoid(nn.functional.elu(z).square() * density, z)
-    assert float(second_moment.rsqrt()) == pytest.approx(1.2452, abs=1e-4)
+    for name, activation in (("elu", F.elu), ("gelu", F.gelu)):
+        second_moment = torch.trapezoid(activation(z).square() * density, z)
+        assert float(second_moment.rsqrt()) == pytest.approx(GAINS[name], abs=1e-4)
 
 
 def test_placement_order() -> None:
@@ -403,3 +407,56 @@ def test_resnet_depth_must_be_6n_plus_2() -> None:
 def test_a_model_carries_the_name_that_it_is_found_by() -> None:
     assert {"cnn", "mlp", "resnet"} <= set(models)
     assert all(models[name].name == name for name in models)
+
+
+def test_airbench_is_its_formula_in_plain_torch() -> None:
+    """Whitened patches, two groups, the last pool over all that is left, a ninth of the logits."""
+    model = build(Airbench(widths=(6, 12)), strategies["batch"](affine="beta"), (3, 20, 26), 10, 0).double()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x = torch.randn(5, 3, 20, 26, dtype=torch.float64)
+    whitening = next(m for m in model if isinstance(m, Whitening))  # type: ignore[attr-defined]
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    betas = [layer.beta for _, layer in norm_layers(model)]
+    y = F.gelu(F.conv2d(x, whitening.weight, whitening.bias))
+    for number, (conv, beta) in enumerate(zip(convs, betas, strict=True)):
+        assert beta is not None
+        y = F.conv2d(y, conv.weight, padding=1)
+        y = F.max_pool2d(y, 2) if number % 2 == 0 else y
+        mean, var = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), keepdim=True, correction=0)
+        y = F.gelu((y - mean) / (var + 1e-5).sqrt() + beta.view(1, -1, 1, 1))
+    logits = y.amax((2, 3)) @ weights(model)[-1].T / 9
+    assert torch.allclose(model(x), logits)
+
+
+def test_airbench_begins_with_white_patches_and_identities() -> None:
+    colours, mixed = torch.randn(400, 3, 9, 12), torch.tensor([[1.0, 0.5, 0.2], [0.0, 1.0, 0.9], [0.3, 0.0, 0.1]])
+    images = F.avg_pool2d(torch.einsum("ij,njhw->nihw", mixed, colours), 2, 1)  # neighbours and colours go together
+    for spec in (Airbench(widths=(30,)), Airbench(widths=(30,), input_norm="batch")):
+        model = build(spec, strategies["none"](), (3, 8, 11), 10, 0)
+        before = [parameter.clone() for parameter in model.parameters()]
+        spec.begin(model, lambda count: images[:count])
+        assert all(map(torch.equal, before, model.parameters()))  # the filters are none
+        seen = images
+        if spec.input_norm == "batch":
+            seen = F.batch_norm(images, None, None, training=True)
+        whitening = next(m for m in model.modules() if isinstance(m, Whitening))
+        patches = whitening(seen).transpose(0, 1).flatten(1)
+        half = len(patches) // 2
+        assert torch.equal(patches[:half], -patches[half:])
+        moments = patches[:half] @ patches[:half].T / patches.shape[1]
+        least = moments.diagonal().min()
+        assert torch.allclose(moments, moments.diagonal().diag(), atol=1e-3)
+        assert 0.3 < least <= moments.diagonal().max() <= 1.001  # below 1 by eps where there is little to whiten
+        first, second = weights(model)[:2]
+        x = torch.randn(2, 24, 5, 5)
+        assert torch.allclose(F.conv2d(x, first, padding=1)[:, :24], x)
+        assert not torch.allclose(first[24], first[25])
+        assert torch.equal(second, nn.init.dirac_(torch.empty(30, 30, 3, 3)))
+
+
+def test_airbench_refuses_images_that_are_too_small() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)model.widths=\[64, 256, 256\]: 3 groups .*8 x 8"):
+        build(Airbench(), strategies["batch"](), (1, 8, 8), 10, 0)
+    build(Airbench(widths=(8, 8, 8)), strategies["instance"](), (1, 17, 17), 10, 0)

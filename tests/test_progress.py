@@ -9,8 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import helpers_terminal as pseudo_terminal
 import pytest
+from helpers_cli import BNLAB, QUICK, bnlab, environment
 
 from bnlab.report.console import Terminal
 from bnlab.report.progress import LiveProgress, PlainProgress, make_progress
@@ -211,3 +214,17 @@ def test_the_live_display_compares_the_arms_so_far(terminal: Callable[[io.String
     assert re.search(r"norm=batch +97\.50 %, 1 done\s", picture)
     assert re.search(r"norm=layer +–, 1 lost\s", picture)
     assert "running: norm=batch seed=1; norm=layer seed=1; a; b and 1 more" in picture
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_terminal_ends_with_a_table_that_fits(tmp_path: Path) -> None:
+    sweep = [*BNLAB, "train", "-m", "norm=batch,layer", "seed=0,1", *QUICK]
+    with pseudo_terminal.Terminal(sweep, tmp_path, environment(TERM="xterm"), columns=80) as screen:
+        assert screen.wait_for("jobs done", 300)
+        *_, table = screen.text.rpartition("test acc %")
+        end = screen.text.rpartition("───")[2].splitlines()[1:5]
+    assert "step ms" in table
+    rows = [line.split() for line in end]
+    assert [row[1:4] for row in rows] == [["done", norm, seed] for norm in ("batch", "layer") for seed in "01"]
+    assert bnlab("show", rows[0][0], cwd=tmp_path).returncode == 0
+    assert all(len(line) <= 80 for line in end)

@@ -77,10 +77,13 @@ def _no_options(context: typer.Context, words: Optional[list[str]]) -> Optional[
     for place, word in enumerate(words or ()):
         if not word.startswith("-"):
             continue
-        from bnlab.config.messages import meant_by
+        from bnlab.config.messages import instead_of, meant_by
 
         name, _, value = word.partition("=")
-        if meant := meant_by(name.strip("-").replace("-", "_")):
+        plain = name.strip("-").replace("-", "_")
+        if way := instead_of(plain):
+            raise ConfigError(f"{name}: no such option\n{way}")
+        if meant := meant_by(plain):
             after = value or next((w for w in (words or ())[place + 1 :] if "=" not in w), "VALUE")
             raise ConfigError(f"{name}: no such option; settings are KEY=VALUE\nwrite {meant[0]}={after}")
         known = [option for each in context.command.params for option in each.opts if option.startswith("--")]

@@ -11,9 +11,6 @@ def overrides(incomplete: str) -> list[str]:
     The overrides before it count: after `norm=ghost` the keys are those of ghost. Of a group that is swept they are not
     the same in all jobs, so none is offered.
     """
-    from bnlab.config import compose
-    from bnlab.config.files import keys
-
     earlier, line, cut = _line(incomplete)
     key, _, value = line.partition("=")
     before, comma, last = value.rpartition(",")
@@ -21,15 +18,33 @@ def overrides(incomplete: str) -> list[str]:
     swept = tuple(f"{line.partition('=')[0]}." for line in earlier if "," in line)
     plain = [line for line in earlier if "," not in line and not any(map(str.isspace, line))]
     try:
-        completions = compose.complete(" ".join([*plain, word]))
+        completions = _completions(plain, word)
+        if len(completions) == 1 and completions[0][-1] in "=.":  # with a second one a shell adds no space to the first
+            only = completions[0]
+            completions += [c for c in _completions(plain, only) if c != only] or [f"{only}..."]
     except Exception:
         return []
-    words = dict.fromkeys(word for each in keys().get(key, ()) for word in each.words)
-    completions = [f"{key}={word}" for word in words if word.startswith(last)] if words and "=" in line else completions
     if comma:
         given = before.split(",")
         completions = [f"{key}={before},{w}" for c in completions if (w := c.partition("=")[2]) and w not in given]
     return [completion[cut:] for completion in completions if not completion.startswith(swept)]
+
+
+def _completions(earlier: list[str], word: str) -> list[str]:
+    """Return what may follow `word` behind the overrides before it.
+
+    Hydra knows neither which words a key takes, nor that a list is a value: it looks for keys inside of it.
+    """
+    from bnlab.config import compose
+    from bnlab.config.files import keys
+
+    lists = {key for key, having in keys().items() if any(each.default.startswith("[") for each in having)}
+    key, is_value, value = word.partition("=")
+    known = [w for each in keys().get(key, ()) for w in each.words or ([each.default] if key in lists else [])]
+    if is_value and known:
+        return [f"{key}={w}" for w in dict.fromkeys(w.replace(" ", "") for w in known) if w.startswith(value)]
+    found = compose.complete(" ".join([*earlier, word]))
+    return [f"{c[:-1]}=" if c[:-1] in lists else c for c in found]
 
 
 def _line(incomplete: str) -> tuple[list[str], str, int]:

@@ -171,7 +171,7 @@ def _check_heeded(
             )
         if key.startswith(HEEDED):
             raise ConfigError(f"{key}={value}: is for a sweep\nadd -m to run one")
-        if key in ("hydra.run.dir", "hydra.sweep.dir"):
+        if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.runtime.output_dir"):
             raise ConfigError(f"{key}={value}: has no effect in bnlab\nset {PLACE}=FOLDER, which every command heeds")
         raise ConfigError(f"{key}={value}: has no effect in bnlab\nof Hydra's own keys these have: {', '.join(HEEDED)}")
 

@@ -192,6 +192,7 @@ def hydra_settings(config: DictConfig) -> dict[str, Any]:
     assert isinstance(tree, dict)
     choices = {key: value for key, value in tree["runtime"]["choices"].items() if key.startswith("hydra/")}
     kept = {key: tree[key] for key in tree if key not in ("runtime", "overrides", "mode")}
+    kept["runtime"] = {"output_dir": tree["runtime"]["output_dir"]}
     kept["job"] = {key: value for key, value in tree["job"].items() if key not in ("override_dirname", "config_name")}
     return choices | dict(_leaves(kept, "hydra"))
 

@@ -6,6 +6,7 @@ import re
 
 from bnlab.config.files import added, groups, keys
 from bnlab.errors import did_you_mean
+from bnlab.record.latest import PLACE
 from bnlab.schema import EVERY_KEY
 
 HELP = "See https://hydra.cc"  # how Hydra ends many a message
@@ -17,23 +18,52 @@ ELSEWHERE = {
     "optim.weight_decay": "wd l2",
     "optim": "optimizer opt",
     "schedule": "scheduler lr_scheduler lr_schedule",
+    "schedule.warmup": "warmup_epochs warmup_steps warmup_ratio",
     "data": "dataset task",
     "data.batch_size": "batch_size batchsize bs batch train_batch_size",
     "data.root": "data_dir data_root datadir",
+    "data.size": "img_size image_size resolution",
+    "data.train_size": "limit num_train num_samples subset",
+    "data.valid_size": "val_size val_split valid_split validation_split",
+    "eval.batch_size": "test_batch_size val_batch_size",
+    "eval.every": "eval_interval eval_freq val_every val_interval check_val_every_n_epoch",
     "model": "arch architecture net network backbone",
     "model.widths": "width channels hidden hidden_sizes hidden_dim",
+    "model.depth": "layers num_layers n_layers",
     "model.dropout": "drop dropout_rate drop_rate",
     "norm": "normalization norm_layer norm_type strategy",
+    "norm.affine": "bn_affine elementwise_affine",
+    "norm.eps": "epsilon bn_eps",
     "norm.groups": "num_groups",
+    "norm.momentum": "bn_momentum",
     "norm.per": "over",
     "norm.size": "ghost_size ghost_batch_size virtual_batch_size",
     "seed": "random_seed manual_seed rng_seed",
+    "trainer.accumulate": "accumulate_grad_batches accumulation_steps gradient_accumulation_steps grad_accum",
     "trainer.epochs": "num_epochs n_epochs max_epochs nb_epochs",
     "trainer.steps": "num_steps max_steps iterations iters",
-    "trainer.device": "gpu cuda",
+    "trainer.device": "gpu gpus cuda",
+    "trainer.label_smoothing": "smoothing",
     "trainer.threads": "num_threads",
-    "trainer.precision": "amp dtype",
+    "trainer.precision": "amp bf16 dtype fp16 mixed_precision",
     "name": "run_name exp_name experiment_name tag",
+}
+# What is no key here, or takes other values, and how it is said.
+INSTEAD = {
+    f"set {PLACE}=FOLDER, which every command heeds": "runs_dir runs bnlab_runs out_dir outdir output_dir log_dir "
+    " logdir logs save_dir savedir save_path result_dir results_dir work_dir workdir exp_dir default_root_dir",
+    f"set {PLACE}=FOLDER for where runs go; `bnlab report --out FILE` writes a page": "out output",
+    "set trainer.device=cuda:0, or cuda for one that is free": "gpu gpus cuda",
+    "set trainer.precision=bfloat16": "amp bf16 fp16 half mixed_precision use_amp",
+    "set data.flip=true, data.crop=4 or data.shift=2": "aug augment augmentation augmentations transform transforms",
+    "images lie in memory and nothing loads them; trainer.threads=2 sets torch's threads": "num_workers workers "
+    "pin_memory prefetch_factor persistent_workers",
+    "add a preset as +experiment=card; `bnlab list experiments` names them": "exp preset config cfg config_name",
+    "`bnlab resume RUN` goes on with a run": "resume resume_from checkpoint checkpoint_path ckpt ckpt_path",
+    "a run is as long as trainer.epochs or trainer.steps say": "patience early_stop early_stopping",
+    "`bnlab export mlflow` or `tensorboard` writes runs for other programs": "wandb mlflow tensorboard use_wandb "
+    "logger project entity",
+    "add --traceback to see where an error comes from, --inline for a debugger": "debug verbose",
 }
 SEEDS = ("seeds", "num_seeds", "n_seeds")
 
@@ -45,6 +75,12 @@ def meant_by(word: str) -> list[str]:
         return ["seed"]
     known = [key for key, others in ELSEWHERE.items() if last in others.split()]
     return known or [key for key in keys() if key.rpartition(".")[2] == last and key != word]
+
+
+def instead_of(word: str) -> str | None:
+    """Return how it is said here what `word`, which is no key, stands for elsewhere; None: by a key, or not at all."""
+    last = word.rpartition(".")[2].lower()
+    return next((way for way, words in INSTEAD.items() if last in words.split()), None)
 
 
 def readable(error: Exception, blamed: str = "an override") -> str:
@@ -70,6 +106,8 @@ def readable(error: Exception, blamed: str = "an override") -> str:
             return f"{key}: the chosen {group} has no such key{meant}\nit is a key of: {', '.join(having)}"
         if key in SEEDS:
             return f"{key}: no such key; did you mean seed=0,1,2 or seed=range(5)?\nadd -m to train each seed"
+        if way := instead_of(key):
+            return f"{key}: no such key\n{way}"
         value = blamed.partition("=")[2] if blamed.startswith(f"{key}=") else ""
         meant = " or ".join(f"{each}={value}" if value else each for each in meant_by(key))
         return f"{key}: no such key{f'; did you mean {meant}?' if meant else did_you_mean(key, keys())}\n{EVERY_KEY}"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle, Split, load
@@ -118,7 +118,17 @@ def model_of(config: Config, bundle: DataBundle, workers: Workers = ALONE) -> nn
             f"model={config.model.name}\n"
             "take its statistics from more samples, or a strategy that works sample by sample, such as norm=layer"
         )
-    return build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
+    model = build(config.model, config.norm, bundle.image_shape, bundle.num_classes, config.seed)
+    mean, std = (moment.view(-1, 1, 1) for moment in _input_moments(config, bundle))
+    config.model.begin(model, lambda count: (bundle.train.images[:count] / 255 - mean) / std)
+    return model
+
+
+def _input_moments(config: Config, bundle: DataBundle) -> tuple[Tensor, Tensor]:
+    """Return the (mean, deviation), shape (C,) each, that pixels in [0, 1] are standardized with."""
+    if config.model.input_norm == "standardize":
+        return bundle.mean, bundle.std
+    return torch.zeros_like(bundle.mean), torch.full_like(bundle.std, 1 / config.model.input_scale)
 
 
 def environment_of(device: torch.device, bundle: DataBundle, workers: int) -> dict[str, Any]:
@@ -157,9 +167,7 @@ def device_batches(
     workers: Workers = ALONE,
 ) -> Batches:
     """Return `split` on the device, as the model takes it; for training augmented and shared among the workers."""
-    mean, std = bundle.mean, bundle.std
-    if config.model.input_norm != "standardize":
-        mean, std = torch.zeros_like(mean), torch.full_like(std, 1 / config.model.input_scale)
+    mean, std = _input_moments(config, bundle)
     return Batches(
         split,
         batch_size=config.data.batch_size,

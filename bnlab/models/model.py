@@ -26,13 +26,22 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "elu": nn.ELU,
     "selu": nn.SELU,
+    "gelu": nn.GELU,
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
 
-# By which an activation shrinks what passes it. relu: He et al. 2015. elu: 1 / sqrt(E[elu(z)^2]) for a standard normal
-# z, which is He's argument. selu: as Klambauer et al. 2017 require. tanh, sigmoid: as in torch.nn.init.calculate_gain.
-GAINS: dict[str, float] = {"relu": math.sqrt(2), "elu": 1.2452, "selu": 1.0, "sigmoid": 1.0, "tanh": 5 / 3}
+# By which an activation shrinks what passes it. relu: He et al. 2015. elu, gelu: 1 / sqrt(E[f(z)^2]) for a standard
+# normal z, which is He's argument. selu: as Klambauer et al. 2017 require. tanh, sigmoid: as in
+# torch.nn.init.calculate_gain.
+GAINS: dict[str, float] = {
+    "relu": math.sqrt(2),
+    "elu": 1.2452,
+    "selu": 1.0,
+    "gelu": 1.5335,
+    "sigmoid": 1.0,
+    "tanh": 5 / 3,
+}
 
 BEFORE = ("pre", "both")  # placements with a norm between layer and activation
 
@@ -57,7 +66,7 @@ class ModelSpec(ABC):
         "refrozen: and again under the weights that are evaluated",
     )
     bias: Literal["auto", "true", "false"] = param("auto", "bias before a norm; auto: dropped where it has no effect")
-    activation: Literal["relu", "elu", "selu", "sigmoid", "tanh"] = param(
+    activation: Literal["relu", "elu", "selu", "gelu", "sigmoid", "tanh"] = param(
         "relu", "the nonlinearity of every hidden layer"
     )
     init: Literal["he", "lecun", "glorot", "orthogonal"] = param(
@@ -120,6 +129,9 @@ class ModelSpec(ABC):
 
         Errors: ConfigError when the parameters do not fit each other or the image.
         """
+
+    def begin(self, model: nn.Module, images: Callable[[int], Tensor]) -> None:  # noqa: B027  (most take nothing)
+        """Set what the model takes from its first training images, of which `images(n)` returns n as it sees them."""
 
 
 models: Registry[ModelSpec] = Registry("model", "bnlab.models")
@@ -200,6 +212,8 @@ def initialize(model: nn.Module, spec: ModelSpec, draw: torch.Generator) -> None
         for module in weighted:
             gain = 1.0 if module is weighted[-1] else GAINS[spec.activation]
             _draw(module.weight, spec.init, gain, spec.gain, draw)
+            if isinstance(module, Conv) and module.begins_as_identity:
+                nn.init.dirac_(module.weight[: module.in_channels]).mul_(spec.gain)
             if module.bias is not None:
                 module.bias.zero_()
 
@@ -236,6 +250,7 @@ class Conv(nn.Conv2d):
     """A convolution like `Linear`."""
 
     weight_transform: Callable[[Tensor], Tensor] | None = None
+    begins_as_identity = False  # its first filters pass on a channel each, as far as there are any
 
     def reset_parameters(self) -> None:
         """Draw nothing."""

@@ -19,8 +19,10 @@ from bnlab.record.latest import name_of
 from bnlab.record.plain_files import read_plain
 from bnlab.record.read import Run, read_runs, refusals, started
 from bnlab.record.run_folder import read_status
-from bnlab.report.console import Terminal, messages, results
+from bnlab.report.console import messages, results
 from bnlab.report.data_report import images_passed_over, images_used
+from bnlab.report.figures import MISSING
+from bnlab.report.table import Column, draw
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, JobResult, ResultState
 
@@ -161,13 +163,17 @@ def summarize(
     out, err = results(), messages()
     arms, changed = arms_of(runs) if runs else ([], [])
     names = short_names(changed)
-    lines = {
-        run.folder: _line(run, {names[key]: text_of(arm.values[key]) for key in changed if key in arm.values})
+    said = {
+        run.folder: {names[key]: text_of(arm.values[key]) for key in changed if key in arm.values}
         for arm in arms
         for run in arm.runs
     }
-    for run in runs:
-        _write(out, lines[run.folder])
+    if out.is_terminal:
+        for row in draw(_columns(folder, runs, said, list(names.values())), out).lines:
+            out.print(row)
+    else:
+        for run in runs:
+            out.print(out.show(_line(run, said[run.folder])), soft_wrap=True)
     for line in dict.fromkeys(filter(None, map(_data_line, runs))):
         out.say(line)
     doubts = Counter(
@@ -195,16 +201,27 @@ def summarize(
         done = sum(run.state == "done" for run in runs)
         err.say(f"{done} of {total} jobs done{without}; bnlab compare {name_of(folder)}")
     elif runs and runs[0].state == "done":
-        _write(err, ", ".join(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])))
+        err.say(", ".join(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])))
         err.say(f"curves: bnlab show {name_of(folder)}; the gap by its causes: bnlab probe {name_of(folder)}")
     if missing or any(run.state != "diverged" for run in bad):
         err.say(f"to finish: bnlab resume {name_of(folder)}")
     return int(bool(bad or skipped or missing or failure is not None))
 
 
-def _write(out: Terminal, line: str) -> None:
-    """Write a line; a terminal breaks it between words, so in no figure."""
-    out.print(out.show(line), soft_wrap=not out.is_terminal)
+def _columns(
+    folder: Path, runs: Sequence[Run], said: Mapping[Path, Mapping[str, str]], keys: Sequence[str]
+) -> list[Column]:
+    """Return what `_line` says as columns for a terminal, a run by the word that other commands take for it."""
+    words = [name_of(folder) + (f"/{run.folder.name}" if run.folder != folder else "") for run in runs]
+    figures = [dict(_figures(run)) for run in runs]
+    shown = [metrics[name] for name in HEADLINE if any(name in each for each in figures)]
+    return [
+        Column("run", words, left=True),
+        Column("", [run.state for run in runs], left=True),
+        *(Column(key, [said[run.folder].get(key, MISSING) for run in runs], left=True) for key in keys),
+        Column("seed", [str(run.seed) for run in runs]),
+        *(Column(m.title + " %" * (m.unit == "%"), [each.get(m.name, MISSING) for each in figures]) for m in shown),
+    ]
 
 
 def _with_result(run: Run, result: JobResult | None) -> Run:

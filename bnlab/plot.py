@@ -17,7 +17,7 @@ from bnlab.errors import IncompatibleError
 from bnlab.record.plain_files import write_bytes
 from bnlab.report.drawing import figure_of, image_of
 from bnlab.report.notebook import Compared
-from bnlab.report.pictures import KINDS, pictures_of
+from bnlab.report.pictures import KINDS, pictures_of, unread
 
 
 def curves(compared: Compared) -> Figure:
@@ -74,7 +74,8 @@ def draw(name: str, compared: Compared) -> Figure:
     """Draw one of KINDS, all sections below one another."""
     pictures = [picture for picture in pictures_of(name, compared.comparison.sections) if picture]
     if not pictures:
-        raise IncompatibleError(f"{name}: there is nothing to draw\nit takes {KINDS[name].needs}")
+        left_out = "".join(f"{line}\n" for line in unread(name, compared.comparison.sections)[:1])
+        raise IncompatibleError(f"{name}: there is nothing to draw\n{left_out}it takes {KINDS[name].needs}")
     return figure_of(pictures)
 
 

@@ -32,14 +32,18 @@ def plot(
     """
     from bnlab.cli.compare import default_places
     from bnlab.plot import draw
+    from bnlab.report.compare_report import skipped_lines
     from bnlab.report.console import messages
     from bnlab.report.drawing import image_of
     from bnlab.report.notebook import compare
     from bnlab.report.page import write_own
+    from bnlab.report.pictures import unread
 
     out, places = out or Path(f"{figure}.svg"), paths or default_places()
     compared = compare(
         places, metrics=metric, baseline=baseline, where=where or (), margin=margin, evaluated=figure == "shift"
     )
     write_own(out, image_of(draw(figure, compared), str(out)), force)
-    messages().say(f"written: {out}")
+    whole = compared.comparison
+    for line in (*skipped_lines(whole), *unread(figure, whole.sections), f"written: {out}"):
+        messages().say(line)

@@ -31,7 +31,7 @@ def report(
     from bnlab.cli.compare import default_places
     from bnlab.compare.comparison import compare
     from bnlab.report.console import messages
-    from bnlab.report.page import comparison_markdown, comparison_page, write_own
+    from bnlab.report.page import comparison_markdown, comparison_page, left_out, write_own
 
     pages = {".html": comparison_page, ".md": comparison_markdown}
     if out.suffix not in pages:
@@ -47,4 +47,5 @@ def report(
     given = [word for option, values in options.items() for value in values for word in (option, value)]
     command = shlex.join(["bnlab", "report", *map(str, places), *given])
     write_own(out, pages[out.suffix](compared, command).encode(), force)
-    messages().say(f"written: {out}")
+    for line in (*left_out(compared), f"written: {out}"):
+        messages().say(line)

@@ -9,12 +9,14 @@ Figures are as they were recorded: an accuracy is a fraction, not the percentage
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from bnlab.compare.arms import arms_of, text_of
+from bnlab.compare.notes import count_of
 from bnlab.data.dataset import target_of
 from bnlab.errors import RecordError
 from bnlab.metrics import Censored, metrics
@@ -82,7 +84,7 @@ def tables_of(folder: Path | str, names: Iterable[str] = KEYS) -> dict[str, pd.D
     Errors: RecordError naming file and line where a row does not fit its header, or the column that is no number.
     """
     tables = {name: Path(folder) / f"{name}.csv" for name in names}
-    return {name: _table(path, name) for name, path in tables.items() if path.is_file()}
+    return {name: _table(path, name) for name, path in tables.items() if os.path.lexists(path)}
 
 
 def _table(path: Path, name: str) -> pd.DataFrame:
@@ -94,12 +96,14 @@ def _table(path: Path, name: str) -> pd.DataFrame:
     whole, newline, torn = content.rstrip(b"\0").rpartition(b"\n")
     if torn or not newline:
         notes.append(f"{path.name}: the last line is torn and left out")
+    if not whole:
+        raise RecordError(f"{path}: is empty")
     lines = whole.split(b"\n")
     columns = lines[0].count(b",") + 1
     for number, line in enumerate(lines, 1):
         # Nothing that a run records holds a comma, a quote or an empty cell; pandas would fill a cut row with NaN.
         if line.count(b",") + 1 != columns or b"\0" in line or b'"' in line or not all(line.split(b",")):
-            raise RecordError(f"{path}, line {number}: does not fit the header ({columns} columns)")
+            raise RecordError(f"{path}, line {number}: does not fit the header ({count_of(columns, 'column')})")
     # Only `nan` is a missing number; a layer may be called `null`.
     try:
         frame = pd.read_csv(

@@ -86,7 +86,8 @@ def _read(paths: Sequence[Path], where: Sequence[str]) -> tuple[list[Run], list[
     for folder, reason in skipped:
         err.say(f"{folder}: unreadable ({reason})")
     if not runs:
-        raise RecordError(f"no runs to export in {', '.join(map(str, paths))}\ngive the folder that has them")
+        way = "train them again, or give other runs" if skipped else "give the folder that has them"
+        raise RecordError(f"no runs to export in {', '.join(map(str, paths))}\n{way}")
     return runs, tables, not skipped
 
 

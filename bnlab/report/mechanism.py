@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 from bnlab.compare.notes import named
 from bnlab.compare.result import Row, Section
 from bnlab.compare.statistics import estimate_mean
+from bnlab.errors import RecordError
 from bnlab.interval import Interval
 from bnlab.metric import Metric
 from bnlab.record.read import Run
@@ -24,6 +26,7 @@ FARTHEST = 300.0  # the logarithm of the ends of an axis, at most: 2e130
 NOT_DRAWN = ("step", "converged")
 PERCENTILES = ("p15", "p50", "p85")
 Track = Mapping[float, float]  # place -> value, of one run
+LayerRows = Mapping[tuple[str, str, str, float, str], Mapping[float, float]]
 Tracks = list[tuple[int, Row, dict[int, Track]]]  # of each arm: its colour, and by seed
 
 
@@ -92,6 +95,17 @@ def bands(section: Section) -> Picture | None:
     return Picture(rows, said) if rows else None
 
 
+def unread(sections: Iterable[Section]) -> Iterator[str]:
+    """Yield why pictures are without a run, a line a meters.csv that cannot be read."""
+    for run in (run for section in sections for row in section.rows for run in finished(row)):
+        try:
+            _read(str(run.folder), os.lstat(run.folder / "meters.csv").st_mtime_ns)
+        except FileNotFoundError:
+            pass
+        except RecordError as error:
+            yield str(error)
+
+
 # ---------------------------------------------------------------- parts
 
 
@@ -147,15 +161,16 @@ def _over_steps(meter: str, figure: str, run: Run) -> Track:
     return {step: value for step, value in pairs if math.isfinite(step) and math.isfinite(value)}
 
 
-def _layer_rows(folder: str) -> Mapping[tuple[str, str, str, float, str], dict[float, float]]:
+def _layer_rows(folder: str) -> LayerRows:
     """Return (meter, figure, layer, depth, axis) -> step -> value, as meters.csv has them; nothing without one."""
-    table = Path(folder) / "meters.csv"
-    return _read(folder, table.stat().st_mtime_ns) if table.is_file() else {}
+    with suppress(FileNotFoundError, RecordError):  # which `unread` tells
+        return _read(folder, os.lstat(f"{folder}/meters.csv").st_mtime_ns)
+    return {}
 
 
 @lru_cache(maxsize=64)
-def _read(folder: str, version: int) -> Mapping[tuple[str, str, str, float, str], dict[float, float]]:
-    """Return them of a table that was last written at `version`, without what no axis can show."""
+def _read(folder: str, version: int) -> LayerRows:
+    """Return them of a table that was last written at `version`, without what no axis can show. Errors: RecordError."""
     from bnlab.compare.frames import tables_of
 
     table = tables_of(folder, ["meters"])["meters"]
@@ -183,7 +198,7 @@ def _at(meter: str, figure: str, place: int, run: Run) -> Track:
 
 def _band(run: Run, percentile: str) -> Track:
     """Return step -> a percentile of the first unit of the deepest layer that has bands."""
-    units: Iterable[tuple[float, str, dict[float, float]]] = (
+    units: Iterable[tuple[float, str, Mapping[float, float]]] = (
         (depth, axis, track)
         for (meter, figure, _, depth, axis), track in _layer_rows(str(run.folder)).items()
         if (meter, figure) == ("activations", percentile)

@@ -24,7 +24,7 @@ from bnlab.report.compare_report import skipped_lines, stars
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING
 from bnlab.report.heading import heading
-from bnlab.report.pictures import KINDS, pictures_of
+from bnlab.report.pictures import KINDS, pictures_of, unread
 from bnlab.report.rows import escaped
 from bnlab.report.run_report import machine_of, run_facts
 from bnlab.report.sheet import Plate, Sheet, grid
@@ -60,8 +60,13 @@ def comparison_page(comparison: Comparison, command: str) -> str:
         title=sections[0]["question"] if sections else "no runs",
         sections=sections,
         commands=[*_commands(comparison), clean(command)],
-        left_out=skipped_lines(comparison),
+        left_out=left_out(comparison),
     )
+
+
+def left_out(comparison: Comparison) -> list[str]:
+    """Return a line for each run that a page is without, or its pictures are."""
+    return [*skipped_lines(comparison), *map(clean, unread("layers", comparison.sections))]
 
 
 def sheet_page(sheet: Sheet, environment: Mapping[str, Any], command: str) -> str:

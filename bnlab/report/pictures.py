@@ -21,6 +21,7 @@ class Kind:
     of: Callable[[Section], Picture | None]
     needs: str
     joins: bool = False  # it is of all sections together
+    reads_tables: bool = False  # the meters.csv of runs, beside their summaries
 
 
 KINDS: Mapping[str, Kind] = {
@@ -40,8 +41,15 @@ KINDS: Mapping[str, Kind] = {
     "depth": Kind("Discrepancy by depth", panels.depth, "trained arms that keep running statistics"),
     "shift": Kind("Shifted test images", panels.shift, "what `bnlab shift SWEEP` evaluated"),
     "meters": Kind("What meters read", mechanism.over_training, "arms with meters, such as measure=landscape"),
-    "layers": Kind("What meters read by depth", mechanism.by_depth, "arms with meters, such as measure=gradients"),
-    "bands": Kind("Bands of a unit", mechanism.bands, "arms with measure=activations and several readings"),
+    "layers": Kind(
+        "What meters read by depth",
+        mechanism.by_depth,
+        "arms with meters, such as measure=gradients",
+        reads_tables=True,
+    ),
+    "bands": Kind(
+        "Bands of a unit", mechanism.bands, "arms with measure=activations and several readings", reads_tables=True
+    ),
 }
 
 
@@ -52,3 +60,8 @@ def pictures_of(name: str, sections: Sequence[Section]) -> list[Picture | None]:
         return [kind.of(section) for section in sections]
     whole = replace(sections[0], rows=[row for section in sections for row in section.rows])
     return [kind.of(whole), *[None] * (len(sections) - 1)]
+
+
+def unread(name: str, sections: Sequence[Section]) -> list[str]:
+    """Return why a picture is without some of the runs, a line for each table that cannot be read."""
+    return list(dict.fromkeys(mechanism.unread(sections))) if KINDS[name].reads_tables else []

@@ -5,7 +5,8 @@ compared = bnlab.compare(folder)
 figure = bnlab.plot.differences(compared)
 found = bnlab.probe(folder / "1")                       # or a torch.nn.Module: bnlab.probe(model, data="digits")
 
-What goes wrong is a BnlabError. Importing bnlab takes no time: all else is loaded where it is asked for.
+What goes wrong is a BnlabError in the words of the commands: what it calls --baseline is the argument `baseline`.
+Importing bnlab takes no time: all else is loaded where it is asked for.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -463,13 +463,19 @@ def test_help_lists_every_command_and_none_speaks_of_python_types(tmp_path: Path
 
 def test_explain_takes_what_it_says_from_where_it_is_declared(tmp_path: Path) -> None:
     for word, said in {
-        "norm.momentum": ("weight of the new batch", "above 0 and at most 1", "0.1", "norm=ghost", "norm.momentum=0.1"),
-        "data.last_batch": ("one of keep, drop, merge", "bnlab train data.last_batch=keep"),
-        "seed": ("fixes weights", "bnlab train seed=0"),
-        "trainer.accumulate": ("gradients added up", "bnlab train trainer.accumulate=1"),
+        "norm.momentum": (
+            "weight of the new batch",
+            "above 0 and at most 1",
+            "0.1",
+            "norm=ghost",
+            "norm.momentum=0.05",
+        ),
+        "data.last_batch": ("one of keep, drop, merge", "bnlab train data.last_batch=drop"),
+        "seed": ("fixes weights", "bnlab train seed=1"),
+        "trainer.accumulate": ("gradients added up", "bnlab train trainer.accumulate=2"),
         "lr": ("optim.lr", "0.003 of adamw; 0.1 of sgd"),
         "acc_gap": ("points", "bnlab compare --metric acc_gap"),
-        "norm.size": ("bnlab train norm=ghost norm.size=32",),
+        "norm.size": ("bnlab train norm=ghost norm.size=64",),
         "ghost": ("norm=ghost", "E[x]", "Hoffer", "norm.size", "[32]", "bnlab train norm=ghost"),
         "card": ("bnlab train +experiment=card",),
         "experiment": ("ioffe-mnist", "bnlab train +experiment=batch-of-two"),

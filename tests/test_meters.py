@@ -20,14 +20,18 @@ from torch import Tensor
 from torch.func import functional_call
 
 from bnlab.compare.comparison import compare
+from bnlab.config import compose
 from bnlab.config.files import meter_lines
+from bnlab.errors import ConfigError
 from bnlab.experiment.evaluate_again import evaluate_again
+from bnlab.experiment.run import preflight
 from bnlab.meters.curvature import largest_eigenvalue
 from bnlab.meters.meter import ALWAYS, Meter, Reading, gradient_of, meters, parameters_by_layer
 from bnlab.models.cnn import Cnn
 from bnlab.models.mlp import Mlp
 from bnlab.models.model import build
 from bnlab.norms.strategy import strategies
+from bnlab.record.evaluations import with_settings
 
 SHORT = ("data=digits", "trainer.steps=7", "data.batch_size=32", "trainer.threads=1", "trainer.device=cpu")
 FEW = ("none", "batch", "population", "online")  # in every run of the tests; the others with all tests
@@ -68,6 +72,15 @@ def test_no_meter_changes_a_training_by_a_bit(tmp_path: Path, name: str) -> None
             assert steps == {0, 2, 4, 6, 7}
             assert about["curve"]["step"] == [0, 2, 4, 6, 7]
             assert all(len(curve) == 5 for curve in about["curve"].values())
+
+
+def test_how_often_meters_are_read_is_refused_where_there_is_none() -> None:
+    line = ["data=digits", "measure=cheap,full,[gap,probe],landscape", "measure_every=5"]
+    *others, metered = compose.jobs(line, multirun=True)
+    for other in others:
+        with pytest.raises(ConfigError, match=r"measure_every=5: measure=gap(,probe)? names no meter to read\n"):
+            preflight([other])
+    preflight([metered, with_settings(metered, {"measure": "full"})])
 
 
 def test_meters_are_read_at_evaluations_unless_told_otherwise(tmp_path: Path) -> None:

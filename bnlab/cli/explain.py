@@ -5,13 +5,39 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bnlab.cli.options import among
 from bnlab.errors import ConfigError, did_you_mean
 from bnlab.registry import Registry
+
+if TYPE_CHECKING:
+    from bnlab.config.files import Key
+
+# Of keys whose default does not tell what else they may be, or that go with another.
+EXAMPLES = {
+    "name": "bnlab train name=first",
+    "measure": "bnlab train measure=landscape",
+    "measure_every": "bnlab train measure=landscape measure_every=10",
+    "data.root": "bnlab train data.root=/data",
+    "data.path": "bnlab train data=folder data.path=pictures",
+    "data.train_size": "bnlab train data.train_size=1000",
+    "eval.shifted": "bnlab train eval.shifted=blur-5",
+    "model.dropout_place": "bnlab train model.dropout=0.2 model.dropout_place=after",
+    "model.input_scale": "bnlab train model.input_norm=none model.input_scale=255",
+    "model.norm_rest": "bnlab train model.norm_every=2 model.norm_rest=frozen",
+    "model.widths": "bnlab train model.widths=[16,32]",
+    "norm.samples": "bnlab train norm=population norm.samples=1000",
+    "norm.scale": "bnlab train norm=noisy norm.scale=1.5",
+    "norm.stat_samples": "bnlab train norm.stat_samples=16",
+    "schedule.milestones": "bnlab train schedule=step schedule.milestones=[0.3,0.6]",
+    "trainer.device": "bnlab train trainer.device=cpu",
+    "trainer.distributed": "torchrun --nproc-per-node=2 -m bnlab train trainer.distributed=true",
+    "trainer.steps": "bnlab train trainer.steps=500",
+    "trainer.threads": "bnlab train trainer.threads=1",
+}
 
 
 def explain(
@@ -51,7 +77,7 @@ def _told(word: str) -> Iterator[tuple[str, dict[str, str]]]:
     known = groups()
     if word in known:
         (key,) = keys()[word] or [Key("none", "presets, which come on top")]
-        option = key.default if key.default in known[word] else next(iter(known[word]))
+        option = next(each for each in known[word] if each != key.default)
         facts = {"what": key.meaning, "default": key.default, "one of": ", ".join(known[word])}
         yield word, facts | {"example": f"bnlab train {added(word)}={option}"}
     elif word in keys():
@@ -62,7 +88,8 @@ def _told(word: str) -> Iterator[tuple[str, dict[str, str]]]:
     if metric := metrics.get(word):
         better = {"higher": ", more is better", "lower": ", less is better", None: ""}[metric.better]
         facts = {"what": metric.meaning, "unit": (metric.unit or "count") + better}
-        yield word, facts | {"example": f"bnlab compare --metric {word}"}
+        evaluated = " --evaluated" if "`bnlab recalibrate" in metric.meaning else ""  # which is a run beside the run
+        yield word, facts | {"example": f"bnlab compare --metric {word}{evaluated}"}
 
 
 def _key(word: str) -> dict[str, str]:
@@ -79,8 +106,20 @@ def _key(word: str) -> dict[str, str]:
     if first.option:
         facts["a key of"] = ", ".join(f"{group}={entry.option}" for entry in entries)
     usual = next((entry for entry in entries if not entry.option or entry.option == keys()[group][0].default), None)
-    chosen = f"{word}={(usual or first).default.replace(' ', '')}"
-    return facts | {"example": f"bnlab train {chosen}" if usual else f"bnlab train {group}={first.option} {chosen}"}
+    chosen = [] if usual else [f"{group}={first.option}"]
+    return facts | {
+        "example": EXAMPLES.get(word) or " ".join(["bnlab train", *chosen, f"{word}={_other(usual or first)}"])
+    }
+
+
+def _other(key: Key) -> str:
+    """Return a value that is not the default: another word, twice a whole number, half of another number."""
+    if key.words:
+        return next(word for word in key.words if word != key.default)
+    number = float(key.default)
+    if key.default.isdecimal():
+        return f"{2 * number or 1:g}"
+    return f"{number / 2 or 0.1:g}"
 
 
 def _option(group: str, word: str, description: str) -> dict[str, str]:

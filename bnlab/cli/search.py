@@ -23,7 +23,7 @@ from bnlab.cli.options import (
     complete_key,
     number_in,
 )
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from bnlab.config.files import Key
@@ -71,7 +71,7 @@ def search(
     from bnlab.runner.sweep import refuse_launcher, runner_for
     from bnlab.training.job import Terminated
 
-    key = _searched(key)
+    key = _searched(key, has_others=config_dir is not None)
     levels = Levels(start, top, factor, resolution)
     launch = hydra_lines(overrides or [])
     lines = [line for line in overrides or [] if line not in launch]
@@ -100,9 +100,15 @@ def search(
     raise typer.Exit(int(bool(failed)))
 
 
-def _searched(word: str) -> str:
-    """Return the key that a word, such as `lr`, names. Errors: ConfigError for one that holds no number."""
+def _searched(word: str, *, has_others: bool) -> str:
+    """Return the key that a word, such as `lr`, names; `has_others`: a folder of the user's may have keys of its own.
+
+    Errors: ConfigError for one that holds no number, is none, or is no setting of the training.
+    """
+    from bnlab.compare.arms import NOT_COMPARED
     from bnlab.config.files import keys
+    from bnlab.config.messages import meant_by
+    from bnlab.schema import EVERY_KEY
 
     known, (name, assigned, _) = keys(), word.partition("=")
     meant = [each for each in known if each.endswith(f".{name}")]
@@ -112,6 +118,14 @@ def _searched(word: str) -> str:
         raise ConfigError(f"{word}: the first word is the key to search\nwrite bnlab search {usage}")
     if not _has_numbers(known.get(key.removesuffix(".name"))):
         raise ConfigError(f"{key}: holds no number\nsearch a key that does, such as optim.lr or model.gain")
+    if key in NOT_COMPARED:
+        raise ConfigError(f"{key}: is no setting of the training\nsearch one, such as optim.lr or model.gain")
+    if key not in known and not has_others and not key.startswith("hydra"):
+        near = [each for each in meant_by(key) if _has_numbers(known[each])]
+        meant = (
+            f"; did you mean {near[0]}?" if near else did_you_mean(key, filter(lambda k: _has_numbers(known[k]), known))
+        )
+        raise ConfigError(f"{key}: no such key{meant}\n{EVERY_KEY}")
     return key
 
 

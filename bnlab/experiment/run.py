@@ -22,7 +22,7 @@ from torch import nn
 from bnlab.data.batches import Batches, batch_sizes
 from bnlab.data.bundle import DataBundle
 from bnlab.distributed import ALONE, RankLost, Workers, shard
-from bnlab.errors import BnlabError, EnvironmentFault, IncompatibleError, RecordError
+from bnlab.errors import BnlabError, ConfigError, EnvironmentFault, IncompatibleError, RecordError
 from bnlab.experiment.config import Config, check_workers, data_of, identity, is_recorded, parse_config
 from bnlab.experiment.setup import (
     bundle_of,
@@ -68,6 +68,11 @@ def preflight(trees: Sequence[Mapping[str, Any]], workers: Workers = ALONE) -> l
         try:
             config = parse_config(tree)
             check_workers(config, workers)
+            if config.measure_every is not None and not config.meters:
+                raise ConfigError(
+                    f"measure_every={config.measure_every}: measure={','.join(config.measure)} names no meter to read\n"
+                    "name one, such as measure=landscape, or leave measure_every out"
+                )
             device = device_of(config.trainer.device, workers)
             key = (
                 config.norm,

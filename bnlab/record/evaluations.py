@@ -36,8 +36,11 @@ Evaluations = dict[str, dict[str, Any]]  # by identity
 
 
 def with_settings(tree: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with some of SETTINGS changed; those that an older run lacks are as they were then."""
-    changed = dict(tree) | {"eval": dict(tree["eval"])}
+    """Return a configuration with some of SETTINGS changed; those that an older run lacks are as they were then.
+
+    No evaluation reads meters, however often a training did.
+    """
+    changed = {key: node for key, node in tree.items() if key != "measure_every"} | {"eval": dict(tree["eval"])}
     for key, usual in SETTINGS.items():
         node, name = (changed["eval"], key[5:]) if key.startswith("eval.") else (changed, key)
         node[name] = change.get(key, node.get(name, usual))

@@ -49,10 +49,23 @@ def ladders_of(
     given = {line.partition("=")[0].lstrip("+~") for line in overrides}
     if key in given:
         raise ConfigError(f"{key}: is what is searched\nleave it out; --from, --to and --factor say which levels")
+
+    def checked(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+        try:
+            return preflight(trees)
+        except ConfigError as error:
+            reason = str(error)
+            if not reason.startswith(f"{key}="):
+                raise
+            way = f"levels begin at a hundredth of --from, {levels.all[0]:g}, and end at --to, {levels.top:g}"
+            if "whole number" in reason:
+                way = f"a search tries fractions: sweep it instead, as bnlab train -m {key}=1,2,4"
+            raise ConfigError(f"{reason.partition(chr(10))[0]}\n{way}") from error
+
     lines = [*overrides, *(line for line in USUAL if line.partition("=")[0] not in given)]
     texts = [f"{level:.6g}" for level in levels.all]
     jobs = compose.planned([*lines, f"{key}={','.join(texts)}"], True, config_dir)
-    identities = preflight([tree for _, tree in jobs])
+    identities = checked([tree for _, tree in jobs])
     by_rest = dict[tuple[str, ...], dict[float, Wanted]]()
     for (words, tree), label, identity in zip(jobs, labels(jobs), identities, strict=True):
         rest = tuple(word for word in words if word.partition("=")[0] != key)
@@ -63,7 +76,7 @@ def ladders_of(
 
     def between(rest: tuple[str, ...], level: float) -> Wanted:
         ((_, tree),) = compose.planned([*rest, f"{key}={level:.6g}"], False, config_dir)
-        (identity,) = preflight([tree])
+        (identity,) = checked([tree])
         return Wanted(tree, planned(tree, identity), f"{key}={level:g}")
 
     return [

@@ -1,0 +1,34 @@
+"""`bnlab explain`: the example of every key is typed as it stands, and shows something else than the default."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from bnlab.cli.explain import _told
+from bnlab.config import compose
+from bnlab.config.files import keys
+from bnlab.experiment.config import parse_config
+from bnlab.record.read import flatten
+
+
+def example_of(word: str) -> list[str]:
+    return shlex.split(dict(_told(word))[word]["example"])
+
+
+@pytest.mark.parametrize("word", keys())
+def test_the_example_of_a_key_works_and_is_not_the_default(word: str) -> None:
+    command, _, words = " ".join(example_of(word)).partition(" train ")
+    assert command in ("bnlab", "torchrun --nproc-per-node=2 -m bnlab")
+    lines = words.split()
+    assert lines[-1].lstrip("+").startswith(f"{word}=")
+    (tree,) = compose.jobs(lines, multirun=False)
+    parse_config(tree)
+    (usual,) = compose.jobs(lines[:-1], multirun=False)
+    assert flatten(tree) != flatten(usual)
+
+
+def test_the_example_of_a_metric_of_recalibrated_models_shows_them() -> None:
+    assert example_of("samples_needed") == ["bnlab", "compare", "--metric", "samples_needed", "--evaluated"]
+    assert example_of("acc_gap") == ["bnlab", "compare", "--metric", "acc_gap"]

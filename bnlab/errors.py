@@ -46,3 +46,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean X?` for the closest of `known`, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def count_of(number: int, what: str) -> str:
+    """Return `1 run`, `2 runs`, `3 batches`."""
+    return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith(('ch', 's')) else 's'}"

@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Mapping
 
+from bnlab.errors import count_of
 from bnlab.metric import (
     ANY,
     SHARE,
@@ -394,9 +395,9 @@ def warnings_of(run: Summary, stats: object = None) -> list[str]:
     """Return what in a run's figures and data makes it doubtful under these `eval.stats`, one sentence each."""
     warnings = _data_warnings(run)
     bare = run.get("unnormalizable_batches")
-    if bare:
+    if isinstance(bare, int) and bare:
         warnings.append(
-            f"{bare} batches had one value a channel and were normalized with the running statistics; "
+            f"{count_of(bare, 'batch')} had one value a channel, normalized with the running statistics; "
             "take a larger data.batch_size, or data.last_batch=merge"
         )
     left = share_left(run)

@@ -27,10 +27,17 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut": lambda table: table.write_text(table.read_text() + "20,0\n" + table.read_text()[-9:]),
     "word": lambda table: table.write_text(table.read_text().replace(".5\n", "x\n", 1)),
     "digits": lambda table: table.write_text(table.read_text().replace("\n0,", f"\n{'9' * 6000},", 1)),
-    "folder": lambda table: (table.unlink(), table.mkdir()),
-    "link": lambda table: (table.rename(f"{table}.old"), table.symlink_to(f"{table}.old")),
-    "fifo": lambda table: (table.unlink(), os.mkfifo(table)),
+    "folder": lambda table: table.mkdir(),
+    "link": lambda table: table.symlink_to(f"{table}.old"),
+    "fifo": lambda table: os.mkfifo(table),
 }
+IN_PLACE = ("folder", "link", "fifo")  # of the file, which is renamed
+
+
+def damage_to(table: Path, damage: str) -> None:
+    if damage in IN_PLACE:
+        table.rename(f"{table}.old")
+    DAMAGES[damage](table)
 
 
 def sweep(folder: Path) -> Path:
@@ -65,7 +72,7 @@ def bnlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_table_of_meters_is_left_out_by_name(bnlab: Command, tmp_path: Path, damage: str) -> None:
-    DAMAGES[damage](tmp_path / "s" / "batch-1" / "meters.csv")
+    damage_to(tmp_path / "s" / "batch-1" / "meters.csv", damage)
     code, _, told = bnlab("plot", "layers", "s")
     assert (code, told.splitlines()[1:]) == (0, ["written: layers.svg"])
     assert told.startswith("s/batch-1/meters.csv")
@@ -76,7 +83,7 @@ def test_a_damaged_table_of_meters_is_left_out_by_name(bnlab: Command, tmp_path:
 
 
 def test_a_page_names_the_tables_that_its_pictures_are_without(bnlab: Command, tmp_path: Path) -> None:
-    DAMAGES["cut"](tmp_path / "s" / "batch-1" / "meters.csv")
+    damage_to(tmp_path / "s" / "batch-1" / "meters.csv", "cut")
     line = "s/batch-1/meters.csv, line 14: does not fit the header (8 columns)"
     for out in ("report.html", "report.md"):
         assert bnlab("report", "s", "--out", out) == (0, "", f"{line}\nwritten: {out}\n")
@@ -88,7 +95,7 @@ def test_a_page_names_the_tables_that_its_pictures_are_without(bnlab: Command, t
 def test_a_damaged_table_stops_nothing_that_does_not_read_it(
     bnlab: Command, tmp_path: Path, table: str, damage: str
 ) -> None:
-    DAMAGES[damage](tmp_path / "s" / "batch-1" / f"{table}.csv")
+    damage_to(tmp_path / "s" / "batch-1" / f"{table}.csv", damage)
     assert bnlab("compare", "s")[0] == 0
     assert bnlab("show", "s/batch-1")[0] == 0
     code, out, told = bnlab("export", "csv", "s")

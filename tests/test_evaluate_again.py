@@ -186,7 +186,8 @@ def test_what_cannot_be_is_said_and_the_rest_is_done(place: Path) -> None:
         (["eval.stats=off"], "eval.stats=off: must be one of running"),
         (["eval.shifted=blur-9"], "eval.shifted=blur-9: must be none, or a shift"),
         (["optim.lr=1"], "optim.lr=1: cannot be set here"),
-        (["eval.stats=none", "--checkpoint", "x.pt"], "--checkpoint"),
+        (["eval.stats=none", "--checkpoint", "x.pt"], "--checkpoint: is for one run, and runs/s holds several\n"),
+        (["--quick"], "--quick: is for one run, and runs/s holds several\ngive one as it is, or leave out --quick\n"),
     ):
         done = bnlab("probe", "runs/s", *words, cwd=place)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr

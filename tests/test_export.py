@@ -244,7 +244,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> Tracked:
 @pytest.mark.filterwarnings("ignore")  # what MLflow and its libraries say of each other
 def test_mlflow_has_every_run_once(home: Path, runs: list[Path], tracked: Tracked) -> None:
     one = bnlab("export", "mlflow", str(runs[0].relative_to(home)), cwd=home)
-    assert (one.returncode, one.stdout) == (0, "export/mlflow: 1 runs added, 0 were there\n"), one.stderr
+    assert (one.returncode, one.stdout) == (0, "export/mlflow: 1 run added, 0 were there\n"), one.stderr
     assert one.stderr == "look at it with `mlflow ui --backend-store-uri sqlite:///export/mlflow/mlflow.db`\n"
     assert not list((home / "export").glob(".*"))
     for added, there in ((3, 1), (0, 4)):
@@ -297,7 +297,7 @@ def test_mlflow_replaces_what_has_gone_on_and_what_was_left_half(tmp_path: Path,
     assert export() == "0 runs added, 3 were there"
     make_run(failed, seed=0, order=3)
     (failed / "steps.csv").write_text("step,epoch,loss,lr,finite\n1,0,2.5,0.1,1\n2,0,nan,0.1,0\n")
-    assert export() == "1 runs added, 2 were there"
+    assert export() == "1 run added, 2 were there"
     client, found = tracked(tmp_path / "store")
     assert {name: run.info.status for name, run in found.items()} == {str(failed): "FINISHED", **done}
     assert client.get_run(half.info.run_id).info.lifecycle_stage == "deleted"

@@ -26,6 +26,8 @@ from bnlab.claims.rule import parse_rule
 from bnlab.errors import ConfigError
 from bnlab.metrics import metrics
 from bnlab.record.read import Run, read_runs
+from bnlab.runner import pool
+from bnlab.runner.supervisor import JobOptions
 from bnlab.training import loop
 
 INF = math.inf
@@ -385,3 +387,13 @@ def test_killed_at_random_moments_the_same_search_finds_the_same(tmp_path: Path)
             command.kill()
     found = bnlab(*SEARCH, "-f", "csv", cwd=killed, supervised=True)
     assert (found.returncode, found.stdout) == (0, wanted.stdout), found.stderr
+
+
+def test_what_submitit_left_in_the_pool_goes_once_all_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (".submitit-a1b2c3d4/0", "0123456789abcdef"):
+        (tmp_path / "runs" / "pool" / name).mkdir(parents=True)
+    assert pool.train([], {}, pool.Launch(None, JobOptions())) == {}  # type: ignore[arg-type]
+    assert [path.name for path in (tmp_path / "runs" / "pool").iterdir()] == ["0123456789abcdef"]

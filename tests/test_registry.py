@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, count_of
 from bnlab.norms.strategy import Strategy
 from bnlab.registry import Registry
 
@@ -50,3 +50,8 @@ def test_a_new_module_is_all_that_a_new_entry_takes(dropped: Registry[Strategy])
 def test_a_name_is_taken_once(dropped: Registry[Strategy]) -> None:
     with pytest.raises(ValueError, match="two entries named 'first'"):
         dropped.register("first")(dropped["second"])
+
+
+def test_one_is_counted_in_the_singular() -> None:
+    assert [count_of(n, "run") for n in (0, 1, 2, 1234)] == ["0 runs", "1 run", "2 runs", "1,234 runs"]
+    assert [count_of(n, "batch") for n in (1, 2)] == ["1 batch", "2 batches"]

@@ -12,9 +12,10 @@ from helpers_cases import for_each
 from helpers_runs import make_run
 
 from bnlab.cli import main
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, EnvironmentFault
 from bnlab.record.inventory import LONGEST_NOTE, entries, note_of
 from bnlab.record.latest import complete_run, find_run
+from bnlab.record.run_folder import fresh_folder, hold
 
 SWEEP, RUN, OTHER = "20260102-030405-demo-sweep-a1b2c3", "20260103-000000-run-d4e5f6", "20260101-000000-demo-sweep-a7"
 
@@ -245,3 +246,48 @@ def test_rm_of_checkpoints_leaves_those_that_are_needed(
     assert sorted(path.name for path in base.rglob("*.pt")) == ["checkpoint.pt", *["recalibrated-population-64.pt"] * 2]
     assert (base / RUN / "checkpoint.pt").exists()  # it can be resumed
     assert len(left(base)) == 3
+
+
+# ---------------------------------------------------------------- a folder of runs that is none, or has an odd name
+
+
+@for_each("command", [("runs",), ("compare",), ("report",), ("export", "csv"), ("plot", "curves")])
+def test_a_file_in_place_of_the_folder_of_runs_is_named(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    code, out, err = bnlab(*command, capsys=capsys, monkeypatch=monkeypatch)
+    assert (code, out, err.partition("\n")[0]) == (2, "", "runs: is not a folder")
+
+
+@for_each("file", ["runs", "runs/pool"])
+def test_where_a_folder_is_to_be_written_a_file_is_named(file: str, tmp_path: Path) -> None:
+    place = tmp_path / file.replace("/", "-")
+    (place / file).parent.mkdir(parents=True)
+    (place / file).write_text("")
+    with pytest.raises(EnvironmentFault) as raised:
+        hold(place / "runs" / "pool")
+    said = f"cannot write {place}/runs/pool: {place / file} is no folder\nmove it away, or choose another place"
+    assert str(raised.value) == said
+    if file == "runs":
+        with pytest.raises(EnvironmentFault, match="runs is no folder\nmove it away"):
+            fresh_folder(place / "runs", "x")
+
+
+def test_a_folder_of_runs_may_have_any_name(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a b", "a[1],b=c", "it's $x ${y}", "üñ 日本", "new\nline", "\x1b[2J", "-rf", "*", "a\\b", "\udcff"):
+        base = base.rename(base.with_name(name))
+        monkeypatch.setenv("BNLAB_RUNS", name)
+        for command in (
+            ["runs"],
+            ["compare"],
+            ["show", "latest"],
+            ["report", "--out", "r.md"],
+            ["runs", "note", RUN, "x"],
+        ):
+            code, out, err = bnlab(*command, capsys=capsys, monkeypatch=monkeypatch)
+            assert (code, "\x1b" in out + err) == (0, False), (name, command, err)
+    assert (base / RUN / "note.txt").read_text().strip() == "x"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from bnlab.claims.outcome import Reason
 from bnlab.compare.deciding import FEWEST_PAIRS, Paired, Rule
-from bnlab.compare.notes import count_of
 from bnlab.compare.statistics import LEVEL
+from bnlab.errors import count_of
 from bnlab.interval import Interval
 
 MOST_LOG = 700.0  # whose exponential a float holds

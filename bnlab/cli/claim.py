@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from bnlab.cli.options import DryRun, Format, Inline, Retries, Timeout, number_in, one_of
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, count_of
 
 if TYPE_CHECKING:
     from bnlab.claims.claim import Claim
@@ -154,7 +154,7 @@ def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str |
         return 128 + signal.SIGINT
     except Terminated as stop:
         return int(stop.code or 1)
-    messages().say(f"{trained:,} runs trained; `bnlab claim report` shows all verdicts")
+    messages().say(f"{count_of(trained, 'run')} trained; `bnlab claim report` shows all verdicts")
     return int(trouble)
 
 
@@ -263,7 +263,10 @@ def check(files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=Tru
     with runner_for(JobOptions()) as runner:
         for claim in claims:
             plan = plan_of(claim, Wish(), runner.preflight)
-            results().say(f"{claim.path}: right; at most {plan.num_trainings} trainings, {len(plan.benches)} benches")
+            results().say(
+                f"{claim.path}: right; at most {count_of(plan.num_trainings, 'training')}, "
+                f"{count_of(len(plan.benches), 'bench')}"
+            )
 
 
 @app.command()

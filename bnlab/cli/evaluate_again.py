@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnlab.errors import ConfigError, IncompatibleError, RecordError
+from bnlab.errors import ConfigError, IncompatibleError, RecordError, count_of
 
 if TYPE_CHECKING:
     from bnlab.record.read import Run
@@ -37,6 +37,13 @@ def is_of_several(targets: Sequence[str]) -> bool:
     return is_folder_of_runs(targets) or any(word.partition("=")[0] in ONLY_AGAIN for word in targets)
 
 
+def refuse_of_one(targets: Sequence[str], options: Mapping[str, object]) -> None:
+    """Raise ConfigError for the first of `options` that is given: they are of one run, where there are several."""
+    for name in (name for name, value in options.items() if value not in (None, [])):
+        others = f"{targets[0]} holds several" if is_folder_of_runs(targets) else "eval.… makes several of it"
+        raise ConfigError(f"{name}: is for one run, and {others}\ngive one as it is, or leave out {name}")
+
+
 def evaluate_all(targets: Sequence[str], metrics: Sequence[str], format: str) -> None:
     """Evaluate every finished run at or below a path as `KEY=VALUE,VALUE` say, and print a comparison.
 
@@ -62,7 +69,7 @@ def evaluate_all(targets: Sequence[str], metrics: Sequence[str], format: str) ->
         (f"{key}={SETTINGS[key]}" for key in several if any(run.config.get(key) == SETTINGS[key] for run in kept)), None
     )
     show_comparison(compare([place], metrics=metrics, of=kept, baseline=base), format, metrics, False)
-    messages().say(f"{count:,} evaluations made; `bnlab compare {place} --evaluated` shows all there are")
+    messages().say(f"{count_of(count, 'evaluation')} made; `bnlab compare {place} --evaluated` shows all there are")
 
 
 def finished(place: Path) -> list[Run]:

@@ -20,7 +20,6 @@ from bnlab.cli.options import (
     Weights,
     command_on,
     number_in,
-    refuse_beside,
 )
 from bnlab.cli.sheet_page import check_out, write_sheet
 
@@ -50,12 +49,12 @@ def probe(
     Of a sweep's folder all finished runs are probed and their arms compared. eval.stats=running,precise,none and
     eval.shifted=blur-5 evaluate runs again under these, without training.
     """
-    from bnlab.cli.evaluate_again import FIGURES, PROBED, evaluate_all, is_of_several
+    from bnlab.cli.evaluate_again import FIGURES, PROBED, evaluate_all, is_of_several, refuse_of_one
 
     if module is None and is_of_several(targets or []):
         others = {"--checkpoint": weights, "--key": key, "--output": output, "--data": data, "--quick": quick or None}
         others["--out"] = out
-        refuse_beside("a sweep", True, others)
+        refuse_of_one(targets or [], others)
         evaluate_all(targets or [], FIGURES if any("=" in word for word in targets or []) else PROBED, format)
         return
     check_out(out, force)

@@ -21,8 +21,8 @@ from bnlab.cli.options import (
     command_on,
     number_in,
     one_of,
-    refuse_beside,
 )
+from bnlab.errors import count_of
 
 if TYPE_CHECKING:
     from bnlab.measure.recalibration import Stats
@@ -58,11 +58,11 @@ def recalibrate(
     Shows before and after in one table, and how many samples would have been enough. Of a sweep's folder all finished
     runs are recalibrated, each arm is compared with itself before, and what that came to stays with the runs.
     """
-    from bnlab.cli.evaluate_again import is_folder_of_runs
+    from bnlab.cli.evaluate_again import is_folder_of_runs, refuse_of_one
 
     if module is None and is_folder_of_runs(targets or []):
         others = {"--checkpoint": weights, "--key": key, "--output": output, "--data": data, "--out": out}
-        refuse_beside("a sweep", True, others)
+        refuse_of_one(targets or [], others)
         _recalibrate_all(targets or [], cast("Stats", stats), samples, plain, format)
         return
     from bnlab.experiment.recalibrated import new_file, recalibrated, save
@@ -106,7 +106,6 @@ def _recalibrate_all(targets: Sequence[str], stats: Stats, samples: int | None, 
     from bnlab.cli.compare import show_comparison
     from bnlab.cli.evaluate_again import finished, of_each
     from bnlab.compare.comparison import compare
-    from bnlab.compare.notes import count_of
     from bnlab.errors import IncompatibleError
     from bnlab.experiment.evaluate_again import before_and_after, recalibrate_again
     from bnlab.record.evaluations import RECALIBRATED

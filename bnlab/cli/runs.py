@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -33,6 +34,7 @@ def runs(context: typer.Context, format: Format = "table") -> None:
         return
     from bnlab.record.inventory import entries
     from bnlab.record.latest import runs_folder
+    from bnlab.record.read import read_runs
     from bnlab.report.console import messages
     from bnlab.report.rows import show
     from bnlab.report.runs_report import runs_rows, runs_table
@@ -41,6 +43,8 @@ def runs(context: typer.Context, format: Format = "table") -> None:
     if found:
         show(format, [partial(runs_table, found)], {}, runs_rows(found))
     else:
+        for folder, reason in read_runs([runs_folder()])[1] if os.path.lexists(runs_folder()) else ():
+            messages().say(f"{folder}: {reason}")
         messages().say(f"{runs_folder()}: no runs yet; `bnlab train` makes one")
 
 

@@ -23,7 +23,7 @@ from bnlab.cli.options import (
     complete_key,
     number_in,
 )
-from bnlab.errors import ConfigError, did_you_mean
+from bnlab.errors import ConfigError, count_of, did_you_mean
 
 if TYPE_CHECKING:
     from bnlab.config.files import Key
@@ -96,7 +96,9 @@ def search(
     show(format, [partial(largest_table, key, found, levels)], *largest_rows(key, found, levels))
     for line in failed.values():
         messages().say(line)
-    messages().say(f"{num_trained:,} runs trained; the same command with a finer --resolution goes on from here")
+    messages().say(
+        f"{count_of(num_trained, 'run')} trained; the same command with a finer --resolution goes on from here"
+    )
     raise typer.Exit(int(bool(failed)))
 
 
@@ -121,11 +123,10 @@ def _searched(word: str, *, has_others: bool) -> str:
     if key in NOT_COMPARED:
         raise ConfigError(f"{key}: is no setting of the training\nsearch one, such as optim.lr or model.gain")
     if key not in known and not has_others and not key.startswith("hydra"):
-        near = [each for each in meant_by(key) if _has_numbers(known[each])]
-        meant = (
-            f"; did you mean {near[0]}?" if near else did_you_mean(key, filter(lambda k: _has_numbers(known[k]), known))
-        )
-        raise ConfigError(f"{key}: no such key{meant}\n{EVERY_KEY}")
+        numbers = [each for each in known if _has_numbers(known[each])]
+        meant = [each for each in meant_by(key) if each in numbers]
+        hint = f"; did you mean {meant[0]}?" if meant else did_you_mean(key, numbers)
+        raise ConfigError(f"{key}: no such key{hint}\n{EVERY_KEY}")
     return key
 
 

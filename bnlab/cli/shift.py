@@ -17,7 +17,6 @@ from bnlab.cli.options import (
     Targets,
     Weights,
     number_in,
-    refuse_beside,
     several,
     unknown,
 )
@@ -54,7 +53,7 @@ def shift(
     Shows accuracy, calibration, and how much a prediction depends on the images it is evaluated with. Of a sweep's
     folder all finished runs are evaluated, and their arms compared; --shift says under which shifts.
     """
-    from bnlab.cli.evaluate_again import FIGURES, evaluate_all, is_of_several
+    from bnlab.cli.evaluate_again import FIGURES, evaluate_all, is_of_several, refuse_of_one
     from bnlab.data.shifts import SEVERITIES, SHIFTS
     from bnlab.experiment.setup import environment_of
     from bnlab.experiment.shift_study import shift_study
@@ -71,7 +70,7 @@ def shift(
         int(text) for text in _chosen("--severity", severity or ["1", "3", "5"], [str(known) for known in SEVERITIES])
     ]
     if module is None and is_of_several(targets or []):
-        refuse_beside("a sweep", True, {"--out": out})
+        refuse_of_one(targets or [], {"--out": out})
         shown = [f"{name}-{level}" for name in names for level in severities]
         settings = {"shifted": ["none", *shown], "stats": statistics, "batch_size": [str(batch_size)]}
         lines = [f"eval.{key}={','.join(values)}" for key, values in settings.items()]

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bnlab.compare.arms import MISSING, Arm, differing_keys, distinct, short_names, sort_key, text_of
-from bnlab.compare.notes import count_of, named
+from bnlab.compare.notes import named
 from bnlab.compare.result import Value
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, count_of
 from bnlab.metrics import Metric, find_metric
 from bnlab.record.read import Run
 

@@ -39,7 +39,7 @@ from bnlab.compare.result import Comparison, Row, Section
 from bnlab.compare.statistics import estimate_mean, estimate_median, holm, restrict, sign_test
 from bnlab.config.files import defaults
 from bnlab.data.dataset import target_of, test_images_of
-from bnlab.errors import ConfigError, RecordError
+from bnlab.errors import ConfigError, RecordError, count_of
 from bnlab.interval import Interval
 from bnlab.metric import LARGEST
 from bnlab.metrics import Censored, Metric, end_of, evaluation_before, find_metric, step_ratio_interval
@@ -133,7 +133,8 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
         if refused := refusals(found):
             raise RecordError(f"{places}: no run was trained\n{refused[0]}")
         if found:
-            raise RecordError(f"{places}: {len(found)} jobs are queued, none was started\n`bnlab resume` does them")
+            queued = count_of(len(found), "job")
+            raise RecordError(f"{places}: {queued} queued, none was started\n`bnlab resume` does what is queued")
         raise RecordError(f"no runs in {places}\nstart one with `bnlab train`, or give the folder that has them")
     return _of_one_age(found), skipped
 

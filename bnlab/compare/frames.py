@@ -16,9 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from bnlab.compare.arms import arms_of, text_of
-from bnlab.compare.notes import count_of
 from bnlab.data.dataset import target_of
-from bnlab.errors import RecordError
+from bnlab.errors import RecordError, count_of
 from bnlab.metrics import Censored, metrics
 from bnlab.record.read import Run, read_runs, started
 from bnlab.record.read_files import Unreadable, read_bytes

@@ -19,6 +19,7 @@ from bnlab.compare.statistics import (
     pairs_needed,
     wilson_interval,
 )
+from bnlab.errors import count_of
 from bnlab.interval import Interval
 from bnlab.metrics import MOST_INITIAL_SHARE, Metric, share_left, uses_running
 from bnlab.record.read import Run
@@ -90,10 +91,11 @@ def _bench(evidence: Evidence) -> Iterator[str]:
     """What the ratios of a bench are to; its steps were taken in turn, so there are no seeds to count."""
     benches = [run.summary["bench"] for run in evidence.runs if run.summary]
     names = list(dict.fromkeys(str(bench.get("baseline")) for bench in benches))
-    yield (
-        f"step ratio: an arm's step over that of {named(names)}, taken in turn in one process; "
-        "its interval is over the rounds of the bench."
-    )
+    if any("ratio" in bench for bench in benches):  # which a profile has not
+        yield (
+            f"step ratio: an arm's step over that of {named(names)}, taken in turn in one process; "
+            "its interval is over the rounds of the bench."
+        )
     folders = list(dict.fromkeys(run.folder.parent for run in evidence.runs))
     if len(folders) > 1:
         yield (
@@ -363,8 +365,3 @@ def named(names: Sequence[str], by: str = ", ") -> str:
     """Return the names as a list, at most MOST_NAMED of them."""
     rest = len(names) - MOST_NAMED
     return by.join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def count_of(number: int, what: str) -> str:
-    """Return `1 run`, `2 runs`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -33,12 +33,12 @@ from bnlab.compare.baseline import baselines, unknown_baseline
 from bnlab.compare.comparison import Observed, estimate, find_runs, observe, unstarted
 from bnlab.compare.deciding import Paired, Rule, Test, decide
 from bnlab.compare.looked import Looked
-from bnlab.compare.notes import count_of, environments_of, named
+from bnlab.compare.notes import environments_of, named
 from bnlab.compare.pivot import DATA, Matrix
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.compare.slopes import FEWEST_LEVELS, NoSlope, slopes
 from bnlab.data.dataset import target_of
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, count_of
 from bnlab.interval import Interval
 from bnlab.metrics import Metric, find_metric
 from bnlab.record.read import Run, trained, without_collector

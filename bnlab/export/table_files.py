@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from bnlab.compare.frames import KEYS, Tables, all_frames, one_type_a_column
+from bnlab.errors import count_of
 from bnlab.record.read import Run
 from bnlab.report.rows import inert
 
@@ -35,4 +36,4 @@ def write_parquet(folder: Path, runs: Sequence[Run], tables: Sequence[Tables]) -
 def table_counts(runs: Sequence[Run], tables: Sequence[Tables]) -> str:
     """Return how much there is: `4 runs, 120 steps, ...`, in rows."""
     rows = {name: sum(len(of[name]) for of in tables if name in of) for name in KEYS}
-    return ", ".join(f"{count} {name}" for name, count in {"runs": len(runs), **rows}.items())
+    return ", ".join(count_of(count, name.removesuffix("s")) for name, count in {"runs": len(runs), **rows}.items())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bnlab.compare.arms import OVER, text_of
 from bnlab.compare.frames import Tables, curves_of
-from bnlab.errors import ConfigError, EnvironmentFault
+from bnlab.errors import ConfigError, EnvironmentFault, count_of
 from bnlab.export.about import figures_of, labels_of, started_of
 from bnlab.export.place import fresh_place
 from bnlab.record.read import Run
@@ -52,7 +52,7 @@ def add_runs(place: Path, runs: Sequence[Run], tables: Sequence[Tables]) -> str:
     chosen = sorted(latest.values())
     with contextlib.nullcontext(place) if place.is_dir() else fresh_place(place) as folder:
         added = _add(folder, place, [runs[i] for i in chosen], [tables[i] for i in chosen])
-    return f"{added} runs added, {len(chosen) - added} were there"
+    return f"{count_of(added, 'run')} added, {len(chosen) - added} were there"
 
 
 def _add(folder: Path, place: Path, runs: Sequence[Run], tables: Sequence[Tables]) -> int:

@@ -104,4 +104,7 @@ def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) ->
 
 def cannot_write(path: Path, error: OSError) -> EnvironmentFault:
     """Return the user's message for an operating-system error on `path`."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        inside = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+        return EnvironmentFault(f"cannot write {path}: {inside} is no folder\nmove it away, or choose another place")
     return EnvironmentFault(f"cannot write {path}: {error.strerror or error}\ncheck free space and permissions there")

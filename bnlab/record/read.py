@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bnlab.errors import ConfigError, RecordError
+from bnlab.errors import ConfigError, RecordError, count_of
 from bnlab.record.evaluations import SETTINGS, Evaluations, read_evaluations, summary_of
 from bnlab.record.plain_files import open_plain
 from bnlab.record.read_files import Unreadable, read_bytes
@@ -146,7 +146,7 @@ def trained(runs: Iterable[Run]) -> list[Run]:
 def refusals(runs: Iterable[Run]) -> list[str]:
     """Return why runs were refused, a line a reason."""
     reasons = Counter((run.error or "").partition("\n")[0] for run in runs if run.state == "refused")
-    return [f"refused: {reason} ({count:,} {'run' if count == 1 else 'runs'})" for reason, count in reasons.items()]
+    return [f"refused: {reason} ({count_of(count, 'run')})" for reason, count in reasons.items()]
 
 
 def _found(folder: str, depth: int, skipped: list[tuple[Path, str]]) -> Iterator[tuple[str, bytes]]:

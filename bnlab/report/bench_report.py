@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from bnlab.compare.notes import count_of, finest
+from bnlab.compare.notes import finest
+from bnlab.errors import count_of
 from bnlab.report.console import Terminal
 from bnlab.report.curves import chart
 from bnlab.report.display import Display

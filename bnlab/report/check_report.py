@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from bnlab.compare.notes import count_of
 from bnlab.conformance.findings import Card, Finding
+from bnlab.errors import count_of
 from bnlab.report.console import Terminal
 from bnlab.report.figures import MISSING, power_of_ten
 from bnlab.report.rows import SCHEMA, TIDY_FORMATS, Row, escaped, json_text, markdown_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bnlab.compare.notes import count_of
+from bnlab.errors import count_of
 from bnlab.report.figures import decimals_for, number, small
 
 if TYPE_CHECKING:

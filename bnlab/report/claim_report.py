@@ -18,8 +18,8 @@ from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.outside import OUTSIDE
 from bnlab.claims.rule import Combination, Rule, parts_of
 from bnlab.claims.verdict import ClaimVerdict
-from bnlab.compare.notes import count_of
 from bnlab.compare.statistics import holm
+from bnlab.errors import count_of
 from bnlab.metrics import find_metric
 from bnlab.report.claim_figures import figures_of, interval_of
 from bnlab.report.console import Terminal

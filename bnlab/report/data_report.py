@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bnlab.compare.notes import count_of
+from bnlab.errors import count_of
 from bnlab.report.curves import finite, mapping
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bnlab.compare.arms import text_of
-from bnlab.compare.notes import count_of
 from bnlab.compare.result import Row, Section
 from bnlab.config.files import defaults
+from bnlab.errors import count_of
 
 GROUPS = ("data", "model", "norm", "optim", "schedule")
 # what the header names in any case, or says in other words

@@ -10,8 +10,8 @@ from rich.console import Group
 from rich.text import Text
 
 from bnlab.claims.ladder import Bracket, Levels, Searched, median
-from bnlab.compare.notes import count_of
 from bnlab.compare.statistics import coverage_of_range
+from bnlab.errors import count_of
 from bnlab.report.console import Terminal
 from bnlab.report.figures import MISSING
 from bnlab.report.rows import Row

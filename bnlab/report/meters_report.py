@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
+from bnlab.errors import count_of
 from bnlab.report.console import Terminal
 from bnlab.report.curves import chart, finite, mapping, numbers, over_steps
 from bnlab.report.figures import small
@@ -33,7 +34,7 @@ def read_by_meters(summary: Mapping[str, Any], out: Terminal) -> list[Text]:
             continue
         seconds = finite(mapping(about).get("seconds"))
         cost = "" if not seconds or not trained else f", {_share(seconds / trained)} of the time of training"
-        lines += [Text(""), *joined([f"{name}: {len(steps):,} readings{cost}"], out, "bold")]
+        lines += [Text(""), *joined([f"{name}: {count_of(len(steps), 'reading')}{cost}"], out, "bold")]
         lines += draw(list(_columns(steps, curves)), out).lines
     return lines
 

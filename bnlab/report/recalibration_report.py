@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from bnlab.compare.notes import count_of
+from bnlab.errors import count_of
 from bnlab.report.bars import bar_column, bars
 from bnlab.report.console import Terminal
 from bnlab.report.figures import interval_cells, interval_text, percent, significant, small

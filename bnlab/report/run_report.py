@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from bnlab.compare.arms import text_of
-from bnlab.compare.notes import count_of
+from bnlab.errors import count_of
 from bnlab.metrics import LEARNED, warnings_of
 from bnlab.record.inventory import note_of
 from bnlab.report.chart import Axis

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Group
 
 from bnlab.compare.arms import text_of
-from bnlab.compare.notes import count_of
+from bnlab.errors import count_of
 from bnlab.record.inventory import Entry
 from bnlab.record.latest import short_name
 from bnlab.report.console import Terminal

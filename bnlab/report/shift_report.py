@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from bnlab.compare.notes import count_of
+from bnlab.errors import count_of
 from bnlab.report.console import Terminal
 from bnlab.report.figures import MISSING, Cell, decimals_for, number
 from bnlab.report.panels import Panel, Picture, Series

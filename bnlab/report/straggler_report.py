@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from bnlab.bench.straggler_result import StragglerStep, StragglerTime
-from bnlab.compare.notes import count_of
+from bnlab.errors import count_of
 from bnlab.interval import Interval
 from bnlab.report.bench_report import left_out_note, round_text
 from bnlab.report.console import Terminal

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from bnlab.compare.arms import short_names, text_of
 from bnlab.compare.deciding import FEWEST_PAIRS, Verdict
-from bnlab.compare.notes import can_show, count_of, named, states_of, unit_of
+from bnlab.compare.notes import can_show, named, states_of, unit_of
 from bnlab.compare.result import Comparison, Row, Section
+from bnlab.errors import count_of
 from bnlab.metrics import Metric, metrics
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING, decimals_for, difference_cells, estimate_cells

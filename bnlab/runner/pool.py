@@ -6,6 +6,7 @@ folder named by its identity, so that a command line that was killed goes on whe
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from bnlab.record.read import Run, evaluated, read_runs
 from bnlab.record.run_folder import FINAL, queue
 from bnlab.runner import launchers
 from bnlab.runner.supervisor import JobOptions, JobRunner
-from bnlab.runner.sweep import Plan, do_jobs, threads_of
+from bnlab.runner.sweep import SUBMITIT, Plan, do_jobs, threads_of
 from bnlab.training.job import Job, JobResult
 
 POOL = "pool"  # in the folder of all runs
@@ -97,4 +98,7 @@ def train(missing: Sequence[Wanted], pool: dict[str, Run], launch: Launch) -> di
         if job.folder in ended:  # also where its folder could not be told
             state, reason = ended[job.folder].state, ended[job.folder].reason
         failed[wanted.run.identity] = f"{job.folder} {state}: {reason.partition(chr(10))[0]}"
+    if not failed:
+        for left in pool_folder.glob(f"{SUBMITIT}*"):
+            shutil.rmtree(left, ignore_errors=True)
     return failed

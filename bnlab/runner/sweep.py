@@ -34,6 +34,7 @@ from bnlab.runner.task import FAILED_FAST, Task, choose, do
 from bnlab.runner.until_decided import Rounds, Wishes, plan_of
 from bnlab.training.job import Job, JobResult, Terminated
 
+SUBMITIT = ".submitit-"  # how the folders begin in which submitit keeps what it writes, one a launch
 ELSEWHERE = ("submitit_slurm",)  # launchers whose jobs go on without the command line
 BY_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 
@@ -251,7 +252,7 @@ def _hand_out(plan: Plan, runner: JobRunner, options: JobOptions) -> None:
     folder = parent.folder
     own = None
     if plan.launcher.startswith("submitit"):  # new, so that nobody can have put a file there
-        own = Path(tempfile.mkdtemp(prefix=".submitit-", dir=folder))
+        own = Path(tempfile.mkdtemp(prefix=SUBMITIT, dir=folder))
     chosen = launchers.settings(
         plan.shared, plan.launcher, plan.sweeper, len(plan.jobs), plan.threads, plan.config_dir, own
     )

@@ -44,6 +44,7 @@ BESIDE = {
     ("registry", "errors"),
     ("schema", "errors"),
     ("metric", "errors"),
+    ("metrics", "errors"),
     ("metrics", "metric"),
     ("metrics", "mechanism"),
     ("mechanism", "metric"),

@@ -409,3 +409,16 @@ def test_a_new_claim_is_right_as_it_is_and_overwrites_nothing(tmp_path: Path) ->
     assert done.stdout.count(": right; at most") == 2
     for name in ("my-own", "../x", "A"):
         assert bnlab("claim", "new", name, cwd=tmp_path).returncode == 2
+
+
+def test_a_property_that_there_is_not_is_named_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "claims").mkdir()
+    claim = {"claim": "mine", "question": "Is it?", "rule": "check_error[norm=batch] == 0"}
+    (tmp_path / "claims/mine.yaml").write_text(yaml.safe_dump(claim | {"check": "norm=batch property=zzz"}))
+    for word in ("mine", "claims/mine.yaml"):
+        done = bnlab("claim", "check", word, cwd=tmp_path)
+        assert (done.returncode, done.stderr.partition("\n")[0]) == (2, "property=zzz: no such property"), done.stderr
+    assert "no such claim; did you mean mine?" in bnlab("claim", "check", "mien", cwd=tmp_path).stderr

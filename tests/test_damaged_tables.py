@@ -110,3 +110,19 @@ def test_a_run_that_cannot_be_read_is_named_beside_a_picture(bnlab: Command, tmp
     line = "s/batch-1: unreadable (summary.json is not JSON)\n"
     assert bnlab("plot", "curves", "s") == (0, "", f"{line}written: curves.svg\n")
     assert bnlab("report", "s", "--out", "r.md") == (0, "", f"{line}written: r.md\n")
+
+
+def test_figures_that_are_none_stop_no_comparison_and_no_picture(bnlab: Command, tmp_path: Path) -> None:
+    meters = {"gradients": [1], "curvature": 7, "landscape": {"curve": {"step": "x", "loss_range": {}}}}
+    for seed, value in enumerate((1e308, -1e308, 1e308)):
+        for norm in ("none", "batch"):
+            run = make_run(
+                tmp_path / "odd" / f"{norm}-{seed}",
+                norm=norm,
+                seed=seed,
+                test_accuracy=[0.1, value, 0.5],
+                summary={"meters": meters, "unnormalizable_batches": "many"},
+            )
+            (run / "meters.csv").write_text(METERS.replace("1.x,1,-,1.5", "1.x,1,-,1e200"))
+    for command in (["compare", "odd"], ["plot", "layers", "odd"], ["plot", "curves", "odd"], ["report", "odd"]):
+        assert bnlab(*command)[0] == 0

@@ -252,17 +252,20 @@ def report(
 
 @app.command()
 def check(files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True)]) -> None:
-    """Check claim files: keys, sentences, and that each cell of a rule is one arm. Runs nothing."""
-    from bnlab.claims.claim import read_claim
+    """Check claims, by file or name: keys, sentences, and that each cell of a rule is one arm. Runs nothing."""
+    from bnlab.claims.claim import find_claim, read_claim
+    from bnlab.conformance.card import check_property
     from bnlab.report.console import results
     from bnlab.runner.claims import Wish, plan_of
     from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import runner_for
 
-    claims = [read_claim(path) for path in files]
+    claims = [read_claim(path if path.suffix else find_claim(str(path))) for path in files]
     with runner_for(JobOptions()) as runner:
         for claim in claims:
             plan = plan_of(claim, Wish(), runner.preflight)
+            for _, key in plan.checks:
+                check_property(key)
             results().say(
                 f"{claim.path}: right; at most {count_of(plan.num_trainings, 'training')}, "
                 f"{count_of(len(plan.benches), 'bench')}"

@@ -156,7 +156,11 @@ def _traces(run: Run) -> int:
     summary = run.summary or {}
     curves = [(name, bytes(values)) for name, values in sorted(summary["curve"].items()) if name != "seconds"]
     meters = summary.get("meters")
-    read = {name: about.get("curve") for name, about in meters.items()} if isinstance(meters, dict) else {}
+    read = (
+        [(name, about.get("curve")) for name, about in meters.items() if isinstance(about, dict)]
+        if isinstance(meters, dict)
+        else []
+    )
     return hash((run.state, repr(read), *curves))
 
 

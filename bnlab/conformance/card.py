@@ -33,15 +33,20 @@ def examine(subject: Subject) -> Card:
     return Card(subject.label, declares, bench.channels, bench.samples, not flat, findings, axes)
 
 
-def error_of(subject: Subject, key: str) -> float:
-    """Return the largest error of one property; infinity where it fails, NaN where it is undefined.
-
-    Errors: ConfigError for what is no property.
-    """
+def check_property(key: str) -> None:
+    """Raise ConfigError for what is no property."""
     if key not in CHECKS:
         raise ConfigError(
             f"property={key}: no such property{did_you_mean(key, CHECKS)}\nthere are: {', '.join(CHECKS)}"
         )
+
+
+def error_of(subject: Subject, key: str) -> float:
+    """Return the largest error of one property; infinity where it fails, NaN where it is undefined.
+
+    Errors: as of `check_property`.
+    """
+    check_property(key)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)

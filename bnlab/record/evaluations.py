@@ -40,7 +40,7 @@ def with_settings(tree: Mapping[str, Any], change: Mapping[str, Any]) -> dict[st
 
     No evaluation reads meters, however often a training did.
     """
-    changed = {key: node for key, node in tree.items() if key != "measure_every"} | {"eval": dict(tree["eval"])}
+    changed = dict(tree) | {"eval": dict(tree["eval"])} | ({"measure_every": None} if "measure_every" in tree else {})
     for key, usual in SETTINGS.items():
         node, name = (changed["eval"], key[5:]) if key.startswith("eval.") else (changed, key)
         node[name] = change.get(key, node.get(name, usual))

@@ -15,12 +15,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bnlab.errors import ConfigError, RecordError, count_of
+from bnlab.metric import LARGEST
 from bnlab.record.evaluations import SETTINGS, Evaluations, read_evaluations, summary_of
 from bnlab.record.plain_files import open_plain
 from bnlab.record.read_files import Unreadable, read_bytes
@@ -240,15 +241,15 @@ def _summary(folder: str, identity: object) -> dict[str, Any] | None:
 
 
 def _column(name: str, values: object) -> array.array[float]:
-    """Return a curve as an array of floats; null (a value that was not finite) becomes nan."""
+    """Return a curve as an array of floats; null (it was not finite) becomes nan; so does what no mean can hold."""
     if not isinstance(values, list):
         raise Unreadable(f"summary.json: curve {name[:40]!a} is not a list")
+    with suppress(TypeError, OverflowError):
+        column = array.array("d", values)
+        if not any(map(LARGEST.__lt__, map(abs, column))):
+            return column
     try:
-        return array.array("d", values)
-    except (TypeError, OverflowError):
-        pass
-    try:
-        return array.array("d", [math.nan if value is None else value for value in values])
+        return array.array("d", [math.nan if v is None or abs(v) > LARGEST else v for v in values])
     except (TypeError, OverflowError) as error:  # JSON has no bound for whole numbers, a float has
         raise Unreadable(f"summary.json: curve {name[:40]!a} holds something else than numbers") from error
 

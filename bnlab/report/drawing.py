@@ -200,7 +200,7 @@ def _draw_dots(axes: Axes, panel: Panel) -> None:
 
 def _plain(value: float, place: object = None) -> str:
     """Return a tick's label."""
-    return f"{round(value, 12):,.10g}"
+    return f"{round(float(value), 12):,.10g}"
 
 
 def _columns(panel: Panel, series: Series) -> Any:

@@ -6,6 +6,7 @@ command would print goes to stderr. `bnlab.compare` is in `report/notebook.py`, 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -53,6 +54,10 @@ def train(
     lines, place = _lines(overrides), None if config_dir is None else Path(config_dir)
     if place is not None and not place.is_dir():
         raise ConfigError(f"config_dir={place}: is not a folder")
+    if timeout is not None and not (isinstance(timeout, (int, float)) and 0.1 <= timeout < math.inf):
+        raise ConfigError(f"timeout={timeout!r}: must be a number of seconds from 0.1 on, or None")
+    if not isinstance(retries, int) or retries < 0:
+        raise ConfigError(f"retries={retries!r}: must be a whole number from 0 on")
     options = JobOptions(timeout, retries, inline=inline)
     with redirect_stdout(sys.stderr):
         launched = launch(lines, multirun or has_sweeps(lines, place), place, options)

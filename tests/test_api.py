@@ -18,6 +18,7 @@ import pytest
 import torch
 from helpers_cli import bnlab, environment
 from helpers_probe import picture
+from helpers_runs import make_run
 from torch import nn
 
 import bnlab as package
@@ -237,3 +238,22 @@ def test_the_face_is_complete_and_typed(tmp_path: Path) -> None:
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError):
         _ = package.nothing
+
+
+@pytest.mark.parametrize("wrong", [{"timeout": -1}, {"timeout": "5"}, {"timeout": float("nan")}, {"retries": -3}])
+def test_options_of_a_training_are_checked_before_a_folder_is_made(
+    wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"^{name}=.*: must be a"):
+        package.train("data=digits", **wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_word_stands_for_a_list_of_it(tmp_path: Path) -> None:
+    for norm in ("none", "batch"):
+        make_run(tmp_path / norm, norm=norm)
+    one = package.compare(tmp_path, metrics="acc_gap", where="norm=none", by="norm")
+    several = package.compare(tmp_path, metrics=["acc_gap"], where=["norm=none"], by=["norm"])
+    assert repr(one) == repr(several)

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from bnlab.bench.engine import Stepper
 from bnlab.bench.pairing import Figures
 from bnlab.bench.traffic import Traffic, traffic_of
-from bnlab.compare.notes import count_of
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle
 from bnlab.distributed import ALONE, Workers
-from bnlab.errors import IncompatibleError
+from bnlab.errors import IncompatibleError, count_of
 from bnlab.experiment.config import Config
 from bnlab.experiment.setup import model_of, to_device
 from bnlab.measure.layer_statistics import normalizations

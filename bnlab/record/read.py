@@ -15,7 +15,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -244,14 +244,16 @@ def _column(name: str, values: object) -> array.array[float]:
     """Return a curve as an array of floats; null (it was not finite) becomes nan; so does what no mean can hold."""
     if not isinstance(values, list):
         raise Unreadable(f"summary.json: curve {name[:40]!a} is not a list")
-    with suppress(TypeError, OverflowError):
-        column = array.array("d", values)
-        if not any(map(LARGEST.__lt__, map(abs, column))):
-            return column
     try:
-        return array.array("d", [math.nan if v is None or abs(v) > LARGEST else v for v in values])
-    except (TypeError, OverflowError) as error:  # JSON has no bound for whole numbers, a float has
-        raise Unreadable(f"summary.json: curve {name[:40]!a} holds something else than numbers") from error
+        column = array.array("d", values)
+    except (TypeError, OverflowError):
+        try:
+            column = array.array("d", [math.nan if value is None else value for value in values])
+        except (TypeError, OverflowError) as error:  # JSON has no bound for whole numbers, a float has
+            raise Unreadable(f"summary.json: curve {name[:40]!a} holds something else than numbers") from error
+    if any(map(LARGEST.__lt__, map(abs, column))):
+        return array.array("d", [value if abs(value) <= LARGEST else math.nan for value in column])
+    return column
 
 
 def _environment(folder: str) -> object:

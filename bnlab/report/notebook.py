@@ -72,13 +72,13 @@ class Compared:
 def compare(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
     *,
-    by: Sequence[str] = (),
+    by: str | Sequence[str] = (),
     baseline: str | None = None,
-    metrics: Sequence[str] | None = None,
-    where: Sequence[str] = (),
+    metrics: str | Sequence[str] | None = None,
+    where: str | Sequence[str] = (),
     sort: str | None = None,
     target: float | None = None,
-    best_of: Sequence[str] = (),
+    best_of: str | Sequence[str] = (),
     margin: float | None = None,
     test: Test | None = None,
     evaluated: bool = False,
@@ -95,15 +95,19 @@ def compare(
         places = [find_run(os.fspath(path)) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     found = comparison.compare(
         places,
-        by=by,
+        by=_several(by),
         baseline=baseline,
-        metrics=metrics,
-        where=where,
+        metrics=None if metrics is None else _several(metrics),
+        where=_several(where),
         sort=sort,
         target=target,
-        best_of=best_of,
+        best_of=_several(best_of),
         margin=margin,
         test=test,
         with_evaluated=evaluated,
     )
     return Compared(found, which)
+
+
+def _several(words: str | Sequence[str]) -> Sequence[str]:
+    return [words] if isinstance(words, str) else words

@@ -19,6 +19,7 @@ import pytest
 from helpers_cli import BNLAB, ROOT, bnlab, environment
 from helpers_runs import make_run
 
+from bnlab.compare.frames import EXACT
 from bnlab.metrics import metrics
 
 TABLES = ("steps", "evals", "layers", "times")
@@ -73,7 +74,7 @@ def exported(request: pytest.FixtureRequest, home: Path) -> dict[str, pd.DataFra
     assert not list((home / "export").glob(".*"))
     folder = home / "export" / form
     assert {path.name for path in folder.iterdir()} == {f"{name}.{form}" for name in ("runs", *TABLES)}
-    read = partial(pd.read_csv, float_precision="round_trip") if form == "csv" else pd.read_parquet
+    read = partial(pd.read_csv, **EXACT) if form == "csv" else pd.read_parquet
     return {name: read(folder / f"{name}.{form}") for name in ("runs", *TABLES)}
 
 

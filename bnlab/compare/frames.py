@@ -110,7 +110,7 @@ def _table(path: Path, name: str) -> pd.DataFrame:
             raise RecordError(f"{path}, line {number}: does not fit the header ({count_of(columns, 'column')})")
     # Only `nan` is a missing number; a layer may be called `null`.
     try:
-        frame = pd.read_csv(
+        frame: pd.DataFrame = pd.read_csv(
             io.BytesIO(whole),
             dtype=dict.fromkeys(TEXTS, str),
             keep_default_na=False,

@@ -19,7 +19,7 @@ from bnlab.report.console import Terminal
 from bnlab.report.progress import LiveProgress, PlainProgress, make_progress
 from bnlab.training.callbacks import Callback
 
-SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
+SHOW_CURSOR, HIDE_CURSOR, UP = "\x1b[?25h", "\x1b[?25l", "\x1b[1A"
 
 
 class Clock:
@@ -120,6 +120,23 @@ def test_each_round_of_jobs_is_counted_by_itself(terminal: Callable[[io.StringIO
     progress.closed()
     counts = re.findall(r"(\d/\d) jobs", stream.getvalue())
     assert list(dict.fromkeys(counts))[-3:] == ["0/2", "1/2", "2/2"]
+
+
+def test_what_is_printed_between_two_displays_stays(terminal: Callable[[io.StringIO], Terminal]) -> None:
+    stream, clock = Screen(), Clock()
+    progress = LiveProgress(terminal(stream), clock)
+    for name in ("first", "second"):
+        progress.sweep_started(2)
+        clock.now += 2.0
+        progress.job_started(0, "norm=batch", 10)
+        progress.job_ended(0, "done", "")
+        progress.closed()
+        stream.write(f"the {name} card\n")
+    first, second = re.split("the first card", stream.getvalue())
+    assert UP in first  # the picture was taken away
+    drawn_again, shown, _ = second.partition("1/2 jobs")
+    assert shown
+    assert UP not in drawn_again.partition("0/2 jobs")[0]
 
 
 def test_the_display_is_not_drawn_at_every_report(terminal: Callable[[io.StringIO], Terminal]) -> None:

@@ -143,6 +143,7 @@ def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str |
             runner.callback = progress
             tools = Tools(runner, options, _measure, _evaluate, _check)
             for number, outcome in enumerate(carry_out_claims(claims, wish, tools)):
+                progress.closed()  # or it would be drawn over the card
                 if number:
                     out.say("")
                 out.print(card(outcome.claim, outcome.verdict, out))

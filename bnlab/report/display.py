@@ -71,9 +71,14 @@ class Display:
         self._out = out
         self._now = now or out.get_time
         self._last, self._part = -math.inf, ""
+        self._live = self._new()
+
+    def _new(self) -> Live | None:
         # results go to stdout meanwhile: where that is a terminal too they must come above the display
-        self._live = (
-            Live(console=out, auto_refresh=False, transient=True, redirect_stdout=sys.stdout.isatty())
+        to_stdout = sys.stdout.isatty()
+        out = self._out
+        return (
+            Live(console=out, auto_refresh=False, transient=True, redirect_stdout=to_stdout)
             if can_redraw(out)
             else None
         )
@@ -100,10 +105,11 @@ class Display:
         self._out.print(Text(self._out.show(text)))
 
     def close(self) -> None:
-        """Take the picture away; a second call does nothing."""
-        if self._live is not None:
+        """Take the picture away until the next one is shown; a second call does nothing."""
+        if self._live is not None and self._live.is_started:
             atexit.unregister(self._live.stop)
             self._live.stop()
+            self._live, self._part = self._new(), ""  # the old one would wipe as many lines above it again
 
     def __enter__(self) -> Display:
         return self

@@ -245,3 +245,11 @@ def test_a_sweep_on_a_terminal_ends_with_a_table_that_fits(tmp_path: Path) -> No
     assert [row[1:4] for row in rows] == [["done", norm, seed] for norm in ("batch", "layer") for seed in "01"]
     assert bnlab("show", rows[0][0], cwd=tmp_path).returncode == 0
     assert all(len(line) <= 80 for line in end)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["train", "norm=batch", *QUICK], ["check", "norm=batch"]], ids=["worker", "here"])
+def test_torch_is_not_loaded_in_silence(words: list[str], tmp_path: Path) -> None:
+    with pseudo_terminal.Terminal([*BNLAB, *words], tmp_path, environment(TERM="xterm"), columns=80) as screen:
+        assert screen.wait_for("loading torch", 300)
+        assert screen.text.partition("loading torch")[0].strip(" -\\|/") == ""  # it is the first that is said

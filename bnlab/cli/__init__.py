@@ -41,6 +41,7 @@ from bnlab.cli import (
     show,
     train,
 )
+from bnlab.cli.loading import announce_torch
 from bnlab.cli.options import OWN_WORDS
 from bnlab.errors import BnlabError
 
@@ -103,6 +104,7 @@ def main() -> None:
     wants_traceback = len(arguments) < len(sys.argv) - 1
     try:
         try:
+            announce_torch()
             app(args=arguments, prog_name="bnlab")
         finally:
             sys.stdout.flush()  # or the interpreter finds a full disk when it is too late to say so

@@ -25,8 +25,10 @@ from types import FrameType
 from typing import Any, Protocol
 
 from bnlab import errors
-from bnlab.errors import ConfigError, EnvironmentFault, RecordError
+from bnlab.errors import ConfigError, EnvironmentFault, RecordError, count_of
 from bnlab.record.run_folder import settle
+from bnlab.report.console import messages
+from bnlab.report.display import working
 from bnlab.runner.parent import ParentProcess
 from bnlab.runner.worker_main import receive, send
 from bnlab.training.callbacks import Callback
@@ -101,8 +103,12 @@ class Supervisor:
         self.start()
         assert self._pipe is not None
         try:
-            send(self._pipe, {"do": "preflight", "trees": list(trees)})
-            answer = receive(self._pipe)
+            with contextlib.ExitStack() as shown:
+                if self._parent is None:
+                    tell = shown.enter_context(working(messages()))
+                    tell(f"loading torch and checking {count_of(len(trees), 'job')}")
+                send(self._pipe, {"do": "preflight", "trees": list(trees)})
+                answer = receive(self._pipe)
         except (EOFError, OSError) as error:
             raise EnvironmentFault(f"the worker process ended: {self._death()[1]}\n{self._last_line()}") from error
         except ValueError as error:  # of JSON

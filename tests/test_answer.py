@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,7 +21,7 @@ from scipy import stats
 
 import bnlab as bnlab_package
 from bnlab.compare.comparison import compare
-from bnlab.compare.statistics import sign_test
+from bnlab.compare.statistics import detectable_difference, sign_test
 from bnlab.config.files import conf_dir, defaults
 from bnlab.errors import ConfigError
 from bnlab.experiment.config import parse_config
@@ -55,8 +56,16 @@ def found(folder: Path, **asked: Any) -> list[str]:
 @for_each(
     ("arms", "seeds", "expected"),
     [
-        ({"none": 0.0, "batch": 0.0005, "layer": -0.0004}, 3, "No arm differs from none in test accuracy: 3 seeds can"),
-        ({"none": 0.0, "batch": 0.0005}, 3, "batch does not differ from none in test accuracy: 3 seeds can show 0."),
+        (
+            {"none": 0.0, "batch": 0.0005, "layer": -0.0004},
+            3,
+            "No arm is shown to differ from none in test accuracy: 3 seeds ca",
+        ),
+        (
+            {"none": 0.0, "batch": 0.0005},
+            3,
+            "batch is not shown to differ from none in test accuracy: 3 seeds can show",
+        ),
         ({"none": 0.0, "batch": 0.02}, 2, "2 seeds of both decide nothing, it takes 3."),
         ({"none": 0.0, "batch": 0.02}, 1, "1 seed of both decides nothing, it takes 3."),
         ({"none": 0.0, "batch": None}, 3, "batch cannot be compared with none in test accuracy: no seed of both has"),
@@ -83,10 +92,44 @@ def test_a_margin_that_holds_is_said(tmp_path: Path) -> None:
     assert sentence.startswith("batch has no difference from none in test accuracy that matters (+0.01 ± ")
 
 
+def test_undecided_at_a_margin_is_said_first_with_the_seeds_it_takes(tmp_path: Path) -> None:
+    arms = {"none": 0.0, "batch": 0.0012, "layer": -0.0005}
+    (sentence,) = found(sweep(tmp_path, arms, 5), margin=0.1)
+    needed = [
+        next(n for n in range(6, 10_000) if (detectable_difference(stdev(SPREAD), n, 0.025) or 1) <= size)
+        for size in (0.0012, 0.001 - 0.0005)  # beyond 0, and within the margin
+    ]
+    assert sentence == (
+        "Undecided against none in test accuracy at a margin of 0.1 points: batch (+0.12 ± 0.20), "
+        f"layer (-0.05 ± 0.20); about {needed[0]} and {needed[1]} seeds would decide."
+    )
+    (sentence,) = found(tmp_path, margin=0.1, where=["seed=0,1"])
+    assert sentence.endswith("; 2 seeds of both decide nothing, it takes 3.")
+
+
+def test_that_the_better_side_lost_runs_is_said_of_the_arms_where_it_did(tmp_path: Path) -> None:
+    sweep(tmp_path, {"none": 0.0, "batch": 0.0005, "layer": 0.0004}, 4)
+    make_run(tmp_path / "layer4", norm="layer", seed=4, state="diverged")
+    (sentence,) = [each for each in found(tmp_path) if "shown" in each]
+    assert sentence.startswith("No arm is shown to differ from none in test accuracy: 4 seeds can show ")
+    assert sentence.endswith("; the better side of layer lost runs that could undo it.")
+
+
+def test_counts_of_seeds_that_learn_say_for_how_many_arms_p_is_corrected(tmp_path: Path) -> None:
+    first, _ = found(sweep(tmp_path, {"none": -0.9, "batch": 0.01, "layer": -0.9}))
+    assert first == (
+        "batch learns at lr 0.1 in 3 of 3 seeds (exact p = 0.5, corrected for 2 arms), none in 0 of 3: "
+        "too few seeds to be sure by counts alone."
+    )
+
+
 def test_an_arm_that_diverged_against_one_that_did_not(tmp_path: Path) -> None:
     first, second = found(sweep(tmp_path, {"none": None, "batch": 0.01}, config={"optim.lr": 1.0}))
     p = stats.binomtest(3, 3).pvalue
-    assert first == f"batch learns at lr 1.0 in 3 of 3 seeds (exact p = {p:.2g}), none in 0 of 3."
+    assert (
+        first == f"batch learns at lr 1.0 in 3 of 3 seeds (exact p = {p:.2g}), none in 0 of 3: "
+        "too few seeds to be sure by counts alone."
+    )
     assert second.startswith("none has no test accuracy")
 
 

@@ -110,7 +110,7 @@ def printed(
 
 
 AT_120 = """\
-instance learns in 4 of 5 seeds (exact p = 1), none in 5 of 5.
+instance learns in 4 of 5 seeds (exact p = 1), none in 5 of 5: too few seeds to be sure by counts alone.
 batch is better than none in test accuracy (+0.41 ± 0.10 points); instance is undecided.
 
 mnist · cnn 32-64 · one-cycle, 3 epochs, batch 64 · cpu, 2 threads, channels_last · torch 2.15.0 · 5 seeds an arm
@@ -127,7 +127,8 @@ curve: test accuracy, ▁ 90.27 % to █ 98.71 % on a log scale of the error, on
 """
 
 AT_80 = """\
-instance learns in 4 of 5 seeds (exact p = 1), none in 5 of 5.
+instance learns in 4 of 5 seeds (exact p = 1), none in 5 of 5: too few seeds to
+be sure by counts alone.
 batch is better than none in test accuracy (+0.41 ± 0.10 points); instance is
 undecided.
 
@@ -150,7 +151,8 @@ left out for width: acc_gap, step_ms, flip_rate (--metric NAME shows them)
 
 AT_40 = """\
 instance learns in 4 of 5 seeds (exact p
-= 1), none in 5 of 5.
+= 1), none in 5 of 5: too few seeds to
+be sure by counts alone.
 batch is better than none in test
 accuracy (+0.41 ± 0.10 points); instance
 is undecided.

@@ -330,6 +330,7 @@ class _Builder:
             is_planned=self.looked.is_planned,
             steps=steps.pop() if len(steps) == 1 else None,
             level=self.looked.level,
+            next_level=self.looked.next_level,
         )
 
     def _row(

@@ -239,7 +239,7 @@ def _pairing(evidence: Evidence) -> Iterator[str]:
 def _power(evidence: Evidence) -> Iterator[str]:
     main = evidence.columns[0]
     seen = {row.label: row.vs_baseline[main.name] for row in evidence.rows if main.name in row.vs_baseline}
-    spread = [(label, difference, difference.sd) for label, difference in seen.items() if difference.sd]
+    spread = [(label, difference) for label, difference in seen.items() if difference.sd]
     level = evidence.looked.level
     shown = can_show(list(seen.values()), main, level)
     if shown is None:
@@ -249,13 +249,25 @@ def _power(evidence: Evidence) -> Iterator[str]:
         f" (80% power, {100 * level:.2g}% level, before correction)."
     )
     plans = []
-    for label, difference, sd in spread:
+    for label, difference in spread:
         if difference.n >= FEWEST_TO_PLAN and (difference.p is None or difference.p > 0.05):
-            needed = pairs_needed(difference.value, sd, evidence.looked.next_level)
-            text = f"more than {MOST_PAIRS:,}" if needed is None else f"about {max(needed, difference.n + 1):,}"
+            needed = seeds_needed(difference, evidence.looked.next_level)
+            text = f"more than {MOST_PAIRS:,}" if needed is None else f"about {needed:,}"
             plans.append(f"{label} {text}")
     if plans:
         yield f"Seeds an arm needs to show the difference now seen at a further look, if it is real: {named(plans)}."
+
+
+def seeds_needed(difference: Interval, level: float, margin: float = 0.0) -> int | None:
+    """Return how many seeds decide a difference that stays as it is: by how much it exceeds 0, or is within `margin`.
+
+    None where so few pairs were seen that it cannot be said, or none of MOST_PAIRS do.
+    """
+    size = abs(difference.value)
+    if difference.n < FEWEST_TO_PLAN or not difference.sd:
+        return None
+    needed = pairs_needed(size if size > margin else margin - size, difference.sd, level)
+    return needed and max(needed, difference.n + 1)
 
 
 def can_show(differences: Sequence[Interval], metric: Metric, level: float) -> tuple[str, str] | None:

@@ -62,6 +62,7 @@ class Section:
     margin: float | None = None  # the smallest difference that matters, in the main metric's unit
     is_planned: bool = False  # a plan was written before the first run
     level: float = 0.05  # of one look
+    next_level: float = 0.05  # about that of each if there is one more
     steps: int | None = None  # of each finished run, where they are equal
     chosen: list[str] = field(default_factory=list)  # keys at each arm's own best value, in `Row.best`
 

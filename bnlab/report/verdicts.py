@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from bnlab.compare.arms import short_names, text_of
 from bnlab.compare.deciding import FEWEST_PAIRS, Verdict
-from bnlab.compare.notes import can_show, named, states_of, unit_of
+from bnlab.compare.notes import can_show, named, seeds_needed, states_of, unit_of
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.errors import count_of
 from bnlab.metrics import Metric, metrics
@@ -140,7 +140,10 @@ def _differences(section: Section, rows: Sequence[Row]) -> str:
 
 
 def _listed(rows: Sequence[Row], section: Section) -> str:
-    names = [arm_name(row.label, section) for row in rows]
+    return _and([arm_name(row.label, section) for row in rows])
+
+
+def _and(names: Sequence[str]) -> str:
     return named(names) if len(names) > 6 or len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -177,13 +180,16 @@ def _learned(section: Section) -> Iterator[str]:
         groups.setdefault((row.learned, row.p_learned), []).append(row)
     rate = section.settings.get("optim.lr")
     where = "" if rate is None else f" at lr {text_of(rate)}"
+    tested = sum(row.p_learned is not None for row in compared_rows(section))
+    corrected = f", corrected for {tested} arms" if tested > 1 else ""
     parts: list[str] = []
     for each in groups.values():
-        p = "" if each[0].p_learned is None else f" (exact p = {each[0].p_learned:.2g})"
+        p = "" if each[0].p_learned is None else f" (exact p = {each[0].p_learned:.2g}{corrected if not parts else ''})"
         verb = f" {'learns' if len(each) == 1 else 'learn'}{where}" if not parts else ""
         parts.append(f"{_listed(each, section)}{verb} in {_counted(each[0], not parts)}{p}")
     parts += [f"{arm_name(base.label, section)} in {_counted(base, False)}" for base in list(against.values())[:6]]
-    yield f"{', '.join(parts)}."
+    is_open = all(row.p_learned is not None and row.p_learned > section.level for row in rows)
+    yield f"{', '.join(parts)}{': too few seeds to be sure by counts alone' if is_open else ''}."
 
 
 def _share(row: Row) -> float | None:
@@ -223,24 +229,44 @@ def _main(section: Section) -> Iterator[str]:
         why = f"no seed of both has a result, it takes {FEWEST_PAIRS['t']}"
         yield f"{_listed(rows, section)} cannot be compared with {against} in {title}: {why}."
         return
-    subject = "No arm differs" if len(rows) > 1 else f"{arm_name(rows[0].label, section)} does not differ"
-    yield f"{subject} from {against} in {title}{_because(rows, section, metric)}."
-
-
-def _because(rows: Sequence[Row], section: Section, metric: Metric) -> str:
-    """Return how small a difference could have been seen, or why none could."""
+    if section.margin is not None or section.is_planned:
+        unit = unit_of(metric)
+        at = "" if section.margin is None else f" at a margin of {section.margin:g} {unit}".rstrip()
+        seen = [_differences(section, [row]).removesuffix(unit if at else "").rstrip() or MISSING for row in rows]
+        arms = [f"{arm_name(row.label, section)} ({what})" for row, what in zip(rows, seen, strict=True)]
+        why = _held_up(rows, section) or _would_decide(rows, section)
+        yield f"Undecided against {against} in {title}{at}: {named(arms)}{why}."
+        return
+    subject = "No arm is" if len(rows) > 1 else f"{arm_name(rows[0].label, section)} is not"
     known = [d for row in rows if (d := row.vs_baseline.get(section.main))]
-    most = max((d.n for d in known), default=0)
-    fewest = FEWEST_PAIRS["t"]
+    if all(d.sd == 0 and d.value == 0 and d.n >= FEWEST_PAIRS["t"] for d in known):
+        seeds = count_of(max(d.n for d in known), "seed")
+        equal = "No arm differs" if len(rows) > 1 else f"{arm_name(rows[0].label, section)} does not differ"
+        yield f"{equal} from {against} in {title}: equal in {seeds}."
+        return
+    shown = can_show([d for d in known if d.p is not None], metric, section.level)
+    power = f": {shown[0]} seeds can show {shown[1]}{', by arm' if ' to ' in shown[1] else ' or more'}" if shown else ""
+    yield f"{subject} shown to differ from {against} in {title}{power}{_held_up(rows, section)}."
+
+
+def _held_up(rows: Sequence[Row], section: Section) -> str:
+    """Return why no arm could be decided yet; nothing where one could."""
+    known = [(row, d) for row in rows if (d := row.vs_baseline.get(section.main))]
+    most, fewest = max((d.n for _, d in known), default=0), FEWEST_PAIRS["t"]
     if most < fewest:
         decide = "decides" if most == 1 else "decide"
-        return f" so far: {count_of(most, 'seed')} of both {decide} nothing, it takes {fewest}"
-    if any(d.num_lost and d.p is None for d in known):
-        return " so far: the side that looks better lost runs"
-    if all(d.sd == 0 and d.value == 0 for d in known):
-        return f": equal in {count_of(most, 'seed')}"
-    shown = can_show(known, metric, section.level)
-    return f": {shown[0]} seeds can show {shown[1]}{', by arm' if ' to ' in shown[1] else ' or more'}" if shown else ""
+        return f"; {count_of(most, 'seed')} of both {decide} nothing, it takes {fewest}"
+    lost = [row for row, d in known if d.num_lost and d.p is None and d.n >= fewest]
+    whose = "" if len(lost) == len(rows) else f" of {_listed(lost, section)}"
+    return f"; the better side{whose} lost runs that could undo it" if lost else ""
+
+
+def _would_decide(rows: Sequence[Row], section: Section) -> str:
+    """Return with about how many seeds each arm is decided if its difference stays as it is."""
+    margin, level = (section.margin or 0.0) / metrics[section.main].scale, section.next_level
+    known = [d for row in rows if (d := row.vs_baseline.get(section.main))]
+    needed = [f"{n:,}" for d in known if (n := seeds_needed(d, level, margin)) is not None]
+    return f"; about {_and(needed)} seeds would decide" if len(needed) == len(rows) else ""
 
 
 def _sooner(section: Section) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from bnlab.claims.verdict import ClaimVerdict, read_verdict
 from bnlab.config.files import conf_dir
 from bnlab.errors import ConfigError
 from bnlab.record.read import read_runs
+from bnlab.report.claim_page import page
 from bnlab.report.claim_report import card
 from bnlab.report.console import Terminal
 from bnlab.runner.claims import Wish, plan_of
@@ -224,7 +226,7 @@ def test_a_card_breaks_no_sentence_and_says_what_its_words_mean(
     out.print(card(claim, found, out))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert "UNDECIDED: 2 of 3 parts are undecided; 1: the interval includes 60" in lines
+    assert "UNDECIDED: 1 part confirmed, 2 undecided; 1: the interval includes 60" in lines
     rows = [line for line in lines if line.endswith(("  undecided", "  confirmed"))]
     assert [row.split()[0] for row in rows] == ["1", "2", "ece"]
     assert ["●" in row for row in rows] == [True, True, False]  # an exact value has no interval to draw
@@ -273,6 +275,14 @@ def test_overrides_make_a_variant_with_a_verdict_of_its_own(tmp_path: Path) -> N
     found = read_verdict(folder)
     assert found is not None
     assert found.variant == ("model.widths=[4]",)
+    shown = bnlab("claim", "show", "mine", "model.widths=[4]", cwd=tmp_path).stdout
+    assert "REFUTED" in shown
+    assert "bnlab claim run mine model.widths=[4]" in shown
+    for word in ("mine", "mine model.widths=[5]"):  # whose verdicts are not there
+        shown = bnlab("claim", "show", *word.split(), cwd=tmp_path).stdout
+        assert ("REFUTED" in shown, f"bnlab claim run {word}" in shown) == (False, True)
+    for words in (["model.widths=[4]"], ["mine", "placement"], ["mine", "seed=1"]):
+        assert bnlab("claim", "show", *words, cwd=tmp_path).returncode == 2
 
 
 def test_a_guard_that_fails_leaves_a_claim_undecided(tmp_path: Path) -> None:
@@ -372,9 +382,12 @@ def test_the_page_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
     for word in ("<script", "http:", "https:", "src=", "@import", "<b>", "\x1b"):
         assert word not in text
     assert "it &lt;b&gt;is&lt;/b&gt; \\x1b[31m &amp; better" in text
-    assert text.count("<article") == len(claim_files()) + 1
+    assert text.count("<article") == 1  # of what ran; the others are named
+    assert all(f"<td>{name}</td>" in text for name in claim_files())
+    assert text.index('<article id="mine">') < text.index("<h2>Not run</h2>")
     assert "<svg" in text
     assert "</text>" in text
+    assert 'viewBox="0 0 260 34"' in text  # on a phone as wide as the page
 
 
 def test_the_whole_list_and_the_scorecard_name_what_is_out_of_scope(tmp_path: Path) -> None:
@@ -392,12 +405,56 @@ def test_the_whole_list_and_the_scorecard_name_what_is_out_of_scope(tmp_path: Pa
     assert found == [vars(each) for each in OUTSIDE]
 
 
+def test_a_name_or_a_file_says_which_claims(tmp_path: Path) -> None:
+    """A report of these alone, which can be sent; `run`, `show` and `check` take a file as well."""
+    path = tmp_path / "mine.yaml"
+    write(tmp_path).rename(path)
+    assert bnlab("claim", "run", "mine.yaml", "--inline", cwd=tmp_path).returncode == 0
+    shown = bnlab("claim", "show", "mine.yaml", cwd=tmp_path).stdout
+    assert "REFUTED" in shown
+    assert bnlab("claim", "report", "mine.yaml", "placement", "--out", "page.html", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "page.html").read_text()
+    assert (text.count("<article"), "<td>placement</td>" in text, "folding" in text) == (1, True, False)
+    found = json.loads(bnlab("claim", "report", "placement", "mine.yaml", "-f", "json", cwd=tmp_path).stdout)
+    assert [claim["claim"] for claim in found["claims"]] == ["placement", "mine"]
+    assert found["out_of_scope"] == []
+    assert "out of scope" not in bnlab("claim", "report", "placement", "-f", "md", cwd=tmp_path).stdout
+    for word in ("none.yaml", "mien"):
+        assert bnlab("claim", "report", word, cwd=tmp_path).returncode == 2
+
+
+def test_a_page_has_confirmed_claims_first(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
+    found = verdict_of(tmp_path)
+    claim = read_claim(tmp_path / "claims/mine.yaml")
+    words = ("undecided", "refuted", "confirmed", None, "confirmed")
+    pairs = [(replace(claim, name=f"c{n}"), replace(found, verdict=w) if w else None) for n, w in enumerate(words)]
+    assert re.findall("<article id=.(c.)", page(pairs)) == ["c2", "c4", "c1", "c0"]
+
+
 @pytest.mark.parametrize("format", ["plain", "csv", "json", "md"])
 def test_a_list_in_every_format(format: str, tmp_path: Path) -> None:
     done = bnlab("claim", "list", "--source", "003", "-f", format, cwd=tmp_path)
     assert done.returncode == 0
     assert "folding" in done.stdout
     assert "step-time-3-to-5" not in done.stdout
+
+
+def test_a_list_has_the_questions_and_finds_a_word_in_them(tmp_path: Path) -> None:
+    claims = {name: read_claim(path) for name, path in claim_files().items()}
+    found = {
+        name
+        for name, claim in claims.items()
+        if any("dropout" in text.lower() for text in (name, claim.question, *claim.quotes))
+    }
+    assert 1 < len(found) < 20
+    for width in ("80", "160"):
+        done = bnlab("claim", "list", "Dropout", cwd=tmp_path, COLUMNS=width)
+        assert {name for name in claims if f"\n{name} " in done.stdout} == found
+        assert all(claims[name].question in " ".join(done.stdout.split()) for name in found)
+        assert max(map(len, done.stdout.splitlines())) <= int(width)
+    assert bnlab("claim", "list", "no such words", cwd=tmp_path).returncode == 2
 
 
 @pytest.mark.slow

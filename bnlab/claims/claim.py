@@ -91,10 +91,10 @@ class Claim:
             others = [word for word in line if not word.startswith("property=")]
             yield _last_ones([*self.base, *others, *more]), [key for word in words for key in split_list(word)]
 
-    def num_runs(self, budget: Budget) -> int:
+    def num_runs(self, budget: Budget, more: Sequence[str] = ()) -> int:
         """Return how many trainings it takes at most, counted without composing them."""
         per_seed = [
-            math.prod(len(split_list(line.partition("=")[2])) for line in lines) for lines in self.sweeps(budget)
+            math.prod(len(split_list(line.partition("=")[2])) for line in lines) for lines in self.sweeps(budget, more)
         ]
         return sum(per_seed) * budget.looks[-1] if per_seed else 0
 
@@ -109,11 +109,21 @@ def claim_files() -> dict[str, Path]:
 
 
 def find_claim(name: str) -> Path:
-    """Return the file of a claim. Errors: ConfigError."""
+    """Return the file of a claim, which its name or the file's own says. Errors: ConfigError."""
+    if Path(name).suffix:
+        return Path(name)
     files = claim_files()
     if name not in files:
         raise ConfigError(f"{name}: no such claim{did_you_mean(name, files)}\n`bnlab claim list` names all")
     return files[name]
+
+
+def find_claims(names: Sequence[str]) -> list[Claim]:
+    """Return the claims that these names or files say, each once; of `all`, or none, every one. Errors: ConfigError."""
+    all_of_them = not names or list(names) == ["all"]
+    return [
+        read_claim(path) for path in (claim_files().values() if all_of_them else map(find_claim, dict.fromkeys(names)))
+    ]
 
 
 def read_claim(path: Path) -> Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -49,9 +50,10 @@ class ClaimVerdict:
         write_json(folder / FILE, {"schema": SCHEMA, **asdict(self)})
 
 
-def folder_of(claim: str, budget: str, variant: str = "") -> Path:
-    """Return where a claim's verdict lies; a `variant` is the digest of further overrides."""
-    return runs_folder() / FOLDER / claim / (f"{budget}-{variant}" if variant else budget)
+def folder_of(claim: str, budget: str, more: Sequence[str] = ()) -> Path:
+    """Return where a claim's verdict lies; further overrides make a variant."""
+    digest = hashlib.sha256(json.dumps(list(more)).encode()).hexdigest()[:8]
+    return runs_folder() / FOLDER / claim / (f"{budget}-{digest}" if more else budget)
 
 
 def register(claim: Claim, folder: Path, *, has_runs: bool) -> bool:
@@ -98,9 +100,9 @@ def read_verdict(folder: Path) -> ClaimVerdict | None:
         return None
 
 
-def latest_verdict(name: str, budget: str | None = None) -> ClaimVerdict | None:
-    """Return a claim's last verdict of any budget, or of one; variants are left out."""
-    found = [read_verdict(folder_of(name, each)) for each in ((budget,) if budget else ("quick", "full"))]
+def latest_verdict(name: str, budget: str | None = None, more: Sequence[str] = ()) -> ClaimVerdict | None:
+    """Return the last verdict of any budget, or of one, on a claim or on its variant with further overrides."""
+    found = [read_verdict(folder_of(name, each, more)) for each in ((budget,) if budget else ("quick", "full"))]
     return max((verdict for verdict in found if verdict), key=lambda verdict: verdict.made, default=None)
 
 

@@ -29,7 +29,7 @@ def complete_name(incomplete: str) -> list[str]:
     return [name for name in claim_files() if name.startswith(incomplete)]
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete_name, hidden=True)]
+Names = Annotated[Optional[list[str]], typer.Argument(metavar="NAME", autocompletion=complete_name, hidden=True)]
 Budget = Annotated[
     Optional[str], one_of("--budget", choices=("quick", "full"), help="Of which budget; default: the latest.")
 ]
@@ -37,6 +37,7 @@ Budget = Annotated[
 
 @app.command("list")
 def list_claims(
+    word: Annotated[Optional[str], typer.Argument(metavar="WORD", hidden=True)] = None,
     source: Annotated[
         Optional[str], typer.Option("--source", metavar="TEXT", help="Only claims from this source, such as 003.")
     ] = None,
@@ -45,43 +46,59 @@ def list_claims(
     ] = None,
     format: Format = "table",
 ) -> None:
-    """List every claim: its last verdict, with figures and age, and its question. Runs nothing."""
+    """List every claim: its last verdict, with figures and age, and its question. Runs nothing.
+
+    WORD keeps those that have it in the name, the question or a quote.
+    """
+    from bnlab.claims.outside import OUTSIDE
     from bnlab.report.claim_report import claims_table, rows_of
     from bnlab.report.console import results
     from bnlab.report.rows import TIDY_FORMATS
 
     wanted = VERDICTS if verdict is None else verdict.split(",")
-    for word in wanted:
-        if word not in VERDICTS:
-            raise ConfigError(f"--verdict {word}: must be one of {', '.join(VERDICTS)}")
+    for each in wanted:
+        if each not in VERDICTS:
+            raise ConfigError(f"--verdict {each}: must be one of {', '.join(VERDICTS)}")
     pairs = [
         (claim, found)
         for claim, found in _pairs()
-        if (source is None or source in claim.sources) and (found.verdict if found else "not run") in wanted
+        if (source is None or source in claim.sources)
+        and (found.verdict if found else "not run") in wanted
+        and (word or "").lower() in "\n".join((claim.name, claim.question, *claim.quotes)).lower()
     ]
     out = results()
     if not pairs:
         raise ConfigError("no claim is like that\n`bnlab claim list` names all")
     if format == "table":
-        out.print(claims_table(pairs, out, all_of_them=source is None and verdict is None))
+        out.print(claims_table(pairs, out, OUTSIDE if word is source is verdict is None else ()))
     else:
         out.emit(TIDY_FORMATS[format]({}, rows_of(pairs)))
 
 
 @app.command()
-def show(name: Name, budget: Budget = None) -> None:
-    """Show what a claim asks, its rule and plan, and its last verdict. Runs nothing."""
-    from bnlab.claims.claim import find_claim, read_claim
+def show(
+    words: Annotated[list[str], typer.Argument(metavar="NAME [KEY=VALUE]", autocompletion=complete_name, hidden=True)],
+    budget: Budget = None,
+) -> None:
+    """Show what a claim asks, its rule and plan, and its last verdict. Runs nothing.
+
+    KEY=VALUE asks for the variant that `bnlab claim run NAME KEY=VALUE` makes.
+    """
+    from bnlab.claims.claim import check_override, find_claims
     from bnlab.claims.verdict import latest_verdict
     from bnlab.report.claim_report import card
     from bnlab.report.console import results
 
-    claim = read_claim(find_claim(name))
-    out = results()
-    out.print(card(claim, latest_verdict(name, budget), out))
+    names, more = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    if len(names) != 1:
+        raise ConfigError(f"{' '.join(words)}: must name one claim\n`bnlab claim list` names all")
+    for word in more:
+        check_override(word, word, foreign=False)
+    (claim,), out = find_claims(names), results()
+    out.print(card(claim, latest_verdict(claim.name, budget, more), out, more))
     for word, each in claim.budgets.items():
         looks = ", ".join(map(str, each.looks))
-        plan = f"at most {claim.num_runs(each):,} trainings, looked at with {looks} seeds" if claim.train else ""
+        plan = f"at most {claim.num_runs(each, more):,} trainings, looked at with {looks} seeds" if claim.train else ""
         others = ["a bench" if claim.bench else "", "a check" if claim.check else ""]
         out.say(f"{word:<10}{'; '.join(filter(None, [plan, *others]))}")
 
@@ -105,11 +122,11 @@ def run(
 ) -> None:
     """Train and time what is missing, and print a card a claim as soon as it is decided.
 
-    NAME is one of `bnlab claim list`, or all. KEY=VALUE applies to every experiment, and makes a variant with a verdict
-    of its own; hydra/launcher=joblib and the like only say where its runs are trained, as for `bnlab train`. A verdict
-    of any kind is exit code 0; 1 says that a job failed.
+    NAME is one of `bnlab claim list`, a claim's file, or all. KEY=VALUE applies to every experiment, and makes a
+    variant with a verdict of its own; hydra/launcher=joblib and the like only say where its runs are trained, as for
+    `bnlab train`. A verdict of any kind is exit code 0; 1 says that a job failed.
     """
-    from bnlab.claims.claim import claim_files, find_claim, read_claim
+    from bnlab.claims.claim import find_claims
     from bnlab.config.compose import hydra_lines
     from bnlab.runner.claims import Wish
     from bnlab.runner.supervisor import JobOptions
@@ -120,8 +137,7 @@ def run(
     launch = hydra_lines([word for word in words if "=" in word])
     wish = Wish(budget, seeds, tuple(word for word in words if "=" in word and word not in launch), tuple(launch))
     wish.check()
-    paths = claim_files().values() if names == ["all"] else [find_claim(name) for name in dict.fromkeys(names)]
-    claims = [read_claim(path) for path in paths]
+    claims = find_claims(names)
     if dry_run:
         return _show_plans(claims, wish)
     raise typer.Exit(_run(claims, wish, JobOptions(timeout, retries, inline=inline), expect))
@@ -219,6 +235,7 @@ def _show_plans(claims: Sequence[Claim], wish: Wish) -> None:
 
 @app.command()
 def report(
+    names: Names = None,
     budget: Budget = None,
     format: Annotated[
         str, one_of("--format", "-f", choices=("table", "md", "json", "html"), help="How to write it.")
@@ -227,7 +244,8 @@ def report(
         Optional[Path], typer.Option("--out", metavar="FILE", help="Write it there; .html, .md, .json say the format.")
     ] = None,
 ) -> None:
-    """Write the scorecard: all claims with the verdicts that there are. Runs nothing."""
+    """Write the scorecard: all claims, or those named, with the verdicts that there are. Runs nothing."""
+    from bnlab.claims.outside import OUTSIDE
     from bnlab.record.plain_files import write_bytes
     from bnlab.report.claim_page import page
     from bnlab.report.claim_report import as_json, as_md, claims_table
@@ -236,14 +254,14 @@ def report(
     formats = {"md": as_md, "json": as_json, "html": page}
     if out_file is not None and out_file.suffix[1:] in formats:
         format = out_file.suffix[1:]
-    pairs = _pairs(budget)
+    pairs, outside = _pairs(names or (), budget), () if names else OUTSIDE
     if format == "table":
         if out_file is not None:
             raise ConfigError(f"--out {out_file}: must end in .html, .md or .json, or give --format")
         out = results()
-        out.print(claims_table(pairs, out))
+        out.print(claims_table(pairs, out, outside))
         return
-    text = formats[format](pairs)
+    text = formats[format](pairs, outside)
     if out_file is None:
         results().emit(text)
     else:
@@ -252,16 +270,18 @@ def report(
 
 
 @app.command()
-def check(files: Annotated[list[Path], typer.Argument(metavar="FILE", hidden=True)]) -> None:
+def check(
+    names: Annotated[list[str], typer.Argument(metavar="FILE", autocompletion=complete_name, hidden=True)],
+) -> None:
     """Check claims, by file or name: keys, sentences, and that each cell of a rule is one arm. Runs nothing."""
-    from bnlab.claims.claim import find_claim, read_claim
+    from bnlab.claims.claim import find_claims
     from bnlab.conformance.card import check_property
     from bnlab.report.console import results
     from bnlab.runner.claims import Wish, plan_of
     from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import runner_for
 
-    claims = [read_claim(path if path.suffix else find_claim(str(path))) for path in files]
+    claims = find_claims(names)
     with runner_for(JobOptions()) as runner:
         for claim in claims:
             plan = plan_of(claim, Wish(), runner.preflight)
@@ -293,7 +313,8 @@ def new(
     if origin is None:
         text = SMALLEST.format(name=name)
     else:
-        text = find_claim(origin).read_text(encoding="utf-8").replace(f"claim: {origin}\n", f"claim: {name}\n", 1)
+        source = find_claim(origin)
+        text = source.read_text(encoding="utf-8").replace(f"claim: {source.stem}\n", f"claim: {name}\n", 1)
     OWN.mkdir(exist_ok=True)
     write_bytes(path, text.encode())
     results().emit(text)
@@ -310,9 +331,9 @@ rule: test_accuracy[groups=4] - test_accuracy[groups=8] in [-1, 1]
 """
 
 
-def _pairs(budget: str | None = None) -> list[Pair]:
-    """Return every claim with its last verdict."""
-    from bnlab.claims.claim import claim_files, read_claim
+def _pairs(names: Sequence[str] = (), budget: str | None = None) -> list[Pair]:
+    """Return these claims, or every one, with their last verdicts."""
+    from bnlab.claims.claim import find_claims
     from bnlab.claims.verdict import latest_verdict
 
-    return [(read_claim(path), latest_verdict(name, budget)) for name, path in claim_files().items()]
+    return [(claim, latest_verdict(claim.name, budget)) for claim in find_claims(names)]

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from bnlab.claims.claim import VERDICTS, Claim
 from bnlab.claims.language import parse_region
 from bnlab.claims.outcome import PartVerdict
-from bnlab.claims.outside import OUTSIDE
+from bnlab.claims.outside import OUTSIDE, Outside
+from bnlab.claims.verdict import ClaimVerdict
 from bnlab.report.claim_figures import figures_of
 from bnlab.report.claim_mechanism import Runs, pictures, runs_of
 from bnlab.report.claim_report import (
@@ -19,7 +21,6 @@ from bnlab.report.claim_report import (
     command,
     headline,
     n_text,
-    parts_text,
     region_spans,
     rule_text,
     summary_line,
@@ -31,21 +32,23 @@ from bnlab.report.page import render
 _WIDTH = 260  # of a picture
 
 
-def page(pairs: Sequence[Pair]) -> str:
-    """Return the page."""
-    runs = runs_of(pairs)
+def page(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE) -> str:
+    """Return the page: claims with a verdict, confirmed ones first, then the questions of the others."""
+    decided = [(claim, verdict) for word in VERDICTS for claim, verdict in pairs if verdict and verdict.verdict == word]
+    runs = runs_of(decided)
     return render(
         "claim_page.html",
         title="claims and verdicts",
         summary=summary_line(pairs),
         chance=chance_line(pairs),
-        claims=[_claim(claim, verdict, runs) for claim, verdict in pairs],
-        outside=OUTSIDE,
+        claims=[_claim(claim, verdict, runs) for claim, verdict in decided],
+        not_run=[{"name": claim.name, "question": clean(claim.question)} for claim, verdict in pairs if not verdict],
+        outside=outside,
     )
 
 
-def _claim(claim: Any, verdict: Any, runs: Runs) -> dict[str, Any]:
-    found: dict[str, Any] = {
+def _claim(claim: Claim, verdict: ClaimVerdict, runs: Runs) -> dict[str, Any]:
+    return {
         "name": claim.name,
         "source": ", ".join(claim.sources),
         "question": clean(claim.question),
@@ -55,26 +58,19 @@ def _claim(claim: Any, verdict: Any, runs: Runs) -> dict[str, Any]:
         "expected": claim.expected or "",
         "because": clean(claim.because),
         "command": clean(command(claim, verdict)),
-        "verdict": verdict.verdict if verdict else "not run",
-        "parts": [],
-        "pictures": [],
+        "verdict": verdict.verdict,
+        "headline": clean(headline(claim.rule, verdict)),
+        "n": n_text(verdict),
+        "scope": clean(verdict.scope),
+        "agreement": agreement(claim, verdict),
+        "exploratory": verdict.exploratory,
+        "budget": clean(verdict.budget),
+        "parts": [_part(part) for part in verdict.parts],
+        "pictures": [
+            {"panels": [svg_of(panel) for row in picture.rows for panel in row], "remark": picture.remark}
+            for picture in pictures(claim, verdict, runs)
+        ],
     }
-    if verdict is not None:
-        found |= {
-            "headline": clean(headline(claim.rule, verdict)),
-            "counts": parts_text(verdict),
-            "n": n_text(verdict),
-            "scope": clean(verdict.scope),
-            "agreement": agreement(claim, verdict),
-            "exploratory": verdict.exploratory,
-            "budget": clean(verdict.budget),
-            "parts": [_part(part) for part in verdict.parts],
-            "pictures": [
-                {"panels": [svg_of(panel) for row in picture.rows for panel in row], "remark": picture.remark}
-                for picture in pictures(claim, verdict, runs)
-            ],
-        }
-    return found
 
 
 def _part(part: PartVerdict) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from bnlab.claims.claim import Claim
 from bnlab.claims.language import Exact, Largest, Rate, Region, Slope, parse_region, quantities
 from bnlab.claims.outcome import PartVerdict
-from bnlab.claims.outside import OUTSIDE
+from bnlab.claims.outside import OUTSIDE, Outside
 from bnlab.claims.rule import Combination, Rule, parts_of
 from bnlab.claims.verdict import ClaimVerdict
 from bnlab.compare.statistics import holm
@@ -43,8 +43,11 @@ Pair = tuple[Claim, ClaimVerdict | None]
 # ---------------------------------------------------------------- a card
 
 
-def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal) -> Group:
-    """Return a claim's card: what was asked, what came of it, and all that a reader needs to judge it."""
+def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal, more: Sequence[str] = ()) -> Group:
+    """Return a claim's card: what was asked, what came of it, and all that a reader needs to judge it.
+
+    `more` are the overrides of a variant.
+    """
     from bnlab.report.claim_mechanism import charts  # not for a list, which draws none
 
     about = [claim.name, f"from source {', '.join(claim.sources)}" if claim.sources else "your own"]
@@ -64,18 +67,18 @@ def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal) -> Group:
             legend = [f"{fill} where it must lie", f"{left}{line}{dot}{line}{right} the value with its interval"]
             lines += joined(legend, out, "dim")
         lines += [*charts(claim, verdict, out), Text("")]
-    for key, value in _facts(claim, verdict):
+    for key, value in _facts(claim, verdict, more):
         lines += _fact(key, value, out)
     return Group(*lines)
 
 
 def headline(rule: Rule, verdict: ClaimVerdict) -> str:
-    """Return the verdict in a sentence: `REFUTED on this machine: 1 of 4 parts is refuted`."""
+    """Return the verdict in a sentence: `REFUTED on this machine: 4 parts confirmed, 1 refuted`."""
     words = verdict.verdict.upper()
     if verdict.guards:
         return f"{words}: what it takes for granted does not hold: {'; '.join(verdict.guards)}"
-    alike = sum(part.verdict == verdict.verdict for part in verdict.parts)
-    count = f"{alike} of {len(verdict.parts)} parts {'is' if alike == 1 else 'are'} {verdict.verdict}"
+    counts = parts_text(verdict)
+    count = counts.replace(" ", " part " if counts.startswith("1 ") else " parts ", 1)
     several = isinstance(rule, Combination)
     if verdict.verdict != "undecided":
         return f"{words} on this machine{f': {count}' if several else ''}"
@@ -162,7 +165,7 @@ def axis_of(part: PartVerdict) -> Axis | None:
     return Axis(numbers, part.statistic in ("ratio", "largest") and min(numbers) > 0)
 
 
-def _facts(claim: Claim, verdict: ClaimVerdict | None) -> Iterator[tuple[str, str]]:
+def _facts(claim: Claim, verdict: ClaimVerdict | None, more: Sequence[str]) -> Iterator[tuple[str, str]]:
     yield "rule", "all of these" if (several := isinstance(claim.rule, Combination)) else rule_text(claim.rule)
     if several:
         parts = list(parts_of(claim.rule))
@@ -183,7 +186,7 @@ def _facts(claim: Claim, verdict: ClaimVerdict | None) -> Iterator[tuple[str, st
         yield "caveat", "; ".join(claim.caveats)
     if verdict is not None and verdict.exploratory:
         yield "note", "the rule was changed after runs were seen: exploratory"
-    yield "again" if verdict else "run", command(claim, verdict)
+    yield "again" if verdict else "run", command(claim, verdict, more)
     yield "file", f"{claim.path} · digest of the rule {claim.rule_sha256[:8]}"
 
 
@@ -228,11 +231,11 @@ def agreement(claim: Claim, verdict: ClaimVerdict | None) -> str:
     return "open" if "undecided" in (verdict.verdict, claim.expected) else "goes against it"
 
 
-def command(claim: Claim, verdict: ClaimVerdict | None) -> str:
-    """Return the command line that makes the verdict again."""
+def command(claim: Claim, verdict: ClaimVerdict | None, more: Sequence[str] = ()) -> str:
+    """Return the command line that makes the verdict (again)."""
     budget = f" --budget {verdict.budget}" if verdict and verdict.budget != "quick" else ""
     return f"bnlab claim run {claim.name}{budget}" + "".join(
-        f" {word}" for word in (verdict.variant if verdict else ())
+        f" {word}" for word in (verdict.variant if verdict else more)
     )
 
 
@@ -325,8 +328,8 @@ def chance_line(pairs: Sequence[Pair]) -> str:
     )
 
 
-def claims_table(pairs: Sequence[Pair], out: Terminal, *, all_of_them: bool = True) -> Group:
-    """Return the list of claims; `all_of_them` also with what is out of scope."""
+def claims_table(pairs: Sequence[Pair], out: Terminal, outside: Sequence[Outside] = OUTSIDE) -> Group:
+    """Return the list of claims, and what is out of scope."""
     rows = rows_of(pairs)
     words = [row["verdict"] + ("*" if row["stands"] else "") for row in rows]
     columns = [
@@ -339,24 +342,30 @@ def claims_table(pairs: Sequence[Pair], out: Terminal, *, all_of_them: bool = Tr
         Column("question", [row["question"] for row in rows], left=True, rank=5),
     ]
     drawn = draw(columns, out)
-    no_question = "bnlab claim show NAME has the question" * any(c.title == "question" for c in drawn.left_out)
-    outside = [f'out of scope: "{each.quote}" ({each.source}): {each.because}' for each in OUTSIDE if all_of_them]
-    below = [summary_line(pairs), chance_line(pairs), no_question, *outside]
-    return Group(*drawn.lines, Text(""), *(line for text in below if text for line in _wrapped(text, out)))
+    lines = drawn.lines
+    if any(column.title == "question" for column in drawn.left_out):
+        head = len(lines) - len(rows)
+        lines, below = lines[:head], lines[head:]
+        for line, row in zip(below, rows, strict=True):
+            question = Column("", [row["question"]], left=True, wraps=True, styles=["dim"])
+            lines += [line, *draw([Column("", [""]), question], out).lines]
+    left_out = [f'out of scope: "{each.quote}" ({each.source}): {each.because}' for each in outside]
+    texts = [summary_line(pairs), chance_line(pairs), *left_out]
+    return Group(*lines, Text(""), *(line for text in texts if text for line in _wrapped(text, out)))
 
 
-def as_json(pairs: Sequence[Pair]) -> str:
+def as_json(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE) -> str:
     """Return the scorecard as JSON: every verdict with all its parts."""
     claims = [
         {**row, "rule": rule_text(claim.rule), "quotes": claim.quotes, "caveats": claim.caveats,
          "command": command(claim, verdict), "record": asdict(verdict) if verdict else None}
         for row, (claim, verdict) in zip(rows_of(pairs), pairs, strict=True)
     ]  # fmt: skip
-    outside = [asdict(each) for each in OUTSIDE]
-    return json_text({"schema": 1, "summary": summary_line(pairs), "claims": claims, "out_of_scope": outside})
+    found = {"schema": 1, "summary": summary_line(pairs), "claims": claims}
+    return json_text(found | {"out_of_scope": [asdict(each) for each in outside]})
 
 
-def as_md(pairs: Sequence[Pair]) -> str:
+def as_md(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE) -> str:
     """Return the scorecard as Markdown: a line of counts, a table, each claim's parts, and what is out of scope."""
     head = {"claims": summary_line(pairs), "chance": chance_line(pairs) or None}
     keys = ("claim", "source", "question", "verdict", "figures", "expected", "budget")
@@ -370,7 +379,7 @@ def as_md(pairs: Sequence[Pair]) -> str:
                 for part in verdict.parts
             ]
             text += as_markdown({"scope": verdict.scope, "command": command(claim, verdict)}, rows)
-    return text + "\n## out of scope\n\n" + as_markdown({}, [asdict(each) for each in OUTSIDE])
+    return text + ("\n## out of scope\n\n" + as_markdown({}, [asdict(each) for each in outside]) if outside else "")
 
 
 def region_spans(region: Region, axis: Axis) -> list[tuple[float, float]]:

@@ -79,10 +79,6 @@ class Wish:
         looks = (*(n for n in budget.looks if n < self.seeds), self.seeds)
         return replace(budget, looks=check_looks(looks, "--seeds"))
 
-    @property
-    def variant(self) -> str:
-        return hashlib.sha256(json.dumps(self.more).encode()).hexdigest()[:8] if self.more else ""
-
 
 @dataclass(frozen=True)
 class ClaimPlan:
@@ -242,7 +238,7 @@ def carry_out_claims(claims: Sequence[Claim], wish: Wish, tools: Tools) -> Itera
 
 def _kept(claim: Claim, wish: Wish, pool: Mapping[str, Run]) -> ClaimVerdict | None:
     """Return the verdict that the same rule came to before, if all that it was made of is still there."""
-    verdict = read_verdict(folder_of(claim.name, wish.budget, wish.variant))
+    verdict = read_verdict(folder_of(claim.name, wish.budget, wish.more))
     if verdict is None or verdict.failed or verdict.exploratory or verdict.version != __version__:
         return None
     looks = wish.budget_of(claim).looks if claim.train else ()
@@ -254,7 +250,7 @@ def _kept(claim: Claim, wish: Wish, pool: Mapping[str, Run]) -> ClaimVerdict | N
 def _carry_out(plan: ClaimPlan, wish: Wish, pool: dict[str, Run], tools: Tools) -> Outcome:
     start = time.monotonic()
     claim, looks = plan.claim, plan.budget.looks
-    folder = folder_of(claim.name, wish.budget, wish.variant)
+    folder = folder_of(claim.name, wish.budget, wish.more)
     has_runs = any(wanted.run.identity in pool for wanted in plan.trainings)
     exploratory = register(claim, folder, has_runs=has_runs)
     benches = [run for lines in plan.benches for run in _bench(lines, tools.measure)]

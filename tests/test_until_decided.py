@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import signal
 from collections import Counter
@@ -87,6 +88,20 @@ def test_the_plan_lies_in_the_folder_before_the_first_run(decided: tuple[Path, s
     assert plan["sha256"] == record["plan"]
     assert (plan["metric"], plan["baseline"], plan["looks"], plan["margin"]) == ("test_accuracy", "0.1", [3, 5, 6], 40)
     assert (folder / "plan.json").stat().st_mtime_ns < min(p.stat().st_mtime_ns for p in folder.glob("*/steps.csv"))
+
+
+def test_its_page_has_the_command_line_that_makes_the_plan_again(decided: tuple[Path, str, str]) -> None:
+    place = decided[0]
+    assert bnlab("report", "latest", "--out", "page.md", cwd=place).returncode == 0
+    (line,) = (line for line in (place / "page.md").read_text().splitlines() if "bnlab train" in line)
+    words = shlex.split(line.strip("- `"))
+    again = bnlab(*words[1:], "--dry-run", cwd=place)
+    assert again.returncode == 0, again.stderr
+    (folder,) = place.glob("runs/2*")
+    plan = DecisionPlan.read(folder)
+    assert plan is not None
+    assert words[words.index("--until-decided") :] == plan.options()
+    assert (plan.options()[-6:-4], plan.options()[-4:-2]) == (["--looks", "3,5,6"], ["--margin", "40"])
 
 
 def test_compare_follows_the_plan_in_every_format(decided: tuple[Path, str, str]) -> None:

@@ -35,6 +35,12 @@ class DecisionPlan:
         """The hash of all of it."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
+    def options(self) -> list[str]:
+        """Return the options of `bnlab train -m` that make this plan."""
+        said = {"metric": self.metric, "baseline": self.baseline, "looks": ",".join(map(str, self.looks))}
+        said |= {"margin": None if self.margin is None else f"{self.margin:g}", "test": self.test}
+        return ["--until-decided", *(word for key, value in said.items() if value for word in (f"--{key}", value))]
+
     def write(self, folder: Path) -> None:
         """Put it into the sweep's folder with its hash. Errors: EnvironmentFault."""
         write_json(folder / FILE, {"schema": SCHEMA, "sha256": self.sha256, **asdict(self)})

@@ -16,6 +16,7 @@ from typing import Any
 from bnlab import __version__
 from bnlab.compare.result import Comparison, Section
 from bnlab.errors import BnlabError, ConfigError
+from bnlab.record.decision_plan import DecisionPlan
 from bnlab.record.plain_files import read_plain, write_bytes
 from bnlab.record.read import read_documents
 from bnlab.record.sweep_record import SweepRecord
@@ -178,8 +179,9 @@ def _commands(comparison: Comparison) -> Iterator[str]:
     runs = [run for section in comparison.sections for row in section.rows for run in row.runs]
     for folder in dict.fromkeys(run.folder.parent for run in runs):
         try:
-            record = SweepRecord.read(folder)
+            record, plan = SweepRecord.read(folder), DecisionPlan.read(folder)
         except BnlabError:
             continue
         if record is not None:
-            yield clean(shlex.join(["bnlab", "train", "-m", *record.overrides]))
+            options = plan.options() if plan else []
+            yield clean(shlex.join(["bnlab", "train", "-m", *record.overrides, *options]))

@@ -133,6 +133,28 @@ def test_a_cell_must_be_one_arm() -> None:
     check_cells(parse_sentence("test_accuracy[norm=batch lr=0.1] - test_accuracy[norm=none] > 1").of, runs)
 
 
+def test_several_arms_are_named_by_key_and_best_of_helps() -> None:
+    runs = arm("batch", [0.9] * 3, optim__lr=0.03) + arm("batch", [0.9] * 3, optim__lr=0.1)
+    of = parse_sentence("test_accuracy[norm=batch] > 1").of
+    with pytest.raises(ConfigError, match=r"`best_of`; there are: optim.lr=0.03, optim.lr=0.1$"):
+        check_cells(of, runs)
+
+
+def test_a_best_of_two_numbers_is_refused_since_either_is_an_edge() -> None:
+    runs = [run for lr in (0.03, 0.1) for run in arm("batch", [0.9] * 3, optim__lr=lr)]
+    sentences = ("test_accuracy[norm=batch] > 1", "exact(test_accuracy[norm=batch]) > 1", "rate(learned == 1) > 0")
+    for text in (*sentences, "slope(abs(mean_z) over depth) > 0"):
+        with pytest.raises(ConfigError, match="and either is at the edge"):
+            check_cells(parse_sentence(text).of, runs, ["lr"])
+        check_cells(parse_sentence(text).of, runs + arm("batch", [0.9] * 3, optim__lr=0.3), ["lr"])
+    words = [run for name in ("mlp", "cnn") for run in arm("batch", [0.9] * 3, model__name=name)]
+    check_cells(parse_sentence("test_accuracy > 1").of, words, ["model"])  # names have no edge
+    sizes = [run for n in (100, 200, 400) for lr in (0.03, 0.1)
+             for run in arm("batch", [0.9] * 3, optim__lr=lr, data__train_size=n)]  # fmt: skip
+    with pytest.raises(ConfigError, match="either is at the edge"):
+        check_cells(parse_sentence("slope(test_accuracy over train_size) > 0").of, sizes, ["lr"])
+
+
 def test_runs_on_other_data_of_the_same_name_are_no_arm() -> None:
     runs = [run_of(0, {"test.accuracy": 0.9}), run_of(1, {"test.accuracy": 0.9}, fingerprint="beef")]
     with pytest.raises(ConfigError, match="different data"):

@@ -38,10 +38,11 @@ def arm_of(quantity: Quantity, runs: Sequence[Run], free: Sequence[str] = ()) ->
     apart = NOT_COMPARED | keys
     arms = {tuple(sorted((k, text_of(v)) for k, v in run.config.items() if k not in apart)) for run in kept}
     if len(arms) > 1:
-        labels = [arm.label for arm in arms_of(kept, apart=sorted(keys))[0]]
+        there = [[f"{k}={text_of(v)}" for k, v in arm.values.items()] for arm in arms_of(kept, apart=sorted(keys))[0]]
+        labels = ", ".join(map(" ".join, there[:12])) + (", …" if len(there) > 12 else "")
         raise ConfigError(
             f"{quantity}: means {len(arms)} arms, and must mean one\n"
-            f"add what tells them apart; there are: {', '.join(labels[:12])}{', …' if len(labels) > 12 else ''}"
+            f"add what tells them apart, or read each arm at its best with `best_of`; there are: {labels}"
         )
     by_data: dict[tuple[Any, ...], set[object]] = {}
     for run in kept:
@@ -69,16 +70,27 @@ def check_cells(expression: Expression, runs: Sequence[Run], best_of: Sequence[s
         case Exact(of):
             check_cells(of, runs, best_of)
         case Rate(condition):
-            arm_of(condition.of, runs, best_of)
+            check_cells(condition.of, runs, best_of)
         case Largest(key, condition):
             levels_of(condition.of, runs, key, best_of)
-        case Slope(of, over):
-            if over == DEPTH:
-                arm_of(of, runs, best_of)
-            else:
-                levels_of(of, runs, over, best_of)
+        case Slope(of, over) if over != DEPTH:
+            for kept in levels_of(of, runs, over, best_of).values():
+                _check_best(of, kept, best_of)
+        case Slope(of):
+            check_cells(of, runs, best_of)
         case Quantity():
-            arm_of(expression, runs, best_of)
+            _check_best(expression, arm_of(expression, runs, best_of), best_of)
+
+
+def _check_best(of: Quantity, runs: Sequence[Run], best_of: Sequence[str]) -> None:
+    """Refuse two numbers to choose from: either is at the edge of those tried, so that no run decides."""
+    for word in () if runs[0].is_bench else best_of:
+        levels = distinct(key := full_key(word, runs), runs)
+        if len(levels) == 2 and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in levels):
+            raise ConfigError(
+                f"{of}: best_of {word} chooses from {key}={','.join(map(text_of, levels))}, and either is at the edge\n"
+                "try 3 values of it or more"
+            )
 
 
 def levels_of(of: Quantity, runs: Sequence[Run], word: str, best_of: Sequence[str]) -> dict[float, list[Run]]:

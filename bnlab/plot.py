@@ -76,7 +76,7 @@ def draw(name: str, compared: Compared) -> Figure:
     if not pictures:
         left_out = "".join(f"{line}\n" for line in unread(name, compared.comparison.sections)[:1])
         raise IncompatibleError(f"{name}: there is nothing to draw\n{left_out}it takes {KINDS[name].needs}")
-    return figure_of(pictures)
+    return figure_of(pictures, captioned=True)
 
 
 def save(figure: Figure, path: Path | str) -> None:

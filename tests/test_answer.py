@@ -287,6 +287,17 @@ def test_the_latest_sweep_or_the_single_runs_since(
     assert (said is None) == (chosen is None)
 
 
+def test_without_a_path_the_pool_is_left_out(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/pool/a", norm="batch")
+    with pytest.raises(ConfigError, match=r"only runs belong to claims and searches\n.*runs/pool as PATH"):
+        latest(tmp_path / "runs")
+    sweep(tmp_path / "runs/mine", {"none": 0.0, "batch": 0.001})
+    assert latest(tmp_path / "runs") == ([tmp_path / "runs/mine"], None)
+    folders(tmp_path / "runs", "20260101-000000-sweep-a")
+    assert latest(tmp_path / "runs")[0] == [tmp_path / "runs/20260101-000000-sweep-a"]
+    assert [len(section.rows) for section in compare([tmp_path / "runs/pool"]).sections] == [1]
+
+
 def test_without_a_path_the_latest_is_compared_and_said(tmp_path: Path) -> None:
     folders(tmp_path / "runs", "20260101-000000-sweep-a", "20260102-000000-sweep-b")
     done = bnlab("compare", "-f", "json", cwd=tmp_path)

@@ -14,9 +14,13 @@ from pathlib import Path
 import helpers_terminal as pseudo_terminal
 import pytest
 from helpers_cli import BNLAB, QUICK, bnlab, environment
+from helpers_runs import make_run
 
+from bnlab.record.read import read_runs
 from bnlab.report.console import Terminal
 from bnlab.report.progress import LiveProgress, PlainProgress, make_progress
+from bnlab.report.table import draw
+from bnlab.runner import monitor
 from bnlab.training.callbacks import Callback
 
 SHOW_CURSOR, HIDE_CURSOR, UP = "\x1b[?25h", "\x1b[?25l", "\x1b[1A"
@@ -61,6 +65,36 @@ def sweep(progress: Callback, clock: Clock) -> None:
         progress.job_ended(index, "done" if index == 0 else "diverged", f"test 98.7{index} %")
     progress.closed()
     progress.closed()
+
+
+def test_lines_break_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    line = "recorded in runs/20261130-174810-bench-06d5ba; bnlab compare bench-06d5ba"
+    screen, log = Screen(), io.StringIO()
+    for stream in (screen, log):
+        Terminal(stream).say(line)
+    assert screen.getvalue().splitlines() == [
+        "recorded in",
+        "runs/20261130-174810-bench-06d5ba; bnlab",
+        "compare bench-06d5ba",
+    ]
+    assert log.getvalue() == f"{line}\n"
+
+
+def test_the_table_after_a_sweep_stays_one_at_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = tmp_path / "runs" / "20261130-174810-sweep-06d5ba"
+    for i, (norm, state) in enumerate((("none", "diverged"), ("batch", "done"))):
+        make_run(folder / str(i), norm=norm, state=state)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BNLAB_RUNS", "runs")
+    runs, _ = read_runs([Path("runs") / folder.name])
+    said = {run.folder: {"norm": "instance", "lr": "0.64", "schedule": "one_cycle"} for run in runs}
+    columns = monitor._columns(Path("runs") / folder.name, runs, said, ["norm", "lr", "schedule"])
+    titles, _, *rows = [line.plain for line in draw(columns, Terminal(Screen())).lines][-4:]
+    assert "sweep-06d5ba/0  diverged" in rows[0]
+    assert len(rows) == 2
+    assert "%" in titles
 
 
 def test_a_log_gets_a_line_now_and_then(terminal: Callable[[io.StringIO], Terminal]) -> None:

@@ -122,7 +122,7 @@ batch                   98.71 ± 0.05  +0.41 ± 0.10 *      412 (390–455)     
 instance  1/5 diverged  98.27 ± 0.05  -0.03 ± 0.10    > 1,880 (2 of 5)       9.31 ± 0.25    -0.21 ± 0.08     0.48  ▁▁▄▆▇
 
 ±: 95% interval over seeds · *: differs from none at the 5% level, paired by seed, Holm-corrected
-curve: test accuracy, ▁ 90.27 % to █ 98.71 % on a log scale of the error, one axis for all rows
+curve: test accuracy, ▁ 90.27 % or less to █ 98.71 % on a log scale of the error, one axis for all rows
 · compare speed by `bnlab bench`
 """
 
@@ -143,8 +143,8 @@ instance  1/5 diverged  98.27 ± 0.05  -0.03 ± 0.10    > 1,880 (2 of 5)  ▁▁
 
 ±: 95% interval over seeds
 *: differs from none at the 5% level, paired by seed, Holm-corrected
-curve: test accuracy, ▁ 90.27 % to █ 98.71 % on a log scale of the error, one
-axis for all rows
+curve: test accuracy, ▁ 90.27 % or less to █ 98.71 % on a log scale of the
+error, one axis for all rows
 left out for width: acc_gap, step_ms, flip_rate (--metric NAME shows them)
 · compare speed by `bnlab bench`
 """
@@ -193,9 +193,9 @@ norm=instance
 ±: 95% interval over seeds
 *: differs from none at the 5% level,
 paired by seed, Holm-corrected
-curve: test accuracy, ▁ 90.27 % to █
-98.71 % on a log scale of the error, one
-axis for all rows
+curve: test accuracy, ▁ 90.27 % or less
+to █ 98.71 % on a log scale of the
+error, one axis for all rows
 · compare speed by `bnlab bench`
 """
 

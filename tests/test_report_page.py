@@ -373,6 +373,49 @@ def test_a_single_run_is_drawn_by_split(tmp_path: Path) -> None:
     assert np.diff(places)[1] > 0.5 * np.diff(places)[0]  # 90 to 99 % is a decade of the error
 
 
+def test_of_many_arms_each_strategy_is_drawn_in_its_colour_by_dashes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = [0.01 * 2**i for i in range(13)]
+    for norm, end in (("batch", 0.95), ("none", 0.9), ("layer", 0.93)):
+        for rate in rates:
+            make_run(tmp_path / f"{norm}{rate}", norm=norm, test_accuracy=[0.1, end], config={"optim.lr": rate})
+    (section,) = compare([tmp_path]).sections
+    (axes,) = drawn("curves", tmp_path).axes
+    assert len(axes.lines) == 12
+    looks: dict[str, list[tuple[object, ...]]] = {}
+    for line in axes.lines:
+        norm = str(line.get_label()).partition(" ")[0]
+        looks.setdefault(norm, []).append((line.get_color(), line.get_linestyle(), line.get_marker()))
+    assert {norm: len(each) for norm, each in looks.items()} == {"norm=none": 4, "norm=batch": 4, "norm=layer": 4}
+    assert all(len(set(each)) == 4 and len({colour for colour, *_ in each}) == 1 for each in looks.values())
+    assert len({each[0][0] for each in looks.values()}) == 3
+    monkeypatch.chdir(tmp_path)
+    assert len(section.rows) == 39
+    run("plot", "curves", str(tmp_path))
+    assert capsys.readouterr().err == "12 of 39 arms are drawn; choose with --where\nwritten: curves.svg\n"
+    assert "12 of 39 arms" in (tmp_path / "curves.svg").read_text()
+    run("report", str(tmp_path))
+    assert "12 of 39 arms are drawn; choose with --where\n" in capsys.readouterr().err
+
+
+def test_a_metric_of_a_meter_is_drawn_alone_and_others_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metered(tmp_path / "a")
+    (axes,) = drawn("meters", tmp_path / "a", metrics="loss_range").axes
+    assert axes.get_title(loc="left") == "loss range, nats"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"--metric test_loss: no meter .*\nthey read loss_range, ics"):
+        run("plot", "meters", "a", "--metric", "test_loss")
+
+
+def test_a_figure_says_what_its_signs_mean(tmp_path: Path) -> None:
+    (said,) = {text.get_text() for text in [drawn("steps", bench(tmp_path))._suptitle]}
+    assert "tick: the floor" in " ".join(said.split())
+    assert "grey: a second copy of the baseline" in " ".join(said.split())
+
+
 def test_a_shift_is_drawn_over_its_severity(tmp_path: Path) -> None:
     for norm, plain in (("none", 0.9), ("batch", 0.8)):
         for shift, level in (("none", 0), ("blur-1", 1), ("blur-5", 5), ("noise-5", 5)):
@@ -410,9 +453,9 @@ def metered(folder: Path) -> Path:
 def test_what_meters_read_is_drawn_over_training_by_depth_and_as_bands(tmp_path: Path) -> None:
     metered(tmp_path)
     ranges, ics = drawn("meters", tmp_path, baseline="none").axes
-    assert (ranges.get_title(loc="left"), ics.get_title(loc="left")) == ("loss_range", "ics")
+    assert (ranges.get_title(loc="left"), ics.get_title(loc="left")) == ("loss range, nats", "covariate shift, %")
     assert lines_of(ranges)["batch"] == ([0, 10, 20], pytest.approx([2**0.5, 2**1.5, 2**2.5]))  # the geometric mean
-    assert lines_of(ics)["none"] == ([0, 10, 20], pytest.approx([-1, 0, 1]))
+    assert lines_of(ics)["none"] == ([0, 10, 20], pytest.approx([-100, 0, 100]))
     first, last = drawn("layers", tmp_path, baseline="none").axes
     assert last.get_title(loc="left") == "weight_gradient, at the end"
     assert lines_of(first)["batch"] == ([1, 2, 3], pytest.approx([2**0.5 * d for d in (1, 2, 3)]))

@@ -105,6 +105,7 @@ def _bench_steps(
     from bnlab.bench.scaling import growth_rows, levels
     from bnlab.claims.planned import planned
     from bnlab.cli.bench_record import record
+    from bnlab.record.latest import name_of
     from bnlab.record.read import read_runs
     from bnlab.report.console import messages
     from bnlab.report.rows import show
@@ -129,7 +130,7 @@ def _bench_steps(
     if scale == "data":
         rows = [row for part, item in zip(grown, times, strict=True) for row in growth_rows(part[0].section, item)]
     show(format, _tables(times, grown, scale), {"record": str(folder)}, rows)
-    messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {folder}"))
+    messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {name_of(folder)}"))
     end_by_gates(gates, read_runs([folder])[0], format)
 
 

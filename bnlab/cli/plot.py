@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from bnlab.cli.options import Baseline, Force, Margin, Metrics, Runs, Where, one_of
+from bnlab.errors import ConfigError
 
 FIGURES = ("curves", "differences", "steps", "scaling", "gap", "depth", "shift", "meters", "layers", "bands")
 
@@ -35,15 +36,20 @@ def plot(
     from bnlab.report.compare_report import skipped_lines
     from bnlab.report.console import messages
     from bnlab.report.drawing import image_of
+    from bnlab.report.mechanism import read_figures
     from bnlab.report.notebook import compare
     from bnlab.report.page import write_own
-    from bnlab.report.pictures import unread
+    from bnlab.report.pictures import not_drawn, unread
 
     out, places = out or Path(f"{figure}.svg"), paths or default_places()
     compared = compare(
         places, metrics=metric, baseline=baseline, where=where or (), margin=margin, evaluated=figure == "shift"
     )
-    write_own(out, image_of(draw(figure, compared), str(out)), force)
     whole = compared.comparison
-    for line in (*skipped_lines(whole), *unread(figure, whole.sections), f"written: {out}"):
+    read = list(dict.fromkeys(name for section in whole.sections for name in read_figures(section)))
+    if figure == "meters" and metric and read and metric[0] not in read:
+        raise ConfigError(f"--metric {metric[0]}: no meter of these runs reads it\nthey read {', '.join(read)}")
+    write_own(out, image_of(draw(figure, compared), str(out)), force)
+    left_out = *unread(figure, whole.sections), *not_drawn([figure], whole.sections)
+    for line in (*skipped_lines(whole), *left_out, f"written: {out}"):
         messages().say(line)

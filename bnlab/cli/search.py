@@ -58,7 +58,7 @@ def search(
     from bnlab.claims.ladder import Levels
     from bnlab.cli.train import handle_signals
     from bnlab.config.compose import hydra_lines
-    from bnlab.record.latest import runs_folder
+    from bnlab.record.latest import POOL, runs_folder
     from bnlab.record.run_folder import held
     from bnlab.report.console import messages
     from bnlab.report.largest_report import largest_rows, largest_table
@@ -66,7 +66,7 @@ def search(
     from bnlab.report.rows import show
     from bnlab.runner.climb import climb
     from bnlab.runner.largest import arms_searched, ladders_of
-    from bnlab.runner.pool import POOL, Launch, find_finished, launcher_of
+    from bnlab.runner.pool import Launch, find_finished, launcher_of
     from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import refuse_launcher, runner_for
     from bnlab.training.job import Terminated

@@ -11,6 +11,7 @@ from bnlab.errors import ConfigError
 PLACE = "BNLAB_RUNS"  # the environment variable that names another folder of runs, for every command
 STAMP = re.compile(r"\d{8}-\d{6}-")  # how names begin that `fresh_folder` gives
 LATEST = "latest"
+POOL = "pool"  # in the folder of all runs: those of claims and searches, which nobody compares with one another
 MOST_SHOWN = 6  # of the candidates for a word
 
 
@@ -80,7 +81,7 @@ def latest(base: Path | None = None) -> tuple[list[Path], str | None]:
     """Return the latest sweep or bench, or the single runs that are later than it, and a line that says which.
 
     There is no line where nothing is left out. Folders that bnlab did not name have no age: if there are no others,
-    it is all of `base`.
+    it is all of `base` but the pool. Errors: ConfigError where there is only the pool.
     """
     base = base or runs_folder()
     dated = [base / name for name in reversed(_dated(base))]
@@ -88,7 +89,16 @@ def latest(base: Path | None = None) -> tuple[list[Path], str | None]:
     if chosen and _is_run(chosen[0]):
         sweeps = [number for number, folder in enumerate(dated) if not _is_run(folder)]
         chosen = dated[sweeps[-1] + 1 if sweeps else 0 :]
-    if not chosen or len(chosen) == len(names(base)):
+    known = names(base)
+    others = [base / name for name in known if name != POOL]
+    if known and not others:
+        raise ConfigError(
+            f"{base}: its only runs belong to claims and searches\n"
+            f"`bnlab claim report` shows claims; {base / POOL} as PATH takes them all"
+        )
+    if not chosen:
+        return ([base] if len(others) == len(known) else others), None
+    if len(chosen) == len(known):
         return [base], None
     what = str(chosen[0]) if len(chosen) == 1 else f"{len(chosen)} single runs, {chosen[0]} to {chosen[-1]}"
     return chosen, f"the latest of {base}: {what} (--all: everything)"

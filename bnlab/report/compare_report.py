@@ -236,6 +236,7 @@ def _curve_legend(section: Section, kept: Sequence[Column]) -> list[str]:
     unit = " %" if metric.unit == "%" else ""
     how = {"error": " on a log scale of the error", "log": " on a log scale", "linear": ""}[scale.axis]
     low, high = (significant(value * metric.scale) + unit for value in (scale.low, scale.high))
+    low += " or less" if any(value < scale.low for row in section.rows for value in row.curve) else ""
     what = (metric.curve or metric.name).replace(".", " ")
     return [f"curve: {what}, ▁ {low} to █ {high}{how}, one axis for all rows"]
 

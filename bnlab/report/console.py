@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import unicodedata
 from typing import IO, Any, cast
 
@@ -105,8 +106,12 @@ class Terminal(Console):
             self.on_broken_pipe()
 
     def say(self, text: object) -> None:
-        """Write one line, cleaned."""
-        self.emit(self.show(text) + "\n")
+        """Write one line, cleaned; on a terminal that is narrower as several, broken between words."""
+        line = self.show(text)
+        lines = [line]
+        if self.is_terminal and len(line) > self.width:
+            lines = textwrap.wrap(line, self.width, break_long_words=False, break_on_hyphens=False)
+        self.emit("\n".join(lines) + "\n")
 
     def show(self, text: object) -> str:
         """Return `text` cleaned, and in ASCII where the stream has no more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,9 +30,11 @@ WIDTH, PAGE = 5.5, 4.3  # inches: of a figure in a paper, and on a page, where i
 LINES, DOT, FRAME = 2.4, 0.22, 0.75  # inches high: lines, a dot, what is around dots
 INK, PALE = "#20242a", "#8b9098"  # lines and words; what is behind them
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # of all arms but baselines
-MARKERS, DASHES = "osD^vP", ("-", (0, (5, 1.5)), (0, (1, 1)))
+MARKERS, DASHES = "osD^vP", ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MOST_TICKS, MOST_MARKS = 6, 12
 LEGEND = 15  # characters an inch of a legend's line
+CAPTION = 18  # characters an inch of a caption's line
+LABEL = 30  # characters a line beside dots
 _STYLE = {
     "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib: the same picture everywhere
     "font.size": 8,
@@ -63,8 +66,8 @@ def _style() -> Iterator[None]:
         yield
 
 
-def figure_of(pictures: Sequence[Picture], width: float = WIDTH) -> Figure:
-    """Return all pictures below one another in one figure, with one legend."""
+def figure_of(pictures: Sequence[Picture], width: float = WIDTH, *, captioned: bool = False) -> Figure:
+    """Return all pictures below one another in one figure, with one legend; `captioned` by what their signs mean."""
     rows = [row for picture in pictures for row in picture.rows]
     heights = [max(LINES if panel.over else FRAME + DOT * len(panel.series) for panel in row) for row in rows]
     arms = {series.label: series for row in rows for panel in row if panel.over for series in panel.series}
@@ -75,8 +78,12 @@ def figure_of(pictures: Sequence[Picture], width: float = WIDTH) -> Figure:
     }
     columns = max(1, min(len(entries), int(LEGEND * width) // (7 + max(map(len, entries), default=1))))
     with _style():
-        height = sum(heights) + 0.2 * -(-len(entries) // columns)
+        said = "; ".join(dict.fromkeys(picture.remark for picture in pictures)) if captioned else ""
+        caption = textwrap.wrap(said, int(CAPTION * width))
+        height = sum(heights) + 0.2 * -(-len(entries) // columns) + 0.15 * len(caption)
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        if caption:
+            figure.suptitle("\n".join(caption), x=0.01, ha="left", fontsize="small")
         parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False, facecolor="none")
         for part, row in zip(parts[:, 0], rows, strict=True):
             for axes, panel in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
@@ -85,9 +92,8 @@ def figure_of(pictures: Sequence[Picture], width: float = WIDTH) -> Figure:
                 if axes is not part.axes[0] and not panel.over and _labels(panel) == _labels(row[0]):
                     axes.tick_params(labelleft=False)
         if len(entries) > 1:
-            figure.legend(
-                list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False
-            )
+            look = {"ncols": columns, "frameon": False, "handlelength": 2.8}
+            figure.legend(list(entries.values()), list(entries), loc="outside lower center", **look)
     return figure
 
 
@@ -188,7 +194,7 @@ def _draw_dots(axes: Axes, panel: Panel) -> None:
         axes.plot([mean], [row], color=colour, marker=marker, markerfacecolor=face, linestyle="", label=series.label)
         if series.floor is not None:
             axes.plot([series.floor * panel.factor], [row], color=INK, marker="|", markersize=8, linestyle="")
-    axes.set_yticks(range(len(panel.series)), _labels(panel))
+    axes.set_yticks(range(len(panel.series)), [textwrap.fill(label, LABEL) for label in _labels(panel)])
     axes.set_ylim(len(panel.series) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
@@ -214,8 +220,9 @@ def _labels(panel: Panel) -> list[str]:
 
 
 def _look(series: Series) -> tuple[str, Any, str]:
-    """Return colour, dashes and marker of an arm; that of a baseline is in ink."""
+    """Return colour, dashes and marker of an arm: the colour of its strategy, that of a baseline ink."""
     if series.colour == 0:
-        return INK, "-", "x"
-    place = series.colour - 1
-    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)], MARKERS[place % len(MARKERS)]
+        return INK, DASHES[series.variant % len(DASHES)], ("x" + MARKERS)[series.variant % (1 + len(MARKERS))]
+    place, variant = series.colour - 1, series.variant
+    dashes = DASHES[(place // len(COLOURS) + variant) % len(DASHES)]
+    return COLOURS[place % len(COLOURS)], dashes, MARKERS[(place + variant) % len(MARKERS)]

@@ -14,6 +14,7 @@ from bnlab.report.panels import Panel, Series
 
 WIDTH, HEIGHT = 320, 120
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 314, 6, 100  # of what lines are drawn in
+DASHES = ("", "5 2", "1 2", "6 2 1 2")  # of arms that share a colour
 LOOKS = 7  # the baseline's and six more, which styles of the page know
 
 
@@ -39,6 +40,7 @@ def svg_of(panel: Panel) -> dict[str, Any]:
         return {
             "label": series.label,
             "look": series.colour and 1 + (series.colour - 1) % (LOOKS - 1),
+            "dash": DASHES[series.variant % len(DASHES)],
             "line": "M" + "L".join(points(series, (value.value for value in series.values), 1)),
             "band": f"M{'L'.join(around)}z" if around else "",
         }

@@ -16,9 +16,10 @@ from bnlab.compare.statistics import estimate_mean
 from bnlab.errors import RecordError
 from bnlab.interval import Interval
 from bnlab.metric import Metric
+from bnlab.metrics import metrics
 from bnlab.record.read import Run
 from bnlab.report.curves import finite, mapping, numbers
-from bnlab.report.panels import MOST_ARMS, Panel, Picture, Series, arms_with_colours, finished, name_of
+from bnlab.report.panels import Panel, Picture, Series, drawn_arms, finished, name_of, variant_of
 
 MOST_FIGURES = 3  # of a meter, side by side
 MOST_BANDS = 4  # arms whose bands are drawn
@@ -31,19 +32,33 @@ Tracks = list[tuple[int, Row, dict[int, Track]]]  # of each arm: its colour, and
 
 
 def over_training(section: Section) -> Picture | None:
-    """Return a row of panels a meter: its first figures of the network over the steps, by arm."""
+    """Return a row of panels a meter: its first figures of the network over the steps, by arm.
+
+    Where the compared metric is one of them, that alone.
+    """
     rows, read = [], []
+    asked = section.main in read_figures(section)
     for meter in dict.fromkeys(name for row in section.rows for run in finished(row) for name in _meters(run)):
         figures = dict.fromkeys(key for row in section.rows for run in finished(row) for key in _curve(run, meter))
         panels = []
-        for figure in [figure for figure in figures if figure not in NOT_DRAWN][:MOST_FIGURES]:
+        known = [figure for figure in figures if figure not in NOT_DRAWN][:MOST_FIGURES]
+        for figure in [section.main] if section.main in figures else [] if asked else known:
             tracks = _tracks(section, partial(_over_steps, meter, figure))
-            panels += _panel(figure, "step", tracks, section)
+            metric = metrics.get(figure)
+            title = figure if metric is None else ", ".join(filter(None, (metric.title, metric.unit)))
+            scale = 1.0 if metric is None else metric.scale
+            panels += [replace(panel, factor=scale) for panel in _panel(title, "step", tracks, section)]
         if panels:
             rows.append(panels)
             read.append(meter)
     said = f"read by {named(read)}; mean over seeds, band: its 95% interval"
     return Picture(rows, said) if rows else None
+
+
+def read_figures(section: Section) -> list[str]:
+    """Return what meters read of the network over training."""
+    curves = (_curve(run, name) for row in section.rows for run in finished(row) for name in _meters(run))
+    return [figure for figure in dict.fromkeys(key for curve in curves for key in curve) if figure not in NOT_DRAWN]
 
 
 def metric_over_training(metric: Metric, section: Section) -> list[Panel]:
@@ -81,7 +96,7 @@ def by_depth(section: Section, only: str | None = None) -> Picture | None:
 def bands(section: Section) -> Picture | None:
     """Return a panel an arm: percentiles of what enters the activation of a unit of the last hidden layer."""
     panels = []
-    for _, row in arms_with_colours(section):
+    for _, row in drawn_arms(section, MOST_BANDS):
         for run in finished(row)[:1]:
             series = [
                 Series(percentile, [Interval(v, None, None, 1) for v in track.values()], colour, list(track))
@@ -90,7 +105,7 @@ def bands(section: Section) -> Picture | None:
             ]
             if series:
                 panels.append(Panel(name_of(row, section), series, "step"))
-    rows = [panels[i : i + 2] for i in range(0, min(len(panels), MOST_BANDS), 2)]
+    rows = [panels[i : i + 2] for i in range(0, len(panels), 2)]
     said = "what enters the activation of one unit of the last hidden layer: percentiles over fixed samples, one seed"
     return Picture(rows, said) if rows else None
 
@@ -117,14 +132,15 @@ def _panel(title: str, over: str, tracks: Tracks, section: Section) -> list[Pane
     values = [value for _, _, by_seed in tracks for track in by_seed.values() for value in track.values()]
     log = bool(values) and min(values) > 0
     series = []
-    for colour, row, by_seed in tracks[:MOST_ARMS]:
+    for colour, row, by_seed in tracks:
         at: dict[float, list[float]] = {}
         for place, value in (each for track in by_seed.values() for each in track.items()):
             at.setdefault(place, []).append(value)
         places = sorted(place for place, read in at.items() if 2 * len(read) > len(by_seed))
         means = [_mean(at[place], log) for place in places]
         if len(places) > 1:
-            series.append(Series(name_of(row, section), means, colour, places))
+            variant = variant_of(row, section)
+            series.append(Series(name_of(row, section), means, colour, places, variant=variant))
     return [Panel(title, series, over, axis="log" if log else "linear")] if series else []
 
 
@@ -141,7 +157,7 @@ def _mean(values: Sequence[float], log: bool) -> Interval:
 
 def _tracks(section: Section, track_of: Callable[[Run], Track]) -> Tracks:
     found = []
-    for colour, row in arms_with_colours(section):
+    for colour, row in drawn_arms(section):
         by_seed = {run.seed: track for run in finished(row) if (track := track_of(run))}
         found.append((colour, row, by_seed))
     return found

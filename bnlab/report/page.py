@@ -25,7 +25,7 @@ from bnlab.report.compare_report import skipped_lines, stars
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING
 from bnlab.report.heading import heading
-from bnlab.report.pictures import KINDS, pictures_of, unread
+from bnlab.report.pictures import KINDS, not_drawn, pictures_of, unread
 from bnlab.report.rows import escaped
 from bnlab.report.run_report import machine_of, run_facts
 from bnlab.report.sheet import Plate, Sheet, grid
@@ -67,7 +67,8 @@ def comparison_page(comparison: Comparison, command: str) -> str:
 
 def left_out(comparison: Comparison) -> list[str]:
     """Return a line for each run that a page is without, or its pictures are."""
-    return [*skipped_lines(comparison), *map(clean, unread("layers", comparison.sections))]
+    trained = [section for section in comparison.sections if not section.is_bench]
+    return [*skipped_lines(comparison), *map(clean, unread("layers", comparison.sections)), *not_drawn(KINDS, trained)]
 
 
 def sheet_page(sheet: Sheet, environment: Mapping[str, Any], command: str) -> str:

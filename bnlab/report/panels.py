@@ -7,7 +7,6 @@ Every panel is lines over a number, or dots with intervals one below the other; 
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ MOST_ARMS = 12  # of lines in a panel
 MOST_COLUMNS = 10  # of a table
 SPLITS = ("train", "valid", "test")
 MOST_CAUSES = 3  # arms whose gap is shown by cause
-_LONGEST_NAME = 30
+_LONGEST_NAME = 48
 _CAUSE = re.compile(r"test\.term_(\w+)_kl")
 # the size that `bnlab bench --scale` gave a contest, behind what it is of; `data` has it behind its arms
 _SCALED = re.compile(r"(?P<of>.*?) ?\b(?P<scale>width|image|batch|data)(?: (?P<size>\d[\d,x -]*))?")
@@ -53,6 +52,7 @@ class Series:
     is_open: bool = False  # its difference is undecided
     floor: float | None = None  # that its step time cannot be below
     cell: str = ""  # of a dot, as the table of the comparison has it
+    variant: int = 0  # its place among the arms of its colour
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,15 @@ def curves(section: Section) -> Picture | None:
     if metric is None:
         return None
     series, without = [], []
-    for colour, row in arms_with_colours(section)[:MOST_ARMS]:
+    for colour, row in drawn_arms(section):
         steps, values = mean_curve(finished(row), metric)
         if _is_line(values):
-            series.append(Series(name_of(row, section), values, colour, steps))
+            series.append(Series(name_of(row, section), values, colour, steps, variant=variant_of(row, section)))
         else:
             without.append(name_of(row, section))
     has_bands = any(value.low is not None for each in series for value in each.values)
     said = ["mean over seeds, band: its 95% interval" if has_bands else "one seed an arm", _LOGS[curve_axis(metric)]]
     said += [f"no curve of a finished run: {named(without)}"] if without else []
-    said += [f"the first {MOST_ARMS} of {len(section.rows)} arms"] if len(section.rows) > MOST_ARMS else []
     panel = _lines(table_title(metric, section), series, metric)
     return Picture([[panel]], "; ".join(filter(None, said))) if series else None
 
@@ -259,13 +258,14 @@ def depth(section: Section) -> Picture | None:
     panels = []
     for figure in ("mean_z", "log_std_ratio"):
         series = []
-        for colour, row in arms_with_colours(section)[:MOST_ARMS]:
+        for colour, row in drawn_arms(section):
             by_depth: dict[float, list[float]] = {}
             for layer in (layer for run in finished(row) for layer in layers_of(run.summary or {})):
                 by_depth.setdefault(layer.depth, []).append(getattr(layer, figure))
             places = sorted(by_depth)
             means = [estimate_mean(by_depth[place]) for place in places]
-            series += [Series(name_of(row, section), means, colour, places)] if places else []
+            variant = variant_of(row, section)
+            series += [Series(name_of(row, section), means, colour, places, variant=variant)] if places else []
         panels += [Panel(metrics[figure].title, series, "depth", reference=0.0)] if series else []
     remark = (
         "running statistics against those of the test probe, median channel of each layer: "
@@ -303,16 +303,37 @@ def shift(section: Section) -> Picture | None:
 
 
 def arms_with_colours(section: Section) -> list[tuple[int, Row]]:
-    """Return the rows with their colours: 0 is that of a baseline."""
-    colours = itertools.accumulate(int(not row.is_baseline) for row in section.rows)
-    return [(0 if row.is_baseline else colour, row) for colour, row in zip(colours, section.rows, strict=True)]
+    """Return the rows with their colours, one a strategy: 0 is that of a baseline."""
+    bases = {_strategy(row, section) for row in section.rows if row.is_baseline}
+    others = list(dict.fromkeys(each for row in section.rows if (each := _strategy(row, section)) not in bases))
+    colours = dict.fromkeys(bases, 0) | {each: place for place, each in enumerate(others, 1)}
+    return [(colours[_strategy(row, section)], row) for row in section.rows]
+
+
+def variant_of(row: Row, section: Section) -> int:
+    """Return the place of an arm among those of its strategy, which share a colour."""
+    same = [each for each in section.rows if _strategy(each, section) == _strategy(row, section)]
+    return next(place for place, each in enumerate(same) if each is row)
+
+
+def drawn_arms(section: Section, most: int = MOST_ARMS) -> list[tuple[int, Row]]:
+    """Return the rows that are drawn, with their colours: as many of one strategy as of another, a baseline too."""
+    arms = arms_with_colours(section)
+    ranked = sorted(range(len(arms)), key=lambda i: (variant_of(arms[i][1], section), i))
+    base = next((i for i in ranked if arms[i][1].is_baseline), ranked[0] if ranked else 0)
+    return [arms[i] for i in sorted([base, *(i for i in ranked if i != base)][:most])]
+
+
+def _strategy(row: Row, section: Section) -> object:
+    """Return the value of the first key in which arms differ; where it is the only one each arm has its own."""
+    return row.arm.get(section.changed[0]) if len(section.changed) > 1 else row.label
 
 
 def _dots(section: Section, known: Sequence[Interval | None], cells: Sequence[Cell]) -> Iterator[tuple[Series, Row]]:
     """Yield a dot for each arm that has a value, as its cell in a table has it."""
     for (colour, row), value, cell in zip(arms_with_colours(section), known, cells, strict=True):
         if value is not None and math.isfinite(value.value):
-            yield Series(name_of(row, section), [value], colour, cell=str(cell)), row
+            yield Series(name_of(row, section), [value], colour, cell=str(cell), variant=variant_of(row, section)), row
 
 
 def _is_line(values: Sequence[Interval]) -> bool:

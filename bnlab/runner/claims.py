@@ -30,11 +30,11 @@ from bnlab.config import compose
 from bnlab.errors import BnlabError, ConfigError, IncompatibleError
 from bnlab.metrics import is_of_the_end
 from bnlab.record.evaluations import SETTINGS, with_settings
-from bnlab.record.latest import runs_folder
+from bnlab.record.latest import POOL, runs_folder
 from bnlab.record.read import Run, evaluated, read_runs, refusals
 from bnlab.record.run_folder import FINAL, held
 from bnlab.runner.climb import Ladder, climb
-from bnlab.runner.pool import POOL, Launch, Wanted, find_finished, has, launcher_of, train
+from bnlab.runner.pool import Launch, Wanted, find_finished, has, launcher_of, train
 from bnlab.runner.supervisor import JobOptions, JobRunner
 from bnlab.runner.sweep import labels, refuse_launcher
 

@@ -220,7 +220,10 @@ def _columns(
         Column("", [run.state for run in runs], left=True),
         *(Column(key, [said[run.folder].get(key, MISSING) for run in runs], left=True) for key in keys),
         Column("seed", [str(run.seed) for run in runs]),
-        *(Column(m.title + " %" * (m.unit == "%"), [each.get(m.name, MISSING) for each in figures]) for m in shown),
+        *(
+            Column(m.title + " %" * (m.unit == "%"), [each.get(m.name, MISSING) for each in figures], rank=rank)
+            for rank, m in enumerate(shown)
+        ),
     ]
 
 

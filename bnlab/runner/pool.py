@@ -14,15 +14,13 @@ from typing import Any
 
 from bnlab.config import compose
 from bnlab.errors import BnlabError, ConfigError, EnvironmentFault
-from bnlab.record.latest import runs_folder
+from bnlab.record.latest import POOL, runs_folder
 from bnlab.record.read import Run, evaluated, read_runs
 from bnlab.record.run_folder import FINAL, queue
 from bnlab.runner import launchers
 from bnlab.runner.supervisor import JobOptions, JobRunner
 from bnlab.runner.sweep import SUBMITIT, Plan, do_jobs, threads_of
 from bnlab.training.job import Job, JobResult
-
-POOL = "pool"  # in the folder of all runs
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bnlab.errors import IncompatibleError
+from bnlab.record.latest import of_claims
 from bnlab.record.plain_files import write_bytes
 from bnlab.report.drawing import figure_of, image_of
 from bnlab.report.notebook import Compared
@@ -75,7 +76,9 @@ def draw(name: str, compared: Compared) -> Figure:
     pictures = [picture for picture in pictures_of(name, compared.comparison.sections) if picture]
     if not pictures:
         left_out = "".join(f"{line}\n" for line in unread(name, compared.comparison.sections)[:1])
-        raise IncompatibleError(f"{name}: there is nothing to draw\n{left_out}it takes {KINDS[name].needs}")
+        raise IncompatibleError(
+            f"{name}: there is nothing to draw\n{left_out}it takes {KINDS[name].needs}{of_claims()}"
+        )
     return figure_of(pictures, captioned=True)
 
 

@@ -324,6 +324,12 @@ def test_the_best_setting_is_chosen_on_validation_and_not_at_an_edge() -> None:
     assert found.verdict == "confirmed"
     edge = grid("batch", [0.95, 0.9, 0.7], [0.99, 0.95, 0.99])
     assert verdict(rule, edge + other) == ("undecided", "edge")
+    (part,) = decide(parse_rule(rule), edge + other).parts  # with the figures there, for the reader
+    pairs = [[100 * t * (1 + s / 1000) for s in range(4)] for t in (0.99, 0.9)]
+    wanted = stats.ttest_rel(*pairs).confidence_interval(0.95)
+    assert (part.low, part.high) == pytest.approx((wanted.low, wanted.high))
+    (part,) = decide(parse_rule(rule), [run for run in edge + other if run.seed < 2]).parts
+    assert (part.reason, part.estimate) == ("edge", None)  # too few for an interval
 
 
 # ---------------------------------------------------------------- combination

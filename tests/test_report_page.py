@@ -586,6 +586,20 @@ def test_what_is_wrong_is_said(words: str, says: str, tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+def test_who_looks_for_runs_of_claims_is_told_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep(tmp_path / "runs" / "a", {norm: ends[:1] for norm, ends in ENDS.items()})
+    (tmp_path / "runs/claims/mine").mkdir(parents=True)
+    commands = ("plot steps", "plot steps runs/claims/mine", "report runs/claims", "compare runs/claims/mine")
+    said = "; runs of claims are in runs/pool, and `bnlab claim show NAME` has a verdict"
+    for there in (False, True):
+        for words in commands:
+            with pytest.raises(BnlabError) as error:
+                run(*words.split())
+            assert (said in str(error.value)) == there, words
+        (tmp_path / "runs/pool").mkdir(exist_ok=True)
+
+
 def test_options_are_those_of_compare_and_stand_in_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sweep(tmp_path / "a")

@@ -97,7 +97,8 @@ def _decide_part(part: Part, runs: Sequence[Run], levels: _Levels, looks: tuple[
         confirming = evidence.interval(levels.confirm, looks)
         refuting = evidence.interval(levels.refute, looks)
     except Undecidable as error:
-        return replace(open_one, reason=error.reason, because=str(error))
+        undecided = replace(open_one, reason=error.reason, because=str(error))
+        return _at_edge(undecided, part, runs, min(levels.confirm, levels.refute), looks)
     except ConfigError as error:
         raise ConfigError(f"{part.sentence}: {error}") from error
     open_one = replace(open_one, over=evidence.over)
@@ -116,6 +117,19 @@ def _decide_part(part: Part, runs: Sequence[Run], levels: _Levels, looks: tuple[
     if needed is not None and needed > interval.n and isinstance(evidence, Sample):
         because += f"; about {needed} {evidence.over}s would decide it if the value is what it seems"
     return replace(found, reason="clock" if isinstance(evidence, Timed) else "wide", because=because, needed=needed)
+
+
+def _at_edge(
+    undecided: PartVerdict, part: Part, runs: Sequence[Run], alpha: float, looks: tuple[int, ...]
+) -> PartVerdict:
+    """Return a part whose best settings are at an edge with the figures there, for the reader."""
+    if undecided.reason != "edge":
+        return undecided
+    try:
+        evidence = evidence_of(part.sentence.of, runs, part.best_of, at_edge=True)
+        return _with_figures(replace(undecided, over=evidence.over), evidence.interval(alpha, looks), alpha)
+    except Undecidable:
+        return undecided
 
 
 def _with_figures(part: PartVerdict, interval: Interval, alpha: float) -> PartVerdict:

@@ -40,13 +40,16 @@ from bnlab.record.read import UNSTARTED, Run, refusals
 MOST_LOST = 0.2  # of an arm's runs, above which the others are no fair sample of them
 
 
-def evidence_of(expression: Expression, runs: Sequence[Run], best_of: Sequence[str] = ()) -> Evidence:
+def evidence_of(
+    expression: Expression, runs: Sequence[Run], best_of: Sequence[str] = (), *, at_edge: bool = False
+) -> Evidence:
     """Return what finished runs say of the left side of a sentence; with `best_of`, each cell at its best setting.
 
-    Errors: ConfigError for a cell that is no arm; Undecidable where the runs give no figure.
+    `at_edge` takes one at the edge of those tried. Errors: ConfigError for a cell that is no arm; Undecidable where the
+    runs give no figure.
     """
     runs = without_duplicates([run for run in runs if not run.is_bench])[0] + [run for run in runs if run.is_bench]
-    reader = _Reader(runs, best_of)
+    reader = _Reader(runs, best_of, at_edge)
     if isinstance(expression, Rate):
         return reader.count(expression.condition)
     if isinstance(expression, Exact):
@@ -79,8 +82,8 @@ def free_keys(expression: Expression) -> list[str]:
 class _Reader:
     """The figures of one expression."""
 
-    def __init__(self, runs: Sequence[Run], best_of: Sequence[str]) -> None:
-        self.runs, self.best_of = runs, best_of
+    def __init__(self, runs: Sequence[Run], best_of: Sequence[str], at_edge: bool) -> None:
+        self.runs, self.best_of, self.at_edge = runs, best_of, at_edge
         self.limits: list[float] | None = None  # of times to a target: when runs ended that did not arrive
 
     def arm(self, quantity: Quantity, free: Sequence[str] = ()) -> list[Run]:
@@ -95,7 +98,7 @@ class _Reader:
         (choice,) = choose([arm], keys)
         if choice.chosen is None:
             raise Undecidable("missing", f"{quantity}: no run is finished at any {', '.join(self.best_of)}")
-        for key, word in zip(keys, self.best_of, strict=True):
+        for key, word in () if self.at_edge else zip(keys, self.best_of, strict=True):
             tried = [v for v in choice.values_of(key) if isinstance(v, (int, float)) and not isinstance(v, bool)]
             if len(tried) > 1 and (best := choice.chosen.values.get(key)) in (min(tried), max(tried)):
                 raise Undecidable(

@@ -43,6 +43,7 @@ from bnlab.errors import ConfigError, RecordError, count_of
 from bnlab.interval import Interval
 from bnlab.metric import LARGEST
 from bnlab.metrics import Censored, Metric, end_of, evaluation_before, find_metric, step_ratio_interval
+from bnlab.record.latest import of_claims
 from bnlab.record.read import Run, evaluated, read_runs, refusals, trained, without_collector
 
 DEFAULT_METRICS = ("test_accuracy", "steps_to_target", "seconds_to_target", "step_ms", "acc_gap", "flip_rate")
@@ -135,7 +136,8 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
         if found:
             queued = count_of(len(found), "job")
             raise RecordError(f"{places}: {queued} queued, none was started\n`bnlab resume` does what is queued")
-        raise RecordError(f"no runs in {places}\nstart one with `bnlab train`, or give the folder that has them")
+        way = f"start one with `bnlab train`, or give the folder that has them{of_claims()}"
+        raise RecordError(f"no runs in {places}\n{way}")
     return _of_one_age(found), skipped
 
 

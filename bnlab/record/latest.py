@@ -20,6 +20,12 @@ def runs_folder() -> Path:
     return Path(os.environ.get(PLACE) or "runs")
 
 
+def of_claims() -> str:
+    """Return where the runs of claims are, as the end of a way out; empty where there are none."""
+    pool = runs_folder() / POOL
+    return f"; runs of claims are in {pool}, and `bnlab claim show NAME` has a verdict" if pool.is_dir() else ""
+
+
 def names(base: Path) -> list[str]:
     """Return the folders in `base`, links left out: those that bnlab named from the newest on, then the others."""
     try:

@@ -76,7 +76,9 @@ def _claim(claim: Claim, verdict: ClaimVerdict, runs: Runs) -> dict[str, Any]:
 def _part(part: PartVerdict) -> dict[str, Any]:
     return {
         "label": clean(part.label),
-        "figures": clean(figures_of(part) or part.because),
+        "figures": clean(
+            "; ".join(filter(None, [figures_of(part), part.because * (part.reason == "edge")])) or part.because
+        ),
         "region": clean(part.region),
         "verdict": part.verdict,
         "picture": _picture(part),

@@ -280,7 +280,7 @@ def _figures(verdict: ClaimVerdict) -> str | None:
     """Return the figures of a single part, or why it has none; how several parts came out."""
     if len(verdict.parts) != 1:
         return parts_text(verdict)
-    return figures_of(verdict.parts[0]) or verdict.reason
+    return "edge" if verdict.reason == "edge" else figures_of(verdict.parts[0]) or verdict.reason
 
 
 def parts_text(verdict: ClaimVerdict) -> str:

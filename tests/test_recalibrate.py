@@ -635,7 +635,8 @@ def test_the_answer_comes_first_and_what_cannot_be_recalibrated_is_named(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     out, err = printed()
-    assert out.startswith("recalibrated=population is not shown to differ from recalibrated=before in test loss: 3")
+    whole = " ".join(out.split())
+    assert whole.startswith("recalibrated=population is not shown to differ from recalibrated=before in test loss: 3")
     assert max(map(len, out.splitlines())) <= 80
     assert "initial mean 0 and variance 1: before 94 %." in " ".join(out.split())
     assert f"{sweep}/3: nothing to recalibrate: no layer keeps" in err

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from helpers_cli import BNLAB, QUICK, bnlab, environment
 from helpers_runs import make_run
 
 from bnlab.record.read import read_runs
+from bnlab.report import display
 from bnlab.report.console import Terminal
 from bnlab.report.progress import LiveProgress, PlainProgress, make_progress
 from bnlab.report.table import draw
@@ -171,6 +173,23 @@ def test_what_is_printed_between_two_displays_stays(terminal: Callable[[io.Strin
     drawn_again, shown, _ = second.partition("1/2 jobs")
     assert shown
     assert UP not in drawn_again.partition("0/2 jobs")[0]
+
+
+def test_long_work_is_told_in_a_log_too(
+    terminal: Callable[[io.StringIO], Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "LINE_SECONDS", 0.02)
+    stream = io.StringIO()
+    with display.working(terminal(stream)) as tell:
+        for what in ("reading\x1b[2J", "probing"):
+            tell(what)
+            before = len(stream.getvalue())
+            while stream.getvalue().count("\n", before) < 2:
+                time.sleep(0.01)
+    lines = stream.getvalue().splitlines()
+    assert list(dict.fromkeys(lines)) == [r"reading\x1b[2J", "probing"]
+    time.sleep(0.1)
+    assert len(stream.getvalue().splitlines()) == len(lines)  # nothing follows
 
 
 def test_the_display_is_not_drawn_at_every_report(terminal: Callable[[io.StringIO], Terminal]) -> None:

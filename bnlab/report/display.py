@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import IO
 
 from rich.console import RenderableType
@@ -28,12 +29,25 @@ _BAR = 20  # columns
 
 @contextmanager
 def working(out: Terminal) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows, on a terminal, what is being done."""
-    if not can_redraw(out):
-        yield lambda what: None
+    """Yield a function that shows what is being done: on a terminal at once, elsewhere a line every ten seconds."""
+    if can_redraw(out):
+        with out.status("", spinner="line") as status:
+            yield lambda what: status.update(out.show(what))
         return
-    with out.status("", spinner="line") as status:
-        yield lambda what: status.update(out.show(what))
+    told, over = list[str](), Event()
+
+    def lines() -> None:
+        while not over.wait(LINE_SECONDS):
+            if told:
+                out.say(told[-1])
+
+    thread = Thread(target=lines, daemon=True)
+    thread.start()
+    try:
+        yield told.append
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

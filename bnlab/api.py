@@ -160,7 +160,7 @@ def examined(trained: TrainedModel, again: str, samples: int, quick: bool, tell:
     tell(f"probing {trained.label}")
     with trained.examined():
         probes = [trained.probe("train", most), trained.probe("test", most)]
-        result = measure(trained.model, probes, trained.train, min(samples, most or samples), watch)
+        result = measure(trained.model, probes, trained.train, min(samples, most or samples), watch, trained.unread)
     said = verdict(result, again)
     each = tuple(map(explained, result.decompositions))
     return Probed(trained.label, trained.about, trained.step, trained.batch_size, result, said, each)

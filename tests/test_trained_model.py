@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +16,12 @@ import torch
 from helpers_cli import SHORT, bnlab
 from torch import Tensor, nn
 
+from bnlab.api import examined
 from bnlab.errors import BnlabError, ConfigError, RecordError
+from bnlab.experiment.shift_study import shift_study
 from bnlab.experiment.trained_model import TrainedModel, find
+from bnlab.report.console import Terminal
+from bnlab.report.shift_report import shift_table
 from bnlab.training import checkpoint
 
 MODULE = '''
@@ -518,6 +524,35 @@ def test_what_cannot_be_measured_by_layer_is_named(care: Path) -> None:
         assert done.returncode == 2
         assert "nothing to recalibrate" in done.stderr
         assert name in done.stderr.splitlines()[-1]
+
+
+def test_what_bnlab_does_not_read_is_not_called_zero(care: Path) -> None:
+    """A gap that lies in layers of one's own is theirs, and no row says 0 that nobody measured."""
+    trained = careful("running_std")
+    with torch.no_grad():
+        trained.model.bn.running_std.fill_(50.0)  # type: ignore[union-attr,operator]
+        trained.model.fc.weight.mul_(50.0)  # type: ignore[union-attr,operator]
+    found = examined(trained, "bnlab recalibrate", 64, True, lambda words: None)
+    said = "Most of it is in what bnlab does not read: bn (Own). If these are moving averages"
+    assert said in found.verdict
+    assert "-0.0000" not in found.verdict
+    *statistics, dropout, other, _ = found.probing.decompositions[-1].terms
+    why = "not measurable: bnlab does not read bn (Own)"
+    assert {(term.absent, math.isnan(term.moved)) for term in statistics[:6]} == {(why, True)}
+    assert (dropout.moved, other.moved > 0) == (0, True)
+    gap = found.probing.gaps[-1]
+    assert all(map(math.isnan, (gap.train_accuracy.value, gap.acc_gap.value, gap.logit_rms, gap.mate_noise)))  # type: ignore[arg-type]
+    assert math.isfinite(gap.eval_accuracy.value)
+    text = repr(found)
+    assert "no layer" not in text
+    assert text.split("Layers by depth")[1].split("\n")[1] == why
+
+    study = shift_study(trained, ["noise"], [1], ["running", "batch"], 64, lambda words: None)
+    out = Terminal(io.StringIO())
+    with out.capture() as shown:
+        out.print(shift_table(study, out))
+    assert "keeps something in training that bnlab does not read: bn (Own)" in shown.get()
+    assert "one and the same" not in shown.get()
 
 
 @pytest.mark.parametrize("factory", ["compiled", "parallel", "inside"])

@@ -29,6 +29,7 @@ class Study:
     available: int  # test images
     keeps_statistics: bool  # whether there is a choice of statistics at all
     conditions: tuple[Condition, ...]
+    unread: str = ""  # layers that keep something in training that is not read
 
     @property
     def stats(self) -> list[str]:
@@ -80,4 +81,5 @@ def shift_study(
             tell(f"evaluating {name} {severity}" if severity else "evaluating the test images as they are")
             conditions.append(condition(name, severity))
     keeps = bool(running_layers(model))
-    return Study(trained.label, batch_size, config.eval.prior, len(bundle.test), keeps, tuple(conditions))
+    available = len(bundle.test)
+    return Study(trained.label, batch_size, config.eval.prior, available, keeps, tuple(conditions), trained.unread)

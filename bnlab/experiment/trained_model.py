@@ -66,6 +66,11 @@ class TrainedModel:
         step = (self.state or {}).get("step")
         return step if isinstance(step, int) else None
 
+    @property
+    def unread(self) -> str:
+        """The layers of a module that keep something in training that bnlab does not read, in words."""
+        return self.module.unread if self.module else ""
+
     @contextmanager
     def examined(self) -> Iterator[None]:
         """Let forward passes run as those of training did; what a user's own module raises becomes a ConfigError."""

@@ -64,6 +64,7 @@ class UserModule:
         self.about = [f"{', '.join(wrappers)} taken off"] if wrappers else []
         self.about += _keep_frozen(self.model)
         self.unseen: list[str] = []  # what of it cannot be measured
+        self.unread = ""  # the layers that keep something in training that bnlab does not read
         self._doing = "called with images it"
         self._chosen: str | None = None
         self._width = 0
@@ -94,7 +95,7 @@ class UserModule:
                 self.about.append(f"output {self._chosen}")
             if logits.shape[1] > classes:
                 self.about.append(f"{logits.shape[1]:,} outputs for {classes:,} classes")
-            self.unseen = unseen(self.model, images)
+            self.unseen, self.unread = unseen(self.model, images)
         self.about += [*self._alone(images), *self.unseen]
 
     def _alone(self, images: Tensor) -> list[str]:

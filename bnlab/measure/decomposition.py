@@ -90,6 +90,7 @@ class Decomposition:
     momentum: float | None  # of that layer
     reads_batch: bool = True  # False: training takes statistics of each sample, as instance norm, not of a batch
     adds_noise: bool = False  # a layer adds noise of its own in training
+    unread: str = ""  # layers that keep something in training that is not read; only where the terms are defined
 
 
 @dataclass(frozen=True)
@@ -306,9 +307,17 @@ def _stored(
         return logits_in_batches(model, images, probe.batch_size, draw, with_gradient=with_gradient)
 
 
-def decompose(model: nn.Module, probe: Probe, staged: Stages, at: Levels) -> Decomposition:
-    """Return the gap of one probe as the sum of its terms."""
+def decompose(model: nn.Module, probe: Probe, staged: Stages, at: Levels, unread: str = "") -> Decomposition:
+    """Return the gap of one probe as the sum of its terms.
+
+    `unread` names layers that keep something in training that is not read: where no other layer averages batches, the
+    terms of the statistics are not defined.
+    """
     absent = _absent(model, probe, staged, at)
+    unmeasured = dict.fromkeys(BY_STATISTICS, f"not measurable: bnlab does not read {unread}")
+    if not unread or at.undefined is not None or learners(model):
+        unmeasured = {}
+    absent |= unmeasured
     chain = [
         staged.full,
         staged.biased,
@@ -322,7 +331,10 @@ def decompose(model: nn.Module, probe: Probe, staged: Stages, at: Levels) -> Dec
         staged.evaluation,
     ]
     pairs = zip(NAMES, itertools.pairwise(chain), strict=True)
-    terms = tuple(term(name, before, after, probe.labels, absent.get(name)) for name, (before, after) in pairs)
+    terms = tuple(
+        term(name, None if name in unmeasured else before, after, probe.labels, absent.get(name))
+        for name, (before, after) in pairs
+    )
     held = (at.held or {}).items()
     fading = [(left, layer) for layer, both in held if (left := initial_shown(layer, both)) is not None]
     left, slowest = max(fading, key=lambda pair: pair[0], default=(None, None))
@@ -336,6 +348,7 @@ def decompose(model: nn.Module, probe: Probe, staged: Stages, at: Levels) -> Dec
         None if slowest is None else cast(float | None, slowest.momentum),
         len(staged.norms) > 1 or len(probe) < 2 * probe.batch_size,
         any(isinstance(layer, NormLayer) and layer.adds_noise for layer in model.modules()),
+        unread if at.undefined is None else "",
     )
 
 

@@ -113,12 +113,14 @@ def probe(
     training_set: Batches,
     samples: int,
     watch: Callable[[float], None] = lambda share: None,
+    unread: str = "",
 ) -> ProbeResult:
     """Measure `model` on `probes`, the last of which is the test split's; the model is left as it was.
 
     The statistics of the training set are over its first `samples`, as training sees them. Where a layer is called
     more than once with the same samples, they are not defined, and neither are the terms that need them. Where they
-    take a pass a layer, `watch` is told how much of these is done, from 0 to 1: it is most of the time.
+    take a pass a layer, `watch` is told how much of these is done, from 0 to 1: it is most of the time. `unread` names
+    layers that keep something in training that is not read: without others, training's statistics are not defined.
     """
     with torch.no_grad(), preserved(model), evaluating(model):
         layers = learners(model)
@@ -135,7 +137,8 @@ def probe(
         test = probes[-1]
         one_pass = precise(model, _first(training_set, samples, test.batch_size)) if layers else {}
         one_pass = {layer: one_pass[layer] for layer in layers if layer in one_pass}
-        decompositions = tuple(decompose(model, probe, each, at) for probe, each in zip(probes, staged, strict=True))
+        staged_probes = list(zip(probes, staged, strict=True))
+        decompositions = tuple(decompose(model, probe, each, at, unread) for probe, each in staged_probes)
         with adopted(model, fresh):
             ways = _stored_ways(model, test, staged[-1], at, one_pass)
             # functions that read a layer's buffers do not take the batch's own statistics in its place
@@ -147,7 +150,7 @@ def probe(
             reference = one_pass if at.population is None else at.population
             frozen = _frozen(model, training_set, samples, reference)
         return ProbeResult(
-            tuple(map(_split_gap, probes, staged)),
+            tuple(_split_gap(probe, each, bool(layers) or not unread) for probe, each in staged_probes),
             decompositions,
             tuple(layer_gaps(model, frozen or reference, frozen.keys() - reference.keys())),
             curve,
@@ -189,8 +192,11 @@ def _frozen(model: nn.Module, training_set: Batches, samples: int, taken: Statis
     return {layer: taken.get(layer) or moments.result() for layer, moments in gathered.items()}
 
 
-def _split_gap(probe: Probe, staged: Stages) -> SplitGap:
+def _split_gap(probe: Probe, staged: Stages, is_read: bool) -> SplitGap:
     training, evaluation = staged.norms, staged.evaluation
+    if not is_read:
+        training = torch.full_like(training, math.nan)
+    noise = mate_noise(training, evaluation) if is_read else math.nan
     gap = Gap(training, evaluation, probe.labels)
     return SplitGap(
         split=probe.split,
@@ -202,7 +208,7 @@ def _split_gap(probe: Probe, staged: Stages) -> SplitGap:
         flip_rate=mean_of(gap.flips),
         kl=mean_of(gap.kl),
         logit_rms=gap.logit_rms,
-        mate_noise=mate_noise(training, evaluation) if len(probe) >= 2 * probe.batch_size else None,
+        mate_noise=noise if len(probe) >= 2 * probe.batch_size else None,
     )
 
 

@@ -16,12 +16,13 @@ NAMED = 3  # layers that a sentence names, then a count
 
 
 @torch.no_grad()
-def unseen(model: nn.Module, images: Tensor) -> list[str]:
+def unseen(model: nn.Module, images: Tensor) -> tuple[list[str], str]:
     """Return in words, each with the layers: normalizations that are never called, as where a function reads their
     buffers; buffers that evaluation changes; buffers that training changes and no known layer keeps; and whether
-    evaluation depends on the gradient mode. `images` is a batch of two or more.
+    evaluation depends on the gradient mode. The last of these layers, in words too, come by themselves: they are not
+    read. `images` is a batch of two or more.
     """
-    known, called, said = normalizations(model), set(), []
+    known, called, said, unread = normalizations(model), set(), [], ""
     with preserved(model), evaluating(model):
         before = _buffers(model)
         with hooked(known.values(), lambda layer, x: called.add(layer)):
@@ -42,8 +43,9 @@ def unseen(model: nn.Module, images: Tensor) -> list[str]:
         model(images)
         foreign = [name for name in _changed(before, model) if name not in known]
         if foreign := [name for name in foreign if name not in moved]:
-            said.append(f"keeps something in training that bnlab does not read: {_listed(foreign, model)}")
-    return said
+            unread = _listed(foreign, model)
+            said.append(f"keeps something in training that bnlab does not read: {unread}")
+    return said, unread
 
 
 def _buffers(model: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -31,6 +31,10 @@ _REASONS = {
     "other": "what depends on the mode, and is neither dropout nor a normalization layer that bnlab can see",
     "augmentation": "training sees augmented images, evaluation plain ones",
 }
+_TO_BE_READ = (
+    "If these are moving averages, call the buffers running_mean and running_var and the weight of the new batch "
+    "momentum: then it reads them."
+)
 _NOISE = "the layers add noise of their own in training"
 _OWN = "training takes each sample's own statistics, evaluation those of all"
 
@@ -48,14 +52,19 @@ def explained(gap: Decomposition) -> str:
     sentences = [_size(total, gap.split)]
     defined = [term for term in gap.terms if math.isfinite(term.moved)]
     by_normalization = [term for term in defined if term.name in BY_STATISTICS]
-    if not by_normalization:
+    if not by_normalization and not gap.unread:
         return " ".join([*sentences, f"It is not split into terms: {gap.terms[0].absent}."])
     cause = max(defined, key=_moved)
-    sentences.append(f"Most of it is {cause.name}: {_reason(cause, gap)}.")
+    if cause.name == "other" and gap.unread:
+        sentences.append(f"Most of it is in what bnlab does not read: {gap.unread}. {_TO_BE_READ}")
+    else:
+        sentences.append(f"Most of it is {cause.name}: {_reason(cause, gap)}.")
+    if not by_normalization:
+        return " ".join(sentences)
     if cause not in by_normalization:
         accuracy, loss = by_statistics(gap)
         part = "The part of the normalization layers that it sees" if cause.name == "other" else "Normalization's part"
-        sentences.append(f"{part} is {100 * accuracy:+.2f} points and {loss:+.4f} nats.")
+        sentences.append(f"{part} is {_points_and_nats(accuracy, loss)}.")
         if not _is_small(accuracy, loss):
             cause = max(by_normalization, key=_moved)
             sentences.append(f"Most of that is {cause.name}: {_reason(cause, gap)}.")
@@ -90,6 +99,7 @@ def verdict(found: ProbeResult, recalibrate: str = "bnlab recalibrate") -> str:
         and math.isfinite(gap.total.loss.value)
         and small
         and main.name != "other"
+        and not gap.unread
         and gap.total.moved
     ):
         sentences.append("Nothing needs to be done.")
@@ -273,9 +283,13 @@ def _is_small(accuracy: float, loss: float) -> bool:
     return abs(accuracy) < SMALL_ACCURACY and abs(loss) < SMALL_LOSS
 
 
+def _points_and_nats(accuracy: float, loss: float) -> str:
+    return f"{100 * accuracy:+z.2f} points and {loss:+z.4f} nats"
+
+
 def _size(total: Term, split: str) -> str:
-    points, nats = 100 * total.accuracy.value, total.loss.value
-    figures = f"{points:+.2f} points and {nats:+.4f} nats in training mode on {split}, {100 * total.flips:.2g} % flips"
+    came = _points_and_nats(total.accuracy.value, total.loss.value)
+    figures = f"{came} in training mode on {split}, {100 * total.flips:.2g} % flips"
     small = _is_small(total.accuracy.value, total.loss.value)
     return f"The gap is small: {figures}." if small else f"There is a gap: {figures}."
 

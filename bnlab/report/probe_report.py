@@ -92,6 +92,11 @@ def _same(probing: ProbeResult) -> list[str]:
     """Say what images the gap is on, and whether training's statistics are of others."""
     same = "same weights and samples; dropout and augmentation off"
     plain = any(row.name == "population plain" for row in probing.curve)
+    last = probing.decompositions[-1]
+    if last.unread:
+        return [same, f"without what bnlab does not read: {last.unread}"]
+    if last.terms[0].absent == "no layer averages batches":
+        return [same, f"{last.terms[0].absent}: what differs is below"]
     return [same, *(["training itself takes its statistics with them on"] if plain else [])]
 
 
@@ -178,7 +183,9 @@ def _is_absent(term: Term) -> bool:
 
 def _layer_legend(probing: ProbeResult) -> list[str]:
     if not probing.layers:
-        return ["no layer keeps statistics of its batches for evaluation"]
+        unread = probing.decompositions[-1].unread
+        none = "no layer keeps statistics of its batches for evaluation"
+        return [f"not measurable: bnlab does not read {unread}" if unread else none]
     about = [
         "running statistics against those of the population",
         "mean z: |mean off| / sigma",

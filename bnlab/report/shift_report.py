@@ -69,7 +69,8 @@ def shift_table(study: Study, out: Terminal) -> Group:
 
 
 def _about(study: Study) -> list[str]:
-    return [f"{study.samples:,} test images under shifts", f"batches of {study.batch_size}"]
+    unread = [f"keeps something in training that bnlab does not read: {study.unread}"] if study.unread else []
+    return [*unread, f"{study.samples:,} test images under shifts", f"batches of {study.batch_size}"]
 
 
 def _columns(study: Study, names: Sequence[str]) -> list[Column]:
@@ -176,7 +177,11 @@ def _where(rows: Sequence[tuple[Condition, Interval]]) -> str:
 
 def _notes(study: Study) -> Iterator[str]:
     """Say what the figures are of."""
-    if not study.keeps_statistics:
+    if study.unread:
+        yield f"what bnlab does not read stays as it is, whatever statistics are chosen: {study.unread}"
+    if not study.keeps_statistics and study.unread:
+        yield "no layer that it reads keeps running statistics: there is no choice, running is the model as it is"
+    elif not study.keeps_statistics:
         yield (
             "no layer keeps running statistics, so there is nothing to choose: running, mixed, batch and test are one "
             "and the same, shown as running"

@@ -478,7 +478,7 @@ def test_explain_takes_what_it_says_from_where_it_is_declared(tmp_path: Path) ->
         "norm.size": ("bnlab train norm=ghost norm.size=64",),
         "ghost": ("norm=ghost", "E[x]", "Hoffer", "norm.size", "[32]", "bnlab train norm=ghost"),
         "card": ("bnlab train +experiment=card",),
-        "experiment": ("ioffe-mnist", "bnlab train +experiment=batch-of-two"),
+        "experiment": ("ioffe-mnist", "bnlab train +experiment=airbench"),
     }.items():
         done = bnlab("explain", word, cwd=tmp_path, COLUMNS="200")
         assert all(part in done.stdout for part in said), done.stdout + done.stderr

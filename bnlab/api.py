@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from bnlab.errors import BnlabError, ConfigError, RecordError
 from bnlab.record.latest import find_run, runs_folder
+from bnlab.schema import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,7 @@ def _lines(overrides: Iterable[object]) -> list[str]:
             raise ConfigError(
                 f"{line!r}: is no override\nwrite each as a text of its own, such as 'norm=batch'; *LIST has them"
             )
-    return lines  # type: ignore[return-value]
+    return [quoted(line) for line in lines]  # type: ignore[arg-type]
 
 
 def _raise_failures(folder: Path) -> None:
@@ -115,6 +116,8 @@ def probe(
 
     if samples < 2:
         raise ConfigError(f"samples={samples}: must be 2 or more")
+    if not isinstance(data, (str, type(None))):
+        raise ConfigError(f'data={data!r}: must be the name of a data set, such as "digits"')
     with _torch_kept(), working(messages()) as tell:
         tell("reading model and data")
         lines = _lines(overrides)
@@ -122,7 +125,10 @@ def probe(
             run = str(find_run(os.fspath(model)))
             trained, again = find([run, *lines], None, None, data, output=output), f"bnlab recalibrate {run}"
         else:
-            if not hasattr(model, "state_dict"):
+            if not hasattr(model, "state_dict") or isinstance(model, type):
+                if callable(model):
+                    made = getattr(model, "__name__", "model")
+                    raise ConfigError(f"{made}: is no torch.nn.Module\ncall it: bnlab.probe({made}(), ...)")
                 raise ConfigError(f"{type(model).__name__}: is neither the folder of a run nor a torch.nn.Module")
             named = [*([f"data={data}"] if data else []), *lines]
             trained = of_module(model, None, named, output=output)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +23,15 @@ from bnlab.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 EVERY_KEY = "`bnlab train --cfg job` prints every key"  # what a message about an unknown one ends with
+
+
+def quoted(word: str) -> str:
+    """Return KEY=VALUE with letters beyond ASCII in quotes: Hydra's grammar takes `data.path=Bilder é` no other way.
+
+    Other signs that mean something to Hydra, such as commas, stay for the user to quote.
+    """
+    parts = re.fullmatch(r"([\w.+~/@]+)=([\w ./-]*[^\W\x00-\x7f][\w ./-]*)", word)
+    return f"{parts[1]}='{parts[2]}'" if parts else word
 
 
 def param(

@@ -46,6 +46,11 @@ def net() -> nn.Sequential:
     )
 
 
+class _Two(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict.fromkeys("ab", x.flatten(1)[:, :10])
+
+
 def test_a_run_is_trained_and_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
     folder = package.train("norm=batch", *TINY, inline=True)
     printed = capsys.readouterr()
@@ -207,11 +212,18 @@ def test_what_a_probe_returns_is_read_in_a_notebook() -> None:
         (lambda: package.tables("nowhere"), RecordError, "nowhere"),
         (lambda: package.probe(net().to("meta"), data="digits"), ConfigError, "meta device"),
         (lambda: package.probe(net(), ["a=1"], data="digits"), ConfigError, "is no override"),  # type: ignore[arg-type]
+        (lambda: package.probe(net(), data=[net()]), ConfigError, 'must be the name of a data set, such as "digits"'),  # type: ignore[arg-type]
+        (lambda: package.probe(net, data="digits"), ConfigError, r"call it: bnlab.probe\(net\(\), "),  # type: ignore[arg-type]
+        (lambda: package.probe(nn.ReLU, data="digits"), ConfigError, r"call it: bnlab.probe\(ReLU\(\), "),  # type: ignore[arg-type]
+        (lambda: package.probe(_Two(), data="digits"), ConfigError, 'name one of them: output="a"'),
+        (lambda: package.probe(_Two(), data="digits", output="c"), ConfigError, 'output="c": in evaluation mode'),
+        (lambda: package.probe("net.pt", data=None), ConfigError, "--checkpoint net.pt"),
         (lambda: package.train(["norm=batch"]), ConfigError, "is no override"),  # type: ignore[arg-type]
         (lambda: package.train(3), ConfigError, "3: is no override"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_be_probed_is_said(asked: Callable[[], Any], kind: type[BnlabError], said: str) -> None:
+    Path("net.pt").write_text("weights")
     with pytest.raises((kind, ConfigError), match=said):
         asked()
 

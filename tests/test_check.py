@@ -384,6 +384,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "def grouped(channels): return nn.GroupNorm(24, channels)\n"
         "def words(channels): return 'none'\n"
         "def halved(channels): return nn.Conv2d(channels, channels, 3)\n"
+        "def bare(): return nn.Identity()\n"
         "def refuses(channels): raise RuntimeError('not today')\n"
         "def flat(channels): return nn.BatchNorm1d(channels)\n"
         "number = 3\n"
@@ -406,6 +407,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("own_norms:number", "must be a function or a class"),
         ("own_norms:words", "must return a torch.nn.Module, not str"),
         ("own_norms:halved", r"must return the shape of its input \(8, 32, 4, 3\), not shape \(8, 32, 2, 1\)"),
+        ("own_norms:bare", r"takes 0 positional arguments(.|\n)*takes the number of channels, as make_norm"),
         ("own_norms:refuses", "fails: RuntimeError: not today"),
         ("broken_norms:make", "importing broken_norms fails: OSError: no such thing"),
         ("needy_norms:make", "importing needy_norms fails: ModuleNotFoundError: No module named 'not_there_at_all'"),
@@ -415,6 +417,15 @@ def test_a_factory_that_is_none(place: Path, path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         of_factory(path)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_what_cannot_be_written_down_of_a_module_is_unknown() -> None:
+    finding = next(each for each in examine(of_factory("torch.nn:Identity")).findings if each.about.key == "merged")
+    assert (finding.found, finding.failed, finding.note) == (
+        None,
+        False,
+        "no gamma, beta and eps to write its formula with",
+    )
 
 
 def test_a_script_that_ends_the_program_is_told_so(place: Path) -> None:

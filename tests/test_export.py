@@ -341,6 +341,16 @@ def test_an_odd_name_does_not_keep_runs_out_of_mlflow(tmp_path: Path, tracked: T
 # ---------------------------------------------------------------- places and failures
 
 
+@pytest.mark.slow
+def test_mlflow_writes_nothing_beside_a_folder_of_an_odd_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    make_run((home := tmp_path / "tägl iche%20 #?x") / "runs" / "0")
+    for said in ("1 run added, 0 were there", "0 runs added, 1 were there"):
+        assert said in bnlab("export", "mlflow", cwd=home).stdout
+    assert [path.name for path in tmp_path.iterdir()] == [home.name]
+    assert [path.name for path in (home / "export" / "mlflow").iterdir()] == ["mlflow.db"]
+
+
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "0")
     (tmp_path / "there").mkdir()

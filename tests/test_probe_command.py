@@ -19,6 +19,7 @@ from helpers_cli import SHORT, bnlab, start
 from PIL import Image
 from rich.cells import cell_len
 
+from bnlab.cli import main
 from bnlab.cli.probe import probe
 from bnlab.errors import ConfigError
 from bnlab.interval import Interval
@@ -423,3 +424,17 @@ def test_the_example_of_the_python_api_runs_as_it_stands() -> None:
 
     outcome = doctest.testmod(bnlab.measure)
     assert (outcome.failed, outcome.attempted > 10) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["probe", "recalibrate", "shift"])
+@pytest.mark.parametrize("place", [".", "/", "..", "here"])
+def test_a_folder_in_place_of_weights_is_named(
+    command: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bnlab", command, "--module", "m:f", "--checkpoint", place, "--data", "digits"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = f"--checkpoint {place}: is a folder, not a file\n"
+    assert (ended.value.code, capsys.readouterr().err) == (2, said)

@@ -23,7 +23,7 @@ from bnlab.report.compare_formats import FORMATS
 from bnlab.report.compare_report import comparison_table, section_columns, skipped_lines
 from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import decimals_for, difference_cells, estimate_cells, number
-from bnlab.report.heading import heading
+from bnlab.report.heading import _flags, heading
 from bnlab.report.layers_report import by_depth
 from bnlab.report.run_report import run_page
 from bnlab.report.table import draw
@@ -632,3 +632,8 @@ def test_workers_stand_in_the_heading_where_there_are_several() -> None:
     assert not any("worker" in line for line in lines(1))
     assert any("2 workers" in line for line in lines(2))
     assert any("1/2 workers" in line for line in lines(1, 2))
+
+
+def test_a_network_over_vectors_has_no_memory_layout() -> None:
+    for model, said in (("mlp", []), ("cnn", ["channels_last"])):
+        assert list(_flags({"trainer.channels_last": True, "model.name": model})) == said

@@ -87,7 +87,8 @@ def test_a_link_has_no_name_and_another_folder_of_runs_may_be_named(
     (base / "20270101-000000-run-link").symlink_to(base / RUN)
     assert find_run("latest") == Path("runs", RUN)
     monkeypatch.setenv("BNLAB_RUNS", str(tmp_path / "mine"))
-    assert find_run("latest") == Path("latest")
+    with pytest.raises(ConfigError, match="mine: no runs yet; `bnlab train` makes one"):
+        find_run("latest")
     make_run(tmp_path / "mine" / RUN)
     assert find_run("latest") == tmp_path / "mine" / RUN
     assert [entry.folder.name for entry in entries()] == [RUN]
@@ -147,7 +148,24 @@ def test_without_runs_it_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert bnlab("runs", capsys=capsys, monkeypatch=monkeypatch)[:2] == (0, "")
+    said = "runs: no runs yet; `bnlab train` makes one\n"
+    assert bnlab("runs", capsys=capsys, monkeypatch=monkeypatch) == (0, "", said)
+    for command in ("compare", "report", "plot curves", "export csv", "show latest", "resume latest", "probe latest"):
+        assert bnlab(*command.split(), capsys=capsys, monkeypatch=monkeypatch) == (2, "", said), command
+
+
+@for_each("width", [70, 80, 100, 160])
+def test_a_list_of_many_states_cuts_none_of_them(
+    width: int, base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, state in enumerate(("queued", "queued", "killed", "done", "failed", "interrupted")):
+        make_run(base / "20260104-000000-a-sweep-of-a-long-name-0b" / str(number), norm="batch", state=state)
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = bnlab("runs", capsys=capsys, monkeypatch=monkeypatch)
+    words = out.replace(",", "").split()
+    assert {"queued", "killed", "done", "failed", "interrupted"} <= set(words)
+    titles = out.splitlines()[0].split()
+    assert ({"when", "size", "took"} <= set(titles)) != ("left out for width" in out)
 
 
 # ---------------------------------------------------------------- notes
@@ -241,8 +259,11 @@ def test_rm_of_failed_and_old_ones(
 def test_rm_of_checkpoints_leaves_those_that_are_needed(
     base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, _ = bnlab("runs", "rm", "--checkpoints", "--yes", capsys=capsys, monkeypatch=monkeypatch)
-    assert (code, "0.0 kB" in out) == (0, True)
+    for run in (base / SWEEP).iterdir():
+        (run / "checkpoint.pt").write_text("w" * 1000)
+    code, out, err = bnlab("runs", "rm", "--checkpoints", "--yes", capsys=capsys, monkeypatch=monkeypatch)
+    assert (code, "2.0 kB" in out) == (0, True)
+    assert f"{SWEEP}: batch, ghost × seed 0 · cnn · mnist, 2 done, 2.0 kB" in err
     assert sorted(path.name for path in base.rglob("*.pt")) == ["checkpoint.pt", *["recalibrated-population-64.pt"] * 2]
     assert (base / RUN / "checkpoint.pt").exists()  # it can be resumed
     assert len(left(base)) == 3

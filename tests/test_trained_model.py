@@ -266,6 +266,15 @@ def test_a_file_that_is_no_torch_file_of_tensors_is_refused_by_what_it_holds(pla
             own("Net", place / name)
 
 
+def test_a_file_that_ends_too_early_is_said_to_be_damaged(place: Path) -> None:
+    torch.save(net().state_dict(), place / "cut.pt")
+    whole = (place / "cut.pt").read_bytes()
+    for length in (len(whole) // 2, len(whole) - 8, 20):
+        (place / "cut.pt").write_bytes(whole[:length])
+        with pytest.raises(RecordError, match=r"cut\.pt: is damaged or incomplete$"):
+            own("Net", place / "cut.pt")
+
+
 def test_a_safetensors_file_is_read_where_its_library_is_installed(place: Path) -> None:
     library = pytest.importorskip("safetensors.torch")
     library.save_file(net().state_dict(), place / "weights.safetensors")

@@ -16,6 +16,7 @@ import typer
 
 from bnlab.errors import ConfigError, did_you_mean
 from bnlab.record.latest import complete_run, find_run
+from bnlab.schema import quoted
 
 
 def unknown(named: str, word: str, known: Iterable[str]) -> ConfigError:
@@ -89,7 +90,7 @@ def _no_options(context: typer.Context, words: Optional[list[str]]) -> Optional[
         known = [option for each in context.command.params for option in each.opts if option.startswith("--")]
         near = did_you_mean(name, known)
         raise ConfigError(f"{name}: no such option{near}\n`{context.command_path} --help` lists them")
-    return words
+    return words and [quoted(word) for word in words]
 
 
 def several(name: str, metavar: str, help: str, complete: Callable[[str], Iterable[str]] | None = None) -> Any:
@@ -202,7 +203,7 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a run fol
 
 
 def _target(word: str) -> str:
-    return word if "=" in word else str(find_run(word))
+    return quoted(word) if "=" in word else str(find_run(word))
 
 
 def complete_target(incomplete: str) -> list[str]:
@@ -217,9 +218,22 @@ Module = Annotated[
     Optional[str],
     typer.Option("--module", metavar="PACKAGE.MODULE:FACTORY", help="Your own model: factory() -> torch.nn.Module."),
 ]
+
+
+def _file(value: Optional[Path]) -> Optional[Path]:
+    if value is not None and value.is_dir():
+        raise ConfigError(f"--checkpoint {value}: is a folder, not a file")
+    return value
+
+
 Weights = Annotated[
     Optional[Path],
-    typer.Option("--checkpoint", metavar="FILE", help="A file of weights: of --module, or instead of the run's own."),
+    typer.Option(
+        "--checkpoint",
+        metavar="FILE",
+        callback=_file,
+        help="A file of weights: of --module, or instead of the run's own.",
+    ),
 ]
 Key = Annotated[
     Optional[str],

@@ -33,7 +33,7 @@ def runs(context: typer.Context, format: Format = "table") -> None:
     if context.invoked_subcommand is not None:
         return
     from bnlab.record.inventory import entries
-    from bnlab.record.latest import runs_folder
+    from bnlab.record.latest import no_runs, runs_folder
     from bnlab.record.read import read_runs
     from bnlab.report.console import messages
     from bnlab.report.rows import show
@@ -45,7 +45,7 @@ def runs(context: typer.Context, format: Format = "table") -> None:
     else:
         for folder, reason in read_runs([runs_folder()])[1] if os.path.lexists(runs_folder()) else ():
             messages().say(f"{folder}: {reason}")
-        messages().say(f"{runs_folder()}: no runs yet; `bnlab train` makes one")
+        messages().say(str(no_runs()))
 
 
 @app.command(short_help="Note a text on a run or a sweep.")
@@ -74,7 +74,7 @@ def rm(
 
     Never what is running, and nothing outside of the folder of runs.
     """
-    from bnlab.record.inventory import remove, remove_weights
+    from bnlab.record.inventory import remove, remove_weights, weights_of
     from bnlab.report.console import messages, results
     from bnlab.report.runs_report import entry_line, size_text
 
@@ -84,7 +84,7 @@ def rm(
         err.say("nothing to remove")
         return
     for entry in chosen:
-        err.say(entry_line(entry))
+        err.say(entry_line(entry, sum(weights_of(entry).values()) if checkpoints else entry.size))
     what = "the checkpoints of these" if checkpoints else f"these {len(chosen)}" if len(chosen) > 1 else "this"
     if not yes and not sys.stdin.isatty():
         raise ConfigError(f"remove {what}? nobody is there to ask\nadd --yes to remove")

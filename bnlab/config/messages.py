@@ -139,7 +139,10 @@ def _unparsed(text: str, blamed: str) -> str:
         reason = evaluated.group(1).partition(f"\n{HELP}")[0]
         return f"{argument}: {reason[:1].lower()}{reason[1:]}"
     where = re.search(r"input '(.*?)'(?: expecting|\n)", text)
-    at = "" if where is None else " where it ends" if where.group(1) == "<EOF>" else f" at {where.group(1)}"
+    if where is None:
+        where = re.search(r"[^\x00-\x7f]", argument or blamed)
+    found = where and where.group(where.lastindex or 0)
+    at = "" if found is None else " where it ends" if found == "<EOF>" else f" at {found}"
     key, _, value = (argument or blamed).partition("=")
     plain = bool(value) and re.fullmatch(r"[^\[{('\"\\\\$`][^'\"\\\\$`]*", value) is not None
     example = f"{key}='{value}'" if plain else "KEY='a=b'"

@@ -14,7 +14,7 @@ import torch
 from bnlab.conformance import dependence, edges, exactness, statistics  # noqa: F401  (they enter properties, in the order of the card)
 from bnlab.conformance.findings import Card, Finding
 from bnlab.conformance.own_code import described
-from bnlab.conformance.proving import CHECKS, Check
+from bnlab.conformance.proving import CHECKS, Check, Undefined
 from bnlab.conformance.subject import Bench, Subject
 from bnlab.errors import ConfigError, did_you_mean
 
@@ -62,6 +62,8 @@ def _find(check: Check, bench: Bench) -> Finding:
         if bench.facts is not None:
             expected = check.expects(bench.facts, bench)
         measured = check.measure(bench)
+    except Undefined as error:
+        return Finding(check.about, None, None, None, str(error))
     except Exception as error:
         return Finding(check.about, expected, False, None, f"fails: {described(error)}", failed=True)
     if measured is None:

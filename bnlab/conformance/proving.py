@@ -35,6 +35,10 @@ class Measured:
         return not self.flaw and (self.error is None or self.error <= self.limit)
 
 
+class Undefined(Exception):
+    """A property cannot be written down for this subject; the message says why."""
+
+
 Expectation = Callable[[Facts, Bench], bool | None]
 
 

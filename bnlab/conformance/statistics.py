@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.conformance.proving import Measured, apart, gradients, proves, worst
+from bnlab.conformance.proving import Measured, Undefined, apart, gradients, proves, worst
 from bnlab.conformance.subject import Bench, Trial, give_statistics
 from bnlab.norms.formula import batch_axes, moments, per_channel
 from bnlab.norms.strategy import Facts
@@ -54,7 +54,7 @@ def merged(bench: Bench) -> Measured | None:
 def _formula(trial: Trial, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """Return what the layer makes of `x` with given statistics: those of the layer itself, in evaluation."""
     if (layer := _layer(trial.trained)) is None:
-        raise ValueError("no gamma, beta and eps to write its formula with")
+        raise Undefined("no gamma, beta and eps to write its formula with")
     scale = 1 / (var.sqrt() + layer.eps if getattr(layer, "eps_outside", False) else (var + layer.eps).sqrt())
     y: Tensor = (x - mean) * scale
     y = y if layer.weight is None else y * per_channel(layer.weight, x)

@@ -139,7 +139,8 @@ def _spaces_of(path: str, make: Callable[[int], Any]) -> tuple[tuple[int, ...], 
         module = make(channels)
     except Exception as error:
         raise ConfigError(
-            f"--module {path}: called with {CHANNELS[0]} channels it fails: {described(error)}"
+            f"--module {path}: called with {CHANNELS[0]} channels it fails: {described(error)}\n"
+            "give a function (or a class) that takes the number of channels, as make_norm(channels)"
         ) from error
     if not isinstance(module, nn.Module):
         raise ConfigError(

@@ -246,5 +246,7 @@ def _one_of(key: str, known: tuple[W, ...], value: Any) -> W:
 
 def _seed(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise ConfigError(f"seed={value}: must be a whole number from 0 to 2^63 - 1")
+        span = re.fullmatch(r"(\d{1,9})(?:\.\.|-|:)(\d{1,9})", str(value))
+        meant = f"\nwrite seed=range({span[1]},{int(span[2]) + 1}) with -m" if span else ""
+        raise ConfigError(f"seed={value}: must be a whole number from 0 to 2^63 - 1{meant}")
     return value

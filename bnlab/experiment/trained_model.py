@@ -130,6 +130,11 @@ def find(
         raise ConfigError(f"--data {data}: only with --module; a run knows its data\nset data.root=... if it has moved")
     if not targets or ("=" in targets[0] and not Path(targets[0]).exists()):
         raise ConfigError("RUN is missing\nname a run folder, such as runs/…/0, or your own model by --module")
+    if Path(targets[0]).is_file():
+        raise ConfigError(
+            f"{targets[0]}: is a file, not the folder of a run\n"
+            f"weights of your own model go with it: --module PACKAGE.MODULE:FACTORY --checkpoint {targets[0]}"
+        )
     for other in targets[1:]:
         if "=" not in other:
             raise ConfigError(

@@ -34,6 +34,8 @@ class UserModule:
 
     def __init__(self, source: str | nn.Module, output: str | None = None) -> None:
         self.named, self.output = called(source), output
+        # how to say which, in the language that the model was given in
+        self._option = "--output {}" if isinstance(source, str) else 'output="{}"'
         if isinstance(source, str):
             make, doing = load_factory(source), "called without arguments it"
             way_out = "name a function or a class that takes none and returns the model"
@@ -122,7 +124,8 @@ class UserModule:
         if self.output is not None and "" not in named:
             if self.output not in named:
                 raise ConfigError(
-                    f"--output {self.output}: {self._returned(output)}\nthere are: {', '.join(named) or 'none'}"
+                    f"{self._option.format(self.output)}: {self._returned(output)}\n"
+                    f"there are: {', '.join(named) or 'none'}"
                 )
             named = {self.output: named[self.output]}
         if samples == 1:  # give the logits back the axis that `squeeze()` takes from them
@@ -138,7 +141,7 @@ class UserModule:
             raise ConfigError(
                 f"{self.named}: must return logits of shape ({samples}, {self._classes} or more) for "
                 f"{samples} images of {self._classes} classes: {self._returned(output)}\n"
-                + (f"name one of them: --output {fits[0]}" if fits else f"{_kind(named)}{WRAP_IT}")
+                + (f"name one of them: {self._option.format(fits[0])}" if fits else f"{_kind(named)}{WRAP_IT}")
             )
         self._chosen = fits[0]
         self._width = named[fits[0]].shape[1]

@@ -64,7 +64,8 @@ def _add(folder: Path, place: Path, runs: Sequence[Run], tables: Sequence[Tables
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    store = URL.create("sqlite", database=str(folder.resolve() / "mlflow.db")).render_as_string()
+    # of `sqlite:` alone MLflow makes the folder, by its name as the URL quotes it: another one
+    store = URL.create("sqlite+pysqlite", database=str(folder.resolve() / "mlflow.db")).render_as_string()
     added = 0
     try:
         client = MlflowClient(tracking_uri=store, registry_uri=store)

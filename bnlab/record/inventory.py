@@ -142,15 +142,19 @@ def remove(entry: Entry) -> int:
     return entry.size
 
 
+def weights_of(entry: Entry) -> dict[Path, int]:
+    """Return the bytes of each file of a checkpoint of the runs that are over, the others need theirs."""
+    files = [run.folder / name for run in entry.runs if run.state in FINAL for name in WEIGHTS]
+    return {file: file.lstat().st_size for file in files if os.path.lexists(file)}
+
+
 def remove_weights(entry: Entry) -> int:
-    """Remove the checkpoints of the runs that are over, the others need theirs to be resumed; return the bytes.
+    """Remove what `weights_of` names, and return the bytes.
 
     Errors: as of `check_removable`; OSError.
     """
     check_removable(entry.folder)
-    files = [run.folder / name for run in entry.runs if run.state in FINAL for name in WEIGHTS]
-    files = [file for file in files if os.path.lexists(file)]
-    size = sum(file.lstat().st_size for file in files)
+    files = weights_of(entry)
     for file in files:
         file.unlink()
-    return size
+    return sum(files.values())

@@ -20,6 +20,11 @@ def runs_folder() -> Path:
     return Path(os.environ.get(PLACE) or "runs")
 
 
+def no_runs() -> ConfigError:
+    """Return what to say where the folder of all runs is not there yet."""
+    return ConfigError(f"{runs_folder()}: no runs yet; `bnlab train` makes one")
+
+
 def of_claims() -> str:
     """Return where the runs of claims are, as the end of a way out; empty where there are none."""
     pool = runs_folder() / POOL
@@ -51,12 +56,14 @@ def find_run(word: str) -> Path:
     whose name, short name or id begins with it. `/3` behind it is its job 3; `latest/3` is of the latest sweep.
 
     What names nothing stays a path, of which a reader says that it does not exist. Errors: ConfigError for a word that
-    begins the names of several, with these.
+    begins the names of several, with these, and for the latest where there is no run.
     """
     base, (head, _, rest) = runs_folder(), word.partition("/")
     if os.path.lexists(word) or not head:
         return Path(word)
     if head == LATEST:
+        if not os.path.lexists(base):
+            raise no_runs()
         found = [name for name in _dated(base) if not rest or not _is_run(base / name)][:1]
     else:
         known = names(base)

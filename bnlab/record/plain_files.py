@@ -45,6 +45,7 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 def beside_of(path: Path) -> Path:
     """Return a hidden place beside `path`, of a name that nobody else has, for what is to be renamed to it."""
+    path = path if path.name else path.absolute()  # the working directory has a name, too
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 from bnlab.errors import ConfigError, RecordError, count_of
 from bnlab.metric import LARGEST
 from bnlab.record.evaluations import SETTINGS, Evaluations, read_evaluations, summary_of
+from bnlab.record.latest import no_runs, runs_folder
 from bnlab.record.plain_files import open_plain
 from bnlab.record.read_files import Unreadable, read_bytes
 
@@ -118,6 +119,8 @@ def read_runs(
     seen: set[str] = set()
     for path in paths:
         if not os.path.isdir(path):
+            if path == runs_folder() and not os.path.lexists(path):
+                raise no_runs()
             reason = "is not a folder" if os.path.lexists(path) else "does not exist"
             raise ConfigError(f"{path}: {reason}\ngive a run, a sweep or a folder of runs; `bnlab runs` lists them")
         start, real = str(path), os.path.realpath(path)

@@ -145,7 +145,7 @@ def _workers(section: Section) -> Iterable[str]:
 
 
 def _flags(settings: Mapping[str, Any]) -> Iterable[str]:
-    if settings.get("trainer.channels_last") is True:
+    if settings.get("trainer.channels_last") is True and settings.get("model.name") != "mlp":  # vectors have no layout
         yield "channels_last"
     if settings.get("trainer.precision") not in (None, "float32"):
         yield str(settings["trainer.precision"])

@@ -13,11 +13,12 @@ from bnlab.compare.arms import text_of
 from bnlab.errors import count_of
 from bnlab.record.inventory import Entry
 from bnlab.record.latest import short_name
+from bnlab.report.bench_report import left_out_note
 from bnlab.report.console import Terminal
 from bnlab.report.display import duration
 from bnlab.report.figures import Cell
 from bnlab.report.rows import Row
-from bnlab.report.table import Column, draw
+from bnlab.report.table import Column, bullets, draw
 
 MOST_NORMS = 4  # named in a line
 
@@ -34,11 +35,12 @@ def runs_table(entries: Sequence[Entry], out: Terminal) -> Group:
             left=True,
             wraps=True,
         ),
-        Column("state", [_told(each) for each in states], left=True),
+        Column("state", [_told(each) for each in states], left=True, wraps=True),
         Column("took", [duration(entry.seconds) if entry.seconds else "" for entry in entries], rank=3),
         Column("size", [size_text(entry.size) for entry in entries], rank=2),
     ]
-    return Group(*draw(columns, out).lines)
+    drawn = draw(columns, out)
+    return Group(*drawn.lines, *bullets(left_out_note(drawn.left_out), out))
 
 
 def runs_rows(entries: Sequence[Entry]) -> list[Row]:
@@ -63,9 +65,9 @@ def runs_rows(entries: Sequence[Entry]) -> list[Row]:
     ]
 
 
-def entry_line(entry: Entry) -> str:
-    """Return in a line what is about to be removed."""
-    return f"{entry.folder}: {_what(entry)}, {_told(_states(entry))}, {size_text(entry.size)}"
+def entry_line(entry: Entry, size: int) -> str:
+    """Return in a line what is about to be removed, and how many bytes of it."""
+    return f"{entry.folder}: {_what(entry)}, {_told(_states(entry))}, {size_text(size)}"
 
 
 def size_text(size: int) -> str:

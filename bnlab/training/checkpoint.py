@@ -65,6 +65,11 @@ def load(folder: Path, warn: Callable[[str], None] = lambda text: None) -> dict[
     Errors: RecordError naming each file and what is wrong with it. Only tensors and plain values are read
     (`weights_only`): a file that would run code is refused.
     """
+    if not present(folder):
+        raise RecordError(
+            f"{folder}: its checkpoint was removed, or it was never written\n"
+            f"train it again by `bnlab train` with the settings that `bnlab show {folder}` has"
+        )
     known, wrong = _known_digests(folder), []
     for path in (folder / CURRENT, folder / PREVIOUS):
         try:
@@ -104,6 +109,8 @@ def read_state(path: Path, known: Collection[str] | None = None, *, follow: bool
         raise RecordError(f"{path}: cannot be read: {error.strerror or error}") from error
     except RecordError:
         raise
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise RecordError(f"{path}: is damaged or incomplete") from error
     except Exception as error:  # torch raises many kinds for a file that it will not read
         raise RecordError(f"{path}: refused ({_why(error)})") from error
     if not isinstance(state, dict):
@@ -137,7 +144,7 @@ def load_file(path: Path) -> dict[str, Any]:
     try:
         return read_state(path, known, follow=True)
     except RecordError as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, (OSError, zipfile.BadZipFile, EOFError)):
             raise
         if "sha256" in str(error):
             raise RecordError(f"{error} from that in {beside.name}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -123,7 +124,8 @@ def probe(
         lines = _lines(overrides)
         if isinstance(model, (str, os.PathLike)):
             run = str(find_run(os.fspath(model)))
-            trained, again = find([run, *lines], None, None, data, output=output), f"bnlab recalibrate {run}"
+            trained = find([run, *lines], None, None, data, output=output)
+            again = shlex.join(["bnlab", "recalibrate", run, *lines])
         else:
             if not hasattr(model, "state_dict") or isinstance(model, type):
                 if callable(model):
@@ -132,7 +134,9 @@ def probe(
                 raise ConfigError(f"{type(model).__name__}: is neither the folder of a run nor a torch.nn.Module")
             named = [*([f"data={data}"] if data else []), *lines]
             trained = of_module(model, None, named, output=output)
-            again = f"bnlab recalibrate --module PACKAGE.MODULE:FACTORY {' '.join(named)}"
+            own = ["--module", "PACKAGE.MODULE:FACTORY", "--checkpoint", "weights.pt"]
+            again = "torch.save(model.state_dict(), 'weights.pt'), and in a shell\n"
+            again += shlex.join(["bnlab", "recalibrate", *named, *own, *(["--output", output] if output else [])])
         return examined(trained, again, samples, quick, tell)
 
 
@@ -168,7 +172,8 @@ def examined(trained: TrainedModel, again: str, samples: int, quick: bool, tell:
         probes = [trained.probe("train", most), trained.probe("test", most)]
         result = measure(trained.model, probes, trained.train, min(samples, most or samples), watch, trained.unread)
     said = verdict(result, again)
-    each = tuple(map(explained, result.decompositions))
+    *others, last = result.decompositions
+    each = (*(explained(gap, said) for gap in others), explained(last))
     return Probed(trained.label, trained.about, trained.step, trained.batch_size, result, said, each)
 
 

@@ -195,7 +195,7 @@ def test_what_a_probe_returns_is_read_in_a_notebook() -> None:
     assert " ".join(found.verdict.split()) in " ".join(repr(found).split())
     page = found._repr_html_()
     root = ElementTree.fromstring(f"<div>{page}</div>")
-    assert root.findtext("p/strong") == found.verdict
+    assert "\n".join(each.text or "" for each in root.findall("p/strong")) == found.verdict
     titles = [cell.text or "" for cell in root.findall("table")[0].iter("th")]
     assert titles == ["", "train", "test"]
 

@@ -446,8 +446,12 @@ def test_each_cause_is_named_with_what_it_is() -> None:
     said = explained(replace(made(large, batch_noise=0.3), adds_noise=True))
     assert "other statistics each time, and the layers add noise of their own in training." in said
     said = explained(made(large, left=0.999**938, initial_statistics=0.3, moving_average=0.2))
-    assert "Most of it is initial statistics: the running statistics are nearer to" in said
-    assert "39.1 % of mean 0 and variance 1, what 938 updates (0.999^938) leave" in said
+    few = "momentum 0.001 is too small for 938 updates (0.999^938): 39.1 % of the initial mean 0 and variance 1 is left"
+    assert f"Most of it is initial statistics: {few}; train with 0.1." in said
+    again = explained(made(large, left=0.999**938, initial_statistics=0.3), said)
+    assert again.endswith("Most of it is initial statistics.")
+    usual = explained(replace(made(large, left=0.9**3, initial_statistics=0.3), momentum=0.1, updates=3))
+    assert usual.endswith("3 updates are too few (0.9^3): 72.9 % of the initial mean 0 and variance 1 is left.")
     for name in NAMES:
         assert f"Most of it is {name}: " in explained(made(large, **{name.replace(" ", "_"): 0.3}))
 
@@ -521,7 +525,26 @@ def test_a_remedy_is_named_with_what_it_brought() -> None:
     assert (change.accuracy_before.value, change.accuracy_after.value) == (before, after)
     brought = f"Recalibrating brings test from {100 * before:.2f} to {100 * after:.2f} %"
     assert brought in said
-    assert said.endswith("on 200 images held out: bnlab recalibrate RUN.")
+    assert said.endswith("on 200 images held out:\nbnlab recalibrate RUN")
+
+
+def test_at_chance_in_both_modes_nothing_is_diagnosed() -> None:
+    """Whether 200 images are above 1 in 3 is the score test's to say: p > 1/3 + 1.96 sqrt(1/3 2/3 / 200) = 0.3987."""
+    found, _ = examined(learned())
+    gap = found.decompositions[0]
+    assert gap.classes == 3
+
+    def with_share(share: float, training: float = 0.0) -> str:
+        at = replace(found.gaps[0], eval_accuracy=replace(found.gaps[0].eval_accuracy, value=share))
+        change = replace(gap.total, accuracy=replace(gap.total.accuracy, value=training - share))
+        return verdict(replace(found, gaps=(at,), decompositions=(replace(gap, total=change),), remedies=()))
+
+    said = with_share(0.398, 0.2)
+    assert said.startswith("At chance in both modes (3 classes): check that size, input_norm and the order of the")
+    assert "ecalibrat" not in said
+    assert "Most of it" not in said
+    for share, training in ((0.4, 0.2), (0.2, 0.4)):
+        assert "chance" not in with_share(share, training)
 
 
 def test_recalibrating_that_would_harm_is_not_advised() -> None:

@@ -10,6 +10,7 @@ import json
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from bnlab.measure.layer_statistics import Statistics, initial_left, running_lay
 from bnlab.measure.modes import training_statistics
 from bnlab.measure.population_statistics import adopted
 from bnlab.measure.recalibration import (
+    Change,
+    Point,
+    Recalibration,
     SplitLevel,
     Stats,
     curve_sizes,
@@ -45,6 +49,7 @@ from bnlab.measure.recalibration import (
 )
 from bnlab.norms.strategy import strategies
 from bnlab.record.read import read_runs
+from bnlab.report.recalibration_report import in_words
 from bnlab.training import checkpoint
 
 HERE = ["trainer.device=cpu", "trainer.threads=1"]
@@ -209,8 +214,23 @@ def test_enough_is_where_nothing_is_far_from_all_any_more() -> None:
     assert enough([nan, near, near, near], sizes) == 64
     assert enough([nan], [16]) == 16
     coarse = level(1 / 200, 0.0, n=200)  # a single sample
-    assert enough([level(2 / 200, 0.0, n=200), coarse, level(0.0, 0.0, 200)], [16, 64, 90]) == 64
-    assert enough([level(1 / 200, 0.0), near], [16, 64]) == 64
+    assert enough([level(-2 / 200, 0.0, n=200), coarse, level(0.0, 0.0, 200)], [16, 64, 90]) == 64
+    assert enough([level(-1 / 200, 0.0), near], [16, 64]) == 64
+    assert enough([level(1 / 200, -0.5), near], [16, 64]) == 16  # better than all is no reason to take more
+
+
+def test_where_it_made_it_worse_nothing_is_enough() -> None:
+    def changed(points: float, nats: float) -> Change:
+        at = Interval(0.5, 0.4, 0.6, 100)
+        accuracy, loss = (replace(at, value=v, low=v - 1e-4, high=v + 1e-4) for v in (points, nats))
+        return Change("test", at, at, accuracy, at, at, loss, at)
+
+    zero = level(0.0, 0.0)
+    curve = (Point(16, {"test": zero}), Point(64, {"test": zero}))
+    result = Recalibration("population", 64, 64, {}, (changed(-0.1, 0.2),), (), (), curve, "test", 16)
+    assert "enough" not in in_words(result)
+    assert in_words(result).endswith("keep the old statistics.")
+    assert "16 of 64 samples, the fewest tried, were enough" in in_words(replace(result, changes=(changed(0.1, -0.2),)))
 
 
 def test_the_curve_takes_whole_batches_for_precise() -> None:
@@ -465,7 +485,8 @@ def test_the_table_reads_well_at_any_width(
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
         "stats=precise: whole batches of 64 are taken, 256 of the 300 samples asked for",
-        f"bnlab probe {run} --checkpoint b.pt examines it",
+        "to examine it:",
+        f"bnlab probe {run} --checkpoint b.pt",
     ]
     assert done.stdout.isascii()
     for text, columns in ((wide, 120), (done.stdout, 80)):
@@ -551,7 +572,11 @@ def test_a_module_gets_a_file_in_the_form_of_its_own(theirs: str, nesting: str, 
         weights.parent.mkdir()
         torch.save(state, weights)
     recalibrate(["trainer.device=cpu"], samples=50, module=factory, weights=weights, data="digits", format="plain")
-    new = (weights.parent if weights else tmp_path) / "recalibrated-population-50.pt"
+    new = (
+        weights.parent / "weights-recalibrated-population-50.pt"
+        if weights
+        else tmp_path / "recalibrated-population-50.pt"
+    )
     found = torch.load(new, weights_only=True)
     assert list(found) == list(state)
     inner, names = (found["state_dict"], state["state_dict"]) if "state_dict" in state else (found, state)

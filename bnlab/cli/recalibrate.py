@@ -39,7 +39,9 @@ def recalibrate(
     ] = None,
     out: Annotated[
         Optional[Path],
-        typer.Option("--out", metavar="FILE", help="The new file; default: recalibrated-STATS-N.pt beside the old."),
+        typer.Option(
+            "--out", metavar="FILE", help="The new file; default: [FILE-]recalibrated-STATS-N.pt beside the old."
+        ),
     ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Take plain images without dropout, not as training sees them.")
@@ -71,6 +73,7 @@ def recalibrate(
     from bnlab.report.display import working
     from bnlab.report.recalibration_report import (
         Recalibrated,
+        is_worse,
         recalibration_head,
         recalibration_rows,
         recalibration_tables,
@@ -95,7 +98,11 @@ def recalibrate(
         save(file, trained, weights, result)
     report = Recalibrated(trained.label, trained.about, str(file), result)
     show(format, [partial(recalibration_tables, report)], recalibration_head(report), recalibration_rows(report))
-    err.say(f"{command_on('probe', targets, module, file, data, key, output)} examines it")
+    if is_worse(result.changes):
+        err.say(f"{file}: written, but the old statistics are better")
+        return
+    err.say("to examine it:")
+    err.emit(err.show(command_on("probe", targets, module, file, data, key, output)) + "\n")  # one line, to be copied
 
 
 def _recalibrate_all(targets: Sequence[str], stats: Stats, samples: int | None, plain: bool, format: str) -> None:

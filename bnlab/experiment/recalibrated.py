@@ -34,7 +34,8 @@ def new_file(
         raise IncompatibleError(f"{trained.label}: {error}") from error
     count = samples_used(trained.train, stats, samples, trained.batch_size)
     folder = trained.folder or (Path() if weights is None else weights.parent)
-    return folder / f"recalibrated-{stats}-{'plain-' * plain}{count}.pt", count
+    of = "" if weights is None else f"{weights.stem}-"
+    return folder / f"{of}recalibrated-{stats}-{'plain-' * plain}{count}.pt", count
 
 
 def recalibrated(trained: TrainedModel, stats: Stats, samples: int | None, *, plain: bool = False) -> Recalibration:

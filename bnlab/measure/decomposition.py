@@ -91,6 +91,7 @@ class Decomposition:
     reads_batch: bool = True  # False: training takes statistics of each sample, as instance norm, not of a batch
     adds_noise: bool = False  # a layer adds noise of its own in training
     unread: str = ""  # layers that keep something in training that is not read; only where the terms are defined
+    classes: int = 0  # logits of a sample
 
 
 @dataclass(frozen=True)
@@ -349,6 +350,7 @@ def decompose(model: nn.Module, probe: Probe, staged: Stages, at: Levels, unread
         len(staged.norms) > 1 or len(probe) < 2 * probe.batch_size,
         any(isinstance(layer, NormLayer) and layer.adds_noise for layer in model.modules()),
         unread if at.undefined is None else "",
+        staged.evaluation.shape[-1],
     )
 
 

@@ -95,7 +95,7 @@ class Recalibration:
     gaps_after: tuple[LayerGap, ...]  # the layers' own dtype against the new ones: rounding
     curve: tuple[Point, ...]  # the last with all samples
     judged_on: str  # the split that `enough` is judged on
-    enough: int  # the fewest samples of the curve from which on nothing differs from all by more than the above
+    enough: int  # the fewest samples of the curve from which on none is worse than all by more than the above
 
 
 def check_recalibratable(model: nn.Module) -> None:
@@ -249,17 +249,21 @@ def curve_sizes(training_set: Batches, stats: Stats, samples: int, batch_size: i
 
 
 def enough(levels: Sequence[SplitLevel], samples: Sequence[int]) -> int:
-    """Return the fewest of `samples` from which on no level is farther from the last than the constants above."""
+    """Return the fewest of `samples` from which on no level is worse than the last by more than the constants above."""
     for level, fewest in zip(reversed(levels[:-1]), reversed(samples[1:]), strict=True):
-        if not _is_near(level.accuracy_off, level.loss_off):
+        accuracy, loss = level.accuracy_off, level.loss_off
+        if not (accuracy.value >= -_tolerance(accuracy) and loss.value <= ENOUGH_LOSS):  # nan is no better
             return fewest
     return samples[0]
 
 
 def _is_near(accuracy: Interval, loss: Interval) -> bool:
     """Return whether two differences are within the constants above; one that is not finite never is."""
-    tolerance = max(ENOUGH_ACCURACY, 1 / accuracy.n)
-    return abs(accuracy.value) <= tolerance and abs(loss.value) <= ENOUGH_LOSS
+    return abs(accuracy.value) <= _tolerance(accuracy) and abs(loss.value) <= ENOUGH_LOSS
+
+
+def _tolerance(accuracy: Interval) -> float:
+    return max(ENOUGH_ACCURACY, 1 / accuracy.n)
 
 
 def change_of(split: str, before: Tensor, after: Tensor, labels: Tensor) -> Change:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from bnlab.compare.statistics import wilson_interval
 from bnlab.measure.by_layer import LayerGap
 from bnlab.measure.decomposition import BY_STATISTICS, Decomposition, Term
 from bnlab.measure.probe_model import OWN_STATISTICS, ProbeResult, Remedy
@@ -15,6 +16,7 @@ from bnlab.metrics import MOST_INITIAL_SHARE
 SMALL_ACCURACY = 0.005  # a gap below both is called small
 SMALL_LOSS = 0.02  # nats
 SMALL_FLIPS = 0.005  # share of predictions
+USUAL_MOMENTUM = 0.1
 HIGH_MOMENTUM = 0.5  # from here on the last batch outweighs all others
 FAR_Z, FAR_RATIO = 0.1, 0.1  # medians over channels
 
@@ -24,8 +26,7 @@ _REASONS = {
     "dropout in statistics": "the running statistics are nearer to those without dropout than to those training takes",
     "augmentation in statistics": "the running statistics are nearer to those of plain images than to those of the "
     "augmented ones that training takes",
-    "initial statistics": "the running statistics are nearer to the training set's mixed with {left} of mean 0 and "
-    "variance 1, what {updates} leave, than to the training set's",
+    "initial statistics": "{few}: {left} of the initial mean 0 and variance 1 is left{larger}",
     "moving average": "the running statistics are not those of the training set under these weights",
     "dropout": "what is dropped in training is there in evaluation",
     "other": "what depends on the mode, and is neither dropout nor a normalization layer that bnlab can see",
@@ -39,10 +40,11 @@ _NOISE = "the layers add noise of their own in training"
 _OWN = "training takes each sample's own statistics, evaluation those of all"
 
 
-def explained(gap: Decomposition) -> str:
+def explained(gap: Decomposition, said: str = "") -> str:
     """Return how large the gap of one split is, and which term moves the predictions most.
 
-    Where augmentation or dropout, which are meant to, moves them most, the normalization's part follows by itself.
+    A reason that was `said` is left out. Where augmentation or dropout, which are meant to, moves them most, the
+    normalization's part follows by itself.
     """
     total = gap.total
     if not math.isfinite(total.loss.value):
@@ -58,7 +60,7 @@ def explained(gap: Decomposition) -> str:
     if cause.name == "other" and gap.unread:
         sentences.append(f"Most of it is in what bnlab does not read: {gap.unread}. {_TO_BE_READ}")
     else:
-        sentences.append(f"Most of it is {cause.name}: {_reason(cause, gap)}.")
+        sentences.append(f"Most of it is {_with_reason(cause, gap, said)}.")
     if not by_normalization:
         return " ".join(sentences)
     if cause not in by_normalization:
@@ -67,7 +69,7 @@ def explained(gap: Decomposition) -> str:
         sentences.append(f"{part} is {_points_and_nats(accuracy, loss)}.")
         if not _is_small(accuracy, loss):
             cause = max(by_normalization, key=_moved)
-            sentences.append(f"Most of that is {cause.name}: {_reason(cause, gap)}.")
+            sentences.append(f"Most of that is {_with_reason(cause, gap, said)}.")
     return " ".join(sentences)
 
 
@@ -83,10 +85,17 @@ def by_statistics(gap: Decomposition) -> tuple[float, float]:
 def verdict(found: ProbeResult, recalibrate: str = "bnlab recalibrate") -> str:
     """Return what a reader should know first: the gap on the last split, its cause, and what was tried against it.
 
-    `recalibrate` is the command that does so, with all that names the model.
+    `recalibrate` is the command that does so, with all that names the model; it comes last, on a line of its own.
     """
     gap = found.decompositions[-1]
     notes = [note for note in (_not_finite(found), _frozen(found), _called_again(found), _by_batch(found)) if note]
+    if _is_at_chance(found, gap):
+        here = (
+            f"At chance in both modes ({gap.classes:,} classes): check that size, input_norm and the order of the "
+            "classes are those of training."
+        )
+        came = _size(gap.total, gap.split) if gap.total.moved else explained(gap)
+        return " ".join([here, came, *notes])
     sentences = [explained(gap), *notes]
     measured = _measured(found, gap)
     remedy = _remedy(found, gap, recalibrate)
@@ -104,6 +113,20 @@ def verdict(found: ProbeResult, recalibrate: str = "bnlab recalibrate") -> str:
     ):
         sentences.append("Nothing needs to be done.")
     return " ".join(sentences)
+
+
+def _is_at_chance(found: ProbeResult, gap: Decomposition) -> bool:
+    """Return whether no share of right predictions can be told from one in so many classes, or is below it."""
+    at = found.gaps[-1]
+    shares = [at.eval_accuracy.value, at.eval_accuracy.value + gap.total.accuracy.value]
+    if gap.classes < 2 or not math.isfinite(gap.total.loss.value) or not all(map(math.isfinite, shares)):
+        return False
+    shares += [remedy.change.accuracy_after.value for remedy in found.remedies]
+    return all(
+        wilson_interval(min(max(share, 0.0), 1.0), at.samples)[0] <= 1 / gap.classes
+        for share in shares
+        if math.isfinite(share)
+    )
 
 
 # ---------------------------------------------------------------- what was measured beside the gap
@@ -223,7 +246,9 @@ def _remedy(found: ProbeResult, gap: Decomposition, recalibrate: str) -> str | N
     helping = [remedy for remedy in found.remedies if _helps(remedy)]
     if helping:
         best = min(helping, key=lambda remedy: (remedy.change.loss_after.value, remedy is not found.remedies[0]))
-        return f"{_title(best)} brings {_brings(best)}: {_command(best, recalibrate)}."
+        if best.name == OWN_STATISTICS:
+            return f"{_title(best)} ({best.name}) brings {_brings(best)}."
+        return f"{_title(best)} brings {_brings(best)}:\n{recalibrate} {best.name}".rstrip()
     first, last = found.remedies[0], found.remedies[-1]
     if last.name == OWN_STATISTICS and last.change.flips.value > 0 and not _is_small(*by_statistics(gap)):
         return f"{_title(last)} ({last.name}) brings {_brings(last)}."
@@ -262,10 +287,6 @@ def _brings(remedy: Remedy) -> str:
     )
 
 
-def _command(remedy: Remedy, recalibrate: str) -> str:
-    return remedy.name if remedy.name == OWN_STATISTICS else f"{recalibrate} {remedy.name}".strip()
-
-
 # ---------------------------------------------------------------- words
 
 
@@ -294,6 +315,11 @@ def _size(total: Term, split: str) -> str:
     return f"The gap is small: {figures}." if small else f"There is a gap: {figures}."
 
 
+def _with_reason(cause: Term, gap: Decomposition, said: str) -> str:
+    reason = _reason(cause, gap)
+    return cause.name if reason in said else f"{cause.name}: {reason}"
+
+
 def _reason(cause: Term, gap: Decomposition) -> str:
     if cause.name == "batch noise" and not gap.reads_batch:
         return _OWN
@@ -302,7 +328,13 @@ def _reason(cause: Term, gap: Decomposition) -> str:
 
 
 def _facts(gap: Decomposition) -> dict[str, str]:
-    updates = f"{gap.updates or 0:,} updates"
+    updates, larger = f"{gap.updates or 0:,} updates", ""
+    few = f"{updates} are too few"
     if gap.momentum is not None:
-        updates += f" ({1 - gap.momentum:g}^{gap.updates or 0:,})"
-    return {"batch": f"{gap.batch_size:,}", "left": f"{100 * (gap.initial_left or 0.0):.3g} %", "updates": updates}
+        power = f" ({1 - gap.momentum:g}^{gap.updates or 0:,})"
+        few += power
+        if gap.momentum < USUAL_MOMENTUM:
+            few = f"momentum {gap.momentum:g} is too small for {updates}{power}"
+            larger = f"; train with {USUAL_MOMENTUM:g}"
+    left = f"{100 * (gap.initial_left or 0.0):.3g} %"
+    return {"batch": f"{gap.batch_size:,}", "left": left, "few": few, "larger": larger}

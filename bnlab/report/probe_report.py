@@ -53,7 +53,7 @@ class Probed:
     def __repr__(self) -> str:
         out = Terminal(io.StringIO())
         with out.capture() as shown:
-            out.print(probe_tables(self, out))
+            out.print(probe_tables(self, out), crop=False)
         return shown.get().rstrip()
 
     def _repr_html_(self) -> str:
@@ -67,13 +67,15 @@ def probe_tables(probed: Probed, out: Terminal) -> Group:
     """Return the whole report, as wide as the console."""
     probing = probed.probing
     lines: list[RenderableType] = [*joined(_heading(probed), out, "bold"), *joined(_samples(probed), out, "dim")]
-    lines += [Text(""), *joined([probed.verdict], out, "bold")]
+    said, *commands = probed.verdict.split("\n")
+    lines += [Text(""), *joined([said], out, "bold")]
+    lines += [Text(out.show(each), "bold", no_wrap=True, overflow="ignore") for each in commands]  # to be copied
     lines += _titled("The gap", ["statistics of training against those of evaluation", *_same(probing)], out)
     lines += draw(_gap_columns(probing), out).lines
     for number, (decomposition, said) in enumerate(zip(probing.decompositions, probed.explained, strict=True)):
         lines += _titled(f"Where it comes from: {decomposition.split}", [] if number else _CAUSES, out)
         lines += _terms(decomposition, out)
-        lines += joined([said], out)
+        lines += [] if said in probed.verdict else joined([said], out)
     lines += _titled("Layers by depth", _layer_legend(probing), out)
     lines += _layers(probing, out)
     if probing.curve:
@@ -279,7 +281,7 @@ def probe_sheet(probed: Probed) -> Sheet:
     notes += [] if probing.layers else _layer_legend(probing)
     return Sheet(
         f"How does {probed.label} differ between training and evaluation mode?",
-        [probed.verdict],
+        probed.verdict.split("\n"),
         [*_heading(probed)[1:], *_samples(probed)],
         _gap_columns(probing),
         ["statistics of training against those of evaluation", *_same(probing), "±: 95% interval over samples"],

@@ -125,7 +125,8 @@ def _curve(result: Recalibration, out: Terminal) -> list[Text]:
 
 def in_words(result: Recalibration) -> str:
     """Return how many samples were enough, what that came to on the last split, and whether it was for the better."""
-    return " ".join([_enough(result), _came_to(result.changes[-1]), _better_or_worse(result.changes)])
+    enough = [] if is_worse(result.changes) else [_enough(result)]
+    return " ".join([*enough, _came_to(result.changes[-1]), _better_or_worse(result.changes)])
 
 
 def _enough(result: Recalibration) -> str:
@@ -146,6 +147,12 @@ def _came_to(change: Change) -> str:
     loss = f"{significant(change.loss_before.value)} → {significant(change.loss_after.value)} nats"
     nats = interval_text(change.loss, signed=True)
     return f"Accuracy on {change.split} {accuracy} ({points} points), loss {loss} ({nats})."
+
+
+def is_worse(changes: Sequence[Change]) -> bool:
+    """Return whether all that can be told from 0 is for the worse, and not small."""
+    gains = [gain for change in changes for gain in change.clear.values()]
+    return bool(gains) and max(gains) < 0 and not all(change.small for change in changes)
 
 
 def _better_or_worse(changes: Sequence[Change]) -> str:

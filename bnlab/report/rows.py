@@ -122,7 +122,7 @@ def show(
     for number, table in enumerate(tables):
         if number:
             out.say("")
-        out.print(table(out))
+        out.print(table(out), crop=False)  # a command to be copied stays on one line
 
 
 def _text(value: Any) -> str:

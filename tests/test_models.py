@@ -189,7 +189,7 @@ def test_statistics_of_each_activation_are_those_of_the_layer_as_vectors(spec: M
     x = torch.rand(7, *SHAPE, generator=torch.Generator().manual_seed(0))
     model.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
     layers = [layer for _, layer in norm_layers(model)]
-    assert len(layers) == len(seen) == 4 + 3 * (spec.name == "resnet")
+    assert len(layers) == len(seen) == {"cnn": 4, "resnet": 7, "airbench": 2}[spec.name]
     for layer, (z, y) in zip(layers, seen.values(), strict=True):
         assert layer.weight is not None
         assert layer.weight.numel() == layer.channels == z[0].numel()

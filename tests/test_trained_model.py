@@ -543,8 +543,9 @@ def test_what_bnlab_does_not_read_is_not_called_zero(care: Path) -> None:
         trained.model.fc.weight.mul_(50.0)  # type: ignore[union-attr,operator]
     found = examined(trained, "bnlab recalibrate", 64, True, lambda words: None)
     said = "Most of it is in what bnlab does not read: bn (Own). If these are moving averages"
-    assert said in found.verdict
-    assert "-0.0000" not in found.verdict
+    assert "At chance in both modes" in found.verdict  # it is not trained, so the causes stand in the parts alone
+    assert said in " ".join(repr(found).split())
+    assert "-0.0000" not in repr(found)
     *statistics, dropout, other, _ = found.probing.decompositions[-1].terms
     why = "not measurable: bnlab does not read bn (Own)"
     assert {(term.absent, math.isnan(term.moved)) for term in statistics[:6]} == {(why, True)}

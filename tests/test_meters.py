@@ -80,6 +80,7 @@ def test_how_often_meters_are_read_is_refused_where_there_is_none() -> None:
     for other in others:
         with pytest.raises(ConfigError, match=r"measure_every=5: measure=gap(,probe)? names no meter to read\n"):
             preflight([other])
+    preflight([*others, metered])  # arms without one beside an arm with one
     preflight([metered, with_settings(metered, {"measure": "full"})])
 
 

@@ -63,16 +63,12 @@ def preflight(trees: Sequence[Mapping[str, Any]], workers: Workers = ALONE) -> l
     Returns the identity of each. Errors: ConfigError or EnvironmentFault, naming the first job that cannot run.
     """
     seen: set[tuple[object, ...]] = set()
-    identities = []
+    identities, configs = [], list[Config]()
     for tree in trees:
         try:
             config = parse_config(tree)
             check_workers(config, workers)
-            if config.measure_every is not None and not config.meters:
-                raise ConfigError(
-                    f"measure_every={config.measure_every}: measure={','.join(config.measure)} names no meter to read\n"
-                    "name one, such as measure=landscape, or leave measure_every out"
-                )
+            configs.append(config)
             device = device_of(config.trainer.device, workers)
             key = (
                 config.norm,
@@ -90,7 +86,18 @@ def preflight(trees: Sequence[Mapping[str, Any]], workers: Workers = ALONE) -> l
             if not is_recorded(tree):
                 raise
         identities.append(identity(tree, bundle_of(data_of(tree)).fingerprint, workers.size))
+    _check_clocks(configs)
     return identities
+
+
+def _check_clocks(configs: Sequence[Config]) -> None:
+    """Refuse a `measure_every` where no job has a meter to read; arms without any beside others with some are meant."""
+    every = next((config for config in configs if config.measure_every is not None), None)
+    if every is not None and not any(config.meters for config in configs):
+        raise ConfigError(
+            f"measure_every={every.measure_every}: measure={','.join(every.measure)} names no meter to read\n"
+            "name one, such as measure=landscape, or leave measure_every out"
+        )
 
 
 def _check_model(config: Config, workers: Workers) -> None:

@@ -123,6 +123,15 @@ def test_counts_of_seeds_that_learn_say_for_how_many_arms_p_is_corrected(tmp_pat
     )
 
 
+def test_counts_of_seeds_are_not_called_too_few_where_the_metric_tells_the_arms_apart(tmp_path: Path) -> None:
+    sweep(tmp_path, {"batch": 0.01}, 5)
+    for seed, last in enumerate(BASE):
+        make_run(tmp_path / f"none{seed}", norm="none", seed=seed, test_accuracy=[0.1, 0.1, last - 0.9])
+    first, second = found(tmp_path)
+    assert first.endswith("none in 0 of 5.")
+    assert second.startswith("batch is better than none in test accuracy (+91")
+
+
 def test_an_arm_that_diverged_against_one_that_did_not(tmp_path: Path) -> None:
     first, second = found(sweep(tmp_path, {"none": None, "batch": 0.01}, config={"optim.lr": 1.0}))
     p = stats.binomtest(3, 3).pvalue

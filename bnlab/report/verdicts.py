@@ -189,6 +189,7 @@ def _learned(section: Section) -> Iterator[str]:
         parts.append(f"{_listed(each, section)}{verb} in {_counted(each[0], not parts)}{p}")
     parts += [f"{arm_name(base.label, section)} in {_counted(base, False)}" for base in list(against.values())[:6]]
     is_open = all(row.p_learned is not None and row.p_learned > section.level for row in rows)
+    is_open &= all(_verdict(row, section) == "undecided" for row in rows)  # or the main metric tells them apart
     yield f"{', '.join(parts)}{': too few seeds to be sure by counts alone' if is_open else ''}."
 
 

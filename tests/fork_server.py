@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import bnlab
 from bnlab.config import compose
+from bnlab.report import display
 
 LIBRARIES = ("scipy.stats", "pandas", "sklearn.datasets", "torchvision.datasets", "shellingham")
 LONGEST = 1 << 20  # bytes of one command: arguments and environment
@@ -113,6 +114,7 @@ def preload() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     compose.jobs([], multirun=False)
+    display.LINE_SECONDS = 3600.0  # what long work says in between depends on how busy the machine is
 
 
 if __name__ == "__main__":

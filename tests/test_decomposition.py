@@ -575,11 +575,12 @@ def test_a_momentum_of_another_convention_is_named(momentum: float, advice: str)
     assert "Recalibrating brings" in said
 
 
-def test_statistics_that_are_not_finite_are_named_and_mended() -> None:
+@pytest.mark.parametrize("damaged", [math.nan, -0.5])
+def test_statistics_that_cannot_be_are_named_and_mended(damaged: float) -> None:
     model = learned()
-    model[2].running_var[3] = math.nan  # type: ignore[index,operator]
+    model[2].running_var[3] = damaged  # type: ignore[index,operator]
     found, said = examined(model)
-    assert found.not_finite == ("2",)
+    assert found.not_sound == ("2",)
     assert math.isnan(found.gaps[0].eval_accuracy.value)  # logits that are NaN predict nothing
     assert math.isfinite(found.gaps[0].train_accuracy.value)
     assert math.isnan(found.gaps[0].acc_gap.value)
@@ -588,9 +589,26 @@ def test_statistics_that_are_not_finite_are_named_and_mended() -> None:
     assert {term.absent for term in found.decompositions[0].terms if term.name in ("dropout", "other")} == {
         "nothing but normalization depends on the mode"
     }
-    assert "The running statistics of layer 2 are not finite" in said
+    assert "In the running statistics of layer 2 is NaN, inf or a variance below 0" in said
     assert "Recalibrating brings test" in said
     assert "nan" not in said
+
+
+class AlwaysDropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5)
+
+
+def test_evaluation_that_is_random_is_not_taken_for_one_that_reads_its_batch() -> None:
+    model = learned(nn.BatchNorm1d(12), AlwaysDropping())
+    found, said = examined(model)
+    assert not found.agreement
+    with torch.no_grad():
+        images, _ = samples(200, (6, 1, 1), seed=2)
+        draws = torch.stack([model(images).argmax(1) for _ in range(100)])
+    assert found.again == pytest.approx((draws[1:] != draws[:-1]).double().mean().item(), abs=0.1)
+    assert "It is not split: evaluation is random" in said
+    assert "depends on the batch" not in said
 
 
 def test_evaluation_that_reads_its_batch_needs_to_be_told() -> None:

@@ -20,6 +20,7 @@ from bnlab.api import examined
 from bnlab.errors import BnlabError, ConfigError, RecordError
 from bnlab.experiment.shift_study import shift_study
 from bnlab.experiment.trained_model import TrainedModel, find
+from bnlab.measure.modes import preserved
 from bnlab.report.console import Terminal
 from bnlab.report.shift_report import shift_table
 from bnlab.training import checkpoint
@@ -413,6 +414,44 @@ class Own(nn.Module):
         return x / self.running_std[:, None, None]
 
 
+class Attributes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.moving_mean = torch.zeros(4, 1, 1)
+
+    def forward(self, x):
+        if self.training:
+            self.moving_mean.mul_(0.9).add_(0.1 * x.detach().mean((0, 2, 3))[:, None, None])
+        return x - self.moving_mean
+
+
+def attributes():
+    net = Net()
+    net.bn = Attributes()
+    return net
+
+
+class Random(Net):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x))
+
+
+class Shares(Net):
+    def forward(self, x):
+        return super().forward(x) if self.training else super().forward(x).softmax(1)
+
+
+class Sets(nn.BatchNorm2d):
+    def forward(self, x):
+        return x - self.running_mean[:4, None, None]
+
+
+def sets():
+    net = Net()
+    net.bn = Sets(8)
+    return net
+
+
 def passing_by():
     net = Net()
     bn = net.bn
@@ -500,6 +539,7 @@ def test_logits_are_found_among_what_a_model_returns(care: Path) -> None:
         ("number", None, "it returns shape (2, 1)", "as of regression"),
         ("map_", None, "it returns shape (2, 10, 8, 8)", "as of segmentation"),
         ("nothing", None, "it returns a NoneType", "returns its logits alone"),
+        ("sets", None, "layer bn (Sets) keeps 8 running means and is given shape (2, 4, ", "keeps one set"),
         ("scripted", None, "holds TorchScript (TopLevelTracedModule)", "take the nn.Module that was"),
     ],
 )
@@ -513,6 +553,29 @@ def test_what_gives_no_logits_is_refused_with_a_way_out(
     assert way_out in second
 
 
+def test_probabilities_are_taken_for_what_they_are(care: Path) -> None:
+    shares, logits = careful("Shares"), careful("Net")
+    assert "returns probabilities in evaluation mode: their logarithm is taken" in shares.about
+    shares.model.load_state_dict(logits.model.state_dict())
+    one, other = (nn.functional.cross_entropy(*_some(each)) for each in (shares, logits))
+    assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_what_is_kept_in_plain_attributes_comes_back(care: Path) -> None:
+    model = careful("attributes").model
+    with preserved(model):
+        model.train()
+        model(torch.ones(4, 1, 8, 8))
+        assert model.bn.moving_mean.any()  # type: ignore[union-attr,operator]
+    assert not model.bn.moving_mean.any()  # type: ignore[union-attr,operator]
+
+
+def _some(found: TrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = next(found.train.sequential(16))
+    with torch.no_grad():
+        return found.model.eval()(images), labels
+
+
 def test_what_cannot_be_measured_by_layer_is_named(care: Path) -> None:
     for factory, said in {
         "running_std": ["keeps something in training that bnlab does not read: bn (Own)"],
@@ -521,6 +584,8 @@ def test_what_cannot_be_measured_by_layer_is_named(care: Path) -> None:
             "evaluation depends on torch.is_grad_enabled(): it is measured without gradients",
             "keeps something in training that bnlab does not read: bn (Own)",
         ],
+        "attributes": ["keeps something in training that bnlab does not read: bn (Attributes)"],
+        "Random": ["evaluation is random: the same images come out otherwise each time"],
         "passing_by": ["never called, so nothing of it is measured: kept (BatchNorm2d)"],
         "handed_over": [],
     }.items():

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from bnlab.conformance.own_code import load_factory, own_code
 from bnlab.errors import BnlabError, ConfigError
-from bnlab.measure.layer_statistics import normalizations
+from bnlab.measure.layer_statistics import kept, normalizations, running_layers
+from bnlab.measure.modes import evaluating, preserved
+from bnlab.measure.population_statistics import hooked
 from bnlab.measure.unseen import unseen
 
 WRAP_IT = "wrap the model in a module that returns its logits alone"
@@ -71,6 +73,7 @@ class UserModule:
         self._chosen: str | None = None
         self._width = 0
         self._was_put_back = False
+        self._gives_shares: dict[bool, bool] = {}  # in training mode or not: probabilities, in place of logits
 
     def ready_for(self, images: Tensor, classes: int) -> None:
         """Feed the model its own dtype, and let it return its logits for `classes`; try it on two `images`.
@@ -93,12 +96,33 @@ class UserModule:
         way_out = "adapt the model to them; of data=folder, data.channels and data.size can be set"
         with torch.no_grad(), own_code(self.named, f"on images of shape {shape} (N, C, H, W) it", way_out):
             logits = self.model(images)
+            self._check_channels(images)
             if self._chosen:
                 self.about.append(f"output {self._chosen}")
             if logits.shape[1] > classes:
                 self.about.append(f"{logits.shape[1]:,} outputs for {classes:,} classes")
             self.unseen, self.unread = unseen(self.model, images)
+        modes = [name for mode, name in ((True, "training"), (False, "evaluation")) if self._gives_shares.get(mode)]
+        if modes:
+            self.about.append(f"returns probabilities in {' and '.join(modes)} mode: their logarithm is taken")
         self.about += [*self._alone(images), *self.unseen]
+
+    def _check_channels(self, images: Tensor) -> None:
+        """Refuse running statistics that are not one mean a channel, such as one set for each ghost of a batch."""
+
+        def see(layer: nn.Module, x: Tensor) -> None:
+            count = len(kept(layer)[0])
+            if x.dim() < 2 or count != x.shape[1]:
+                name = next(name for name, module in self.model.named_modules() if module is layer)
+                raise ConfigError(
+                    f"{self.named}: layer {name} ({type(layer).__name__}) keeps {count:,} running means and is given "
+                    f"shape {tuple(x.shape)}, where bnlab reads one a channel, axis 1\n"
+                    "put a layer in its place that keeps one set, such as torch.nn.BatchNorm2d with the means of its "
+                    "sets, or bnlab's norm=ghost"
+                )
+
+        with preserved(self.model), evaluating(self.model), hooked(running_layers(self.model), see):
+            self.model(images)
 
     def _alone(self, images: Tensor) -> list[str]:
         """Say what becomes of a single image, where that is not what becomes of two."""
@@ -144,8 +168,14 @@ class UserModule:
                 + (f"name one of them: {self._option.format(fits[0])}" if fits else f"{_kind(named)}{WRAP_IT}")
             )
         self._chosen = fits[0]
-        self._width = named[fits[0]].shape[1]
-        return named[fits[0]]
+        logits = named[fits[0]]
+        self._width = logits.shape[1]
+        if samples > 1 and (mode := self.model.training) not in self._gives_shares:
+            one = (logits.float().sum(1) - 1).abs().max() < 0.01
+            self._gives_shares[mode] = bool(one and (logits >= 0).all())
+        if self._gives_shares.get(self.model.training):
+            return logits.float().clamp(min=torch.finfo(torch.float32).tiny).log()
+        return logits
 
     def _returned(self, output: Any) -> str:
         mode = "training" if self.model.training else "evaluation"

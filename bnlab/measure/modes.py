@@ -187,15 +187,16 @@ def _memory_of(module: nn.Module) -> Callable[[], None]:
     """
     buffers: dict[str, Tensor | None] = dict(module._buffers)
     statistics = [module.running_mean, module.running_var] if keeps_statistics(module) else []
-    values = {held: held.detach().clone() for held in (*buffers.values(), *statistics) if isinstance(held, Tensor)}
     plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
+    held = (*buffers.values(), *statistics, *plain.values())
+    values = {each: each.detach().clone() for each in held if isinstance(each, Tensor)}
 
     def put_back() -> None:
         module._buffers.clear()
         module._buffers.update(buffers)
         with torch.no_grad():
-            for held, value in values.items():
-                held.copy_(value)
+            for each, value in values.items():
+                each.copy_(value)
         for name in [name for name, value in vars(module).items() if isinstance(value, _PLAIN) and name not in plain]:
             delattr(module, name)
         vars(module).update(plain)

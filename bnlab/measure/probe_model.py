@@ -24,12 +24,13 @@ from bnlab.measure.layer_statistics import (
     normalizations,
     running_layers,
 )
-from bnlab.measure.modes import evaluating, learners, preserved
+from bnlab.measure.modes import evaluating, learners, preserved, seeded
 from bnlab.measure.moments import InstanceMoments, Moments
 from bnlab.measure.population_statistics import StatisticsPlan, adopted, hooked, mixed_with_batch, plan, precise
 from bnlab.measure.probe_batches import Probe, mate_noise
 from bnlab.measure.recalibration import Change, change_of
 from bnlab.measure.refresh import refreshed
+from bnlab.measure.unseen import differ
 from bnlab.norms.running import RunningLayer
 
 CURVE_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -102,9 +103,10 @@ class ProbeResult:
     agreement: tuple[Agreement, ...]
     statistics_samples: int  # training samples that the population statistics are over
     remedies: tuple[Remedy, ...] = ()  # recalibration first
-    not_finite: tuple[str, ...] = ()  # layers with such running statistics
+    not_sound: tuple[str, ...] = ()  # layers whose running statistics are not finite, or a variance below 0
     undefined: str | None = None  # why there are no population statistics
     momenta: tuple[float, ...] = ()  # of the layers that average, ascending, each once
+    again: float = 0.0  # share of predictions that change where the same images are evaluated once more
 
 
 def probe(
@@ -143,7 +145,7 @@ def probe(
             ways = _stored_ways(model, test, staged[-1], at, one_pass)
             # functions that read a layer's buffers do not take the batch's own statistics in its place
             curve = _curve(model, test, ways, layers) if _called(model, layers, batch) else ()
-            agreement = _agreement(model, test)
+            agreement, again = _agreement(model, test)
             remedies = list(_remedies(test, ways, at))
             if layers and not decompositions[-1].reads_batch:
                 remedies.extend(_own_statistics(model, test, ways, layers))
@@ -157,9 +159,10 @@ def probe(
             agreement,
             samples,
             tuple(remedies),
-            tuple(name for name, layer in normalizations(model).items() if not _is_finite(layer)),
+            tuple(name for name, layer in normalizations(model).items() if not _is_sound(layer)),
             at.undefined,
             tuple(sorted({m for layer in layers if isinstance(m := getattr(layer, "momentum", None), float)})),
+            again,
         )
 
 
@@ -170,8 +173,11 @@ def _called(model: nn.Module, layers: Sequence[nn.Module], images: Tensor) -> bo
     return bool(called)
 
 
-def _is_finite(layer: nn.Module) -> bool:
-    return not keeps_statistics(layer) or all(bool(each.isfinite().all()) for each in kept(layer))
+def _is_sound(layer: nn.Module) -> bool:
+    if not keeps_statistics(layer):
+        return True
+    mean, var = kept(layer)
+    return bool(mean.isfinite().all() and var.isfinite().all() and (var >= 0).all())
 
 
 def _frozen(model: nn.Module, training_set: Batches, samples: int, taken: Statistics) -> Statistics:
@@ -259,9 +265,18 @@ def _evaluation(name: str, size: int | None, logits: Tensor, labels: Tensor) -> 
     return Evaluation(name, size, len(logits), accuracy, loss)
 
 
-def _agreement(model: nn.Module, test: Probe) -> tuple[Agreement, ...]:
+def _agreement(model: nn.Module, test: Probe) -> tuple[tuple[Agreement, ...], float]:
+    """Return how other batches agree with all samples at once, and the flips where evaluation is random: then none."""
     samples = min(AGREEMENT_SAMPLES, len(test))
-    whole = _logits(model, test.plain, samples, samples)
+
+    def drawn(number: int) -> Tensor:
+        with preserved(model):
+            seeded(number)
+            return _logits(model, test.plain, samples, samples)
+
+    whole, again = drawn(0), drawn(1)
+    if differ(again, whole):
+        return (), Gap(again, whole, test.labels[:samples]).flips.mean().item()
     rows = []
     for size in AGREEMENT_SIZES:
         if size < samples:
@@ -271,7 +286,7 @@ def _agreement(model: nn.Module, test: Probe) -> tuple[Agreement, ...]:
                 continue
             flips = Gap(logits, whole, test.labels[:samples]).flips.mean().item()
             rows.append(Agreement(size, over_rms((logits - whole).abs().max().double(), whole), flips))
-    return tuple(rows)
+    return tuple(rows), 0.0
 
 
 def _in_batches(model: nn.Module, batches: Batches, samples: int, size: int) -> Tensor | None:

@@ -18,13 +18,13 @@ NAMED = 3  # layers that a sentence names, then a count
 @torch.no_grad()
 def unseen(model: nn.Module, images: Tensor) -> tuple[list[str], str]:
     """Return in words, each with the layers: normalizations that are never called, as where a function reads their
-    buffers; buffers that evaluation changes; buffers that training changes and no known layer keeps; and whether
-    evaluation depends on the gradient mode. The last of these layers, in words too, come by themselves: they are not
-    read. `images` is a batch of two or more.
+    buffers; tensors that evaluation changes; tensors that training changes and no known layer keeps; and whether
+    evaluation is random or depends on the gradient mode. The last of these layers, in words too, come by themselves:
+    they are not read. `images` is a batch of two or more.
     """
     known, called, said, unread = normalizations(model), set(), [], ""
     with preserved(model), evaluating(model):
-        before = _buffers(model)
+        before = _held(model)
         with hooked(known.values(), lambda layer, x: called.add(layer)):
             plain = model(images)
         if passed_by := [name for name, layer in known.items() if layer not in called]:
@@ -33,13 +33,16 @@ def unseen(model: nn.Module, images: Tensor) -> tuple[list[str], str]:
             said.append(
                 f"changes in evaluation, which then depends on what was evaluated before: {_listed(moved, model)}"
             )
+        is_random = differ(model(images), plain)
         with torch.enable_grad():
             tracked = model(images).detach()
-        if not moved and not torch.allclose(tracked.double(), plain.double(), rtol=1e-3, atol=1e-3, equal_nan=True):
+        if not moved and is_random:
+            said.append("evaluation is random: the same images come out otherwise each time")
+        elif not moved and differ(tracked, plain):
             said.append("evaluation depends on torch.is_grad_enabled(): it is measured without gradients")
     with preserved(model), suppress(Exception), torch.enable_grad():
         model.train()
-        before = _buffers(model)
+        before = _held(model)
         model(images)
         foreign = [name for name in _changed(before, model) if name not in known]
         if foreign := [name for name in foreign if name not in moved]:
@@ -48,16 +51,25 @@ def unseen(model: nn.Module, images: Tensor) -> tuple[list[str], str]:
     return said, unread
 
 
-def _buffers(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Return copies of the floating buffers by module."""
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Return whether two outputs for the same images differ by more than rounding."""
+    return not torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _held(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return copies of the floating buffers, and of tensors that are plain attributes, by module."""
     return {
-        name: {key: held.clone() for key, held in module.named_buffers(recurse=False) if held.is_floating_point()}
+        name: {
+            key: held.detach().clone()
+            for key, held in (*module.named_buffers(recurse=False), *vars(module).items())
+            if isinstance(held, Tensor) and held.is_floating_point()
+        }
         for name, module in model.named_modules()
     }
 
 
 def _changed(before: Mapping[str, Mapping[str, Tensor]], model: nn.Module) -> list[str]:
-    now = _buffers(model)
+    now = _held(model)
     return [
         name
         for name, held in before.items()

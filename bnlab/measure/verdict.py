@@ -88,7 +88,13 @@ def verdict(found: ProbeResult, recalibrate: str = "bnlab recalibrate") -> str:
     `recalibrate` is the command that does so, with all that names the model; it comes last, on a line of its own.
     """
     gap = found.decompositions[-1]
-    notes = [note for note in (_not_finite(found), _frozen(found), _called_again(found), _by_batch(found)) if note]
+    if found.again:
+        return (
+            f"{_size(gap.total, gap.split)} It is not split: evaluation is random, {100 * found.again:.2g} % of the "
+            "predictions change where the same images are evaluated once more. That comes of F.dropout without "
+            "training=self.training, or of noise drawn in forward."
+        )
+    notes = [note for note in (_not_sound(found), _frozen(found), _called_again(found), _by_batch(found)) if note]
     if _is_at_chance(found, gap):
         here = (
             f"At chance in both modes ({gap.classes:,} classes): check that size, input_norm and the order of the "
@@ -132,10 +138,10 @@ def _is_at_chance(found: ProbeResult, gap: Decomposition) -> bool:
 # ---------------------------------------------------------------- what was measured beside the gap
 
 
-def _not_finite(found: ProbeResult) -> str | None:
-    if not found.not_finite:
+def _not_sound(found: ProbeResult) -> str | None:
+    if not found.not_sound:
         return None
-    return f"The running statistics of {_layers(found.not_finite)} are not finite: NaN or inf came into them."
+    return f"In the running statistics of {_layers(found.not_sound)} is NaN, inf or a variance below 0."
 
 
 def _frozen(found: ProbeResult) -> str | None:

@@ -111,7 +111,8 @@ def _in_range(key: str, number: float, field: dataclasses.Field[Any], meaning: s
         and (high is None or number <= high)
     )
     if not fits:
-        raise ConfigError(f"{key}={number:g}: must be {range_of(field) or 'finite'} ({meaning})")
+        allowed = filter(None, (range_of(field), "" if math.isfinite(number) else "finite"))
+        raise ConfigError(f"{key}={number:g}: must be {' and '.join(allowed)} ({meaning})")
 
 
 def range_of(field: dataclasses.Field[Any]) -> str:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_cli import QUICK, Done, bnlab, in_turn
+from helpers_cli import QUICK, Done, bnlab, environment, in_turn
 from helpers_download import HTML, Handler, Server
 from helpers_images import bomb
 from helpers_runs import make_run
@@ -31,7 +33,13 @@ def refused(done: Done, message: str, code: int = 2) -> None:
 # ---------------------------------------------------------------- values, names and images: all in one process
 
 VALUES = {
-    "optim.lr=nan": "optim.lr=nan: must be above 0",
+    "optim.lr=nan": "optim.lr=nan: must be above 0 and finite",
+    "optim.lr=1e400": "optim.lr=inf: must be above 0 and finite",
+    "+norm=batch": "norm: is chosen already\nwrite norm=VALUE, without +",
+    "seed=${oc.env:NO_SUCH}": "seed: \"Environment variable 'NO_SUCH' not found\"\nwrite the value itself",
+    "seed=${seed}": "seed: Recursive interpolation detected",
+    "name=${nosuch:1}": "name: Unsupported interpolation type nosuch",
+    "hydra.launcher.n_jobs=2": "the chosen launcher has no such key\nchoose another, as hydra/launcher=joblib",
     "optim.lr=-1": "optim.lr=-1: must be above 0",
     "trainer.epochs=0": "trainer.epochs=0: must be above 0 and at most 1e+06",
     "trainer.epochs=1e20": "trainer.epochs=1e+20: must be above 0 and at most 1e+06",
@@ -85,7 +93,7 @@ def answers(home: Path) -> dict[str, Done]:
     before = {path.name for path in home.iterdir()}
     refused_ones = [[key] for key in VALUES] + NAMES
     refused_ones += [["data=folder", f"data.path={name}"] for name in IMAGES]
-    refused_ones += [["data=mnist", "data.root=mnist"]]
+    refused_ones += [["data=mnist", "data.root=mnist"], ["data=folder", "data.path='~no_such_user/x'"]]
     training = [*UNUSUAL, *(key for key in QUICK if not key.startswith("data."))]
     found = in_turn([["train", *arguments] for arguments in [*refused_ones, training]], home)
     assert {path.name for path in home.iterdir()} - before == {"runs", "data"}, "the last one's"
@@ -109,6 +117,16 @@ def test_names_that_would_lead_elsewhere(answers: dict[str, Done]) -> None:
 def test_a_truncated_file_of_mnist(answers: dict[str, Done]) -> None:
     done = answers["data=mnist data.root=mnist"]
     refused(done, "train-images-idx3-ubyte: 2 bytes, expected 47,040,016", code=1)
+
+
+def test_the_home_of_nobody_is_no_folder(answers: dict[str, Done]) -> None:
+    refused(answers["data=folder data.path='~no_such_user/x'"], "~no_such_user/x: no such folder", code=1)
+
+
+def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "import os; os.rmdir(os.getcwd()); from bnlab.cli import main; main()", "doctor"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    refused(Done(words, done.returncode, done.stdout, done.stderr), "the current folder has been removed\ncd to", 1)
 
 
 def test_images_that_cannot_be_used_are_all_named_at_the_start(answers: dict[str, Done]) -> None:

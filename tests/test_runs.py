@@ -92,6 +92,9 @@ def test_a_link_has_no_name_and_another_folder_of_runs_may_be_named(
     make_run(tmp_path / "mine" / RUN)
     assert find_run("latest") == tmp_path / "mine" / RUN
     assert [entry.folder.name for entry in entries()] == [RUN]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BNLAB_RUNS", "~/mine")  # quoted, or of a file of variables: no shell has expanded it
+    assert find_run("latest") == tmp_path / "mine" / RUN
 
 
 def test_names_are_completed(base: Path) -> None:

@@ -104,6 +104,7 @@ def main() -> None:
     wants_traceback = len(arguments) < len(sys.argv) - 1
     try:
         try:
+            _refuse_removed_folder()
             announce_torch()
             app(args=arguments, prog_name="bnlab")
         finally:
@@ -128,6 +129,14 @@ def main() -> None:
     finally:
         if signal.getsignal(signal.SIGINT) is bnlab.interrupts.interrupted:  # while the interpreter ends
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _refuse_removed_folder() -> None:
+    """Say so where the current folder is gone, in which torch ends the process and no name of a file means one."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise BnlabError("the current folder has been removed\ncd to one that is there") from None
 
 
 def _stand_in_for_closed_streams() -> None:

@@ -65,6 +65,7 @@ INSTEAD = {
     "logger project entity",
     "add --traceback to see where an error comes from, --inline for a debugger": "debug verbose",
 }
+CHOSEN = {"launcher": "joblib", "sweeper": "optuna"}  # of Hydra's plugins, for an example
 SEEDS = ("seeds", "num_seeds", "n_seeds")
 
 
@@ -106,11 +107,19 @@ def readable(error: Exception, blamed: str = "an override") -> str:
             return f"{key}: the chosen {group} has no such key{meant}\nit is a key of: {', '.join(having)}"
         if key in SEEDS:
             return f"{key}: no such key; did you mean seed=0,1,2 or seed=range(5)?\nadd -m to train each seed"
+        if key.startswith(("hydra.launcher.", "hydra.sweeper.")):
+            group = key.split(".")[1]
+            return f"{key}: the chosen {group} has no such key\nchoose another, as hydra/{group}={CHOSEN[group]}"
         if way := instead_of(key):
             return f"{key}: no such key\n{way}"
         value = blamed.partition("=")[2] if blamed.startswith(f"{key}=") else ""
         meant = " or ".join(f"{each}={value}" if value else each for each in meant_by(key))
         return f"{key}: no such key{f'; did you mean {meant}?' if meant else did_you_mean(key, keys())}\n{EVERY_KEY}"
+    if twice := re.search(r"^(\S+) appears more than once in the final defaults list", text):
+        return f"{twice.group(1)}: is chosen already\nwrite {twice.group(1)}=VALUE, without +"
+    if interpolated := re.search(r"^(?:\w+ raised while resolving interpolation: )?(.*)\n\s*full_key: (\S+)", text):
+        reason, key = interpolated.groups()
+        return f"{key}: {reason}\nwrite the value itself, or ${{oc.env:NAME}} of a variable that is set"
     if swept := re.search(r"Ambiguous value for argument '(.*)'|Sweep parameters '(.*)' requires --multirun", text):
         argument = swept.group(1) or swept.group(2)
         return f"{argument}: several values\nadd -m to run one job for each, or write a list as [a,b]"

@@ -17,7 +17,7 @@ MOST_SHOWN = 6  # of the candidates for a word
 
 def runs_folder() -> Path:
     """Return the folder of all runs, relative to the working directory."""
-    return Path(os.environ.get(PLACE) or "runs")
+    return Path(os.path.expanduser(os.environ.get(PLACE) or "runs"))
 
 
 def no_runs() -> ConfigError:

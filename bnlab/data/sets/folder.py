@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bnlab.data.dataset import DataSpec, datasets
@@ -39,5 +39,5 @@ class Folder(DataSpec):
 
         if not self.path:
             raise ConfigError("data.path: must name the folder of images, for example data.path=pictures")
-        path, root = (str(Path(place).expanduser()) for place in (self.path, self.root))
+        path, root = (os.path.expanduser(place) for place in (self.path, self.root))
         return read_folder(path, root, self.size, self.channels, self.test_share, self.background)

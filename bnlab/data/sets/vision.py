@@ -9,6 +9,7 @@ and files of another set under the same names and of the same sizes are no compl
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Torchvision(DataSpec):
 
     def read(self) -> Parts:
         """Read the raw files. Errors: DataError naming the file that is missing or not as published, and what to do."""
-        root = Path(self.root).expanduser()
+        root = Path(os.path.expanduser(self.root))
         try:
             self.source.require(self.name, root)
         except DataError:

@@ -3,15 +3,22 @@
 BnlabError
 ├── ConfigError          2  the command line or a configuration is wrong; nothing was started
 │   └── IncompatibleError      2  a strategy does not fit the rest of the configuration
-└── EnvironmentFault     1  the machine is at fault: device, disk, permissions, missing package
-    ├── DataError        1  a data set is missing, damaged or cannot be fetched
-    └── RecordError      1  a run folder cannot be read or written
+├── DataError            2  a data set is not there, or is damaged
+├── RecordError          2  a run, or a file that should be of one, is not there, is damaged or does not fit
+└── EnvironmentFault     1  the machine is at fault: device, disk, permissions, network, missing package
+    └── BusyError        1  another process works on a run or a sweep
+
+What is given and has to be given otherwise, or put in order, is 2; what failed on its own is 1, as is a failed job
+whatever its reason.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+OF_THE_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # another path would do
 
 
 class BnlabError(Exception):
@@ -30,16 +37,24 @@ class IncompatibleError(ConfigError):
     """A strategy does not fit the model or the batch it would get; each may be right elsewhere."""
 
 
+class DataError(BnlabError):
+    """A data set is not there, or is damaged."""
+
+    exit_code = 2
+
+
+class RecordError(BnlabError):
+    """A run, or a file that should be of one, is not there, is damaged or does not fit."""
+
+    exit_code = 2
+
+
 class EnvironmentFault(BnlabError):
-    """The machine, not the configuration, is at fault."""
+    """The machine, not what it was given, is at fault."""
 
 
-class DataError(EnvironmentFault):
-    """A data set is missing, damaged or cannot be fetched."""
-
-
-class RecordError(EnvironmentFault):
-    """A run folder cannot be read or written."""
+class BusyError(EnvironmentFault):
+    """Another process works on a run or a sweep."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from helpers_download import HTML, Handler, Server
 from bnlab.data.dataset import datasets
 from bnlab.data.download import fetch
 from bnlab.data.sources import Archive, File
-from bnlab.errors import ConfigError, DataError
+from bnlab.errors import ConfigError, EnvironmentFault
 
 
 @pytest.fixture
@@ -93,7 +93,9 @@ def test_a_file_of_the_users_is_kept_until_another_is_there(server, set_of_two, 
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
     server.script = ["gone"]
-    with pytest.raises(DataError, match=r"to lie at .*part1\.gz; what lies there is something else, and is kept"):
+    with pytest.raises(
+        EnvironmentFault, match=r"to lie at .*part1\.gz; what lies there is something else, and is kept"
+    ):
         fetch("mnist", tmp_path)
     assert mine.read_bytes() == b"mine"
     server.script = ["serve"]
@@ -162,7 +164,7 @@ def test_a_cut_off_download_goes_on_by_itself(server, set_of_two, tmp_path):
 
 def test_a_server_that_always_cuts_off_leaves_a_part_to_go_on_from(server, set_of_two, tmp_path):
     server.script = ["cut"]
-    with pytest.raises(DataError, match=r"cut off after [\d,]+ of [\d,]+ bytes"):
+    with pytest.raises(EnvironmentFault, match=r"cut off after [\d,]+ of [\d,]+ bytes"):
         fetch("mnist", tmp_path)
     assert left_over(tmp_path) == ["part1.gz.part"]
     server.script = ["serve"]
@@ -215,7 +217,7 @@ def test_a_complete_part_needs_no_server(server, set_of_two, tmp_path):
 )
 def test_failures_name_file_url_size_checksum_path_and_advice(word, reason, server, set_of_two, tmp_path):
     server.script = [word]
-    with pytest.raises(DataError, match=reason) as caught:
+    with pytest.raises(EnvironmentFault, match=reason) as caught:
         fetch("mnist", tmp_path, timeout=0.3)
     lines = str(caught.value).splitlines()
     archive = datasets["mnist"].source.archives[0]
@@ -230,7 +232,7 @@ def test_failures_name_file_url_size_checksum_path_and_advice(word, reason, serv
 
 def test_another_range_than_asked_for_is_refused(server, set_of_two, tmp_path):
     server.script = ["cut", "another range"]
-    with pytest.raises(DataError, match="another range than the one asked for"):
+    with pytest.raises(EnvironmentFault, match="another range than the one asked for"):
         fetch("mnist", tmp_path)
 
 
@@ -238,8 +240,9 @@ def test_offline(set_of_two, tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        with pytest.raises(DataError, match=rf"http://127.0.0.1:{port}/part1.gz: no connection \(Connection refused\)"):
-            fetch("mnist", tmp_path, mirror=f"http://127.0.0.1:{port}")
+        url = f"http://127.0.0.1:{port}"
+        with pytest.raises(EnvironmentFault, match=rf"{url}/part1.gz: no connection \(Connection refused\)"):
+            fetch("mnist", tmp_path, mirror=url)
 
 
 def test_no_such_host(set_of_two, tmp_path, monkeypatch):
@@ -249,7 +252,7 @@ def test_no_such_host(set_of_two, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(DataError, match=r"no connection \(Name or service not known\)"):
+    with pytest.raises(EnvironmentFault, match=r"no connection \(Name or service not known\)"):
         fetch("mnist", tmp_path, mirror="http://nowhere.invalid")
 
 
@@ -259,7 +262,7 @@ def test_mirrors_are_tried_in_order_and_one_given_replaces_them(server, set_of_t
     fetch("mnist", tmp_path)
     assert holds(tmp_path, set_of_two)
     server.script = ["gone"]
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(EnvironmentFault) as caught:
         fetch("mnist", tmp_path / "other", mirror=server.url)
     assert "127.0.0.1:9/" not in str(caught.value)
     assert f"{server.url}/part1.gz: HTTP status 404" in str(caught.value)
@@ -290,14 +293,14 @@ def test_what_cannot_be_fetched_is_not_offered(tmp_path):
 
 def test_too_little_space_is_told_before_the_download(server, set_of_two, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(DataError, match=r"no space in .*: [\d,]+ bytes needed, 10 free"):
+    with pytest.raises(EnvironmentFault, match=r"no space in .*: [\d,]+ bytes needed, 10 free"):
         fetch("mnist", tmp_path)
     assert server.asked == []
 
 
 def test_a_root_that_cannot_be_written(set_of_two, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match=r"mnist: cannot write .*file"):
+    with pytest.raises(ConfigError, match=r"mnist: cannot write .*file"):
         fetch("mnist", tmp_path / "file")
 
 
@@ -335,12 +338,12 @@ def test_a_tar_gives_the_files_expected_and_no_others(server, tmp_path, monkeypa
 
 def test_a_link_in_a_tar_is_not_taken_for_a_file(server, tmp_path, monkeypatch):
     tar_source(server, monkeypatch, [("in/one", ("/etc/hostname",))], (File("in/one", None),))
-    with pytest.raises(DataError, match=r"all\.tar\.gz: holds no in/one"):
+    with pytest.raises(EnvironmentFault, match=r"all\.tar\.gz: holds no in/one"):
         fetch("cifar10", tmp_path)
     assert not (tmp_path / "in/one").exists()
 
 
 def test_a_member_of_another_size_is_told(server, tmp_path, monkeypatch):
     tar_source(server, monkeypatch, [("in/one", b"1")], (File("in/one", 2),))
-    with pytest.raises(DataError, match="1 bytes, expected 2 after unpacking"):
+    with pytest.raises(EnvironmentFault, match="1 bytes, expected 2 after unpacking"):
         fetch("cifar10", tmp_path)

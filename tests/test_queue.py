@@ -19,7 +19,7 @@ from helpers_cli import bnlab, environment
 from helpers_runs import make_run
 
 from bnlab.config import compose
-from bnlab.errors import ConfigError, EnvironmentFault, RecordError
+from bnlab.errors import BusyError, ConfigError, EnvironmentFault, RecordError
 from bnlab.experiment.run import InProcess, run
 from bnlab.record.run_folder import RunFolder, queue
 from bnlab.record.sweep_record import take_name, write_queue
@@ -78,7 +78,7 @@ def test_one_queued_job_is_done_alone(waiting: Path, tmp_path: Path) -> None:
 
 def test_queued_jobs_are_no_runs_to_compare(waiting: Path, tmp_path: Path) -> None:
     done = bnlab("compare", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "3 jobs queued, none was started" in done.stderr
     make_run(tmp_path / "runs/other")
     done = bnlab("compare", "--strict", cwd=tmp_path)
@@ -112,7 +112,7 @@ def test_another_run_is_not_queued_over_one(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="holds another run"):
         RunFolder(tmp_path / "0", "b")
     held = RunFolder(tmp_path / "0", "a")
-    with pytest.raises(RecordError, match="in use by another process"):
+    with pytest.raises(BusyError, match="in use by another process"):
         queue(tmp_path / "0", {"seed": 0, "name": "x"}, "", "a")
     held.release()
     queue(tmp_path / "0", {"seed": 0, "name": "x"}, "", "a")  # where its data lie, for instance

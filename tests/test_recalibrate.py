@@ -370,8 +370,8 @@ def test_a_new_file_has_its_digest_and_is_never_written_over(tmp_path: Path) -> 
         ("link.pt", ConfigError),
         (".", ConfigError),
         ("missing/new.pt", ConfigError),
-        ("file/new.pt", EnvironmentFault),
-        ("x" * 240 + ".pt", EnvironmentFault),
+        ("file/new.pt", ConfigError),
+        ("x" * 240 + ".pt", ConfigError),
     ],
 )
 def test_places_that_are_refused_before_the_work(tmp_path: Path, place: str, error: type[Exception]) -> None:

@@ -208,7 +208,7 @@ def test_a_recorded_sweep_cannot_name_code(place: Path) -> None:
     done = dict(zip(lines, resumed(place, *([name, "--dry-run"] for name in lines)), strict=True))
     for name in ("node", "key"):
         assert done[name].returncode == 2, name
-    assert (done["resolver"].returncode, done["bomb"].returncode) == (1, 1)
+    assert (done["resolver"].returncode, done["bomb"].returncode) == (2, 2)
     assert "name=${oc.env:HOME}: an interpolation is not taken from a folder" in done["resolver"].stderr
     assert "give name=... here again" in done["resolver"].stderr
     for name in ("launcher", "callbacks", "joblib", "spaces", "search", "path"):  # Hydra's own are left aside
@@ -274,7 +274,7 @@ def test_records_of_any_shape_end_in_a_message(place: Path, failed: Path) -> Non
         (place / name).mkdir()
         (place / name / "sweep.json").write_bytes(text.encode(errors="surrogateescape"))
     for name, answer in zip(records, resumed(place, *records), strict=True):
-        assert answer.returncode == 1, name
+        assert answer.returncode == 2, name
         assert "sweep.json: " in answer.stderr
 
     tree = json.loads((failed / "status.json").read_text())["config"]
@@ -328,7 +328,7 @@ def test_a_job_cannot_lie_outside_of_its_sweep(place: Path, failed: Path) -> Non
     status = json.loads((deep / "status.json").read_text())
     (deep / "status.json").write_text(json.dumps(status | {"identity": known, "config": tree}))
     (answer,) = resumed(place, "sweep")
-    assert answer.returncode == 1
+    assert answer.returncode == 2
     assert "sweep/x/y: lies deeper than the jobs of a sweep\nmove it away" in answer.stderr
 
 

@@ -1,8 +1,8 @@
 """The command line, one file a command: parse, call, print. `train.py` is the one to read first.
 
 Everything heavy is imported by the command that needs it, so that `bnlab --help` answers at once. Results go to stdout;
-progress, logs and errors to stderr. Exit codes: 0 all done, 1 a job failed or the environment is at fault, 2 usage or
-configuration (nothing was started), 130 Ctrl-C, 143 SIGTERM.
+progress, logs and errors to stderr. Exit codes: 0 all done, 1 a job failed or the machine is at fault, 2 the command
+line is wrong, or what it names (nothing was started), 130 Ctrl-C, 143 SIGTERM; errors.py has the rule.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from bnlab.cli import (
 )
 from bnlab.cli.loading import announce_torch
 from bnlab.cli.options import OWN_WORDS
-from bnlab.errors import BnlabError
+from bnlab.errors import OF_THE_PATH, BnlabError
 
 LONGEST_LINE = 500  # characters of a message, which may quote what a user gave
 
@@ -120,7 +120,7 @@ def main() -> None:
         if isinstance(error, OSError):  # stdout on a full disk, above all
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in its buffer is lost either way
             text = f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}"
-            code = 1
+            code = 2 if error.errno in OF_THE_PATH else 1
         else:
             text, code = str(error), error.exit_code
         for line in (traceback.format_exc() if wants_traceback else text).splitlines():

@@ -97,7 +97,7 @@ def rm(
 def _chosen(places: Sequence[Path] | None, failed: bool, hours: float | None, checkpoints: bool) -> Iterator[Entry]:
     """Yield what is to be removed; what is named is checked, and of the others none that is at work is taken.
 
-    Errors: ConfigError, RecordError.
+    Errors: ConfigError, BusyError.
     """
     from bnlab.record.inventory import at_work, check_removable, entries, entry_of
     from bnlab.record.latest import STAMP

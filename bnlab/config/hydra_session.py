@@ -12,8 +12,9 @@ bnlab uses of `hydra._internal` is here:
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,14 @@ def launcher(loader: ConfigLoader, config: DictConfig, task: TaskFunction) -> La
 
 
 def show_config(overrides: Sequence[str], part: str, resolve: bool, package: str | None) -> None:
-    """Print the composed configuration as Hydra's `--cfg` does; inside of a session."""
-    _hydra().show_cfg(CONFIG_NAME, list(overrides), cfg_type=part, package=package, resolve=resolve)
+    """Print the composed configuration as Hydra's `--cfg` does; inside of a session. Errors: ConfigError."""
+    try:
+        with redirect_stderr(io.StringIO()):  # its own words for the one thing that it ends the process for
+            _hydra().show_cfg(CONFIG_NAME, list(overrides), cfg_type=part, package=package, resolve=resolve)
+    except SystemExit:
+        raise ConfigError(
+            f"--package {package}: no such part\n`bnlab train --cfg {part}` shows those that there are"
+        ) from None
 
 
 def show_info(overrides: Sequence[str], what: str) -> None:

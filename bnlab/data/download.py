@@ -20,7 +20,7 @@ from typing import IO
 
 from bnlab.data.dataset import datasets
 from bnlab.data.sources import Archive, File, Source, md5_of
-from bnlab.errors import ConfigError, DataError, did_you_mean
+from bnlab.errors import OF_THE_PATH, ConfigError, EnvironmentFault, did_you_mean
 
 Report = Callable[[int, int], None]
 
@@ -53,8 +53,8 @@ def fetch(
     bytes in all)` is called as they come; `waiting()` once where another process fetches the same set: it has its turn
     first. Archives stay beside the unpacked files, as torchvision leaves them. One that was put there by hand is used
     if it holds the published files, however it was packed, and is kept until another is there.
-    Errors: ConfigError if there is nothing to download under that name; DataError if no mirror delivers, if there is no
-    space, or if the folder cannot be written. Bytes with a wrong checksum are removed.
+    Errors: ConfigError if there is nothing to download under that name; EnvironmentFault if no mirror delivers, if
+    there is no space, or if the folder cannot be written. Bytes with a wrong checksum are removed.
     """
     source = _source(name)
     if mirror is not None and not mirror.startswith(("http://", "https://")):
@@ -77,7 +77,8 @@ def fetch(
                 before += archive.size
     except OSError as error:
         where = error.filename or base
-        raise DataError(f"{name}: cannot write {where}: {error.strerror or error}") from error
+        kind = ConfigError if error.errno in OF_THE_PATH else EnvironmentFault
+        raise kind(f"{name}: cannot write {where}: {error.strerror or error}") from error
     return base
 
 
@@ -106,7 +107,7 @@ def _unpack_there(archive: Archive, base: Path) -> bool:
         return False
     try:
         _unpack(archive, base)
-    except (DataError, EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile):
+    except (EnvironmentFault, EOFError, zlib.error, tarfile.TarError, gzip.BadGzipFile):
         return False
     return True
 
@@ -134,7 +135,7 @@ def _check_space(todo: list[Archive], base: Path) -> None:
         needed += max(archive.size - there, 0) + sum(file.size or archive.size for file in archive.files)
     free = shutil.disk_usage(base).free
     if needed > free:
-        raise DataError(f"no space in {base}: {needed:,} bytes needed, {free:,} free")
+        raise EnvironmentFault(f"no space in {base}: {needed:,} bytes needed, {free:,} free")
 
 
 def _part(archive: Archive, base: Path) -> Path:
@@ -158,7 +159,7 @@ def _obtain(
             part.replace(path)
             return
     there = "; what lies there is something else, and is kept" if path.exists() else ""
-    raise DataError(
+    raise EnvironmentFault(
         f"{name}: could not fetch {'; '.join(failures)}\n"
         f"wanted: {archive.name}, {archive.size:,} bytes, MD5 {archive.md5}, to lie at {path}{there}\n"
         "run it again to go on from what came, put the file there by hand, or use data=digits, which needs no download"
@@ -261,7 +262,7 @@ def _unpack(archive: Archive, base: Path) -> None:
             with stream:
                 _write(stream, file, base)
     if left:
-        raise DataError(f"{path}: holds no {', '.join(left)}")
+        raise EnvironmentFault(f"{path}: holds no {', '.join(left)}")
 
 
 def _members(path: Path, archive: Archive) -> Iterator[tuple[str, IO[bytes] | gzip.GzipFile]]:
@@ -287,7 +288,7 @@ def _write(stream: IO[bytes] | gzip.GzipFile, file: File, base: Path) -> None:
                 out.write(chunk)
                 left -= len(chunk)
         if wrong := file.wrong(temporary):
-            raise DataError(f"{target}: {wrong} after unpacking")
+            raise EnvironmentFault(f"{target}: {wrong} after unpacking")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from torch import nn
 from bnlab.data.batches import Batches, batch_sizes
 from bnlab.data.bundle import DataBundle
 from bnlab.distributed import ALONE, RankLost, Workers, shard
-from bnlab.errors import BnlabError, ConfigError, EnvironmentFault, IncompatibleError, RecordError
+from bnlab.errors import BnlabError, ConfigError, IncompatibleError, RecordError
 from bnlab.experiment.config import Config, check_workers, data_of, identity, is_recorded, parse_config
 from bnlab.experiment.setup import (
     bundle_of,
@@ -316,7 +316,7 @@ def _record(folder: RunFolder | None, state: State, reason: str) -> None:
         return
     try:
         folder.finish(state, error=reason)
-    except EnvironmentFault:
+    except BnlabError:
         folder.release()
 
 

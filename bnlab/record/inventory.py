@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bnlab.errors import ConfigError, RecordError
+from bnlab.errors import BusyError, ConfigError
 from bnlab.record.evaluations import CURRENT, DIGESTS, PREVIOUS
 from bnlab.record.latest import STAMP, names, runs_folder
 from bnlab.record.plain_files import beside_of, read_plain, write_bytes
@@ -116,7 +116,7 @@ def _plain(text: str) -> str:
 
 
 def check_removable(folder: Path) -> None:
-    """Raise ConfigError for what is no folder of runs inside of that of all runs, RecordError for what is at work."""
+    """Raise ConfigError for what is no folder of runs inside of that of all runs, BusyError for what is at work."""
     base, place = os.path.realpath(runs_folder()), Path(os.path.realpath(folder.parent), folder.name)
     if folder.name in ("", "..") or base not in map(str, place.parents) or folder.is_symlink():
         raise ConfigError(f"{folder}: is no run or sweep in {runs_folder()}\n`bnlab runs` lists them")
@@ -124,7 +124,7 @@ def check_removable(folder: Path) -> None:
     if not runs and not skipped and not STAMP.match(folder.name):
         raise ConfigError(f"{folder}: holds no run\n`bnlab runs` lists what does")
     if busy := at_work(folder, runs):
-        raise RecordError(f"{busy} is in use by another process\nwait for it, or stop it")
+        raise BusyError(f"{busy} is in use by another process\nwait for it, or stop it")
 
 
 def at_work(folder: Path, runs: Sequence[Run]) -> Path | None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bnlab.errors import EnvironmentFault
+from bnlab.errors import OF_THE_PATH, BnlabError, ConfigError, EnvironmentFault
 
 # Windows, where runs are compared and none is trained, has the last one only.
 _CAREFULLY = sum(getattr(os, flag, 0) for flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
@@ -103,9 +103,11 @@ def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) ->
     write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode(), durable=durable)
 
 
-def cannot_write(path: Path, error: OSError) -> EnvironmentFault:
-    """Return the user's message for an operating-system error on `path`."""
+def cannot_write(path: Path, error: OSError) -> BnlabError:
+    """Return the user's message for an operating-system error on `path`: a ConfigError where another path would do."""
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         inside = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
-        return EnvironmentFault(f"cannot write {path}: {inside} is no folder\nmove it away, or choose another place")
+        return ConfigError(f"cannot write {path}: {inside} is no folder\nmove it away, or choose another place")
+    if error.errno in OF_THE_PATH:
+        return ConfigError(f"cannot write {path}: {error.strerror}\nchoose another place")
     return EnvironmentFault(f"cannot write {path}: {error.strerror or error}\ncheck free space and permissions there")

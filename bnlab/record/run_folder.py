@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bnlab.errors import EnvironmentFault, RecordError
+from bnlab.errors import BnlabError, BusyError, RecordError
 from bnlab.record import origin
 from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes, write_json
 from bnlab.record.read import SCHEMA, State
@@ -86,7 +86,7 @@ def next_order(path: Path) -> int:
 def queue(path: Path, config: Mapping[str, Any], config_yaml: str, identity: str, label: str = "") -> None:
     """Write a job into its folder; of a run that lies there already only the configuration can be another.
 
-    Errors: RecordError when another process holds it, or another run lies there; EnvironmentFault.
+    Errors: BusyError when another process holds it; RecordError when another run lies there; EnvironmentFault.
     """
     with held(path):
         before = read_status(path)
@@ -114,7 +114,7 @@ class RunFolder:
     """The record of one run, held by a kernel lock that ends with the process, kill -9 included.
 
     It takes up what `queue` wrote, or a run that ended early: `earlier` is the state it was in.
-    Errors: RecordError when another process holds it, or another run lies there; EnvironmentFault.
+    Errors: BusyError when another process holds it; RecordError when another run lies there; EnvironmentFault.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -172,7 +172,7 @@ class RunFolder:
             write_json(self.path / "summary.json", known | dict(summary))
         self._status |= {"state": state, "error": error}
         # With its summary a run is over, whether or not there is room for more.
-        with contextlib.nullcontext() if summary is None else contextlib.suppress(EnvironmentFault):
+        with contextlib.nullcontext() if summary is None else contextlib.suppress(BnlabError):
             write_json(self.path / "status.json", self._status)
         self.release()
 
@@ -187,7 +187,7 @@ def settle(path: Path, state: State, error: str) -> None:
     """Say in a folder whose process died how it ended; nothing where another process holds it or it was over."""
     if not path.is_dir():  # moved meanwhile; it is not made anew
         return
-    with contextlib.suppress(RecordError), held(path):
+    with contextlib.suppress(RecordError, BusyError), held(path):
         status = read_status(path)
         if status is not None and status.get("state") not in FINAL:
             write_json(path / "status.json", status | {"state": state, "error": error})
@@ -209,7 +209,7 @@ def read_status(path: Path) -> dict[str, Any] | None:
 def hold(path: Path) -> int:
     """Make the folder where it is missing, lock it and return the lock; closing that ends it.
 
-    Errors: RecordError when another process holds it, EnvironmentFault when nothing can be written there.
+    Errors: BusyError when another process holds it, EnvironmentFault when nothing can be written there.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -223,7 +223,7 @@ def hold(path: Path) -> int:
         except OSError as error:
             if look == LOOKS - 1:
                 os.close(lock)
-                raise RecordError(f"{path} is in use by another process\nwait for it, or start a new run") from error
+                raise BusyError(f"{path} is in use by another process\nwait for it, or start a new run") from error
             time.sleep(LOOK_SECONDS)
     for left in path.glob(".*.tmp"):  # by a process that was killed while it wrote
         with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ from bnlab import __version__
 from bnlab.compare.result import Comparison, Section
 from bnlab.errors import BnlabError, ConfigError
 from bnlab.record.decision_plan import DecisionPlan
-from bnlab.record.plain_files import read_plain, write_bytes
+from bnlab.record.plain_files import cannot_write, read_plain, write_bytes
 from bnlab.record.read import read_documents
 from bnlab.record.sweep_record import SweepRecord
 from bnlab.report.compare_formats import as_markdown, html_grid
@@ -110,7 +110,13 @@ def refuse_others(path: Path, force: bool) -> None:
     """Refuse a folder that is missing and, but by `force`, a file that does not say MADE. Errors: ConfigError."""
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: the folder {path.parent} does not exist\nmake it, or give another --out")
-    if os.path.lexists(path) and not force:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a name that is too long
+        raise cannot_write(path, error) from error
+    if not force:
         try:
             is_ours = MADE.encode() in read_plain(path)
         except OSError:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bnlab import __version__
 from bnlab.config import compose
-from bnlab.errors import ConfigError, EnvironmentFault, RecordError
+from bnlab.errors import BusyError, ConfigError, EnvironmentFault, RecordError
 from bnlab.record import origin
 from bnlab.record.decision_plan import DecisionPlan
 from bnlab.record.read import Run, flatten, read_runs
@@ -77,7 +77,7 @@ def resume(
         if record is not None:
             try:
                 until_the_end.enter_context(held(folder))
-            except RecordError:
+            except BusyError:
                 raise
             except EnvironmentFault as error:  # of another user: what is done can be shown all the same
                 fault = error
@@ -174,7 +174,7 @@ def _sweep(
         if run.folder.parent != folder:
             raise RecordError(f"{run.folder}: lies deeper than the jobs of a sweep\nmove it away")
         if run.state == "running":
-            raise RecordError(f"{run.folder} is in use by another process\nwait for it, or stop it")
+            raise BusyError(f"{run.folder} is in use by another process\nwait for it, or stop it")
         if (version := run.environment.get("bnlab", __version__)) != __version__:
             raise RecordError(f"{run.folder} is of bnlab {version}, this is {__version__}\nstart a new sweep")
     entries = []

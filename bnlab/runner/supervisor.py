@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from bnlab import errors
-from bnlab.errors import ConfigError, EnvironmentFault, RecordError, count_of
+from bnlab.errors import BnlabError, ConfigError, EnvironmentFault, count_of
 from bnlab.record.run_folder import settle
 from bnlab.report.console import messages
 from bnlab.report.display import working
@@ -253,6 +253,6 @@ def _settled(job: Job, state: ResultState, reason: str) -> JobResult:
     """Record the end of a job that could not do so itself."""
     try:
         settle(job.folder, state, reason)
-    except (RecordError, EnvironmentFault) as error:
+    except BnlabError as error:
         reason = f"{reason}; {error}"
     return JobResult(state, reason)

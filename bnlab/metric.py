@@ -46,6 +46,7 @@ class Metric:
     axis: str | None  # of the curve, that a time to a target is on
     of_diverged: bool  # a run that diverged has it too
     along: bool  # it is of a whole training, not of its last evaluation
+    by: str = ""  # the setting or command without which no run has it
 
     @property
     def is_skewed(self) -> bool:
@@ -86,14 +87,15 @@ def metric(
     axis: str | None = None,
     of_diverged: bool = False,
     along: bool = False,
+    by: str = "",
 ) -> Callable[[Derivation], Derivation]:
-    """Declare the decorated function as a metric: its name is the metric's, its docstring the meaning."""
+    """Declare the decorated function as a metric: its name is the metric's, its docstring and `by` the meaning."""
 
     def enter(function: Derivation) -> Derivation:
-        name, meaning = function.__name__, (function.__doc__ or "").strip()
+        name, meaning = function.__name__, (function.__doc__ or "").strip() + (f"; by {by}" if by else "")
         any_end, whole = of_diverged or axis is not None, along or kind == "time to target"
         metrics[name] = Metric(
-            name, unit, better, title, meaning, scale, kind, curve, function, bounds, split, axis, any_end, whole
+            name, unit, better, title, meaning, scale, kind, curve, function, bounds, split, axis, any_end, whole, by
         )
         return function
 

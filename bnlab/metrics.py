@@ -36,11 +36,16 @@ from bnlab.metric import (
     of_part,
 )
 
+BENCH = "`bnlab bench"
+CHECK = "the lines `check` of a claim"
+IN_FULL = "`bnlab probe` or measure=full"
 LEARNED = 0.5  # training accuracy
 MOST_INITIAL_SHARE = 0.01  # of the initial statistics left at the end of a run, before it is worth a warning
 
 __all__ = [
     "ANY",
+    "BENCH",
+    "CHECK",
     "LEARNED",
     "MOST_INITIAL_SHARE",
     "Censored",
@@ -208,9 +213,9 @@ def logit_rms(run: Summary) -> float | None:
     return final(run, "test.logit_rms")
 
 
-@metric("mate noise", "%", "lower", scale=100, curve="test.mate_noise")
+@metric("mate noise", "%", "lower", scale=100, curve="test.mate_noise", by=IN_FULL)
 def mate_noise(run: Summary) -> float | None:
-    """standard deviation of a sample's logits over other batch mates, over their RMS; recorded with measure=full"""
+    """standard deviation of a sample's logits over other batch mates, over their RMS"""
     return final(run, "test.mate_noise")
 
 
@@ -221,8 +226,8 @@ def _term(cause: str, meaning: str) -> None:
         return final(run, f"test.term_{cause}_kl")
 
     derive.__name__ = f"term_{cause}"
-    derive.__doc__ = f"KL between predictions by {meaning}; by `bnlab probe` or measure=full"
-    metric(cause.replace("_", " "), "nats", "lower")(derive)
+    derive.__doc__ = f"KL between predictions by {meaning}"
+    metric(cause.replace("_", " "), "nats", "lower", by=IN_FULL)(derive)
 
 
 _term("batch_noise", "a batch's statistics and by the training set's")
@@ -231,21 +236,21 @@ _term("initial_statistics", "statistics with what is left of mean 0 and variance
 _term("moving_average", "the training set's statistics and by the averaged")
 
 
-@metric("flips by size", "%", "lower", scale=100, bounds=SHARE)
+@metric("flips by size", "%", "lower", scale=100, bounds=SHARE, by=IN_FULL)
 def size_flips(run: Summary) -> float | None:
-    """share of predictions that change with the size of evaluation's batches; by `bnlab probe` or measure=full"""
+    """share of predictions that change with the size of evaluation's batches"""
     return final(run, "test.size_flips")
 
 
-@metric("error by size", "ppm", "lower", scale=1e6)
+@metric("error by size", "ppm", "lower", scale=1e6, by=IN_FULL)
 def size_error(run: Summary) -> float | None:
     """largest logit difference between evaluation's batches of 1, 2, 7, 64 and all, over the RMS of the logits"""
     return final(run, "test.size_error")
 
 
-@metric("images needed", "images", "lower")
+@metric("images needed", "images", "lower", by="`bnlab recalibrate SWEEP`")
 def samples_needed(run: Summary) -> float | None:
-    """training samples from which on new statistics are as good as those of all; by `bnlab recalibrate SWEEP`"""
+    """training samples from which on new statistics are as good as those of all"""
     return final(run, "train.samples_needed")
 
 
@@ -273,9 +278,9 @@ def initial_share(run: Summary) -> float | None:
     return share_left(run)
 
 
-@metric("error", "", "lower")
+@metric("error", "", "lower", by=CHECK)
 def check_error(run: Summary) -> float | None:
-    """error of a property of `bnlab check`, over the RMS of the output; of the lines `check` of a claim"""
+    """error of a property of `bnlab check`, over the RMS of the output"""
     return number(run, "check")
 
 
@@ -288,51 +293,51 @@ def step_ms(run: Summary) -> float | None:
     return of_part(run, "step_ms", "median")
 
 
-@metric("step ratio", "", "lower")
+@metric("step ratio", "", "lower", by=f"{BENCH}`")
 def step_ratio(run: Summary) -> float | None:
     """median over the rounds of a bench of the arm's step over the baseline's in the same round"""
     return of_part(run, "bench", "ratio")
 
 
-@metric("epoch ms", "ms", "lower")
+@metric("epoch ms", "ms", "lower", by=f"{BENCH}`")
 def epoch_ms(run: Summary) -> float | None:
-    """time of the steps of an epoch, by a bench"""
+    """time of the steps of an epoch"""
     return of_part(run, "bench", "epoch_ms")
 
 
-@metric("norm share", "%", "lower", scale=100.0)
+@metric("norm share", "%", "lower", scale=100.0, by=f"{BENCH} --profile`")
 def norm_share(run: Summary) -> float | None:
-    """share of the norms, both passes, in the operations of a step, by `bnlab bench --profile`"""
+    """share of the norms, both passes, in the operations of a step"""
     return of_part(run, "bench", "norm_share")
 
 
-@metric("norm forward", "%", "lower", scale=100.0)
+@metric("norm forward", "%", "lower", scale=100.0, by=f"{BENCH} --profile`")
 def norm_forward_share(run: Summary) -> float | None:
-    """share of statistics and normalization in the operations of a step, by `bnlab bench --profile`"""
+    """share of statistics and normalization in the operations of a step"""
     return of_part(run, "bench", "norm_forward_share")
 
 
-@metric("norm backward", "%", "lower", scale=100.0)
+@metric("norm backward", "%", "lower", scale=100.0, by=f"{BENCH} --profile`")
 def norm_backward_share(run: Summary) -> float | None:
-    """share of the backward pass of the norms in the operations of a step, by `bnlab bench --profile`"""
+    """share of the backward pass of the norms in the operations of a step"""
     return of_part(run, "bench", "norm_backward_share")
 
 
-@metric("collectives", "", "lower")
+@metric("collectives", "", "lower", by=f"{BENCH} --workers`")
 def collectives(run: Summary) -> float | None:
-    """how often all workers meet in a step in order to normalize, by `bnlab bench --workers`"""
+    """how often all workers meet in a step in order to normalize"""
     return of_part(run, "bench", "collectives")
 
 
-@metric("exchanged KB", "KB", "lower")
+@metric("exchanged KB", "KB", "lower", by=f"{BENCH} --workers`")
 def exchanged_kb(run: Summary) -> float | None:
-    """1,000 bytes that one worker hands to the others in a step in order to normalize, by `bnlab bench --workers`"""
+    """1,000 bytes that one worker hands to the others in a step in order to normalize"""
     return of_part(run, "bench", "exchanged_kb")
 
 
-@metric("wait ms", "ms", "lower", bounds=ANY)
+@metric("wait ms", "ms", "lower", bounds=ANY, by=f"{BENCH} --workers`")
 def wait_ms(run: Summary) -> float | None:
-    """by how much a step takes longer while another worker is late, gradients not averaged, by `bench --workers`"""
+    """by how much a step takes longer while another worker is late, gradients not averaged"""
     return of_part(run, "bench", "wait_ms")
 
 
@@ -360,9 +365,9 @@ def num_parameters(run: Summary) -> float | None:
     return number(run, "num_parameters")
 
 
-@metric("fold error", "ppm", "lower", scale=1e6, curve="test.fold_error")
+@metric("fold error", "ppm", "lower", scale=1e6, curve="test.fold_error", by="eval.stats=folded")
 def fold_error(run: Summary) -> float | None:
-    """largest logit difference after eval.stats=folded merged the norms into the weights, over the RMS of the logits"""
+    """largest logit difference after the norms are merged into the weights, over the RMS of the logits"""
     return final(run, "test.fold_error")
 
 

@@ -89,6 +89,34 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a list": ({"rule": [1]}, "must be a sentence"),
     "a misfit": ({"train": "norm=batch data.batch_size=1", "rule": "test_loss > 1"}, "one value a channel"),
 }
+FIGURES = {
+    "loss_range[norm=none] < 1": "loss_range[norm=none]: no run has it with measure=cheap\nadd measure=landscape to",
+    "slope(log lambda_max[norm=none] over lr) < 1": "with measure=cheap\nadd measure=curvature to",
+    "rate(mate_noise[norm=batch] > 1) > 0.5": "with measure=cheap\nadd measure=full to",
+    "exact(fold_error[norm=batch]) < 1": "with eval.stats=running\nadd eval.stats=folded to",
+    "samples_needed[norm=batch] < 1": "is of `bnlab recalibrate SWEEP`, and this is a training",
+    "exact(check_error[norm=batch]) < 1": "is of the lines `check` of a claim, and this is a training",
+    "slope(test_loss[norm=batch] over depth) < 1": "is no figure of each layer\nthese are: mean_z, log_std_ratio",
+    "exact(test_loss[norm=layer]) < 1": "is of a training, and this is a check",
+    "norm_share[norm=rms] < 1": "is measured with bench.mode=profile, and this is steps",
+}
+SOME = {"train": "norm=none,batch optim.lr=0.1,0.2,0.4", "bench": "norm=rms", "check": "norm=layer property=chain"}
+HOSTILE |= {
+    text: (SOME | {"rule": text if "over lr" in text else {"holds": text, "best_of": "lr"}}, said)
+    for text, said in FIGURES.items()
+}  # fmt: skip
+HOSTILE |= {
+    "no meter of a guard": ({"requires": ["ics[norm=none] < 1"]}, "requires: ics[norm=none] < 1: ics[norm=none]:"),
+    "nothing dropped": ({"base": "measure=statistics", "rule": "variance_shift[norm=batch] > 1"}, "set model.dropout"),
+    "nothing validated": (
+        {"base": f"{SMALL} data.valid_size=0", "rule": "gen_gap[norm=batch] > 1"}, "data.valid_size=0 leaves no"
+    ),
+    "no list of meters with it": (
+        {"base": "measure=[gradients,activations]", "rule": "drift_slope[norm=batch] > 1"},
+        "with measure=[gradients,activations]\nadd measure=statistics to",
+    ),
+    "few seeds": ({"budget": {"quick": {"looks": [1, 2]}}}, "looks=[1, 2]: 3 seeds or more can decide test_acc"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -100,6 +128,12 @@ def test_what_is_wrong_with_a_claim_is_said_before_anything_starts(case: str, tm
     assert str(error.value).startswith(str(path))
     assert said in str(error.value)
     assert list(tmp_path.iterdir()) == [tmp_path / "claims"]
+
+
+def test_a_time_to_no_target_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, {"base": "data=folder data.path=photos", "rule": "steps_to_target[norm=batch] > 1"})
+    with pytest.raises(ConfigError, match="data=folder has no usual target\ncompare an accuracy"):
+        plan_of(read_claim(path), Wish(), identities)
 
 
 def _preflight(trees: Any) -> list[str]:

@@ -79,6 +79,9 @@ def test_a_bench_is_gated_and_checked_before_it_starts(tmp_path: Path) -> None:
     wrong = bnlab("bench", *small, "--gate", "step_ratio[norm=ghost] < 1.3", cwd=tmp_path)
     assert (wrong.returncode, (tmp_path / "runs").exists()) == (2, False)
     assert "norm.name is none, batch" in wrong.stderr
+    wrong = bnlab("bench", *small, "--gate", "norm_share[norm=batch] < 5", cwd=tmp_path)
+    assert (wrong.returncode, (tmp_path / "runs").exists()) == (2, False)
+    assert "is measured with bench.mode=profile, and this is steps" in wrong.stderr
     met = bnlab("bench", *small, "--gate", "step_ratio[norm=batch] < 1000", cwd=tmp_path)
     word = {0: "met", 3: "undecided"}[met.returncode]  # the latter on a machine that does something else
     assert f"gate {word}: step_ratio[norm=batch] < 1000: " in met.stdout

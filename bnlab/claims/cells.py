@@ -9,13 +9,11 @@ from bnlab.claims.language import Difference, Exact, Expression, Largest, Quanti
 from bnlab.compare.arms import NOT_COMPARED, arms_of, distinct, find_key, text_of, where_of
 from bnlab.compare.slopes import FEWEST_LEVELS
 from bnlab.errors import ConfigError
+from bnlab.metrics import BENCH, metrics
 from bnlab.record.read import Run
 
 DEPTH = "depth"  # what a slope may go over beside the keys of a configuration
-BENCH_ONLY = (
-    "step_ratio", "epoch_ms", "norm_share", "norm_forward_share", "norm_backward_share", "collectives", "exchanged_kb",
-    "wait_ms",
-)  # fmt: skip
+BENCH_ONLY = tuple(metric.name for metric in metrics.values() if metric.by.startswith(BENCH))
 OF_A_BENCH = (*BENCH_ONLY, "step_ms", "images_per_second")
 
 

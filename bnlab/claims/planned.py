@@ -9,10 +9,10 @@ from typing import Any
 from bnlab.record.read import Run, flatten
 
 
-def planned(tree: Mapping[str, Any], identity: str = "", *, is_bench: bool = False) -> Run:
-    """Return the run that a configuration stands for, queued; of a bench, an arm of it."""
+def planned(tree: Mapping[str, Any], identity: str = "", *, bench_mode: str | None = None) -> Run:
+    """Return the run that a configuration stands for, queued; with the mode of a bench, an arm of it."""
     config = flatten(dict(tree))
-    if is_bench:
+    if bench_mode:
         config["bench.graph"] = False  # as a bench is read
-    summary: dict[str, Any] | None = {"bench": {}, "curve": {}} if is_bench else None
+    summary: dict[str, Any] | None = {"bench": {"mode": bench_mode}, "curve": {}} if bench_mode else None
     return Run(folder=Path(), state="queued", identity=identity, config=config, seed=config["seed"], summary=summary)

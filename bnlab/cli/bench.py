@@ -123,7 +123,7 @@ def _bench_steps(
         if scale is not None:
             grown = [levels(section, scale) for section in sections]
             sections = [level.section for part in grown for level in part]
-        check_gates(gates, [planned(arm.tree, is_bench=True) for section in sections for arm in section.arms])
+        check_gates(gates, [planned(arm.tree, bench_mode=limits.mode) for section in sections for arm in section.arms])
         times = timed(limits, contests(limits, sections))
         folder = record(sections, times)
     rows = [figures(item, arm) for item in times for arm in item.arms]

@@ -88,7 +88,7 @@ def _told(word: str) -> Iterator[tuple[str, dict[str, str]]]:
     if metric := metrics.get(word):
         better = {"higher": ", more is better", "lower": ", less is better", None: ""}[metric.better]
         facts = {"what": metric.meaning, "unit": (metric.unit or "count") + better}
-        evaluated = " --evaluated" if "`bnlab recalibrate" in metric.meaning else ""  # which is a run beside the run
+        evaluated = " --evaluated" if "recalibrate" in metric.by else ""  # which is a run beside the run
         yield word, facts | {"example": f"bnlab compare --metric {word}{evaluated}"}
 
 

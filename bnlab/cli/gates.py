@@ -36,11 +36,13 @@ def parse_gates(sentences: Sequence[str] | None) -> list[Part]:
 def check_gates(gates: Sequence[Part], runs: Sequence[Run]) -> None:
     """Find the arms of gates, of runs that need not be over. Errors: ConfigError."""
     from bnlab.claims.cells import check_cells
+    from bnlab.claims.figures import check_figures
     from bnlab.errors import ConfigError
 
     for gate in gates:
         try:
             check_cells(gate.sentence.of, runs)
+            check_figures(gate.sentence.of, runs)
         except ConfigError as error:
             raise ConfigError(f"--gate {gate.sentence}: {error}") from error
 

@@ -20,6 +20,7 @@ from bnlab.claims.cells import arm_of, check_cells, levels_of
 from bnlab.claims.claim import Budget, Claim, check_looks, check_override
 from bnlab.claims.decide import decide, failed_guards
 from bnlab.claims.evaluate import free_keys
+from bnlab.claims.figures import check_figures, check_seeds
 from bnlab.claims.language import Condition, Expression, Largest, leaves, quantities
 from bnlab.claims.outcome import RuleVerdict
 from bnlab.claims.planned import planned
@@ -136,7 +137,7 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
         asked += [(guard.of, ()) for guard in claim.requires]
         benches = tuple(tuple(_bench_lines(lines, wish)) for lines in claim.benches(budget, wish.more))
         arms = [
-            planned(tree, is_bench=True)
+            planned(tree, bench_mode=next((x[11:] for x in lines if x.startswith("bench.mode=")), "steps"))
             for lines in benches
             for _, tree in compose.planned([line for line in lines if not line.startswith("bench.")], True)
         ]
@@ -149,6 +150,8 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
         runs = [*(wanted.run for wanted in trainings), *arms, *(_checked_run(*each) for each in checks)]
         for part in parts_of(claim.rule):
             _checked(part.sentence.of, runs, part.best_of, f"rule: {part.sentence}")
+            if wish.seeds is None:
+                check_seeds(part, runs, budget.looks)
         for guard in claim.requires:
             _checked(guard.of, runs, (), f"requires: {guard}")
         ladders = tuple(_ladders(asked, runs, {wanted.run.identity: wanted for wanted in trainings}))
@@ -207,6 +210,7 @@ def _wanted(
 def _checked(of: Any, runs: Sequence[Run], best_of: Sequence[str], where: str) -> None:
     try:
         check_cells(of, runs, best_of)
+        check_figures(of, runs, best_of)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import math
+import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +229,10 @@ def test_a_model_that_shapes_itself_by_its_input_is_taken(place: Path) -> None:
             "does not fit the model: fc.bias is (7,) in the file, (10,) in the model",
         ),
         (lambda: net().state_dict() | {"fc.bias": "seven"}, "does not fit the model: "),
+        (
+            lambda: net().state_dict() | {"fc.bias": torch.ones(10, dtype=torch.int8)},  # quantized
+            "does not fit the model: fc.bias is int8 in the file",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(place: Path, content: Callable[[], Any], said: str) -> None:
@@ -257,7 +264,20 @@ def test_a_file_that_is_no_torch_file_of_tensors_is_refused_by_what_it_holds(pla
     np.savez(place / "weights.npz", **{name: value.numpy() for name, value in net().state_dict().items()})
     torch.jit.save(torch.jit.trace(net().eval(), torch.zeros(1, 1, 8, 8)), place / "traced.pt")
     (place / "weights.safetensors").write_bytes(b"\0" * 16)
+    (place / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n")
+    (place / "page.pt").write_text("<!DOCTYPE html>404")
+    (place / "weights.pt.gz").write_bytes(gzip.compress(b"x"))
+    (place / "weights.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    (place / "arrays.pkl").write_bytes(pickle.dumps({"fc.bias": np.zeros(10)}, protocol=2))
+    with zipfile.ZipFile(place / "packed.zip", "w") as archive:
+        archive.write(place / "page.pt")
     for name, why in {
+        "pointer.pt": "a Git LFS pointer",
+        "page.pt": "a page of HTML",
+        "weights.pt.gz": "gzip: unpack it first",
+        "weights.h5": "HDF5",
+        "arrays.pkl": "no file of tensors that torch.save wrote",
+        "packed.zip": "no file of tensors that torch.save wrote",
         "whole.pt": "it holds mymodels.Net, and to make one runs its code",
         "weights.npz": "arrays of numpy.savez",
         "traced.pt": "TorchScript",

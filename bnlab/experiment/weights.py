@@ -117,6 +117,12 @@ def _fitted(keys: tuple[str, ...], state: Mapping[str, Any], known: Mapping[str,
         for name, inside in names.items()
         if not is_lazy(known[name]) and _shape(state[inside]) != _shape(known[name])
     ]
+    shapes += [
+        f"{name} is {str(held.dtype).removeprefix('torch.')} in the file"
+        for name, inside in names.items()
+        if known[name].is_floating_point() and isinstance(held := state[inside], Tensor)
+        if not held.is_floating_point()
+    ]
     used = set(names.values())
     left = tuple(name for name in state if name not in used)
     problems = [f"lacks {_listed(missing)}"] if missing else []

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import os
+import pickle
 import re
 import tempfile
 import zipfile
@@ -31,6 +32,13 @@ from bnlab.record.plain_files import cannot_write, open_plain, read_plain, remov
 
 LARGEST = 4 * 2**30  # bytes of a checkpoint, a thousand million float32 weights; bnlab's own have some millions
 OTHERS = {".npy'": "arrays of numpy.savez", "/constants.pkl'": "TorchScript"}  # archives of another kind, by a name
+HEADS = {  # how files begin that hold no weights that torch reads
+    b"version https://git-lfs": "a Git LFS pointer, in place of the file: git lfs pull",
+    b"<": "a page of HTML, as a failed download leaves",
+    b"\x1f\x8b": "gzip: unpack it first",
+    b"\x89HDF": "HDF5, as of Keras",
+    b"\x93NUMPY": "an array of numpy.save",
+}
 WAYS_OUT = "save model.state_dict() alone, or let the factory load the file: omit --checkpoint"
 
 
@@ -97,7 +105,10 @@ def read_state(path: Path, known: Collection[str] | None = None, *, follow: bool
             if known is not None and hashlib.file_digest(file, "sha256").hexdigest() not in known:
                 raise RecordError(f"{path}: sha256 differs")
             file.seek(0)
-            if file.read(2) == b"PK":
+            head = file.read(24)
+            if path.suffix != ".safetensors" and (kind := next((HEADS[h] for h in HEADS if head.startswith(h)), None)):
+                raise RecordError(f"{path}: refused ({kind})")
+            if head.startswith(b"PK"):
                 with zipfile.ZipFile(file) as archive:
                     if kind := next((kind for part, kind in OTHERS.items() if part in str(archive.namelist())), None):
                         raise RecordError(f"{path}: refused ({kind})")
@@ -173,6 +184,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return "safetensors is not installed: pip install 'bnlab[safetensors]'"
     foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, (pickle.UnpicklingError, RuntimeError)) and foreign is None:
+        return "no file of tensors that torch.save wrote"
     return type(error).__name__ if foreign is None else f"it holds {foreign[1]}, and to make one runs its code"
 
 

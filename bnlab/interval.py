@@ -1,4 +1,8 @@
-"""A value with its 95% interval: the one type of all means, medians, ratios and paired differences. No torch here."""
+"""A value with its 95% interval: the one type of all means, medians, ratios and paired differences. No torch here.
+
+Equal values are no certainty: accuracies are counts, and two of them are often the same. They have no interval while
+they are so few that signs alone would agree as often (`tell_nothing`).
+"""
 
 from __future__ import annotations
 
@@ -49,3 +53,8 @@ class Interval:
     def excludes(self, number: float) -> bool:
         """Return whether the value can be told from `number`."""
         return self.is_above(number) or self.is_below(number)
+
+
+def tell_nothing(n: int, level: float = 0.05) -> bool:
+    """Return whether `n` equal values are too few to bound anything: all lie on one side by chance in 2^(1 - n)."""
+    return 2.0 ** (1 - n) > level

@@ -670,7 +670,7 @@ def test_equal_differences_have_no_p_and_say_so(tmp_path: Path) -> None:
     make_arm(tmp_path, "layer", [0.90, 0.91, 0.92])
     make_arm(tmp_path, "ghost", [0.91, 0.91, 0.92])
     notes = only(compare([tmp_path])).notes
-    assert "batch: the differences are equal in every seed, so no p can be given." in notes
+    assert "batch: the differences are equal in every seed, too few to give an interval or p." in notes
 
 
 def test_a_mean_difference_that_is_only_rounding_is_zero(tmp_path: Path) -> None:

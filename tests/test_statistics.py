@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bnlab.compare.deciding import Paired, Rule
+from bnlab.compare.deciding import Paired, Rule, decide
 from bnlab.compare.statistics import (
     MOST_PAIRS,
     coverage_of_range,
@@ -68,9 +68,13 @@ def test_students_sleep_data() -> None:
 @given(st.lists(coarse, min_size=2, max_size=30))
 def test_interval_of_a_mean_is_that_of_scipy(values: list[float]) -> None:
     found = estimate_mean(values)
-    low, high = found.value, found.value
     if len(set(values)) > 1:
         low, high = stats.t.interval(0.95, len(values) - 1, statistics.fmean(values), stats.sem(values))
+    elif len(values) > 5:
+        low = high = found.value
+    else:
+        assert (found.low, found.high) == (None, None), "so few equal values are no certainty"
+        return
     assert (found.low, found.high) == (pytest.approx(low, 1e-9, 1e-9), pytest.approx(high, 1e-9, 1e-9))
     assert (found.n, found.num_missed, found.kind) == (len(values), 0, "mean")
 
@@ -170,14 +174,55 @@ def test_no_interval_is_made_up() -> None:
 
 def test_values_that_do_not_vary() -> None:
     same = estimate_mean([0.1 + 0.2, 0.3, 0.3])  # 0.30000000000000004: rounding is no spread
-    assert same.low == same.high == same.value
+    assert (same.low, same.high) == (None, None)
+    many = estimate_mean([0.3] * 6)  # 2 of 64 signs
+    assert many.low == many.high == many.value
     equal = paired_difference([0.9, 0.8, 0.7], [0.9, 0.8, 0.7])
     assert equal is not None
-    assert (equal.value, equal.low, equal.high, equal.p) == (0.0, 0.0, 0.0, 1.0)
+    assert (equal.value, equal.low, equal.high, equal.p) == (0.0, None, None, 1.0)
     shifted = paired_difference([0.4, 0.5, 0.6], [0.3, 0.4, 0.5])
     assert shifted is not None
     assert shifted.value == pytest.approx(0.1)
     assert shifted.p is None, "a constant difference shows no spread to judge it by"
+
+
+@for_each("digits", [np.float64, np.float32])
+def test_equal_counts_decide_nothing_whatever_their_precision(digits: type) -> None:
+    """A tracker keeps shares in single precision, whose rounding is no spread between seeds."""
+    counts = [345, 344, 347], [342, 341, 344]
+    values, baseline = ([float(digits(count / 360)) for count in each] for each in counts)
+    found = paired_difference(values, baseline)
+    assert found.sd == 0
+    assert (found.low, found.high, found.p) == (None, None, None)
+
+
+def test_more_equal_counts_are_known_to_one_image() -> None:
+    step = 1 / 360
+    found = Paired.of([0.9] * 8, [0.8] * 8, Rule(margin=0.2), step=step)
+    assert (found.interval().low, found.interval().high) == (pytest.approx(0.1 - step), pytest.approx(0.1 + step))
+    assert found.interval().p == 2**-7
+    same = [Paired.of([0.9] * 8, [0.9] * 8, Rule(margin=margin), step=step) for margin in (0.002, 0.003)]
+    assert [each.margin_p() for each in same] == [1.0, 2**-7], "no finer than one image"
+
+
+@for_each("n", [2, 3, 4, 5])
+@for_each("images", [360, 10_000])
+@for_each("share", [0.9, 0.99, 0.999])
+def test_counts_of_few_seeds_lead_to_few_false_decisions(share: float, images: int, n: int) -> None:
+    """Accuracies of two arms that do not differ, or by less than the margin they are asked about: at most 5%."""
+    draw, families = np.random.default_rng(n), 2000
+    rates = draw.binomial(images, share, (2, families, n)) / images
+    rule, step = Rule(margin=0.5 / images), 1 / images
+    apart = differing = alike = 0
+    for values, baseline in zip(*rates.tolist(), strict=True):
+        found = Paired.of(values, baseline, Rule(), step=step)
+        interval = found.interval()
+        apart += interval.excludes(0)
+        differing += interval.p is not None and interval.p < 0.05
+        shifted = Paired.of([value + 0.5 / images for value in values], baseline, rule, step=step)
+        alike += decide([shifted], "higher")[0][1] == "no difference that matters"
+    most = 0.05 * families + 3 * math.sqrt(0.05 * 0.95 * families)
+    assert max(apart, differing, alike) <= most
 
 
 @for_each(

@@ -180,7 +180,8 @@ class _Reader:
             raise Undecidable("missing", f"{expression}: is not finite in a run")
         if not isinstance(expression, (Ratio, Largest)):
             sizes = self._sizes(expression)
-            return Sample(values, scale=max(map(abs, sizes), default=0.0), slack=self._slack(expression, logs=False))
+            slack, step = self._slack(expression, logs=False), self._step(expression)
+            return Sample(values, scale=max(map(abs, sizes), default=0.0), slack=slack, step=step)
         if min(values) <= 0:
             raise Undecidable("missing", f"{expression}: is not positive in every run, so it has no logarithm")
         return Sample([math.log(v) for v in values], logs=True, slack=self._slack(expression, logs=True))
@@ -190,6 +191,16 @@ class _Reader:
         if isinstance(expression, Difference):
             return [*self._sizes(expression.of), *self._sizes(expression.minus)]
         return list(self.by_seed(expression).values())
+
+    def _step(self, expression: Expression) -> float:
+        """Return what the figures of an expression are counted in: of shares of images, one of them."""
+        match expression:
+            case Difference(of, minus):
+                return max(self._step(of), self._step(minus))
+            case Quantity(metric) if find_metric(metric).split is not None:
+                images = self.observed(expression).images
+                return find_metric(metric).scale / images if images else 0.0
+        return 0.0
 
     def _slack(self, expression: Expression, logs: bool) -> tuple[float, float]:
         """Return by how much an expression may be lower and higher, since its figures are known to a grid.

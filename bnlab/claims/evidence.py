@@ -37,6 +37,7 @@ class Sample:
     scale: float = 0.0  # of the figures that they are differences of
     over: str = "seed"  # what a number is of
     slack: tuple[float, float] = (0.0, 0.0)  # by how much the mean may in truth be lower and higher: it is on a grid
+    step: float = 0.0  # what values are counted in
 
     @property
     def n(self) -> int:
@@ -48,15 +49,14 @@ class Sample:
         return math.exp(mean) if self.logs else mean
 
     def paired(self, alpha: float, looks: tuple[int, ...]) -> Paired:
-        return Paired(self.values, Rule(looks, alpha), self.scale, self.slack)
+        return Paired(self.values, Rule(looks, alpha), self.scale, self.slack, self.step)
 
     def interval(self, alpha: float, looks: tuple[int, ...]) -> Interval:
         """Return the mean with its interval. Errors: Undecidable with too few seeds, or without any spread."""
         if self.n < FEWEST_PAIRS["t"]:
             raise Undecidable("few", f"{count_of(self.n, self.over)}; {FEWEST_PAIRS['t']} or more can decide")
-        sample = self.paired(alpha, looks)
-        found = sample.interval()
-        if found.low is None or found.high is None or (sample.sd == 0.0 and self.n < FEWEST_PAIRS["signs"]):
+        found = self.paired(alpha, looks).interval()
+        if found.low is None or found.high is None:
             raise Undecidable(
                 "few", f"all {self.n} {self.over}s agree to the digit, too few to say anything of a spread"
             )

@@ -415,7 +415,9 @@ def _paired(arm: Observed, baseline: Observed, metric: Metric, rule: Rule, count
     seeds = seeds if counted is None else [s for s in seeds if s in counted]
     values, others = [arm.values[s] for s in seeds], [baseline.values[s] for s in seeds]
     if metric.axis is None:
-        return _survived(Paired.of(values, others, rule), arm, baseline, metric) if seeds else None
+        step = max((1 / side.images for side in (arm, baseline) if side.images), default=0.0)
+        pair = Paired.of(values, others, rule, step=step) if seeds else None
+        return pair and _survived(pair, arm, baseline, metric)
     if not any(map(math.isfinite, (*values, *others))):
         return None  # neither arrived: nothing is known of the difference
     limits = [side.limits[s] for side in (arm, baseline) for s in seeds if s in side.limits]

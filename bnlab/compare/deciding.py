@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from bnlab.compare.statistics import SMALLEST_P, holm, t_interval, t_tails
-from bnlab.interval import Interval
+from bnlab.compare.statistics import ROUNDING, SMALLEST_P, holm, t_interval, t_tails
+from bnlab.interval import Interval, tell_nothing
 
 if TYPE_CHECKING:
     from bnlab.compare.looks import Array
@@ -23,7 +23,6 @@ Test = Literal["t", "signs"]
 Verdict = Literal["better", "worse", "different", "no difference that matters", "undecided"]
 FEWEST_PAIRS: dict[Test, int] = {"t": 3, "signs": 6}  # that decide anything
 DRAWN_ABOVE = 14  # pairs; beyond these the signs are drawn, 2^14 - 1 times
-ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -65,25 +64,32 @@ class Rule:
 class Paired:
     """The differences of an arm from its baseline, seed by seed, under a rule; at least one, all finite.
 
-    `scale` is the size of the values themselves, of which differences are only rounding below 1e-12 times it. `slack`
-    is by how much the mean may in truth be lower and higher, where values are known to a grid only.
+    `scale` is the size of the values themselves, of which differences are only rounding below ROUNDING times it.
+    `slack` is by how much the mean may in truth be lower and higher, where values are known to a grid only. `step` is
+    what they are counted in, such as one image of all: equal differences vary by less than it, not by nothing.
     """
 
     differences: Sequence[float]
     rule: Rule
     scale: float = 0.0
     slack: tuple[float, float] = (0.0, 0.0)
+    step: float = 0.0
     is_open: bool = False  # no look is over, or runs are missing that could undo what the others show
     num_lost: int = 0  # runs that have no value
     times: int = 1  # by what a choice of settings multiplies p
 
     @classmethod
     def of(
-        cls, values: Sequence[float], baseline: Sequence[float], rule: Rule, slack: tuple[float, float] = (0.0, 0.0)
+        cls,
+        values: Sequence[float],
+        baseline: Sequence[float],
+        rule: Rule,
+        slack: tuple[float, float] = (0.0, 0.0),
+        step: float = 0.0,
     ) -> Paired:
         """Return the differences of `values` from those of a baseline, pair by pair."""
         differences = [v - b for v, b in zip(values, baseline, strict=True)]
-        return cls(differences, rule, max(map(abs, (*values, *baseline))), slack)
+        return cls(differences, rule, max(map(abs, (*values, *baseline))), slack, step)
 
     @cached_property
     def mean(self) -> float:
@@ -98,17 +104,23 @@ class Paired:
         sd = math.sqrt(math.fsum((d - self.mean) ** 2 for d in self.differences) / (n - 1)) if n > 1 else 0.0
         return 0.0 if sd <= self._rounding else sd
 
+    @property
+    def _below_and_above(self) -> tuple[float, float]:
+        """By how much the mean may in truth be lower and higher, whatever its interval."""
+        low, high = self.slack
+        return (low, high) if self.sd else (max(low, self.step), max(high, self.step))
+
     def interval(self) -> Interval:
         """Return the mean difference with its interval at the level 1 - c and its p, corrected for the looks.
 
         p is None below FEWEST_PAIRS, and for a constant difference other than 0 with fewer pairs than signs need: no
         spread was seen that could say how likely it is.
         """
-        low, high = self._bounds()
-        nearest = max(self.mean - self.slack[0], 0.0) if self.mean > 0 else min(self.mean + self.slack[1], 0.0)
+        (low, high), (below, above) = self._bounds(), self._below_and_above
+        nearest = max(self.mean - below, 0.0) if self.mean > 0 else min(self.mean + above, 0.0)
         p = self._p(self.mean - nearest)
         if low is not None and high is not None:
-            low, high = low - self.slack[0], high + self.slack[1]
+            low, high = low - below, high + above
         n, sd = len(self.differences), self.sd if len(self.differences) > 1 else None
         return Interval(self.mean, low, high, n, self._corrected(p), sd, num_lost=self.num_lost)
 
@@ -120,9 +132,10 @@ class Paired:
         margin = self.rule.margin
         if margin is None or self.num_lost:
             return None
-        if self.mean - self.slack[0] <= -margin or self.mean + self.slack[1] >= margin:
+        below, above = self._below_and_above
+        if self.mean - below <= -margin or self.mean + above >= margin:
             return 1.0
-        both = self._p(-margin + self.slack[0]), self._p(margin - self.slack[1])
+        both = self._p(-margin + below), self._p(margin - above)
         return None if both[0] is None or both[1] is None else self._corrected(max(both[0], both[1]))
 
     def _corrected(self, p: float | None) -> float | None:
@@ -141,7 +154,7 @@ class Paired:
         if abs(off) <= self._rounding:
             return 1.0
         if self.sd == 0.0:  # all signs but one pair of choices are less extreme
-            return 2.0 ** (1 - min(n, DRAWN_ABOVE)) if n >= FEWEST_PAIRS["signs"] else None
+            return max(2.0 ** (1 - n), SMALLEST_P) if n >= FEWEST_PAIRS["signs"] else None
         if self.rule.test == "signs":
             means = self._subset_means
             beyond = (means <= mean + self._rounding) if off > 0 else (means >= mean - self._rounding)
@@ -152,7 +165,7 @@ class Paired:
         n = len(self.differences)
         if n < 2 or (self.rule.test == "signs" and n < FEWEST_PAIRS["signs"]):
             return None, None
-        if self.sd == 0.0 and n >= FEWEST_PAIRS["signs"] and 2.0 ** (1 - min(n, DRAWN_ABOVE)) > self.rule.level:
+        if self.sd == 0.0 and tell_nothing(n, self.rule.level):
             return None, None
         if self.rule.test == "signs" and self.sd:
             means = self._subset_means

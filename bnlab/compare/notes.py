@@ -230,7 +230,7 @@ def _pairing(evidence: Evidence) -> Iterator[str]:
         yield f"{named(few)}: a difference of fewer than {fewest} pairs of seeds decides nothing, so it has no p."
     constant = [label for label, d in untested.items() if d.n >= fewest and d.sd == 0]
     if constant:
-        yield f"{named(constant)}: the differences are equal in every seed, so no p can be given."
+        yield f"{named(constant)}: the differences are equal in every seed, too few to give an interval or p."
     survived = [label for label, d in untested.items() if d.n >= fewest and d.sd and d.num_lost]
     if survived:
         yield f"{named(survived)}: the side that looks better lost runs, so the difference (†) has no p."

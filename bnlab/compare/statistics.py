@@ -1,8 +1,8 @@
 """Intervals and tests over seeds: Student's t, paired differences, Holm's correction, medians of censored times, power.
 
-Nothing here invents certainty. One value has no interval. Values that do not vary have an interval of width 0, since
-that is what was observed, where they are no shares of images, which have a sampling error. A constant difference has no
-p, since no spread was seen that could say how likely it is, and two pairs have none either.
+Nothing here invents certainty. One value has no interval, and fewer than six that are all equal have none: a spread
+below what they are counted in was seen, not none. A constant difference of so few has no p, and two pairs have none
+either. From six on the signs bound equal values (`bnlab.interval.tell_nothing`).
 
 The t distribution is the exact finite sum for whole degrees of freedom rather than `scipy.special`: importing that
 takes 0.2 to 0.3 s, half of what `bnlab compare` may take on a thousand runs. The tests hold it equal to `scipy.stats`.
@@ -15,12 +15,13 @@ import statistics
 from collections.abc import Sequence
 from functools import lru_cache
 
-from bnlab.interval import Interval
+from bnlab.interval import Interval, tell_nothing
 
 LEVEL = 0.95  # of every interval
 POWER = 0.80  # of a planned comparison, at the 5% level
 MOST_PAIRS = 300  # a plan that asks for more is none
 SMALLEST_P = 1e-12  # what is left of the finite sum's precision in the tail
+ROUNDING = 2.0**-22  # of the size of figures: below it they differ by single precision only, as trackers keep them
 
 
 # Student's t
@@ -68,7 +69,7 @@ def estimate_mean(
     images: int | None = None,
     is_skewed: bool = False,
 ) -> Interval:
-    """Return the mean with its 95% interval; no interval below two values. All values must be finite.
+    """Return the mean with its 95% interval; none of one value, and of few that are equal. All values must be finite.
 
     The interval is Student's t, cut at `bounds`. Of shares of `images` it is no narrower than Wilson's score interval
     of all n * images of them: a few equal counts are no certainty. Of a positive figure that `is_skewed` it is Cox's,
@@ -79,12 +80,13 @@ def estimate_mean(
     if n == 0:
         return Interval(math.nan, None, None, 0)
     mean, sd = _mean_and_sd(values)
-    if n == 1:
-        return Interval(mean, None, None, 1)
+    is_share = images is not None and 0 <= mean <= 1
+    if n == 1 or (sd == 0 and tell_nothing(n) and not is_share):
+        return Interval(mean, None, None, n)
     low, high = t_interval(mean, sd, n)
     if is_skewed and min(values) > 0 and sd > 0:
         low, high = _cox_interval(values)
-    if images is not None and 0 <= mean <= 1:
+    if images is not None and is_share:
         least, most = wilson_interval(mean, n * images)
         low, high = min(low, least), max(high, most)
     # a value beyond its bounds is of a damaged record, and its interval still contains it
@@ -205,7 +207,7 @@ def _mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     if n == 1:
         return center, 0.0
     sd = math.sqrt(math.fsum((v - center) ** 2 for v in values) / (n - 1))
-    rounding = 1e-12 * max(map(abs, values))
+    rounding = ROUNDING * max(map(abs, values))
     return 0.0 if abs(center) <= rounding else center, 0.0 if sd <= rounding else sd
 
 

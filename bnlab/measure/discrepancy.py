@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnlab.interval import Interval
+from bnlab.interval import Interval, tell_nothing
 
 BINS = 15  # of confidence, as in Guo et al. (2017)
 
@@ -115,7 +115,8 @@ def mean_of(values: Tensor) -> Interval:
 
     Variance of the mean = Var over samples of their means / N + Var over draws of their means / K, the first for other
     samples, the second for other batches; Student's t with the degrees of freedom of Welch and Satterthwaite. It errs
-    on the wide side: what a draw does to single samples is in both. Values that are all equal have a width of 0.
+    on the wide side: what a draw does to single samples is in both. Values that are all equal have a width of 0, and
+    where they are few none.
     """
     table = values.detach().double().reshape(-1, values.shape[-1])
     draws, samples = table.shape
@@ -124,7 +125,8 @@ def mean_of(values: Tensor) -> Interval:
         return Interval(mean, None, None, samples)
     if (table == table[0, 0]).all():  # a mean and a variance of them would be off by rounding
         value = float(table[0, 0])
-        return Interval(value, value, value, samples)
+        bound = None if tell_nothing(samples) else value
+        return Interval(value, bound, bound, samples)
     per_sample, per_draw = table.mean(0), table.mean(1)
     parts = [(float(per_sample.var()) / samples, samples - 1)]
     if draws > 1:

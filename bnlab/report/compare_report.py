@@ -145,11 +145,14 @@ def _main_column(section: Section) -> Column:
     metric = metrics[section.main]
     cells = _estimates(section.rows, metric)
     is_ratio = metric.name == "step_ratio"
-    remarks = ["n=1" if not is_ratio else "baseline" if row.is_baseline else "" for row in section.rows]
     estimates = _of(section.rows, metric)
+    remarks = [
+        (f"n={e.n}" if e else "") if not is_ratio else "baseline" if row.is_baseline else ""
+        for row, e in zip(section.rows, estimates, strict=True)
+    ]
     marked = [
         replace(cell, remark=f"{remark} {cell.remark}".strip())
-        if e and e.n == 1 and not cell.interval and not e.num_missed and cell.head != MISSING
+        if e and not cell.interval and not e.num_missed and cell.head != MISSING
         else cell
         for cell, e, remark in zip(cells, estimates, remarks, strict=True)
     ]

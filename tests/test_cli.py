@@ -438,7 +438,8 @@ def test_completion_sees_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_shells_completion_script_and_its_call(tmp_path: Path) -> None:
-    script = bnlab("--show-completion", "bash", cwd=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    shell = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # read where the options are made: a fresh process
+    script = bnlab("--show-completion", "bash", cwd=tmp_path, fresh=True, **shell)
     assert "_BNLAB_COMPLETE" in script.stdout
     typed = {"train norm=gh": "norm=ghost", "compare --metric test_accuracy,test_l": "test_accuracy,test_loss"}
     typed |= {"train -m norm=ghost,fro": "norm=ghost,frozen", "explain norm.stat_sa": "norm.stat_samples"}

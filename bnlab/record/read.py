@@ -254,7 +254,7 @@ def _column(name: str, values: object) -> array.array[float]:
             column = array.array("d", [math.nan if value is None else value for value in values])
         except (TypeError, OverflowError) as error:  # JSON has no bound for whole numbers, a float has
             raise Unreadable(f"summary.json: curve {name[:40]!a} holds something else than numbers") from error
-    if any(map(LARGEST.__lt__, map(abs, column))):
+    if not math.hypot(*column) <= LARGEST:  # so none is beyond it; a look at each takes four times as long
         return array.array("d", [value if abs(value) <= LARGEST else math.nan for value in column])
     return column
 

@@ -509,7 +509,9 @@ def test_a_property_that_there_is_not_is_named_before_anything_runs(
     (tmp_path / "claims").mkdir()
     claim = {"claim": "mine", "question": "Is it?", "rule": "check_error[norm=batch] == 0"}
     (tmp_path / "claims/mine.yaml").write_text(yaml.safe_dump(claim | {"check": "norm=batch property=zzz"}))
-    for word in ("mine", "claims/mine.yaml"):
-        done = bnlab("claim", "check", word, cwd=tmp_path)
-        assert (done.returncode, done.stderr.partition("\n")[0]) == (2, "property=zzz: no such property"), done.stderr
+    for command, word in (("check", "mine"), ("run", "mine"), ("check", "claims/mine.yaml")):
+        done = bnlab("claim", command, word, cwd=tmp_path)
+        said = "claims/mine.yaml: property=zzz: no such property"
+        assert (done.returncode, done.stderr.partition("\n")[0]) == (2, said), done.stderr
+        assert not (tmp_path / "runs").exists()
     assert "no such claim; did you mean mine?" in bnlab("claim", "check", "mien", cwd=tmp_path).stderr

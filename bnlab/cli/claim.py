@@ -275,7 +275,6 @@ def check(
 ) -> None:
     """Check claims, by file or name: keys, sentences, and that each cell of a rule is one arm. Runs nothing."""
     from bnlab.claims.claim import find_claims
-    from bnlab.conformance.card import check_property
     from bnlab.report.console import results
     from bnlab.runner.claims import Wish, plan_of
     from bnlab.runner.supervisor import JobOptions
@@ -285,8 +284,6 @@ def check(
     with runner_for(JobOptions()) as runner:
         for claim in claims:
             plan = plan_of(claim, Wish(), runner.preflight)
-            for _, key in plan.checks:
-                check_property(key)
             results().say(
                 f"{claim.path}: right; at most {count_of(plan.num_trainings, 'training')}, "
                 f"{count_of(len(plan.benches), 'bench')}"

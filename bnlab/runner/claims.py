@@ -147,6 +147,10 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
             for _, tree in compose.planned(lines, True)
             for key in keys
         )
+        for _, key in checks:
+            from bnlab.conformance.card import check_property  # with torch, which other claims plan without
+
+            check_property(key)
         runs = [*(wanted.run for wanted in trainings), *arms, *(_checked_run(*each) for each in checks)]
         for part in parts_of(claim.rule):
             _checked(part.sentence.of, runs, part.best_of, f"rule: {part.sentence}")

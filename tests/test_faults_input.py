@@ -5,6 +5,7 @@ The rows of /FAULTS that these tests show stand in test_faults.py.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -347,3 +348,29 @@ def test_what_is_named_and_is_not_there_or_damaged_is_a_mistake_of_the_command_l
         assert (done.returncode, done.stdout) == (2, ""), (command, done.stderr)
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_that_torch_is_not_needed_for_is_answered_without_it(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (make_run(tmp_path / "sweep" / "0") / "checkpoint.pt").write_bytes(b"")
+    wrong = [["check", "norm=nothing"], ["check", "norm=batch", "--module", "a:b"], ["check", "--out", "a.pdf"]]
+    wrong += [["shift", "run", option, "0"] for option in ("--shift", "--severity", "--stats", "--batch-size")]
+    wrong += [["shift", "sweep", "--out", "a.html"], ["probe", "sweep", "eval.stats=batch", "optim.lr=1"]]
+    wrong += [["recalibrate", "run", "--out", "nowhere/a.pt"], ["recalibrate", "sweep", "optim.lr=1"]]
+    wrong += [["search", "nothing"], ["search", "optim.lr", "--factor", "0"], ["search", "optim.lr=3"]]
+    for command in ("probe", "shift", "recalibrate"):
+        wrong += [[command], [command, "nowhere"], [command, "run", "optim.lr=1"], [command, "run", "more"]]
+        wrong += [[command, "run", *more] for more in (["--key", "a"], ["--output", "a"], ["--data", "digits"])]
+        wrong += [[command, "run", "--checkpoint", "nowhere.pt"], [command, "sweep", "--checkpoint", "sweep"]]
+        wrong += [[command, "--module", "a:b", "--data", "nothing"], [command, "--module", "a:b", "optim.lr=1"]]
+    code = (
+        "import json, sys\nfrom bnlab.cli import main\n"
+        "for words in json.loads(sys.argv.pop()):\n"
+        "    sys.argv[1:] = words\n"
+        "    try:\n        main()\n    except SystemExit as end:\n"
+        "        print(words, end.code) if end.code != 2 or 'torch' in sys.modules else None\n"
+    )
+    whole = [sys.executable, "-c", code, json.dumps(wrong)]
+    done = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, env=environment(), check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert len(done.stderr) > 40 * len(wrong)

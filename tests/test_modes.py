@@ -25,6 +25,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from bnlab.data.augment import Augment
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
+from bnlab.data.severities import STATS
 from bnlab.errors import IncompatibleError
 from bnlab.measure import decomposition
 from bnlab.measure.by_layer import layer_gaps
@@ -36,7 +37,7 @@ from bnlab.measure.probe_batches import Probe
 from bnlab.measure.probe_model import probe
 from bnlab.measure.recalibration import recalibration
 from bnlab.measure.refresh import refreshed
-from bnlab.measure.robustness import STATS, robustness
+from bnlab.measure.robustness import robustness
 from bnlab.models.model import ModelSpec, build, models, norm_layers
 from bnlab.norms.strategy import strategies
 

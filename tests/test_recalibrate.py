@@ -48,6 +48,7 @@ from bnlab.measure.recalibration import (
     samples_used,
 )
 from bnlab.norms.strategy import strategies
+from bnlab.record.new_weights import check_new_file
 from bnlab.record.read import read_runs
 from bnlab.report.recalibration_report import in_words
 from bnlab.training import checkpoint
@@ -380,7 +381,7 @@ def test_places_that_are_refused_before_the_work(tmp_path: Path, place: str, err
     (tmp_path / "link.pt").symlink_to("nowhere")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(error):
-        checkpoint.check_new_file(tmp_path / place)
+        check_new_file(tmp_path / place)
     assert sorted(tmp_path.iterdir()) == before
 
 

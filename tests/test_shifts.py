@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from bnlab.cli.shift import shift
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
-from bnlab.data.shifts import SEVERITIES, SHIFTS, shifted
+from bnlab.data.severities import SEVERITIES, STATS
+from bnlab.data.shifts import SHIFTS, shifted
 from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.shift_study import Study
 from bnlab.interval import Interval
 from bnlab.measure.probe_batches import batching
-from bnlab.measure.robustness import DRAWS, STATS, Condition, Robustness, robustness
+from bnlab.measure.robustness import DRAWS, Condition, Robustness, robustness
 from bnlab.report.console import Terminal
 from bnlab.report.shift_report import shift_rows, shift_table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -32,6 +32,10 @@ def check(
     KEY=VALUE are Hydra overrides, such as norm=ghost norm.size=8; several strategies: norm=batch,ghost; default: all.
     Exit code 1: a property contradicts what is declared. Your own module declares nothing: its card says what it does.
     """
+    if module is not None and overrides:
+        raise ConfigError(f"{overrides[0]}: cannot be combined with --module\nomit one of the two")
+    check_out(out, force)
+    trees = _composed(overrides or [])  # before torch is loaded
     from bnlab.conformance.card import examine
     from bnlab.conformance.own_code import own_code
     from bnlab.conformance.subject import of_factory
@@ -40,10 +44,7 @@ def check(
     from bnlab.report.console import messages, results
     from bnlab.report.display import working
 
-    if module is not None and overrides:
-        raise ConfigError(f"{overrides[0]}: cannot be combined with --module\nomit one of the two")
-    check_out(out, force)
-    subjects = _strategies(overrides or []) if module is None else [of_factory(module)]
+    subjects = _strategies(overrides or [], trees) if module is None else [of_factory(module)]
     cards = []
     with working(messages()) as tell:
         for subject in subjects:
@@ -61,17 +62,22 @@ def check(
         raise typer.Exit(1)
 
 
-def _strategies(overrides: Sequence[str]) -> list[Subject]:
-    """Return the strategies that a run or a sweep with `overrides` has; where none is named, all as they come."""
+def _composed(overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the configurations of a run or a sweep with `overrides`; none without any. Errors: ConfigError."""
+    if not overrides:
+        return []
+    from bnlab.config import compose
+
+    return compose.jobs(overrides, multirun=True)
+
+
+def _strategies(overrides: Sequence[str], trees: Sequence[dict[str, Any]]) -> list[Subject]:
+    """Return the strategies of the configurations that `overrides` come to; where none is named, all as they come."""
     from bnlab.conformance.subject import of_strategy
+    from bnlab.experiment.config import parse_config
     from bnlab.norms.strategy import strategies
 
-    chosen = []
-    if overrides:
-        from bnlab.config import compose
-        from bnlab.experiment.config import parse_config
-
-        chosen = [parse_config(tree).norm for tree in compose.jobs(overrides, multirun=True)]
+    chosen = [parse_config(tree).norm for tree in trees]
     if not any(re.match(r"[+~]*norm[.=@]", line) for line in overrides):  # a card depends on nothing else
         chosen = [strategies[name]() for name in strategies]
     return [of_strategy(strategy) for strategy in chosen]

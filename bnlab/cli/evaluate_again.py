@@ -51,7 +51,6 @@ def evaluate_all(targets: Sequence[str], metrics: Sequence[str], format: str) ->
     """
     from bnlab.cli.compare import show_comparison
     from bnlab.compare.comparison import compare
-    from bnlab.experiment.evaluate_again import evaluate_again
     from bnlab.record.evaluations import SETTINGS
     from bnlab.record.read import evaluated
     from bnlab.report.console import messages
@@ -60,7 +59,13 @@ def evaluate_all(targets: Sequence[str], metrics: Sequence[str], format: str) ->
     settings = [word for word in targets[1:] if word.partition("=")[0] in SETTINGS]
     changes = _changes(settings or ["measure=full"])
     elsewhere = [word for word in targets[1:] if word.partition("=")[0] not in SETTINGS]
-    count = of_each(place, elsewhere, "evaluating", lambda folder: evaluate_again(folder, changes, elsewhere))
+
+    def do(folder: Path) -> int:
+        from bnlab.experiment.evaluate_again import evaluate_again  # torch, once all else is as it should be
+
+        return evaluate_again(folder, changes, elsewhere)
+
+    count = of_each(place, elsewhere, "evaluating", do)
     kept = [each for run in finished(place) for each in (run, *evaluated(run)) if _is_asked(each, changes)]
     if not kept:
         raise IncompatibleError(f"{place}: no run can be evaluated so")
@@ -88,7 +93,7 @@ def of_each(place: Path, overrides: Sequence[str], doing: str, do: Callable[[Pat
     Errors: ConfigError, as for `overrides` that say something else than where data lie.
     """
     from bnlab.config.compose import adjusted
-    from bnlab.experiment.trained_model import ADJUSTABLE
+    from bnlab.experiment.target import ADJUSTABLE
     from bnlab.report.console import messages
     from bnlab.report.display import Display, duration
 

@@ -58,6 +58,9 @@ def probe(
         evaluate_all(targets or [], FIGURES if any("=" in word for word in targets or []) else PROBED, format)
         return
     check_out(out, force)
+    from bnlab.experiment.target import check_target
+
+    check_target(targets or [], module, weights, data, key, output)  # before torch is loaded
     from bnlab.experiment.setup import environment_of
     from bnlab.experiment.trained_model import find
     from bnlab.report.console import messages

@@ -67,6 +67,12 @@ def recalibrate(
         refuse_of_one(targets or [], others)
         _recalibrate_all(targets or [], cast("Stats", stats), samples, plain, format)
         return
+    from bnlab.experiment.target import check_target
+    from bnlab.record.new_weights import check_new_file
+
+    if out is not None:
+        check_new_file(out)
+    check_target(targets or [], module, weights, data, key, output)  # before torch is loaded
     from bnlab.experiment.recalibrated import new_file, recalibrated, save
     from bnlab.experiment.trained_model import find
     from bnlab.report.console import messages
@@ -79,11 +85,8 @@ def recalibrate(
         recalibration_tables,
     )
     from bnlab.report.rows import show
-    from bnlab.training.checkpoint import check_new_file
 
     how, err = cast("Stats", stats), messages()
-    if out is not None:
-        check_new_file(out)  # before anything is read
     with working(err) as tell:
         tell("reading model and data")
         trained = find(targets or [], module, weights, data, key, output)
@@ -114,7 +117,6 @@ def _recalibrate_all(targets: Sequence[str], stats: Stats, samples: int | None, 
     from bnlab.cli.evaluate_again import finished, of_each
     from bnlab.compare.comparison import compare
     from bnlab.errors import IncompatibleError
-    from bnlab.experiment.evaluate_again import before_and_after, recalibrate_again
     from bnlab.record.evaluations import RECALIBRATED
     from bnlab.report.console import messages, results
     from bnlab.report.table import joined
@@ -123,9 +125,13 @@ def _recalibrate_all(targets: Sequence[str], stats: Stats, samples: int | None, 
     place, overrides = Path(targets[0]), targets[1:]
 
     def do(folder: Path) -> int:
+        from bnlab.experiment.evaluate_again import recalibrate_again  # torch, once all else is as it should be
+
         return recalibrate_again(folder, stats, samples, plain=plain, overrides=overrides)
 
     count = of_each(place, overrides, "recalibrating", do)
+    from bnlab.experiment.evaluate_again import before_and_after
+
     kept = [each for run in finished(place) for each in before_and_after(run, stats, samples, plain=plain)]
     if not kept:
         raise IncompatibleError(f"{place}: no run here can be recalibrated")

@@ -54,17 +54,10 @@ def shift(
     folder all finished runs are evaluated, and their arms compared; --shift says under which shifts.
     """
     from bnlab.cli.evaluate_again import FIGURES, evaluate_all, is_of_several, refuse_of_one
-    from bnlab.data.shifts import SEVERITIES, SHIFTS
-    from bnlab.experiment.setup import environment_of
-    from bnlab.experiment.shift_study import shift_study
-    from bnlab.experiment.trained_model import find
-    from bnlab.measure.robustness import STATS
-    from bnlab.report.console import messages
-    from bnlab.report.display import working
-    from bnlab.report.rows import show
-    from bnlab.report.shift_report import shift_rows, shift_sheet, shift_table
+    from bnlab.data.severities import SEVERITIES, SEVERITY_TABLES, STATS
+    from bnlab.experiment.target import check_target
 
-    names = _chosen("--shift", shifts, SHIFTS)
+    names = _chosen("--shift", shifts, SEVERITY_TABLES)
     statistics = _chosen("--stats", stats, STATS)
     severities = [
         int(text) for text in _chosen("--severity", severity or ["1", "3", "5"], [str(known) for known in SEVERITIES])
@@ -77,6 +70,15 @@ def shift(
         evaluate_all([*(targets or []), *lines], FIGURES[:3], format)
         return
     check_out(out, force)
+    check_target(targets or [], module, weights, data, key, output)  # before torch is loaded
+    from bnlab.experiment.setup import environment_of
+    from bnlab.experiment.shift_study import shift_study
+    from bnlab.experiment.trained_model import find
+    from bnlab.report.console import messages
+    from bnlab.report.display import working
+    from bnlab.report.rows import show
+    from bnlab.report.shift_report import shift_rows, shift_sheet, shift_table
+
     trained = find(targets or [], module, weights, data, key, output)
     with working(messages()) as tell:
         study = shift_study(trained, names, severities, statistics, batch_size, tell)

@@ -21,10 +21,10 @@ from torchvision.transforms import functional as image
 
 from bnlab.data.augment import Augment
 from bnlab.data.bundle import Split
+from bnlab.data.severities import SEVERITIES, SEVERITY_TABLES
 from bnlab.errors import ConfigError, did_you_mean
 from bnlab.seeding import generator
 
-SEVERITIES = (1, 2, 3, 4, 5)
 CHUNK = 512  # images that are held in float32 at a time
 
 
@@ -127,13 +127,7 @@ def _pixels(samples: Split, change: Callable[[Tensor], Tensor]) -> Split:
     return Split(torch.cat(changed), samples.labels)
 
 
+_APPLY = (_rotation, _translation, _noise, _blur, _contrast, _inversion, _imbalance, _label_sorted)
 SHIFTS: Mapping[str, Shift] = {
-    "rotation": Shift((10, 20, 30, 45, 60), "degrees", _rotation),
-    "translation": Shift((5, 10, 15, 20, 30), "% of the side", _translation),
-    "noise": Shift((8, 12, 18, 26, 38), "% of white as standard deviation", _noise),
-    "blur": Shift((2, 3, 4.5, 6, 9), "% of the side as standard deviation", _blur),
-    "contrast": Shift((40, 30, 20, 10, 5), "% of the contrast left", _contrast),
-    "inversion": Shift((20, 40, 60, 80, 100), "% of the negative", _inversion),
-    "imbalance": Shift((2, 5, 10, 50, 100), "times as many of the first class as of the last", _imbalance),
-    "label-sorted": Shift((20, 40, 60, 80, 100), "% of the order sorted by label", _label_sorted),
+    name: Shift(*table, apply) for (name, table), apply in zip(SEVERITY_TABLES.items(), _APPLY, strict=True)
 }

@@ -15,23 +15,17 @@ from torch import nn
 from bnlab.config import compose
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import DataBundle
-from bnlab.errors import ConfigError, IncompatibleError, RecordError
+from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.experiment.config import Config, parse_config
 from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_of, to_device
+from bnlab.experiment.target import check_target, keys_of_module, recorded
 from bnlab.experiment.user_module import UserModule, called
 from bnlab.experiment.weights import Place, load_weights
 from bnlab.measure.probe_batches import Probe, probe_indices
 from bnlab.models.model import norm_layers
-from bnlab.record.origin import check_places
-from bnlab.record.read import read_documents
 from bnlab.training import checkpoint
 from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.trainer import precision_of
-
-# What of a run's configuration may be set anew to examine it: where things lie, how and on how much it is examined.
-ADJUSTABLE = ("data.root", "data.path", "eval.batch_size", "eval.probe_samples", "eval.prior", "trainer.device",
-              "trainer.threads")  # fmt: skip
-MODULE_KEYS = ("data", "eval", "trainer", "seed", "model.input_norm")  # what has a meaning for a module of the user's
 
 
 @dataclass(frozen=True)
@@ -120,26 +114,9 @@ def find(
     output: str | None = None,
 ) -> TrainedModel:
     """Return what a command line names: `RUN [KEY=VALUE]...`, or overrides beside a module. Errors: as below."""
-    if key is not None and weights is None:
-        raise ConfigError(f"--key {key}: only with --checkpoint, whose weights it names")
+    check_target(targets, module, weights, data, key, output)
     if module is not None:
         return of_module(module, weights, [*([f"data={data}"] if data else []), *targets], key, output)
-    if output is not None:
-        raise ConfigError(f"--output {output}: only with --module; a run's model returns its logits alone")
-    if data is not None:
-        raise ConfigError(f"--data {data}: only with --module; a run knows its data\nset data.root=... if it has moved")
-    if not targets or ("=" in targets[0] and not Path(targets[0]).exists()):
-        raise ConfigError("RUN is missing\nname a run folder, such as runs/…/0, or your own model by --module")
-    if Path(targets[0]).is_file():
-        raise ConfigError(
-            f"{targets[0]}: is a file, not the folder of a run\n"
-            f"weights of your own model go with it: --module PACKAGE.MODULE:FACTORY --checkpoint {targets[0]}"
-        )
-    for other in targets[1:]:
-        if "=" not in other:
-            raise ConfigError(
-                f"{other}: only overrides can follow RUN, such as data.root=...; one run is examined at a time"
-            )
     return of_run(Path(targets[0]), weights, targets[1:], key)
 
 
@@ -150,12 +127,7 @@ def of_run(
 
     `overrides` may set what is in ADJUSTABLE. Errors: ConfigError, RecordError when there is no run or no checkpoint.
     """
-    status, summary = read_documents(folder)
-    tree = summary.get("config") or status.get("config")
-    if not isinstance(tree, Mapping):
-        raise RecordError(f"{folder}: holds no configuration of a run\nname a run folder, such as runs/…/0")
-    tree = compose.adjusted(tree, overrides, ADJUSTABLE)
-    check_places(folder, tree, status.get("origin"), overrides)
+    tree, summary = recorded(folder, overrides)
     config = parse_config(tree)
     state = checkpoint.load(folder) if weights is None else checkpoint.load_file(weights)
     bundle, device = _bundle_and_device(config)
@@ -224,12 +196,7 @@ def of_module(
 
 def _module_config(source: str | nn.Module, overrides: Sequence[str]) -> Config:
     """Return the configuration that `overrides` come to; refuse those that would set what the module itself settles."""
-    keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
-    for key, override in zip(keys, overrides, strict=True):
-        if "=" not in override:
-            raise ConfigError(f"{override}: with --module only overrides are allowed, such as data.root=...")
-        if not any(key == known or key.startswith(f"{known}.") for known in MODULE_KEYS):
-            raise ConfigError(f"{override}: cannot be set with --module\nthese can: {', '.join(MODULE_KEYS)}")
+    keys = keys_of_module(overrides)
     if "data" not in keys:
         raise ConfigError(f"{called(source)}: needs data\nname a data set: data=mnist, or data=folder data.path=…")
     # In the usual memory layout: what flattens by `view`, as many models do, cannot take the other.

@@ -23,7 +23,6 @@ from bnlab.measure.population_statistics import adopted, mixed_with_batch, popul
 from bnlab.measure.probe_batches import logits_in_batches, mate_noise
 from bnlab.seeding import generator
 
-STATS = ("running", "mixed", "batch", "test")
 DRAWS = 4  # of batch-mates, the batches as they come among them
 
 

@@ -16,7 +16,6 @@ import io
 import os
 import pickle
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
@@ -26,9 +25,10 @@ import numpy as np
 import torch
 from numpy._core import multiarray
 
-from bnlab.errors import ConfigError, RecordError
+from bnlab.errors import RecordError
 from bnlab.record.evaluations import CURRENT, DIGESTS, LARGEST_DIGESTS, PREVIOUS
-from bnlab.record.plain_files import cannot_write, open_plain, read_plain, remove_leftovers, write_bytes
+from bnlab.record.new_weights import check_new_file, digest_beside
+from bnlab.record.plain_files import cannot_write, open_plain, read_plain, write_bytes
 
 LARGEST = 4 * 2**30  # bytes of a checkpoint, a thousand million float32 weights; bnlab's own have some millions
 OTHERS = {".npy'": "arrays of numpy.savez", "/constants.pkl'": "TorchScript"}  # archives of another kind, by a name
@@ -189,24 +189,6 @@ def _why(error: Exception) -> str:
     return type(error).__name__ if foreign is None else f"it holds {foreign[1]}, and to make one runs its code"
 
 
-def check_new_file(path: Path) -> None:
-    """Refuse a place where `save_file` would meet a file, or cannot write. Errors: ConfigError, EnvironmentFault."""
-    if os.path.lexists(path) or os.path.lexists(digest_beside(path)):
-        taken = path if os.path.lexists(path) else digest_beside(path)
-        raise ConfigError(f"{taken}: exists already, and nothing is written over\nname another file by --out")
-    if path.name in (PREVIOUS, CURRENT):
-        raise ConfigError(f"{path}: is a name that training writes to\nname another file by --out")
-    if not path.parent.exists():
-        raise ConfigError(f"{path}: the folder {path.parent} does not exist\nmake it, or name another by --out")
-    remove_leftovers(path)
-    remove_leftovers(digest_beside(path))
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".sha256.tmp"):
-            pass
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
 def save_file(path: Path, state: Mapping[str, Any]) -> None:
     """Put `state` into a new file, with its digest in `<file>.sha256`; both are there in the end, or neither.
 
@@ -223,11 +205,6 @@ def save_file(path: Path, state: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise
-
-
-def digest_beside(path: Path) -> Path:
-    """Return where the digest of a single file lies."""
-    return path.with_name(f"{path.name}.sha256")
 
 
 def _digest_if_good(path: Path) -> str | None:

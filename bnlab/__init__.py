@@ -4,6 +4,7 @@ folder = bnlab.train("norm=none,ghost", "data=digits")  # in Python what the com
 compared = bnlab.compare(folder)
 figure = bnlab.plot.differences(compared)
 found = bnlab.probe(folder / "1")                       # or a torch.nn.Module: bnlab.probe(model, data="digits")
+shifted = bnlab.shift(folder / "1", shifts=["noise"])
 
 What goes wrong is a BnlabError in the words of the commands: what it calls --baseline is the argument `baseline`.
 Importing bnlab takes no time: all else is loaded where it is asked for.
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnlab import plot as plot
-    from bnlab.api import probe, runs, tables, train
+    from bnlab.api import probe, recalibrate, runs, shift, tables, train
     from bnlab.errors import BnlabError
     from bnlab.report.notebook import compare
 
 __version__ = "0.1.0"
-__all__ = ["BnlabError", "compare", "plot", "probe", "runs", "tables", "train"]
+__all__ = ["BnlabError", "compare", "plot", "probe", "recalibrate", "runs", "shift", "tables", "train"]
 
 
 def __getattr__(name: str) -> Any:

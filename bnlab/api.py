@@ -1,4 +1,4 @@
-"""What `bnlab.train`, `bnlab.probe`, `bnlab.runs` and `bnlab.tables` are: the commands, for scripts and notebooks.
+"""What `bnlab.train`, `probe`, `shift`, `recalibrate`, `runs` and `tables` are: the commands, for scripts, notebooks.
 
 Nothing here ends the process: what goes wrong is a BnlabError, and an interrupted cell a KeyboardInterrupt. What a
 command would print goes to stderr. `bnlab.compare` is in `report/notebook.py`, `bnlab.plot` in `plot.py`.
@@ -12,12 +12,12 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from bnlab.errors import BnlabError, ConfigError, RecordError
+from bnlab.errors import BnlabError, ConfigError, RecordError, unknown
 from bnlab.record.latest import find_run, runs_folder
 from bnlab.schema import quoted
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnlab.experiment.trained_model import TrainedModel
+    from bnlab.measure.recalibration import Stats
     from bnlab.report.probe_report import Probed
+    from bnlab.report.recalibration_report import Recalibrated
 
 SAMPLES = 10_000  # of the training set, for the statistics of one run
 QUICK = 512  # images of each split
@@ -111,15 +113,125 @@ def probe(
     copied; it, the threads and the random state of torch stay as they were. The statistics of the training set are
     over its first `samples`; `quick` takes 512 images of each split. Errors: ConfigError, RecordError, DataError.
     """
-    from bnlab.experiment.trained_model import find, of_module
+    if samples < 2:
+        raise ConfigError(f"samples={samples}: must be 2 or more")
+    with _examining(model, overrides, data, output) as (trained, again, tell):
+        return examined(trained, again, samples, quick, tell)
+
+
+def shift(
+    model: str | os.PathLike[str] | nn.Module,
+    *overrides: str,
+    data: str | None = None,
+    output: str | None = None,
+    shifts: Sequence[str] | None = None,
+    severities: Sequence[int] = (1, 3, 5),
+    stats: Sequence[str] | None = None,
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """Return how a model does on shifted test images, as `bnlab shift`: one row a shift, severity and statistics.
+
+    `model`, `overrides`, `data` and `output` are those of `probe`; `shifts` and `stats` are all by default. Accuracies
+    are shares; what holds for all rows is in `.attrs`. Errors: as of `probe`.
+    """
+    import pandas as pd
+
+    from bnlab.data.severities import SEVERITIES, SEVERITY_TABLES, STATS
+
+    names, of = chosen("shifts", shifts, SEVERITY_TABLES), chosen("stats", stats, STATS)
+    levels = [int(text) for text in chosen("severities", map(str, severities), map(str, SEVERITIES))]
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: must be 1 or more")
+    with _examining(model, overrides, data, output) as (trained, _, tell):
+        from bnlab.experiment.shift_study import shift_study
+        from bnlab.report.shift_report import shift_rows
+
+        head, rows = shift_rows(shift_study(trained, names, levels, of, batch_size, tell))
+    frame = pd.DataFrame(rows)
+    frame.attrs |= head
+    return frame
+
+
+def chosen(option: str, wanted: Iterable[str] | None, known: Iterable[str]) -> list[str]:
+    """Return those of `known` that `wanted` names, in the order of `known`; all for None. Errors: ConfigError."""
+    known, wanted = list(known), None if wanted is None else list(wanted)
+    for name in wanted or ():
+        if name not in known:
+            raise unknown(f"{option} {name}", name, known)
+    return [name for name in known if wanted is None or name in wanted]
+
+
+def recalibrate(
+    run: str | os.PathLike[str],
+    *overrides: str,
+    stats: str = "population",
+    samples: int | None = None,
+    plain: bool = False,
+    out: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Write a checkpoint of a run with the statistics of its training set, as `bnlab recalibrate`; return its figures.
+
+    One row a figure, before and after, as `--format csv` has them; the new file and the verdict are in `.attrs`.
+    `stats` is population or precise, `samples` all by default. Errors: as of `probe`; IncompatibleError.
+    """
+    import pandas as pd
+
+    from bnlab.record.new_weights import check_new_file
+    from bnlab.report.recalibration_report import recalibration_head, recalibration_rows
+
+    (how,) = chosen("stats", [stats], ("precise", "population"))
+    if samples is not None and samples < 2:
+        raise ConfigError(f"samples={samples}: must be 2 or more")
+    file = None if out is None else Path(out)
+    if file is not None:
+        check_new_file(file)
+    with _examining(str(run), overrides, None, None) as (trained, _, tell):
+        report = recalibrated_file(trained, None, cast("Stats", how), samples, plain, file, tell)
+    frame = pd.DataFrame(recalibration_rows(report))
+    frame.attrs |= recalibration_head(report)
+    return frame
+
+
+def recalibrated_file(
+    trained: TrainedModel,
+    weights: Path | None,
+    stats: Stats,
+    samples: int | None,
+    plain: bool,
+    out: Path | None,
+    tell: Callable[[str], None],
+) -> Recalibrated:
+    """Recalibrate a model into `out`, by default a usual name beside its `weights`; `tell` hears how far it is."""
+    from bnlab.experiment.recalibrated import new_file, recalibrated, save
+    from bnlab.record.new_weights import check_new_file
+    from bnlab.report.console import messages
+    from bnlab.report.recalibration_report import Recalibrated
+
+    usual, count = new_file(trained, weights, stats, samples, plain=plain)
+    file = out or usual
+    check_new_file(file)
+    if samples is not None and count < min(samples, len(trained.train)):
+        of = f"whole batches of {trained.batch_size} are taken"
+        messages().say(f"stats={stats}: {of}, {count} of the {samples} samples asked for")
+    tell(f"recalibrating {trained.label}")
+    result = recalibrated(trained, stats, samples, plain=plain)
+    save(file, trained, weights, result)
+    return Recalibrated(trained.label, trained.about, str(file), result)
+
+
+@contextmanager
+def _examining(
+    model: str | os.PathLike[str] | nn.Module, overrides: Sequence[str], data: str | None, output: str | None
+) -> Iterator[tuple[TrainedModel, str, Callable[[str], None]]]:
+    """Yield a model to examine, the command that recalibrates it, and what hears how far it is."""
     from bnlab.report.console import messages
     from bnlab.report.display import working
 
-    if samples < 2:
-        raise ConfigError(f"samples={samples}: must be 2 or more")
     if not isinstance(data, (str, type(None))):
         raise ConfigError(f'data={data!r}: must be the name of a data set, such as "digits"')
     with _torch_kept(), working(messages()) as tell:
+        from bnlab.experiment.trained_model import find, of_module
+
         tell("reading model and data")
         lines = _lines(overrides)
         if isinstance(model, (str, os.PathLike)):
@@ -137,7 +249,7 @@ def probe(
             own = ["--module", "PACKAGE.MODULE:FACTORY", "--checkpoint", "weights.pt"]
             again = "torch.save(model.state_dict(), 'weights.pt'), and in a shell\n"
             again += shlex.join(["bnlab", "recalibrate", *named, *own, *(["--output", output] if output else [])])
-        return examined(trained, again, samples, quick, tell)
+        yield trained, again, tell
 
 
 @contextmanager

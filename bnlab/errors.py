@@ -63,6 +63,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def unknown(named: str, word: str, known: Iterable[str]) -> ConfigError:
+    """Return the error of a word that is none of `known`."""
+    known = list(known)
+    return ConfigError(f"{named}: no such choice{did_you_mean(word, known)}\nthere are: {', '.join(known)}")
+
+
 def count_of(number: int, what: str) -> str:
     """Return `1 run`, `2 runs`, `3 batches`."""
     return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith(('ch', 's')) else 's'}"

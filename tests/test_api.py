@@ -210,6 +210,12 @@ def test_what_a_probe_returns_is_read_in_a_notebook() -> None:
         (lambda: package.probe("nowhere"), RecordError, "nowhere"),
         (lambda: package.probe(net(), data="digits", samples=1), ConfigError, "samples=1"),
         (lambda: package.tables("nowhere"), RecordError, "nowhere"),
+        (lambda: package.shift("nowhere"), ConfigError, "nowhere"),
+        (lambda: package.shift(net(), data="digits", shifts=["nose"]), ConfigError, "did you mean noise"),
+        (lambda: package.shift(net(), data="digits", batch_size=0), ConfigError, "batch_size=0"),
+        (lambda: package.recalibrate("nowhere"), ConfigError, "nowhere"),
+        (lambda: package.recalibrate("nowhere", stats="mean"), ConfigError, "stats mean: no such choice"),
+        (lambda: package.recalibrate("nowhere", samples=1), ConfigError, "samples=1"),
         (lambda: package.probe(net().to("meta"), data="digits"), ConfigError, "meta device"),
         (lambda: package.probe(net(), ["a=1"], data="digits"), ConfigError, "is no override"),  # type: ignore[arg-type]
         (lambda: package.probe(net(), data=[net()]), ConfigError, 'must be the name of a data set, such as "digits"'),  # type: ignore[arg-type]
@@ -269,3 +275,25 @@ def test_one_word_stands_for_a_list_of_it(tmp_path: Path) -> None:
     one = package.compare(tmp_path, metrics="acc_gap", where="norm=none", by="norm")
     several = package.compare(tmp_path, metrics=["acc_gap"], where=["norm=none"], by=["norm"])
     assert repr(one) == repr(several)
+
+
+def test_shifting_and_recalibrating_come_to_the_figures_of_the_commands(tmp_path: Path) -> None:
+    folder = package.train("norm=batch", *TINY, "data.batch_size=16", inline=True)
+    where = [str(folder), "eval.probe_samples=64"]
+    frame = package.shift(*where, shifts=["noise"], severities=[2], stats=["running", "test"])
+    asked = ["--shift", "noise", "--severity", "2", "--stats", "running,test", "--format", "json"]
+    done = bnlab("shift", *where, *asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert frame.astype(object).where(frame.notna(), None).to_dict("records") == answer["rows"]
+    assert frame.attrs.items() <= answer.items()
+
+    changed = package.recalibrate(*where, samples=64)
+    written = Path(changed.attrs["file"])
+    assert written.exists()
+    done = bnlab("recalibrate", *where, "--samples", "64", "--out", "again.pt", "--format", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert changed.attrs | {"file": "again.pt"} == {name: answer[name] for name in changed.attrs}
+    assert list(changed["value"].astype(float)) == [row["value"] for row in answer["rows"]]
+    assert Path("again.pt").read_bytes() == written.read_bytes()

@@ -14,15 +14,9 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from bnlab.errors import ConfigError, did_you_mean
+from bnlab.errors import ConfigError, did_you_mean, unknown
 from bnlab.record.latest import complete_run, find_run
 from bnlab.schema import quoted
-
-
-def unknown(named: str, word: str, known: Iterable[str]) -> ConfigError:
-    """Return the error of a word that is none of `known`."""
-    known = list(known)
-    return ConfigError(f"{named}: no such choice{did_you_mean(word, known)}\nthere are: {', '.join(known)}")
 
 
 def among(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:

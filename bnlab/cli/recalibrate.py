@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
+from bnlab.api import recalibrated_file
 from bnlab.cli.options import (
     Data,
     Format,
@@ -73,12 +74,10 @@ def recalibrate(
     if out is not None:
         check_new_file(out)
     check_target(targets or [], module, weights, data, key, output)  # before torch is loaded
-    from bnlab.experiment.recalibrated import new_file, recalibrated, save
     from bnlab.experiment.trained_model import find
     from bnlab.report.console import messages
     from bnlab.report.display import working
     from bnlab.report.recalibration_report import (
-        Recalibrated,
         is_worse,
         recalibration_head,
         recalibration_rows,
@@ -90,18 +89,10 @@ def recalibrate(
     with working(err) as tell:
         tell("reading model and data")
         trained = find(targets or [], module, weights, data, key, output)
-        usual, count = new_file(trained, weights, how, samples, plain=plain)
-        file = out or usual
-        check_new_file(file)
-        if samples is not None and count < min(samples, len(trained.train)):
-            of = f"whole batches of {trained.batch_size} are taken"
-            err.say(f"stats={stats}: {of}, {count} of the {samples} samples asked for")
-        tell(f"recalibrating {trained.label}")
-        result = recalibrated(trained, how, samples, plain=plain)
-        save(file, trained, weights, result)
-    report = Recalibrated(trained.label, trained.about, str(file), result)
+        report = recalibrated_file(trained, weights, how, samples, plain, out, tell)
     show(format, [partial(recalibration_tables, report)], recalibration_head(report), recalibration_rows(report))
-    if is_worse(result.changes):
+    file = Path(report.file)
+    if is_worse(report.result.changes):
         err.say(f"{file}: written, but the old statistics are better")
         return
     err.say("to examine it:")

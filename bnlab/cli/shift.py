@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Annotated, Optional
 
+from bnlab.api import chosen
 from bnlab.cli.options import (
     Data,
     Force,
@@ -18,7 +18,6 @@ from bnlab.cli.options import (
     Weights,
     number_in,
     several,
-    unknown,
 )
 from bnlab.cli.sheet_page import check_out, write_sheet
 
@@ -57,10 +56,10 @@ def shift(
     from bnlab.data.severities import SEVERITIES, SEVERITY_TABLES, STATS
     from bnlab.experiment.target import check_target
 
-    names = _chosen("--shift", shifts, SEVERITY_TABLES)
-    statistics = _chosen("--stats", stats, STATS)
+    names = chosen("--shift", shifts, SEVERITY_TABLES)
+    statistics = chosen("--stats", stats, STATS)
     severities = [
-        int(text) for text in _chosen("--severity", severity or ["1", "3", "5"], [str(known) for known in SEVERITIES])
+        int(text) for text in chosen("--severity", severity or ["1", "3", "5"], [str(known) for known in SEVERITIES])
     ]
     if module is None and is_of_several(targets or []):
         refuse_of_one(targets or [], {"--out": out})
@@ -85,14 +84,3 @@ def shift(
     show(format, [partial(shift_table, study)], *shift_rows(study))
     if out is not None:
         write_sheet(out, shift_sheet(study), environment_of(trained.device, trained.bundle, 1), force)
-
-
-def _chosen(option: str, wanted: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """Return those of `known` that `wanted` names, in the order of `known`; all for None. Errors: ConfigError."""
-    known = list(known)
-    if wanted is None:
-        return known
-    for name in wanted:
-        if name not in known:
-            raise unknown(f"{option} {name}", name, known)
-    return [name for name in known if name in wanted]

@@ -90,10 +90,10 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a misfit": ({"train": "norm=batch data.batch_size=1", "rule": "test_loss > 1"}, "one value a channel"),
 }
 FIGURES = {
-    "loss_range[norm=none] < 1": "loss_range[norm=none]: no run has it with measure=cheap\nadd measure=landscape to",
-    "slope(log lambda_max[norm=none] over lr) < 1": "with measure=cheap\nadd measure=curvature to",
-    "rate(mate_noise[norm=batch] > 1) > 0.5": "with measure=cheap\nadd measure=full to",
-    "exact(fold_error[norm=batch]) < 1": "with eval.stats=running\nadd eval.stats=folded to",
+    "loss_range[norm=none] < 1": "loss_range[norm=none]: no run has it with measure=cheap\nset measure=landscape",
+    "slope(log lambda_max[norm=none] over lr) < 1": "with measure=cheap\nset measure=curvature",
+    "rate(mate_noise[norm=batch] > 1) > 0.5": "with measure=cheap\nset measure=full",
+    "exact(fold_error[norm=batch]) < 1": "with eval.stats=running\nset eval.stats=folded",
     "samples_needed[norm=batch] < 1": "is of `bnlab recalibrate SWEEP`, and this is a training",
     "exact(check_error[norm=batch]) < 1": "is of the lines `check` of a claim, and this is a training",
     "slope(test_loss[norm=batch] over depth) < 1": "is no figure of each layer\nthese are: mean_z, log_std_ratio",
@@ -113,7 +113,7 @@ HOSTILE |= {
     ),
     "no list of meters with it": (
         {"base": "measure=[gradients,activations]", "rule": "drift_slope[norm=batch] > 1"},
-        "with measure=[gradients,activations]\nadd measure=statistics to",
+        "with measure=[gradients,activations]\nset measure=statistics",
     ),
     "few seeds": ({"budget": {"quick": {"looks": [1, 2]}}}, "looks=[1, 2]: 3 seeds or more can decide test_acc"),
 }  # fmt: skip

@@ -246,11 +246,19 @@ def test_options_without_a_plan_are_refused(given: dict[str, Any], said: str) ->
         (("batch",), 5, Wishes(), "no arm has a baseline"),
         (("none", "batch"), 5, Wishes(baseline="layer"), "no arm has a baseline"),
         (("none", "batch"), 5, Wishes(metric="speed"), "speed"),
+        (
+            ("none", "batch"),
+            5,
+            Wishes(metric="ics"),
+            "--metric ics: no run has it with measure=cheap\nset measure=land",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(norms: tuple[str, ...], seeds: int, wishes: Wishes, said: str) -> None:
     trees = [
-        {"seed": seed, "norm": {"name": norm}, "data": {"name": "digits"}} for norm in norms for seed in range(seeds)
+        {"seed": seed, "norm": {"name": norm}, "data": {"name": "digits"}, "measure": "cheap"}
+        for norm in norms
+        for seed in range(seeds)
     ]
     with pytest.raises(ConfigError, match=said):
         plan_of(wishes, [(Job(Path(str(i)), i), tree) for i, tree in enumerate(trees)])

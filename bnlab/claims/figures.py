@@ -48,13 +48,13 @@ def _check_figure(quantity: Quantity, run: Run, chosen: bool) -> None:
         if wanted != (mode if mode in ("profile", "workers") else "") and metric.by.startswith(BENCH):
             raise ConfigError(f"{quantity}: is measured with bench.mode={wanted or 'steps'}, and this is {mode}")
         return
-    if needed := _needed(metric, run):
+    if needed := lacking(metric, run):
         raise ConfigError(f"{quantity}: {needed}")
     if (chosen or metric.kind == "time to target" or metric.name in VALIDATED) and not run.config["data.valid_size"]:
         raise ConfigError(f"{quantity}: data.valid_size=0 leaves no validation split to read it on\nset it above 0")
 
 
-def _needed(metric: Metric, run: Run) -> str | None:
+def lacking(metric: Metric, run: Run) -> str | None:
     """Return what a training or check lacks without which it does not have this metric."""
     if "check.property" in run.config:
         return None if metric.by == CHECK else "is of a training, and this is a check"
@@ -62,7 +62,7 @@ def _needed(metric: Metric, run: Run) -> str | None:
     now = text_of(run.config.get(name))
     asked = re.findall(r"\w+", now)  # it may be a list
     if value and value not in asked and not (value == "full" and "probe" in asked):
-        return f"no run has it with {name}={now}\nadd {name}={value} to base or train"
+        return f"no run has it with {name}={now}\nset {name}={value}"
     if metric.by and not value:
         return f"is of {metric.by}, and this is a training"
     if metric.kind == "time to target" and target_of(run.config.get("data.name")) is None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bnlab.claims.figures import lacking
+from bnlab.claims.planned import planned
 from bnlab.compare.arms import arms_of
 from bnlab.compare.baseline import baselines
 from bnlab.compare.comparison import compare
@@ -128,7 +130,10 @@ class Rounds:
 
 def plan_of(wishes: Wishes, jobs: Sequence[tuple[Job, Mapping[str, Any]]]) -> DecisionPlan:
     """Return the plan of a sweep that has not begun: the last look is at all its seeds. Errors: ConfigError."""
-    find_metric(wishes.metric)
+    metric = find_metric(wishes.metric)
+    for _, tree in jobs:
+        if lacks := lacking(metric, planned(tree)):
+            raise ConfigError(f"--metric {metric.name}: {lacks}")
     arms = _arms(jobs, wishes.baseline)
     seeds = max(len(arm.jobs) for arm in arms)
     if seeds < FEWEST_PAIRS[wishes.test]:

@@ -27,6 +27,7 @@ class Interval:
     p: float | None = None  # of a paired difference, two-sided; Holm-corrected in the rows of a comparison
     sd: float | None = None  # of the differences
     num_missed: int = 0
+    is_beside: bool = False  # a time of runs that ran while others did
     num_lost: int = 0  # runs that have no such value, diverged ones above all: this one is over the others only
     since: float | None = None
     limit: float | None = None

@@ -49,9 +49,14 @@ class Metric:
     by: str = ""  # the setting or command without which no run has it
 
     @property
+    def is_timed(self) -> bool:
+        """Whether a clock reads it."""
+        return self.unit in ("ms", "s", "1/s")
+
+    @property
     def is_skewed(self) -> bool:
         """Whether it varies by factors, as the times of a busy machine do."""
-        return self.unit in ("ms", "s", "1/s") and self.kind == "mean"
+        return self.is_timed and self.kind == "mean"
 
     @property
     def is_whole(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers_cli import bnlab
 from helpers_runs import bnlab_compare, make_run
 
 from bnlab.compare.comparison import compare
@@ -288,3 +289,19 @@ def test_values_that_mean_harm_in_the_formats(harmful: Path, form: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "\u202e" not in done.stdout
+
+
+def test_pages_and_figures_are_of_the_best_settings_and_a_plan_refuses_them(tmp_path: Path) -> None:
+    for norm, rates in VALID.items():
+        for rate, valid in rates.items():
+            write(tmp_path / "runs" / "sweep", norm, rate, valid)
+    for command in (["report", "--out", "page.md"], ["plot", "differences", "--out", "figure.svg"]):
+        done = bnlab(*command, "runs/sweep", "--best-of", "lr", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.md").read_text()
+    assert "Each arm is at its best setting of optim.lr" in page
+    assert "--best-of lr" in page
+    assert (tmp_path / "figure.svg").stat().st_size > 1000
+    done = bnlab("train", "-m", "norm=none,batch", "--until-decided", "--best-of", "optim.lr", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "bnlab compare SWEEP --best-of optim.lr" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -855,3 +856,22 @@ def test_statistics_of_evaluation_are_compared_with_the_running_ones(tmp_path: P
     for stats_used in ("batch", "precise", "running"):
         make_arm(tmp_path, "batch", BATCH, config={"eval.stats": stats_used})
     assert [row.label for row in only(compare([tmp_path])).rows if row.is_baseline] == ["running"]
+
+
+def test_times_of_runs_that_ran_at_once_are_marked_and_decide_nothing(tmp_path: Path) -> None:
+    for place, apart in (("at_once", 1), ("in_turn", 10)):
+        for number, (norm, seed) in enumerate(itertools.product(("none", "batch"), range(3))):
+            took = 2.0 + (2.0 + 0.01 * seed) * (norm == "batch")
+            order = 10**18 + int(number * apart * 1e8)
+            folder = tmp_path / place / str(number)
+            make_run(folder, norm=norm, seed=seed, step_ms=took, order=order, summary={"wall_seconds": 1.0})
+    found = {
+        place: only(compare([tmp_path / place], metrics=["step_ms", "test_accuracy"]))
+        for place in ("at_once", "in_turn")
+    }
+    assert [row.metrics["step_ms"].is_beside for row in found["at_once"].rows] == [True, True]
+    assert not any(row.metrics["test_accuracy"].is_beside for row in found["at_once"].rows)
+    assert not any(row.metrics["step_ms"].is_beside for row in found["in_turn"].rows)
+    verdicts = {place: section.rows[1].verdicts["step_ms"] for place, section in found.items()}
+    assert verdicts == {"at_once": "undecided", "in_turn": "worse"}
+    assert any("‡" in note for note in found["at_once"].notes)

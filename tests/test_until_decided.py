@@ -25,6 +25,7 @@ from bnlab.compare.looks import critical_level, sequential_p
 from bnlab.errors import ConfigError
 from bnlab.record.decision_plan import DecisionPlan
 from bnlab.record.sweep_record import SweepRecord
+from bnlab.runner.resume import about_looks
 from bnlab.runner.until_decided import Wishes, plan_of, wishes_of
 from bnlab.training.job import Job
 
@@ -167,7 +168,10 @@ def test_resume_has_nothing_to_do_and_takes_new_arms_and_new_seeds(
     assert "lr=0.004 is worse than lr=0.1" in more.stdout
     after = seeds_by_arm(tmp_path)
     assert 3 <= after["0.004"] <= 6
-    assert bnlab("resume", str(folder), "seed=range(8)", cwd=tmp_path).returncode == 0
+    assert "goes on with its plan: test_accuracy, looks at 3, 5, 6 seeds\n" in more.stderr
+    last = bnlab("resume", str(folder), "seed=range(8)", cwd=tmp_path)
+    assert last.returncode == 0
+    assert "looks at 3, 5, 6, 8 seeds; seeds after its last look make the comparison exploratory" in last.stderr
     assert json.loads((folder / "sweep.json").read_text())["seeds"] == [6, 8]
     notes = compared(tmp_path)["notes"]
     assert any("seeds were added after the last look of the plan" in note for note in notes), notes
@@ -180,6 +184,26 @@ def sweep_of(place: Path, name: str, seeds: range, *looks: int) -> None:
             accuracy = [0.1, 0.9 + 0.001 * ((7 * seed) % 5) + 0.002 * (norm == "batch") * (1 + seed % 2)]
             make_run(place / name / f"{norm}{seed}", norm=norm, seed=seed, test_accuracy=accuracy)
     SweepRecord((), None, search=False, seeds=looks).write(place / name)
+
+
+@for_each(
+    "planned, looks, before, errored, said",
+    [
+        (True, (5,), 5, False, "goes on with its plan: test_accuracy, looks at 3, 5 seeds"),
+        (True, (5, 8), 5, False, "looks at 3, 5, 8 seeds; seeds after its last look make the comparison exploratory"),
+        (True, (5,), 5, True, "its plan is left aside"),
+        (False, (3, 5), 3, False, "5 seeds an arm after 3: a further look, for which p is corrected"),
+        (False, (3,), 3, False, None),
+    ],
+)
+def test_resuming_says_first_what_it_is_to_the_looks(
+    tmp_path: Path, planned: bool, looks: tuple[int, ...], before: int, errored: bool, said: str | None
+) -> None:
+    plan = DecisionPlan("test_accuracy", "none", (3, 5), None, "t")
+    plan.write(tmp_path)
+    record = SweepRecord((), None, search=False, seeds=looks, plan=plan.sha256 if planned else None)
+    found = about_looks(tmp_path, record, before, errored)
+    assert found == said if said is None else said in str(found)
 
 
 def test_without_a_plan_each_extension_is_a_look(tmp_path: Path) -> None:

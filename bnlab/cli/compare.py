@@ -12,6 +12,7 @@ from bnlab.cli.compare_from import Columns, Seed, Source, others
 from bnlab.cli.gates import Gate, end_by_gates_on, parse_gates
 from bnlab.cli.options import (
     Baseline,
+    BestOf,
     Format,
     Margin,
     Metrics,
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 
 By = Annotated[
     Optional[list[str]], several("--by", "KEY", "Keys that make an arm; default: all that differ.", complete_key)
-]
-BestOf = Annotated[
-    Optional[list[str]],
-    several("--best-of", "KEY", "Each arm at its best value of KEY, chosen on validation.", complete_key),
 ]
 Over = Annotated[
     Optional[str],

@@ -166,6 +166,10 @@ Metrics = Annotated[
     Optional[list[str]],
     several("--metric", "NAME", "Metrics to show, the first is compared; see `bnlab list metrics`.", complete_metric),
 ]
+BestOf = Annotated[
+    Optional[list[str]],
+    several("--best-of", "KEY", "Each arm at its best value of KEY, chosen on validation.", complete_key),
+]
 Margin = Annotated[
     Optional[float],
     number_in("--margin", float, 1e-9, help="The smallest difference that matters, such as 0.2 points."),

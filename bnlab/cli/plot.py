@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from bnlab.cli.options import Baseline, Force, Margin, Metrics, Runs, Where, one_of
+from bnlab.cli.options import Baseline, BestOf, Force, Margin, Metrics, Runs, Where, one_of
 from bnlab.errors import ConfigError
 
 FIGURES = ("curves", "differences", "steps", "scaling", "gap", "depth", "shift", "meters", "layers", "bands")
@@ -22,6 +22,7 @@ def plot(
     metric: Metrics = None,
     baseline: Baseline = None,
     where: Where = None,
+    best_of: BestOf = None,
     margin: Margin = None,
     force: Force = False,
 ) -> None:
@@ -43,7 +44,13 @@ def plot(
 
     out, places = out or Path(f"{figure}.svg"), paths or default_places()
     compared = compare(
-        places, metrics=metric, baseline=baseline, where=where or (), margin=margin, evaluated=figure == "shift"
+        places,
+        metrics=metric,
+        baseline=baseline,
+        where=where or (),
+        best_of=best_of or (),
+        margin=margin,
+        evaluated=figure == "shift",
     )
     whole = compared.comparison
     read = list(dict.fromkeys(name for section in whole.sections for name in read_figures(section)))

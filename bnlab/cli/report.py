@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bnlab.cli.options import Baseline, Force, Margin, Metrics, Runs, Where
+from bnlab.cli.options import Baseline, BestOf, Force, Margin, Metrics, Runs, Where
 from bnlab.errors import ConfigError
 
 
@@ -20,6 +20,7 @@ def report(
     metric: Metrics = None,
     baseline: Baseline = None,
     where: Where = None,
+    best_of: BestOf = None,
     margin: Margin = None,
     force: Force = False,
 ) -> None:
@@ -37,11 +38,14 @@ def report(
     if out.suffix not in pages:
         raise ConfigError(f"--out {out}: must end in {' or '.join(pages)}")
     places = paths or default_places()
-    compared = compare(places, metrics=metric, baseline=baseline, where=where or (), margin=margin)
+    compared = compare(
+        places, metrics=metric, baseline=baseline, where=where or (), best_of=best_of or (), margin=margin
+    )
     options = {
         "--metric": metric or [],
         "--baseline": [baseline] if baseline else [],
         "--where": where or [],
+        "--best-of": best_of or [],
         "--margin": [f"{margin:g}"] if margin else [],
     }
     given = [word for option, values in options.items() for value in values for word in (option, value)]

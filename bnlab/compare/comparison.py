@@ -203,6 +203,7 @@ class Observed:
     before: dict[int, float] = field(default_factory=dict)  # the evaluation before the value
     limit: float | None = None  # the largest time at which a run ended, or would have, without arriving
     images: int | None = None  # that the value is a share of
+    is_beside: bool = False  # a clock read it of runs that ran while others did
     within: tuple[float, float] | None = None  # the interval that a bench gives to the ratio of its only run
 
 
@@ -253,6 +254,7 @@ def observe(runs: Sequence[Run], metric: Metric, target: float | None) -> Observ
     )
     if observed.limit is not None and not observed.limits:  # only runs that diverged, which will not arrive by the end
         observed.limit = max(observed.limit, *observed.ends.values(), 0.0)
+    observed.is_beside = metric.is_timed and any(run.is_beside for run in runs)
     observed.images = min((n for run in runs if (n := _images(run, metric)) is not None), default=None)
     if metric.name == RATIO and sum(map(len, by_seed.values())) == 1:
         observed.within = next(filter(None, (step_ratio_interval(run.summary or {}) for run in runs)), None)
@@ -394,8 +396,9 @@ class _Builder:
         if is_main and rule.margin is not None:
             self.margin = rule.margin * metric.scale
         counted = None if seeds is None else of_last_look(seeds, rule.looks, sides)
-        pair = _paired(self.observed[i][metric.name], self.observed[j][metric.name], metric, rule, counted)
-        is_early = seeds is not None and counted is None
+        arm, baseline = self.observed[i][metric.name], self.observed[j][metric.name]
+        pair = _paired(arm, baseline, metric, rule, counted)
+        is_early = (seeds is not None and counted is None) or arm.is_beside or baseline.is_beside
         times = pairs_of_settings(self.choices, i, j)
         return pair and replace(pair, is_open=pair.is_open or is_early, times=times)
 
@@ -451,7 +454,7 @@ def estimate(observed: Observed, metric: Metric) -> Interval:
         found = estimate_mean(values, metric.bounds, observed.images, metric.is_skewed)
     else:
         found = estimate_median(values, observed.limit, list(observed.before.values()))
-    return replace(found, num_lost=observed.num_lost)
+    return replace(found, num_lost=observed.num_lost, is_beside=observed.is_beside)
 
 
 def _rank(row: Row, metric: Metric) -> tuple[int, float]:

@@ -26,7 +26,6 @@ from bnlab.record.read import Run
 
 MOST_NAMED = 6  # arms or values listed in a sentence
 FEWEST_TO_PLAN = 5  # pairs, below which their spread is too uncertain to say how many are needed
-TIMED = frozenset({"step_ms", "images_per_second", "train_seconds", "seconds_to_target"})
 
 
 @dataclass(frozen=True)
@@ -322,8 +321,13 @@ def _times(evidence: Evidence) -> Iterator[str]:
             "Differences in time to the target are of times cut where the first run ended without arriving "
             "(restricted mean): what a run would still have needed after that is not seen."
         )
-    timed = [metric.title for metric in evidence.columns if metric.name in TIMED]
-    if timed and len(evidence.rows) > 1:
+    timed = [metric.name for metric in evidence.columns if metric.is_timed]
+    if any(row.metrics[name].is_beside for name in timed for row in evidence.rows):
+        yield (
+            "Times marked ‡ are of runs that ran while others did, which slows them unequally: they decide nothing; "
+            "`bnlab bench` compares step times."
+        )
+    elif timed and len(evidence.rows) > 1:
         yield (
             "Step times of separate runs differ by more than strategies may; "
             "compare them within one machine and run only."

@@ -61,6 +61,8 @@ INSTEAD = {
     "add a preset as +experiment=card; `bnlab list experiments` names them": "exp preset config cfg config_name",
     "`bnlab resume RUN` goes on with a run": "resume resume_from checkpoint checkpoint_path ckpt ckpt_path",
     "a run is as long as trainer.epochs or trainer.steps say": "patience early_stop early_stopping",
+    "what decides looks at every seed, and a choice of settings would count it again: train the whole grid, then "
+    "`bnlab compare SWEEP --best-of optim.lr`": "best_of",
     "`bnlab export mlflow` or `tensorboard` writes runs for other programs": "wandb mlflow tensorboard use_wandb "
     "logger project entity",
     "add --traceback to see where an error comes from, --inline for a debugger": "debug verbose",

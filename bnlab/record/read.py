@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bnlab.errors import ConfigError, RecordError, count_of
-from bnlab.metric import LARGEST
+from bnlab.metric import LARGEST, number
 from bnlab.record.evaluations import SETTINGS, Evaluations, read_evaluations, summary_of
 from bnlab.record.latest import no_runs, runs_folder
 from bnlab.record.plain_files import open_plain
@@ -35,6 +35,7 @@ DEEPEST_CONFIG = 8  # nested levels
 MOST_KEYS = 500  # of a configuration; bnlab's own has about 50
 _IDENTITY = re.compile(rb'"identity": *"(\w*)"')
 _NAME_A_RUN = "give a run such as latest, latest/0 or runs/…/0; `bnlab runs` lists them"
+LEAST_SHARED = 0.1  # of a run's time with another, from which its clock says nothing of it alone
 DEEPEST_FOLDER = 3  # below a path: a folder of sweeps, a sweep, a run
 
 
@@ -52,6 +53,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] | None = None  # where it is done or diverged; its curves are arrays, nan where missing
     evaluations: Evaluations = field(default_factory=dict)  # of its checkpoint, under other settings of evaluation
+    is_beside: bool = False  # it ran while another of those that were read did
 
     @property
     def is_bench(self) -> bool:
@@ -134,7 +136,23 @@ def read_runs(
                 runs.append(_run(folder, status))
             except Unreadable as error:
                 skipped.append((Path(folder), str(error)))
-    return runs, list(dict.fromkeys(skipped))
+    return _with_company(runs), list(dict.fromkeys(skipped))
+
+
+def _with_company(runs: list[Run]) -> list[Run]:
+    """Return the runs, marked where another took place in LEAST_SHARED of their time: jobs that ran at once."""
+    spans = sorted(
+        (run.order, run.order + int(1e9 * seconds), place)
+        for place, run in enumerate(runs)
+        if run.summary is not None and 0 < (seconds := number(run.summary, "wall_seconds") or 0) <= LARGEST
+    )
+    beside: set[int] = set()
+    longest = spans[0] if spans else (0, 0, 0)  # that which ends last
+    for span in spans[1:]:
+        shared = min(longest[1], span[1]) - span[0]
+        beside |= {place for start, end, place in (longest, span) if shared > LEAST_SHARED * (end - start)}
+        longest = max(longest, span, key=lambda each: each[1])
+    return [replace(run, is_beside=True) if place in beside else run for place, run in enumerate(runs)]
 
 
 def started(runs: Iterable[Run]) -> list[Run]:

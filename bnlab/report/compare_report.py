@@ -19,7 +19,16 @@ from bnlab.interval import Interval
 from bnlab.metrics import Metric, metrics
 from bnlab.report.chart import Axis, Scale, sparkline
 from bnlab.report.console import Terminal, clean
-from bnlab.report.figures import MISSING, Cell, decimals_for, difference_cells, estimate_cells, is_clear, significant
+from bnlab.report.figures import (
+    AT_ONCE,
+    MISSING,
+    Cell,
+    decimals_for,
+    difference_cells,
+    estimate_cells,
+    is_clear,
+    significant,
+)
 from bnlab.report.heading import heading, runs_text, usual_seeds
 from bnlab.report.table import Column, bullets, draw, joined
 from bnlab.report.verdicts import answers, baseline_name, compared_rows
@@ -221,8 +230,10 @@ def curve_axis(metric: Metric) -> Axis:
 
 
 def stars(section: Section) -> list[str]:
-    """Return what verdicts and stars of its table mean."""
+    """Return what verdicts, stars and daggers of its table mean."""
     lines = []
+    if any(e.is_beside for row in section.rows for e in row.metrics.values()):
+        lines.append(f"{AT_ONCE}: of runs that ran while others did, no result; `bnlab bench` compares step times")
     if section.margin is not None:
         unit = {"%": " points", "": ""}.get(metrics[section.main].unit, f" {metrics[section.main].unit}")
         lines.append(f"verdict: a difference within ±{section.margin:g}{unit} does not matter")

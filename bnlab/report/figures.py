@@ -10,6 +10,7 @@ from bnlab.interval import Interval
 
 MISSING = "–"
 SURVIVORS = "†"  # beside a figure over the runs that are left
+AT_ONCE = "‡"  # beside a time of runs that ran while others did
 _LARGEST_PLAIN = 1e7  # from here on a figure is written with an exponent
 _VANISHING = 3e-4  # estimates below it are written with powers of ten: four decimals would leave one digit
 
@@ -170,7 +171,7 @@ def _estimate(e: Interval, decimals: int) -> Cell:
 
 
 def _marked(remark: str, e: Interval) -> str:
-    return " ".join(filter(None, (remark, SURVIVORS if e.num_lost and e.n else "")))
+    return " ".join(filter(None, (remark, SURVIVORS if e.num_lost and e.n else "", AT_ONCE if e.is_beside else "")))
 
 
 def _limit(value: float, decimals: int) -> str:

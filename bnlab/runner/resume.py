@@ -107,6 +107,8 @@ def resume(
             record = record.with_seeds(number_of_seeds(entry.tree for entry in entries))
             if jobs:
                 record.write(folder)
+            if jobs and (looked := about_looks(folder, record, number_of_seeds(begun), errored)):
+                messages().say(looked)
             if not errored and (decision := DecisionPlan.read(folder)) is not None:
                 numbered = [(Job(e.folder, i, e.label, options.from_scratch), e.tree) for i, e in enumerate(entries)]
                 rounds = Rounds(folder, decision, decision.looks_with(record), numbered)
@@ -119,6 +121,23 @@ def resume(
             folder, tuple(jobs), record is not None, threads, tuple(overrides), own, config_dir, launcher, rounds=rounds
         )
         return carry_out(plan, runner, options)
+
+
+def about_looks(folder: Path, record: SweepRecord, seeds: int, errored: bool) -> str | None:
+    """Return what resuming is to the plan of a sweep, or that more than its `seeds` are a further look."""
+    if record.plan is not None and errored:
+        return "its plan is left aside: all jobs that failed are done, also those of arms that are decided"
+    decision = None if record.plan is None else DecisionPlan.read(folder)
+    looks = record.seeds if decision is None else decision.looks_with(record)
+    named = ", ".join(map(str, looks))
+    if decision is None:
+        is_further = 0 < seeds < looks[-1]
+        return (
+            f"{looks[-1]} seeds an arm after {seeds}: a further look, for which p is corrected" if is_further else None
+        )
+    what = f"goes on with its plan: {decision.metric}, looks at {named} seeds"
+    is_late = len(looks) > len(decision.looks)
+    return f"{what}; seeds after its last look make the comparison exploratory" if is_late else what
 
 
 def _run(folder: Path, overrides: Sequence[str], known: Sequence[str], runner: JobRunner) -> list[_Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -102,7 +103,7 @@ def test_a_damaged_table_stops_nothing_that_does_not_read_it(
     assert (code, out.partition(",")[0]) == (0, "export/csv: 3 runs")
     assert f"unreadable (s/batch-1/{table}.csv" in told
     code, _, told = bnlab("export", "csv", "s/batch-1", "--out", "x")
-    assert (code, told.splitlines()[-1]) == (1, "train them again, or give other runs")
+    assert (code, told.splitlines()[-1]) == (2, "train them again, or give other runs")
 
 
 def test_a_run_that_cannot_be_read_is_named_beside_a_picture(bnlab: Command, tmp_path: Path) -> None:
@@ -120,9 +121,23 @@ def test_figures_that_are_none_stop_no_comparison_and_no_picture(bnlab: Command,
                 tmp_path / "odd" / f"{norm}-{seed}",
                 norm=norm,
                 seed=seed,
-                test_accuracy=[0.1, value, 0.5],
+                test_accuracy=[0.1, 0.3, 0.5],
                 summary={"meters": meters, "unnormalizable_batches": "many"},
             )
+            written = json.loads((run / "summary.json").read_text())
+            written["curve"]["test.loss"][1] = value
+            (run / "summary.json").write_text(json.dumps(written))
             (run / "meters.csv").write_text(METERS.replace("1.x,1,-,1.5", "1.x,1,-,1e200"))
     for command in (["compare", "odd"], ["plot", "layers", "odd"], ["plot", "curves", "odd"], ["report", "odd"]):
         assert bnlab(*command)[0] == 0
+
+
+@pytest.mark.parametrize("value", [97.5, -0.1])
+def test_an_accuracy_in_percent_is_no_share(bnlab: Command, tmp_path: Path, value: float) -> None:
+    make_run(tmp_path / "odd" / "0")
+    make_run(tmp_path / "odd" / "1", seed=1, test_accuracy=[0.1, value, 0.5], valid_accuracy=[0.1, 0.2, 0.3])
+    code, _, told = bnlab("compare", "odd")
+    assert (code, told) == (
+        0,
+        "odd/1: unreadable (summary.json: curve 'train.accuracy' is not of shares from 0 to 1)\n",
+    )

@@ -33,6 +33,7 @@ UNSTARTED = ("queued", "not needed")  # jobs without a run; the latter since the
 SCHEMA = 1
 DEEPEST_CONFIG = 8  # nested levels
 MOST_KEYS = 500  # of a configuration; bnlab's own has about 50
+SHARES = (".accuracy", ".flip_rate")  # how the names of curves end whose figures are from 0 to 1
 _IDENTITY = re.compile(rb'"identity": *"(\w*)"')
 _NAME_A_RUN = "give a run such as latest, latest/0 or runs/…/0; `bnlab runs` lists them"
 LEAST_SHARED = 0.1  # of a run's time with another, from which its clock says nothing of it alone
@@ -272,6 +273,8 @@ def _column(name: str, values: object) -> array.array[float]:
             column = array.array("d", [math.nan if value is None else value for value in values])
         except (TypeError, OverflowError) as error:  # JSON has no bound for whole numbers, a float has
             raise Unreadable(f"summary.json: curve {name[:40]!a} holds something else than numbers") from error
+    if name.endswith(SHARES) and (min(column, default=0) < 0 or max(column, default=0) > 1):
+        raise Unreadable(f"summary.json: curve {name[:40]!a} is not of shares from 0 to 1")
     if not math.hypot(*column) <= LARGEST:  # so none is beyond it; a look at each takes four times as long
         return array.array("d", [value if abs(value) <= LARGEST else math.nan for value in column])
     return column

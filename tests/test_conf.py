@@ -12,7 +12,7 @@ from helpers_cases import for_each
 
 from bnlab.config import compose
 from bnlab.config.files import GLOBAL, groups, keys
-from bnlab.config.messages import ELSEWHERE, INSTEAD
+from bnlab.config.messages import ELSEWHERE, INSTEAD, instead_of
 from bnlab.errors import ConfigError
 from bnlab.experiment.config import identity, parse_config
 from bnlab.norms.strategy import strategies
@@ -153,11 +153,12 @@ def test_mistakes_are_named(override: str, message: str) -> None:
 
 @for_each("way", list(INSTEAD))
 def test_what_other_programs_say_is_answered_by_the_way_here(way: str) -> None:
-    for word in INSTEAD[way].split():
-        assert word not in {key.rpartition(".")[2] for key in keys()}
-        with pytest.raises(ConfigError) as error:
-            composed(f"{word}=1")
-        assert str(error.value) == f"{word}: no such key\n{way}"
+    words = INSTEAD[way].split()
+    assert not set(words) & {key.rpartition(".")[2] for key in keys()}
+    assert [instead_of(word) for word in words] == [way] * len(words)
+    with pytest.raises(ConfigError) as error:
+        composed(f"{words[0]}=1")
+    assert str(error.value) == f"{words[0]}: no such key\n{way}"
 
 
 def test_each_word_of_elsewhere_means_a_key_and_is_none() -> None:

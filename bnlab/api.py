@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from bnlab.errors import BnlabError, ConfigError, RecordError, unknown
+from bnlab.errors import BnlabError, ConfigError, unknown
 from bnlab.record.latest import find_run, runs_folder
 from bnlab.schema import quoted
 
@@ -311,5 +311,5 @@ def tables(run: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
 
     folder = find_run(os.fspath(run))
     if not folder.is_dir():
-        raise RecordError(f"{folder}: does not exist\ngive a run such as latest, latest/0 or runs/…/0")
+        raise ConfigError(f"{folder}: does not exist\ngive a run such as latest, latest/0 or runs/…/0")
     return tables_of(folder)

@@ -1,15 +1,15 @@
 """Every error a user can meet, as one tree; the class decides the exit code.
 
 BnlabError
-├── ConfigError          2  the command line or a configuration is wrong; nothing was started
+├── ConfigError          2  the command line or a configuration is wrong, or names what is not there
 │   └── IncompatibleError      2  a strategy does not fit the rest of the configuration
-├── DataError            2  a data set is not there, or is damaged
-├── RecordError          2  a run, or a file that should be of one, is not there, is damaged or does not fit
+├── DataError            1  a data set is not on this machine, or is damaged
+├── RecordError          1  a run, or a file that should be of one, is damaged or does not fit
 └── EnvironmentFault     1  the machine is at fault: device, disk, permissions, network, missing package
     └── BusyError        1  another process works on a run or a sweep
 
-What is given and has to be given otherwise, or put in order, is 2; what failed on its own is 1, as is a failed job
-whatever its reason.
+What has to be given otherwise is 2, and nothing was started; what is damaged or failed on its own is 1, as is a failed
+job whatever its reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BnlabError(Exception):
 
 
 class ConfigError(BnlabError):
-    """The command line or a configuration is wrong; nothing was started."""
+    """The command line or a configuration is wrong, or names what is not there; nothing was started."""
 
     exit_code = 2
 
@@ -38,15 +38,11 @@ class IncompatibleError(ConfigError):
 
 
 class DataError(BnlabError):
-    """A data set is not there, or is damaged."""
-
-    exit_code = 2
+    """A data set is not on this machine, or is damaged."""
 
 
 class RecordError(BnlabError):
-    """A run, or a file that should be of one, is not there, is damaged or does not fit."""
-
-    exit_code = 2
+    """A run, or a file that should be of one, is damaged or does not fit."""
 
 
 class EnvironmentFault(BnlabError):

@@ -371,7 +371,7 @@ def test_a_new_file_has_its_digest_and_is_never_written_over(tmp_path: Path) -> 
         ("link.pt", ConfigError),
         (".", ConfigError),
         ("missing/new.pt", ConfigError),
-        ("file/new.pt", ConfigError),
+        ("file/new.pt", EnvironmentFault),
         ("x" * 240 + ".pt", ConfigError),
     ],
 )

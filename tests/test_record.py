@@ -22,7 +22,7 @@ import pandas
 import pytest
 import torch
 
-from bnlab.errors import BusyError, ConfigError, EnvironmentFault, RecordError
+from bnlab.errors import BusyError, EnvironmentFault, RecordError
 from bnlab.record import environment
 from bnlab.record.plain_files import write_bytes, write_json
 from bnlab.record.run_folder import RunFolder, fresh_folder, hold, queue
@@ -160,7 +160,7 @@ def test_a_reader_that_looks_at_a_lock_keeps_nobody_out(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(ConfigError, match=re.escape(f"cannot write {blocked}")):
+    with pytest.raises(EnvironmentFault, match=re.escape(f"cannot write {blocked}")):
         fresh_folder(blocked, "run")
 
 

@@ -12,7 +12,7 @@ from helpers_cases import for_each
 from helpers_runs import make_run
 
 from bnlab.cli import main
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, EnvironmentFault
 from bnlab.record.inventory import LONGEST_NOTE, entries, note_of
 from bnlab.record.latest import complete_run, find_run
 from bnlab.record.run_folder import fresh_folder, hold
@@ -290,12 +290,12 @@ def test_where_a_folder_is_to_be_written_a_file_is_named(file: str, tmp_path: Pa
     place = tmp_path / file.replace("/", "-")
     (place / file).parent.mkdir(parents=True)
     (place / file).write_text("")
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(EnvironmentFault) as raised:
         hold(place / "runs" / "pool")
     said = f"cannot write {place}/runs/pool: {place / file} is no folder\nmove it away, or choose another place"
     assert str(raised.value) == said
     if file == "runs":
-        with pytest.raises(ConfigError, match="runs is no folder\nmove it away"):
+        with pytest.raises(EnvironmentFault, match="runs is no folder\nmove it away"):
             fresh_folder(place / "runs", "x")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bnlab.data.decode import printable
-from bnlab.errors import DataError, did_you_mean
+from bnlab.errors import ConfigError, DataError, did_you_mean
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -41,9 +41,9 @@ class Listing:
 
 
 def list_images(path: str) -> Listing:
-    """Find splits, classes and images. Errors: DataError naming everything that cannot be used."""
+    """Find splits, classes and images. Errors: ConfigError; DataError naming everything that cannot be used."""
     if not os.path.isdir(path):
-        raise DataError(f"data.path={printable(path)}: no such folder")
+        raise ConfigError(f"data.path={printable(path)}: no such folder")
     tree = _Tree.read(os.path.realpath(path))
     parts = _parts(path, tree)
     tree.depth = 1 if parts["train"] == "" else 2

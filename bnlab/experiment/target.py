@@ -8,7 +8,7 @@ from typing import Any
 
 from bnlab.config import compose
 from bnlab.config.files import groups
-from bnlab.errors import ConfigError, RecordError, did_you_mean
+from bnlab.errors import ConfigError, did_you_mean
 from bnlab.record.origin import check_places
 from bnlab.record.read import read_documents
 
@@ -30,7 +30,7 @@ def check_target(
     if key is not None and weights is None:
         raise ConfigError(f"--key {key}: only with --checkpoint, whose weights it names")
     if weights is not None and not weights.exists():
-        raise RecordError(f"{weights}: cannot be read: No such file or directory")
+        raise ConfigError(f"{weights}: cannot be read: No such file or directory")
     if module is not None:
         keys_of_module(targets)
         if data is not None and data not in (known := groups()["data"]):
@@ -58,12 +58,12 @@ def check_target(
 def recorded(folder: Path, overrides: Sequence[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the configuration of the run in a folder under `overrides`, and its summary.
 
-    Errors: ConfigError, as for an override of what is not ADJUSTABLE; RecordError when there is no run.
+    Errors: ConfigError, as for an override of what is not ADJUSTABLE, or when there is no run; RecordError.
     """
     status, summary = read_documents(folder)
     tree = summary.get("config") or status.get("config")
     if not isinstance(tree, Mapping):
-        raise RecordError(f"{folder}: holds no configuration of a run\nname a run folder, such as runs/…/0")
+        raise ConfigError(f"{folder}: holds no configuration of a run\nname a run folder, such as runs/…/0")
     tree = compose.adjusted(tree, overrides, ADJUSTABLE)
     check_places(folder, tree, status.get("origin"), overrides)
     return tree, summary

@@ -107,7 +107,7 @@ def cannot_write(path: Path, error: OSError) -> BnlabError:
     """Return the user's message for an operating-system error on `path`: a ConfigError where another path would do."""
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         inside = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
-        return ConfigError(f"cannot write {path}: {inside} is no folder\nmove it away, or choose another place")
+        return EnvironmentFault(f"cannot write {path}: {inside} is no folder\nmove it away, or choose another place")
     if error.errno in OF_THE_PATH:
         return ConfigError(f"cannot write {path}: {error.strerror}\nchoose another place")
     return EnvironmentFault(f"cannot write {path}: {error.strerror or error}\ncheck free space and permissions there")

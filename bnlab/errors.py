@@ -16,15 +16,22 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 OF_THE_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # another path would do
+_NOTHING = re.compile(
+    r"((?:metric |--[\w-]+ )?)(?=: )"
+)  # where a message begins with what was given, and that is empty
 
 
 class BnlabError(Exception):
     """A message for the user in up to three lines: what, where, what to do."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return _NOTHING.sub(r"\1''", said, count=1) if _NOTHING.match(said := super().__str__()) else said
 
 
 class ConfigError(BnlabError):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers_cases import for_each
 from helpers_cli import ROOT, SHORT, bnlab, environment, in_turn, start
+from helpers_runs import make_run
 
 from bnlab import __version__
 from bnlab.norms.strategy import strategies
@@ -512,3 +513,20 @@ def test_data_fetch_offline_says_what_to_do(tmp_path: Path) -> None:
     assert "train-images-idx3-ubyte.gz" in done.stderr
     assert "9,912,422" in done.stderr
     assert "data=digits" in done.stderr
+
+
+@for_each(
+    "command, said",
+    [
+        (("compare", "--by", ""), "'': no run has such a key"),
+        (("compare", "--metric", ""), "metric '': no such metric"),
+        (("compare", "--format", ""), "--format '': no such choice"),
+        (("compare", "--pivot", ""), "--pivot '': must be ROWxCOL"),
+        (("explain", ""), "'': no key, metric or option"),
+    ],
+)
+def test_an_empty_word_is_seen_in_its_message(command: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "0")
+    done = bnlab(*command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(said)

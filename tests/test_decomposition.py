@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -664,6 +665,8 @@ def test_frozen_layers_are_held_against_the_data() -> None:
     assert layer.mean_z == pytest.approx(5, rel=0.1)
     assert "agree exactly" in said
     assert "Training leaves layer 2 in evaluation mode (frozen); the statistics held are far" in said
+    model[2].running_var *= 1e30  # type: ignore[operator,union-attr]
+    assert re.search(r"deviations a factor of \d(\.\d+)?e\+1[456],", examined(model)[1])
 
 
 def test_a_shared_layer_leaves_only_the_terms_of_the_population_open() -> None:

@@ -265,6 +265,7 @@ def test_options_without_a_plan_are_refused(given: dict[str, Any], said: str) ->
 @for_each(
     "norms, seeds, wishes, said",
     [
+        (("none", "batch"), 1, Wishes(), "1 seed decides nothing by t\ngive the most"),
         (("none", "batch"), 2, Wishes(), "2 seeds decide nothing by t"),
         (("none", "batch"), 5, Wishes(test="signs"), "5 seeds decide nothing by signs"),
         (("batch",), 5, Wishes(), "no arm has a baseline"),

@@ -212,7 +212,7 @@ def _is_far(layer: LayerGap) -> bool:
 def _figures(layer: LayerGap) -> str:
     return (
         f"layer {layer.name or '-'}: means {layer.mean_z:.2g} sigma, deviations a factor of "
-        f"{math.exp(layer.log_std_ratio):.2f}, medians over channels"
+        f"{math.exp(layer.log_std_ratio):.3g}, medians over channels"
     )
 
 

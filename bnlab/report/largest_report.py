@@ -37,7 +37,7 @@ def sentences(key: str, arms: Sequence[Searched]) -> Iterator[str]:
             counts = {"larger": larger, "smaller": smaller, "not told apart": alike}
             said = ", ".join(f"{word} in {count} of {n}" for word, count in counts.items() if count)
             where = _within(median(list(ratios.values()))[0])
-            yield f"{arm.label}'s largest {name} is {where} times that of {base}: {said} seeds"
+            yield f"{arm.label}'s largest {name} is {where} times that of {base}: {said} seed{'' if n == 1 else 's'}"
         elif len(arms) == 1 or arm.baseline is None:
             where = _within(median(list(arm.brackets.values()))[0])
             yield f"{arm.label}'s largest {name} is {where}, the median of {count_of(len(arm.brackets), 'seed')}"

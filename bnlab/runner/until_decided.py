@@ -20,7 +20,7 @@ from bnlab.compare.comparison import compare
 from bnlab.compare.deciding import FEWEST_PAIRS, Test
 from bnlab.compare.notes import named
 from bnlab.compare.result import Comparison
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, count_of
 from bnlab.metrics import find_metric
 from bnlab.record.decision_plan import LOOKS, MOST_LOOKS, DecisionPlan
 from bnlab.record.read import Run, flatten
@@ -137,8 +137,8 @@ def plan_of(wishes: Wishes, jobs: Sequence[tuple[Job, Mapping[str, Any]]]) -> De
     arms = _arms(jobs, wishes.baseline)
     seeds = max(len(arm.jobs) for arm in arms)
     if seeds < FEWEST_PAIRS[wishes.test]:
-        most = "give the most you would train, such as seed=range(20)"
-        raise ConfigError(f"--until-decided: {seeds} seeds decide nothing by {wishes.test}\n{most}")
+        few = f"{count_of(seeds, 'seed')} decide{'s' if seeds == 1 else ''} nothing by {wishes.test}"
+        raise ConfigError(f"--until-decided: {few}\ngive the most you would train, such as seed=range(20)")
     if seeds > MOST_SEEDS or len(wishes.looks) >= MOST_LOOKS:
         raise ConfigError(f"--until-decided: at most {MOST_SEEDS:,} seeds, and fewer than {MOST_LOOKS} looks at them")
     looks = (*(n for n in sorted(set(wishes.looks)) if FEWEST_PAIRS[wishes.test] <= n < seeds), seeds)

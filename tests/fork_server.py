@@ -118,7 +118,8 @@ def preload() -> None:
     compose.jobs([], multirun=False)
     group = typer.main.get_command(importlib.import_module("bnlab.cli").app)
     assert isinstance(group, typer.core.TyperGroup)
-    group.commands["list"].make_context("list", ["norms"])  # what typer loads for the first command line
+    whole = group.make_context("bnlab", ["list", "norms"])
+    group.commands["list"].make_context("list", ["norms"], parent=whole)  # what typer loads for the first command line
     typer.main.get_command = lambda _: group  # it looks through all of them for every command line
     display.LINE_SECONDS = 3600.0  # what long work says in between depends on how busy the machine is
 

@@ -205,7 +205,7 @@ def record(place: Path, code: Path, trainings: dict[str, str], lines: dict[str, 
         folder = folder.rename(place / "runs" / name)
         for run in sorted(_runs(folder), key=lambda run: (len(run.name), run.name)):
             digests += digests_of(run, f"{name}/{run.name}")
-            replace_clocks(run, len(digests))
+            replace_clocks(run, len(digests) * 10**12)  # nanoseconds: one after the other
     (out / "digests.txt").write_text("\n".join(digests) + "\n")
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda item: (out / item[0]).write_text(_printed(place, code, item[1])), lines.items()))

@@ -116,7 +116,7 @@ MISTAKES = [
     (["-m", "seed=1,", "2"], 2, "seed=1,: cannot be read where it ends\n"),
     (["data.path=my photos (2019)"], 2, "in both quotes: \"data.path='my photos (2019)'\""),
     (["name=a&b"], 2, "name=a&b: cannot be read\n"),
-    (["data=folder", "data.path=Bilder é/ß"], 1, "data.path=Bilder é/ß: no such folder"),
+    (["data=folder", "data.path=Bilder é/ß"], 2, "data.path=Bilder é/ß: no such folder"),
     (["data.path=é (1)"], 2, "data.path=é (1): cannot be read at é\n"),
     (["seed=0..3"], 2, "\nwrite seed=range(0,4) with -m\n"),
     (["seed=foo(1)"], 2, "seed=foo(1): "),

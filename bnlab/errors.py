@@ -72,6 +72,11 @@ def unknown(named: str, word: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"{named}: no such choice{did_you_mean(word, known)}\nthere are: {', '.join(known)}")
 
 
+def brief(value: float) -> str:
+    """Return a figure with two digits, and a whole part in full: `0.42`, `42`, `100`, `4,200`."""
+    return f"{value:,.0f}" if 99.5 <= abs(value) < 1e6 else f"{value:.2g}"
+
+
 def count_of(number: int, what: str) -> str:
     """Return `1 run`, `2 runs`, `3 batches`."""
     return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith(('ch', 's')) else 's'}"

@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from bnlab.errors import count_of
+from bnlab.errors import brief, count_of
 from bnlab.metric import (
     ANY,
     SHARE,
@@ -408,7 +408,7 @@ def warnings_of(run: Summary, stats: object = None) -> list[str]:
     left = share_left(run)
     if left is not None and left > MOST_INITIAL_SHARE and uses_running(stats):
         warnings.append(
-            f"{100 * left:.2g} % of the initial statistics (mean 0, variance 1) are left in the running ones; "
+            f"{brief(100 * left)} % of the initial statistics (mean 0, variance 1) are left in the running ones; "
             "train longer, or give new batches more weight"
         )
     return warnings

@@ -113,6 +113,12 @@ def test_that_the_better_side_lost_runs_is_said_of_the_arms_where_it_did(tmp_pat
     (sentence,) = [each for each in found(tmp_path) if "shown" in each]
     assert sentence.startswith("No arm is shown to differ from none in test accuracy: 4 seeds can show ")
     assert sentence.endswith("; the better side of layer lost runs that could undo it.")
+    for seed in range(5):  # what has no p since all its differences are equal
+        state = "done" if seed < 4 else "diverged"
+        make_run(
+            tmp_path / f"equal{seed}", norm="group", seed=seed, test_accuracy=[0.1, BASE[seed] - 0.01], state=state
+        )
+    assert any(each.endswith("; the better side of layer lost runs that could undo it.") for each in found(tmp_path))
 
 
 def test_counts_of_seeds_that_learn_say_for_how_many_arms_p_is_corrected(tmp_path: Path) -> None:

@@ -121,6 +121,9 @@ def test_one_run_in_a_log_has_a_start_and_an_end(terminal: Callable[[io.StringIO
         progress.advanced(100, float("nan"), 1.0)
         progress.job_ended(0, "failed", "no space on the disk")
     assert stream.getvalue().splitlines() == ["norm=batch: 1,000 steps", "norm=batch: failed, no space on the disk"]
+    with PlainProgress(terminal(stream), clock) as progress:
+        progress.job_started(0, "norm=none", 1)
+    assert stream.getvalue().splitlines()[2:] == ["norm=none: 1 step"]
 
 
 def test_the_live_display_shows_the_jobs_the_bars_and_leaves_nothing(

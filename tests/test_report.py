@@ -15,6 +15,7 @@ import pytest
 
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.conformance.findings import Card
+from bnlab.errors import brief
 from bnlab.interval import Interval
 from bnlab.metrics import metrics
 from bnlab.report.chart import Scale, line_chart, sparkline
@@ -333,6 +334,12 @@ def test_a_csv_cell_is_never_a_formula(label: str) -> None:
     records = list(csv.DictReader(io.StringIO(FORMATS["csv"](Comparison([section(rows=[arm])])))))
     assert {r["arm"] for r in records} == {f"'{clean(label)}"} or clean(label).startswith("\\")
     assert all(not value or value[0] not in "=+@\t\r" for r in records for value in r.values())
+
+
+def test_two_digits_are_of_a_figure_and_not_of_its_power_of_ten() -> None:
+    figures = [0.0042, 1, 42.4, 99.4, 99.6, 100, -223.4, 4200, 9.8e14, math.inf, 0]
+    said = ["0.0042", "1", "42", "99", "100", "100", "-223", "4,200", "9.8e+14", "inf", "0"]
+    assert [brief(figure) for figure in figures] == said
 
 
 def test_csv_has_a_line_for_each_arm_and_metric() -> None:

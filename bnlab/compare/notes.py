@@ -19,7 +19,7 @@ from bnlab.compare.statistics import (
     pairs_needed,
     wilson_interval,
 )
-from bnlab.errors import count_of
+from bnlab.errors import brief, count_of
 from bnlab.interval import Interval
 from bnlab.metrics import MOST_INITIAL_SHARE, Metric, share_left, uses_running
 from bnlab.record.read import Run
@@ -200,7 +200,7 @@ def _initial(evidence: Evidence) -> Iterator[str]:
         for arm in evidence.arms
         if any(uses_running(run.config.get("eval.stats")) for run in arm.runs)
     }
-    much = [f"{label} {100 * share:.2g} %" for label, share in left.items() if share > MOST_INITIAL_SHARE]
+    much = [f"{label} {brief(100 * share)} %" for label, share in left.items() if share > MOST_INITIAL_SHARE]
     if much:
         yield (
             "Evaluated with running statistics of which a part is still the initial mean 0 and variance 1: "
@@ -275,7 +275,7 @@ def can_show(differences: Sequence[Interval], metric: Metric, level: float) -> t
     sizes = sorted(size * metric.scale for n, sd in spread if (size := detectable_difference(sd, n, level)))
     if not sizes:
         return None
-    counts, ends = sorted({n for n, _ in spread}), dict.fromkeys(f"{size:.2g}" for size in (sizes[0], sizes[-1]))
+    counts, ends = sorted({n for n, _ in spread}), dict.fromkeys(brief(size) for size in (sizes[0], sizes[-1]))
     few = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return few, f"{' to '.join(ends)} {unit_of(metric)}".rstrip()
 
@@ -378,7 +378,7 @@ def _keys(keys: Mapping[str, Sequence[Value]]) -> str:
 def finest(ratios: Sequence[tuple[float | None, float | None]]) -> str:
     """Return how far from 1 the intervals of ratios of equal things reach, in percent: no finer difference is one."""
     points = 100 * max((abs(bound - 1) for ratio in ratios for bound in ratio if bound is not None), default=math.inf)
-    return f"{points:.2g} %" if points < 100 else f"{points:,.0f} %"
+    return f"{brief(points)} %"
 
 
 def named(names: Sequence[str], by: str = ", ") -> str:

@@ -91,6 +91,11 @@ def session(extra_dir: Path | None = None) -> Iterator[ConfigLoader]:
         raise ConfigError("a configuration that takes itself as its default, or is nested too deeply") from error
 
 
+def too_large(key: str) -> ConfigError:
+    """Return the error of a whole number that no setting holds."""
+    return ConfigError(f"{key}: is too large a number\nwhole numbers are below 2^63")
+
+
 @contextmanager
 def refusing(overrides: Sequence[str], alone: Callable[[str], object]) -> Iterator[None]:
     """Turn whatever Hydra raises over `overrides` into a ConfigError that names the one which is to blame.
@@ -111,6 +116,8 @@ def refusing(overrides: Sequence[str], alone: Callable[[str], object]) -> Iterat
                 break
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             raise ConfigError(readable(error, blamed)) from error
+        if "integer string conversion" in str(error):  # Python's, of more digits than it takes
+            raise too_large(blamed.partition("=")[0]) from error
         if isinstance(error, (ValueError, OSError)):  # the others speak of Hydra's insides
             raise ConfigError(f"{blamed}: {str(error).partition(chr(10))[0]}") from error
         raise ConfigError(f"{blamed}: cannot be put there\n`bnlab train --cfg all` prints every key") from error
@@ -145,7 +152,7 @@ def composed(loader: ConfigLoader, overrides: Sequence[str], multirun: bool) -> 
         config = load(overrides)
     for where, value in _leaves(OmegaConf.to_container(config, resolve=False)):
         if isinstance(value, int) and abs(value) > LARGEST_INT:
-            raise ConfigError(f"{where}: is too large a number\nwhole numbers are below 2^63")
+            raise too_large(where)
         is_target = isinstance(value, str) and where.rpartition(".")[2] in TARGET_KEYS
         if is_target and not (where.startswith("hydra.") and value.startswith(TRUSTED_TARGETS)):
             raise ConfigError(f"{where}={value}: a configuration may not name Python objects")

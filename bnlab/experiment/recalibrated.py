@@ -16,6 +16,7 @@ from bnlab.measure.recalibration import (
     recalibration,
     samples_used,
 )
+from bnlab.measure.verdict import TO_BE_READ
 from bnlab.training import checkpoint
 
 
@@ -31,7 +32,10 @@ def new_file(
         with trained.examined():
             check_recalibratable(trained.model)
     except IncompatibleError as error:
-        raise IncompatibleError(f"{trained.label}: {error}") from error
+        said = str(error)
+        if trained.unread:  # then they are not to be left as they are
+            said = f"nothing to recalibrate that bnlab reads; in training {trained.unread} keep something\n{TO_BE_READ}"
+        raise IncompatibleError(f"{trained.label}: {said}") from error
     count = samples_used(trained.train, stats, samples, trained.batch_size)
     folder = trained.folder or (Path() if weights is None else weights.parent)
     of = "" if weights is None else f"{weights.stem}-"

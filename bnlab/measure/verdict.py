@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from bnlab.compare.statistics import wilson_interval
+from bnlab.errors import brief
 from bnlab.measure.by_layer import LayerGap
 from bnlab.measure.decomposition import BY_STATISTICS, Decomposition, Term
 from bnlab.measure.probe_model import OWN_STATISTICS, ProbeResult, Remedy
@@ -32,7 +33,7 @@ _REASONS = {
     "other": "what depends on the mode, and is neither dropout nor a normalization layer that bnlab can see",
     "augmentation": "training sees augmented images, evaluation plain ones",
 }
-_TO_BE_READ = (
+TO_BE_READ = (
     "If these are moving averages, call the buffers running_mean and running_var and the weight of the new batch "
     "momentum: then it reads them."
 )
@@ -58,7 +59,7 @@ def explained(gap: Decomposition, said: str = "") -> str:
         return " ".join([*sentences, f"It is not split into terms: {gap.terms[0].absent}."])
     cause = max(defined, key=_moved)
     if cause.name == "other" and gap.unread:
-        sentences.append(f"Most of it is in what bnlab does not read: {gap.unread}. {_TO_BE_READ}")
+        sentences.append(f"Most of it is in what bnlab does not read: {gap.unread}. {TO_BE_READ}")
     else:
         sentences.append(f"Most of it is {_with_reason(cause, gap, said)}.")
     if not by_normalization:
@@ -90,7 +91,7 @@ def verdict(found: ProbeResult, recalibrate: str = "bnlab recalibrate") -> str:
     gap = found.decompositions[-1]
     if found.again:
         return (
-            f"{_size(gap.total, gap.split)} It is not split: evaluation is random, {100 * found.again:.2g} % of the "
+            f"{_size(gap.total, gap.split)} It is not split: evaluation is random, {brief(100 * found.again)} % of the "
             "predictions change where the same images are evaluated once more. That comes of F.dropout without "
             "training=self.training, or of noise drawn in forward."
         )
@@ -170,7 +171,7 @@ def _by_batch(found: ProbeResult) -> str | None:
     alone = any(math.isnan(each.flips) for each in found.agreement) and "a single image cannot be evaluated, "
     if not dependent:
         return None
-    sizes = ", ".join(f"{100 * each.flips:.2g} % in batches of {each.batch_size}" for each in dependent)
+    sizes = ", ".join(f"{brief(100 * each.flips)} % in batches of {each.batch_size}" for each in dependent)
     return (
         f"Evaluation depends on the batch it is given: {alone or ''}against all samples at once, {sizes} of the "
         "predictions are others. Evaluate in batches as large and as mixed as those of training."
@@ -211,7 +212,7 @@ def _is_far(layer: LayerGap) -> bool:
 
 def _figures(layer: LayerGap) -> str:
     return (
-        f"layer {layer.name or '-'}: means {layer.mean_z:.2g} sigma, deviations a factor of "
+        f"layer {layer.name or '-'}: means {brief(layer.mean_z)} sigma, deviations a factor of "
         f"{math.exp(layer.log_std_ratio):.3g}, medians over channels"
     )
 
@@ -316,7 +317,7 @@ def _points_and_nats(accuracy: float, loss: float) -> str:
 
 def _size(total: Term, split: str) -> str:
     came = _points_and_nats(total.accuracy.value, total.loss.value)
-    figures = f"{came} in training mode on {split}, {100 * total.flips:.2g} % flips"
+    figures = f"{came} in training mode on {split}, {brief(100 * total.flips)} % flips"
     small = _is_small(total.accuracy.value, total.loss.value)
     return f"The gap is small: {figures}." if small else f"There is a gap: {figures}."
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from bnlab.errors import count_of
+from bnlab.errors import brief, count_of
 from bnlab.report.console import Terminal
 from bnlab.report.curves import chart, finite, mapping, numbers, over_steps
 from bnlab.report.figures import small
@@ -41,7 +41,7 @@ def read_by_meters(summary: Mapping[str, Any], out: Terminal) -> list[Text]:
 
 def _share(part: float) -> str:
     """Return a share in percent, two digits of it: `0.42 %`, `42 %`, `420 %`."""
-    return f"{100 * part:.2g} %" if part < 1 else f"{100 * part:,.0f} %"
+    return f"{brief(100 * part)} %"
 
 
 def _columns(steps: Sequence[float], curves: Mapping[str, Sequence[float]]) -> Iterator[Column]:

@@ -24,6 +24,7 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.text import Text
 
+from bnlab.errors import count_of
 from bnlab.report.console import Terminal
 from bnlab.report.display import LINE_SECONDS, Display, bar_lines, can_redraw, duration
 from bnlab.report.figures import number
@@ -143,7 +144,7 @@ class PlainProgress(_Reporter):
         super().job_started(index, label, total_steps)
         self._last_line = self._now()
         if total_steps and not self._num_jobs:
-            self._terminal.say(f"{self._name(index)}: {total_steps:,} steps")
+            self._terminal.say(f"{self._name(index)}: {count_of(total_steps, 'step')}")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         super().evaluated(step, metrics)

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from bnlab.compare.arms import text_of
-from bnlab.errors import count_of
+from bnlab.errors import brief, count_of
 from bnlab.metrics import LEARNED, warnings_of
 from bnlab.record.inventory import note_of
 from bnlab.report.chart import Axis
@@ -187,7 +187,7 @@ def _momentum(share: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _share(left: float) -> str:
-    return "less than 0.01 %" if 0 < left < 1e-4 else "none" if left == 0 else f"{100 * left:.2g} %"
+    return "less than 0.01 %" if 0 < left < 1e-4 else "none" if left == 0 else f"{brief(100 * left)} %"
 
 
 def _time(summary: Mapping[str, Any]) -> Iterable[str]:

@@ -257,7 +257,7 @@ def _held_up(rows: Sequence[Row], section: Section) -> str:
     if most < fewest:
         decide = "decides" if most == 1 else "decide"
         return f"; {count_of(most, 'seed')} of both {decide} nothing, it takes {fewest}"
-    lost = [row for row, d in known if d.num_lost and d.p is None and d.n >= fewest]
+    lost = [row for row, d in known if d.num_lost and d.sd and d.p is None and d.n >= fewest]
     whose = "" if len(lost) == len(rows) else f" of {_listed(lost, section)}"
     return f"; the better side{whose} lost runs that could undo it" if lost else ""
 

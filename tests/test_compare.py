@@ -619,6 +619,15 @@ def test_a_run_of_an_older_bnlab_is_compared_with_what_it_has(tmp_path: Path) ->
     assert {row.label: row.metrics["kl"].value for row in part.rows} == {"batch": math.nan, "layer": 0.004}
 
 
+def test_arms_of_other_seeds_than_the_baselines_have_no_difference_and_that_is_said(tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run(tmp_path / f"none{seed}", norm="none", seed=seed + 3)
+        make_run(tmp_path / f"batch{seed}", norm="batch", seed=seed)
+    section = only(compare([tmp_path]))
+    assert all(not row.vs_baseline for row in section.rows if row.label == "batch")
+    assert "batch: no difference, since no baseline shares a seed and the other settings." in section.notes
+
+
 def test_runs_from_before_a_key_are_in_the_arm_of_its_default(tmp_path: Path) -> None:
     new = {"trainer.accumulate": 1, "norm.momentum": 0.1, "optim.only": "all"}
     make_run(tmp_path / "old", norm="batch")

@@ -185,13 +185,13 @@ def area_under_curve(run: Summary) -> float | None:
 
 @metric("gap train-eval", "points", None, scale=100, curve="test.acc_gap", bounds=(-1.0, 1.0))
 def acc_gap(run: Summary) -> float | None:
-    """accuracy with the statistics of training minus accuracy with those of evaluation, same weights and plain samples"""
+    """accuracy with the statistics of training minus that with those of evaluation, same weights and plain samples"""
     return final(run, "test.acc_gap")
 
 
 @metric("loss gap", "nats", None, curve="test.loss_gap", bounds=ANY)
 def loss_gap(run: Summary) -> float | None:
-    """loss with the statistics of training minus loss with those of evaluation, same weights and plain samples"""
+    """loss with the statistics of training minus that with those of evaluation, same weights and plain samples"""
     return final(run, "test.loss_gap")
 
 

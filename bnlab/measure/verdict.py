@@ -211,9 +211,11 @@ def _is_far(layer: LayerGap) -> bool:
 
 
 def _figures(layer: LayerGap) -> str:
+    ratio = math.exp(layer.log_std_ratio)
+    factor = f"{ratio:.2f}" if 0.1 <= ratio < 10 else brief(ratio)
     return (
-        f"layer {layer.name or '-'}: means {brief(layer.mean_z)} sigma, deviations a factor of "
-        f"{math.exp(layer.log_std_ratio):.3g}, medians over channels"
+        f"layer {layer.name or '-'}: means {brief(layer.mean_z)} sigma, deviations a factor of {factor}, "
+        "medians over channels"
     )
 
 

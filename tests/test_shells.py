@@ -46,7 +46,9 @@ def test_a_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> None:
         terminal.type(READY)
         assert terminal.wait_for("ready")
         if shell == "zsh":  # where the first TAB only loads the completion
-            terminal.type(f"bnlab train norm=gh\t\x15{READY}")
+            terminal.type("bnlab train norm=gh\t")
+            terminal.wait_for("ost", 10)  # what is typed meanwhile would end it
+            terminal.type(f"\x15{READY}")
             assert terminal.wait_for("ready")
         for typed, completed in LINES.items():
             terminal.type(typed)

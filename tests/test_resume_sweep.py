@@ -261,7 +261,7 @@ def test_data_may_move_but_not_change(pictures: Path, tmp_path: Path) -> None:
     there = here.rename(tmp_path / "there")
     before = left(folder)
     done = bnlab("resume", str(folder), cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert str(here) in done.stderr
     assert left(folder) == before
 

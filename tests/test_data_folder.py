@@ -297,7 +297,8 @@ def test_classes_are_told_by_their_names_however_these_are_written(tmp_path):
 def test_folders_that_are_no_data_set(pictures, tmp_path):
     (pictures / "bird").mkdir()
     assert "bird: no images in this class" in faults(pictures, tmp_path)
-    assert "no such folder" in faults(tmp_path / "absent", tmp_path)
+    with pytest.raises(ConfigError, match="absent: no such folder"):
+        faults(tmp_path / "absent", tmp_path)
     image(tmp_path / "single/cat/a.png")
     assert "1 class folders in" in faults(tmp_path / "single", tmp_path)
     (tmp_path / "none").mkdir()

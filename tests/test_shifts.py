@@ -547,11 +547,11 @@ def test_a_model_without_statistics_in_ascii(place: Path) -> None:
 @pytest.mark.parametrize(
     ("shifts", "severity", "stats", "said"),
     [
-        ("noise,", "1", "batch", "--shift : no such choice"),
+        ("noise,", "1", "batch", "--shift '': no such choice"),
         ("noise,none", "1", "batch", "--shift none: no such choice"),
         ("noise", "0,3", "batch", "--severity 0: no such choice\nthere are: 1, 2, 3, 4, 5"),
         ("noise", "1-5", "batch", "--severity 1-5: no such choice"),
-        ("noise", "", "batch", "--severity : no such choice"),
+        ("noise", "", "batch", "--severity '': no such choice"),
         ("noise", "1", "runing", "--stats runing: no such choice; did you mean running?"),
         ("noise", "1", "precise", "--stats precise: no such choice"),
     ],

@@ -304,7 +304,7 @@ def test_a_safetensors_file_is_read_where_its_library_is_installed(place: Path) 
 
 
 def test_a_missing_file_is_named(place: Path) -> None:
-    with pytest.raises(RecordError, match=r"nowhere\.pt: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.pt: cannot be read: No such file"):
         own("Net", place / "nowhere.pt")
 
 

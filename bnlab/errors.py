@@ -20,9 +20,8 @@ import re
 from collections.abc import Iterable
 
 OF_THE_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # another path would do
-_NOTHING = re.compile(
-    r"((?:metric |--[\w-]+ )?)(?=: )"
-)  # where a message begins with what was given, and that is empty
+# where a message begins with what was given, and that is empty
+_NOTHING = re.compile(r"((?:metric |--[\w-]+ )?)(?=: )")
 
 
 class BnlabError(Exception):

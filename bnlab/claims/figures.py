@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bnlab.claims.cells import DEPTH, arm_of
 from bnlab.claims.evaluate import free_keys
@@ -13,22 +13,39 @@ from bnlab.compare.arms import text_of
 from bnlab.compare.deciding import FEWEST_PAIRS
 from bnlab.data.dataset import target_of
 from bnlab.errors import ConfigError
+from bnlab.mechanism import is_read_by_a_meter
 from bnlab.metrics import BENCH, CHECK, Metric, find_metric
 from bnlab.record.read import Run
 
 OF_EACH_LAYER = ("mean_z", "log_std_ratio")  # in summaries
+OF_A_MODEL = (*OF_EACH_LAYER, "initial_share", "gamma_drift", "beta_max", "refresh_ms")
 VALIDATED = ("valid_accuracy", "valid_loss", "gen_gap", "area_under_curve", "test_at_best_valid")
+Absent = Callable[[Metric, Run, bool], str | None]  # why no such run has it, or, with True, a slope of it over depth
 
 
-def check_figures(expression: Expression, runs: Sequence[Run], best_of: Sequence[str] = ()) -> None:
-    """Refuse a metric that a queued run of its cell cannot have. Errors: ConfigError that says what it needs."""
+def check_figures(
+    expression: Expression, runs: Sequence[Run], best_of: Sequence[str] = (), absent: Absent | None = None
+) -> None:
+    """Refuse a metric that a queued run of its cell cannot have. Errors: ConfigError that says what it needs.
+
+    `absent` is asked for what hangs on the strategies and the layers of a run.
+    """
     for leaf in leaves(expression):
         free = [*free_keys(leaf), *best_of]
         for quantity in quantities(leaf):
-            if isinstance(leaf, Slope) and leaf.over == DEPTH and quantity.metric not in OF_EACH_LAYER:
+            over_depth = isinstance(leaf, Slope) and leaf.over == DEPTH
+            if over_depth and quantity.metric not in OF_EACH_LAYER:
                 raise ConfigError(f"{leaf}: is no figure of each layer\nthese are: {', '.join(OF_EACH_LAYER)}")
             for run in (run for run in arm_of(quantity, runs, free) if run.state == "queued"):
                 _check_figure(quantity, run, bool(best_of))
+                metric = find_metric(quantity.metric)
+                if absent and hangs_on_a_model(metric) and (reason := absent(metric, run, over_depth)):
+                    raise ConfigError(f"{quantity}: {reason}")
+
+
+def hangs_on_a_model(metric: Metric) -> bool:
+    """Return whether the strategies and the layers of a run say if it can have this metric."""
+    return metric.name in OF_A_MODEL or is_read_by_a_meter(metric)
 
 
 def check_seeds(part: Part, runs: Sequence[Run], looks: Sequence[int]) -> None:

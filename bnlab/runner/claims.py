@@ -20,7 +20,7 @@ from bnlab.claims.cells import arm_of, check_cells, levels_of
 from bnlab.claims.claim import Budget, Claim, check_looks, check_override
 from bnlab.claims.decide import decide, failed_guards
 from bnlab.claims.evaluate import free_keys
-from bnlab.claims.figures import check_figures, check_seeds
+from bnlab.claims.figures import Absent, check_figures, check_seeds
 from bnlab.claims.language import Condition, Expression, Largest, leaves, quantities
 from bnlab.claims.outcome import RuleVerdict
 from bnlab.claims.planned import planned
@@ -29,7 +29,7 @@ from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register
 from bnlab.compare.arms import text_of
 from bnlab.config import compose
 from bnlab.errors import BnlabError, ConfigError, IncompatibleError
-from bnlab.metrics import is_of_the_end
+from bnlab.metrics import Metric, is_of_the_end
 from bnlab.record.evaluations import SETTINGS, with_settings
 from bnlab.record.latest import POOL, runs_folder
 from bnlab.record.read import Run, evaluated, read_runs, refusals
@@ -152,12 +152,13 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
 
             check_property(key)
         runs = [*(wanted.run for wanted in trainings), *arms, *(_checked_run(*each) for each in checks)]
+        absent = _absent({wanted.run.identity: wanted.tree for wanted in trainings})
         for part in parts_of(claim.rule):
-            _checked(part.sentence.of, runs, part.best_of, f"rule: {part.sentence}")
+            _checked(part.sentence.of, runs, part.best_of, f"rule: {part.sentence}", absent)
             if wish.seeds is None:
                 check_seeds(part, runs, budget.looks)
         for guard in claim.requires:
-            _checked(guard.of, runs, (), f"requires: {guard}")
+            _checked(guard.of, runs, (), f"requires: {guard}", absent)
         ladders = tuple(_ladders(asked, runs, {wanted.run.identity: wanted for wanted in trainings}))
     except ConfigError as error:
         kind = IncompatibleError if isinstance(error, IncompatibleError) else ConfigError
@@ -211,10 +212,22 @@ def _wanted(
         yield wanted if base == tree else Wanted(tree, planned(tree, own), wanted.label, wanted)
 
 
-def _checked(of: Any, runs: Sequence[Run], best_of: Sequence[str], where: str) -> None:
+def _absent(trees: Mapping[str, Mapping[str, Any]]) -> Absent:
+    """Return what tells of the trainings of a claim, by identity, which figures they cannot have."""
+
+    def why(metric: Metric, run: Run, over_depth: bool) -> str | None:
+        from bnlab.experiment.figures import absent  # with torch, which other claims plan without
+
+        tree = trees.get(run.identity)
+        return None if tree is None else absent(metric, tree, over_depth=over_depth)
+
+    return why
+
+
+def _checked(of: Any, runs: Sequence[Run], best_of: Sequence[str], where: str, absent: Absent) -> None:
     try:
         check_cells(of, runs, best_of)
-        check_figures(of, runs, best_of)
+        check_figures(of, runs, best_of, absent)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bnlab.claims.figures import lacking
+from bnlab.claims.figures import hangs_on_a_model, lacking
 from bnlab.claims.planned import planned
 from bnlab.compare.arms import arms_of
 from bnlab.compare.baseline import baselines
@@ -21,7 +21,7 @@ from bnlab.compare.deciding import FEWEST_PAIRS, Test
 from bnlab.compare.notes import named
 from bnlab.compare.result import Comparison
 from bnlab.errors import ConfigError, count_of
-from bnlab.metrics import find_metric
+from bnlab.metrics import Metric, find_metric
 from bnlab.record.decision_plan import LOOKS, MOST_LOOKS, DecisionPlan
 from bnlab.record.read import Run, flatten
 from bnlab.record.run_folder import FINAL, read_status, settle
@@ -128,11 +128,20 @@ class Rounds:
         return arms | {j for i in arms if (j := self._arms[i].baseline) is not None}
 
 
+def _absent(metric: Metric, tree: Mapping[str, Any]) -> str | None:
+    """Return why no run of a configuration has a metric, where its strategies or layers say so."""
+    if not hangs_on_a_model(metric):
+        return None
+    from bnlab.experiment.figures import absent  # with torch, which other sweeps plan without
+
+    return absent(metric, tree)
+
+
 def plan_of(wishes: Wishes, jobs: Sequence[tuple[Job, Mapping[str, Any]]]) -> DecisionPlan:
     """Return the plan of a sweep that has not begun: the last look is at all its seeds. Errors: ConfigError."""
     metric = find_metric(wishes.metric)
     for _, tree in jobs:
-        if lacks := lacking(metric, planned(tree)):
+        if lacks := lacking(metric, planned(tree)) or _absent(metric, tree):
             raise ConfigError(f"--metric {metric.name}: {lacks}")
     arms = _arms(jobs, wishes.baseline)
     seeds = max(len(arm.jobs) for arm in arms)

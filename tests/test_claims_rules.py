@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,6 +237,21 @@ def test_a_bench_is_widened_by_its_second_copy() -> None:
     assert (part.estimate, part.low, part.high) == pytest.approx((1.3, 1.2 * 0.9, 1.4 * 1.2))
     assert part.verdict == "confirmed"
     assert verdict("step_ratio[norm=batch] < 1.5", runs) == ("undecided", "clock")
+
+
+def test_times_of_runs_that_ran_at_once_decide_nothing() -> None:
+    seconds = {"batch": [1.0, 1.1, 1.2], "none": [2.0, 1.9, 2.3]}
+    runs = [run for name, values in seconds.items() for run in arm(name, values, "train_seconds")]
+    rates = [run for lr in (0.1, 0.2, 0.4) for run in arm("batch", [lr] * 3, "train_seconds", optim__lr=lr)]
+    for text, its, alone in (
+        ("train_seconds[norm=batch] / train_seconds[norm=none] < 1", runs, ("confirmed", None)),
+        ("rate(train_seconds[norm=batch] < 1.5) > 0.1", runs, ("confirmed", None)),
+        ("largest(lr where train_seconds[norm=batch] < 0.3) in [0.2, 0.4]", rates, ("undecided", "few")),
+    ):
+        at_once = [replace(run, is_beside=True) for run in its]
+        assert (verdict(text, its), verdict(text, at_once)) == (alone, ("undecided", "clock"))
+    accuracies = [replace(run, is_beside=True) for run in arm("batch", [0.9, 0.91, 0.92])]
+    assert verdict("test_accuracy[norm=batch] > 80", accuracies) == ("confirmed", None)
 
 
 def test_seconds_are_steps_times_the_ratio_of_a_bench() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import itertools
 import json
@@ -22,6 +23,7 @@ from bnlab.errors import ConfigError, RecordError
 from bnlab.metrics import Censored, find_metric, metrics, warnings_of
 from bnlab.record.read import read_documents, read_runs
 from bnlab.record.read_files import LARGEST_FILE
+from bnlab.report.compare_formats import FORMATS
 from bnlab.report.heading import heading
 
 NONE = [0.970, 0.972, 0.969, 0.974, 0.971]
@@ -884,3 +886,10 @@ def test_times_of_runs_that_ran_at_once_are_marked_and_decide_nothing(tmp_path: 
     verdicts = {place: section.rows[1].verdicts["step_ms"] for place, section in found.items()}
     assert verdicts == {"at_once": "undecided", "in_turn": "worse"}
     assert any("‡" in note for note in found["at_once"].notes)
+    for place, whether in (("at_once", True), ("in_turn", False)):
+        told = compare([tmp_path / place], metrics=["step_ms", "test_accuracy"])
+        in_json = json.loads(FORMATS["json"](told))["rows"][1]["metrics"]
+        in_csv = {line["metric"]: line for line in csv.DictReader(FORMATS["csv"](told).splitlines())}
+        for name, expected in (("step_ms", whether), ("test_accuracy", False)):
+            assert in_json[name]["at_once"] is expected
+            assert in_csv[name]["at_once"] == str(expected).lower()

@@ -145,6 +145,18 @@ def test_a_hostile_line_is_named_with_the_reason(tmp_path: Path, line: str, reas
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("line", "has_way"),
+    [("b;1;95,3", True), ("b;1;1.234,5", True), ("b;1;1,234,567", True), ("b,1,95,3", True), ("b;1;95,3 %", False),
+     ("b,1", False), ("b;1;95;3", False)],
+)  # fmt: skip
+def test_decimal_commas_are_told_the_way_out(tmp_path: Path, line: str, has_way: bool) -> None:
+    titles = "arm;seed;acc" if ";" in line else "arm,seed,acc"
+    with pytest.raises(ConfigError, match="line 2") as error:
+        read(write(tmp_path / "runs.csv", [titles, line]))
+    assert ("write numbers with a decimal point" in str(error.value)) == has_way
+
+
 def test_a_file_that_is_no_csv_is_named_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"arm,seed,acc\na,0,1\n\xff\xfe\x80\n")
     (tmp_path / "empty.csv").write_bytes(b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import statistics
@@ -199,6 +200,17 @@ def test_times_have_slopes_only_where_every_run_arrived(tmp_path: Path) -> None:
     assert any("not every run reached the target" in note for note in levels.section.notes)
     shown = bnlab_compare(str(tmp_path), "--over", "lr", "--metric", "steps_to_target").stdout
     assert "\nsteps to target\n100.0 |" in shown  # in steps, not on the scale of the accuracy that they are to
+
+
+@pytest.mark.parametrize(("apart", "decides"), [(1, False), (10, True)])
+def test_slopes_of_times_of_runs_that_ran_at_once_decide_nothing(tmp_path: Path, apart: int, decides: bool) -> None:
+    for n, (norm, seed, lr) in enumerate(itertools.product(("none", "batch"), range(4), (0.1, 0.2, 0.4))):
+        took = 2.0 + (1.0 + 0.01 * seed) * (norm == "batch") * lr
+        at, ran = 10**18 + int(n * apart * 1e8), {"wall_seconds": 1.0}
+        make_run(tmp_path / str(n), norm=norm, seed=seed, config={"optim.lr": lr}, step_ms=took, order=at, summary=ran)
+    levels = over(tmp_path, "lr", metric="step_ms")
+    (difference,) = filter(None, levels.differences)
+    assert (difference.p is not None, any("‡" in note for note in levels.section.notes)) == (decides, not decides)
 
 
 def test_different_data_at_one_level_stand_in_no_table(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class _Reader:
         target = target_of(runs[0].config.get("data.name"))
         if metric.kind == "time to target" and target is None:
             raise ConfigError(f"{quantity}: {runs[0].config.get('data.name')} has no usual target")
-        observed = observe([run for run in runs if run.state in OVER], metric, target)
+        observed = observe(_alone(quantity, [run for run in runs if run.state in OVER]), metric, target)
         over = [run for run in runs if run.state not in (*UNSTARTED, "running")]
         lost = len({run.seed for run in over} - observed.values.keys())
         if not observed.values:
@@ -245,7 +245,8 @@ class _Reader:
 
     def count(self, condition: Condition) -> Count:
         """Return in how many runs a condition holds; a run that failed says nothing."""
-        values = [value for run in self.arm(condition.of) if (value := figure_of(condition.of, run)) is not None]
+        runs = _alone(condition.of, self.arm(condition.of))
+        values = [value for run in runs if (value := figure_of(condition.of, run)) is not None]
         if not values:
             raise Undecidable("missing", f"{condition.of}: no run is over")
         return Count(sum(map(condition.holds, values)), len(values))
@@ -298,7 +299,7 @@ class _Reader:
         passed: dict[int, dict[float, bool]] = {}
         unfinished = set()
         for level, runs in levels_of(largest.condition.of, self.runs, largest.key, self.best_of).items():
-            for run in runs:
+            for run in _alone(largest.condition.of, runs):
                 if (value := figure_of(largest.condition.of, run)) is not None:
                     passed.setdefault(run.seed, {})[level] = largest.condition.holds(value)
                 elif run.state != "not needed":
@@ -314,6 +315,13 @@ class _Reader:
             low, high = math.log(at.low), math.log(at.high)
             found[seed] = ((low + high) / 2, (high - low) / 2)
         return found
+
+
+def _alone(quantity: Quantity, runs: list[Run]) -> list[Run]:
+    """Return the runs. Errors: Undecidable for what a clock read of runs that ran while others did."""
+    if find_metric(quantity.metric).is_timed and any(run.is_beside for run in runs):
+        raise Undecidable("clock", f"{quantity}: its runs ran while others did; time the arms with `bench:`")
+    return runs
 
 
 def figure_of(quantity: Quantity, run: Run) -> float | None:

@@ -90,7 +90,9 @@ def read_csv(path: Path) -> list[Record]:
             raise ConfigError(f"--from {path}: line 1 names {named(twice)} twice")
         for row in reader:
             if row and len(row) != len(titles):
-                raise ConfigError(f"--from {path}: line {reader.line_num} has {len(row)} cells, line 1 {len(titles)}")
+                told = f"--from {path}: line {reader.line_num} has {len(row)} cells, line 1 {len(titles)}"
+                is_more = reader.dialect.delimiter == "," and len(row) > len(titles)
+                raise ConfigError(f"{told}\nwrite numbers with a decimal point, as 95.3" if is_more else told)
             if row:
                 cells = (cell.strip() for cell in row)
                 records.append(Record(f"line {reader.line_num}", dict(zip(titles, cells, strict=True))))
@@ -215,10 +217,12 @@ def _figure(source: str, record: Record, column: str) -> float | None:
     if isinstance(number, float) and not isinstance(value, str) and not math.isfinite(number):
         return None  # as trackers log it of a run that diverged
     if not isinstance(number, (int, float)) or not abs(number) <= LARGEST_NUMBER:
+        way = "leave the cell empty where a run has no figure: it is counted as lost"
+        if isinstance(value, str) and "," in value and _NUMBER.fullmatch(value.replace(",", "")):
+            way = "write numbers with a decimal point, as 95.3, and without commas"
         shown = str(value)[:40]
         raise ConfigError(
-            f"--from {source}: {record.place}: {column} is {shown}, no number that can be compared\n"
-            "leave the cell empty where a run has no figure: it is counted as lost"
+            f"--from {source}: {record.place}: {column} is {shown}, no number that can be compared\n{way}"
         )
     return float(number)
 

@@ -25,6 +25,10 @@ from bnlab.metrics import MOST_INITIAL_SHARE, Metric, share_left, uses_running
 from bnlab.record.read import Run
 
 MOST_NAMED = 6  # arms or values listed in a sentence
+BESIDE = (
+    "Times marked ‡ are of runs that ran while others did, which slows them unequally: they decide nothing; "
+    "`bnlab bench` compares step times."
+)
 FEWEST_TO_PLAN = 5  # pairs, below which their spread is too uncertain to say how many are needed
 
 
@@ -323,10 +327,7 @@ def _times(evidence: Evidence) -> Iterator[str]:
         )
     timed = [metric.name for metric in evidence.columns if metric.is_timed]
     if any(row.metrics[name].is_beside for name in timed for row in evidence.rows):
-        yield (
-            "Times marked ‡ are of runs that ran while others did, which slows them unequally: they decide nothing; "
-            "`bnlab bench` compares step times."
-        )
+        yield BESIDE
     elif timed and len(evidence.rows) > 1:
         yield (
             "Step times of separate runs differ by more than strategies may; "

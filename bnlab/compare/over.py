@@ -33,7 +33,7 @@ from bnlab.compare.baseline import baselines, unknown_baseline
 from bnlab.compare.comparison import Observed, estimate, find_runs, observe, unstarted
 from bnlab.compare.deciding import Paired, Rule, Test, decide
 from bnlab.compare.looked import Looked
-from bnlab.compare.notes import environments_of, named
+from bnlab.compare.notes import BESIDE, environments_of, named
 from bnlab.compare.pivot import DATA, Matrix
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.compare.slopes import FEWEST_LEVELS, NoSlope, slopes
@@ -244,7 +244,7 @@ class _Builder:
                 f"{label}: the slope is over {len(by_seed)} of {len(seeds)} seeds, which have every level."
             )
         found = Paired(list(by_seed.values()), Rule(test=self.test or "t"), self._scale([i])).interval()
-        return replace(found, p=None, num_lost=self._lost(i))
+        return replace(found, p=None, num_lost=self._lost(i), is_beside=self._is_beside(i))
 
     def _differences(self, per: Unit | None, looked: Looked) -> list[Interval | None]:
         """Return each slope minus its baseline's, over the levels and seeds that both have; p corrected over arms."""
@@ -270,7 +270,8 @@ class _Builder:
         rule, _ = looked.rule((self.arms[i].runs, self.arms[j].runs), self.metric, False)
         pair = Paired([own[s] - other[s] for s in seeds], rule, self._scale([i, j]))
         lost = self._lost(i) + self._lost(j)
-        return replace(pair, num_lost=lost, is_open=bool(lost and pair.mean))
+        is_beside = self._is_beside(i) or self._is_beside(j)
+        return replace(pair, num_lost=lost, is_open=bool(lost and pair.mean) or is_beside)
 
     def _there(self, i: int) -> list[int]:
         """Return the columns that have a level, and runs of this arm."""
@@ -284,6 +285,9 @@ class _Builder:
 
     def _lost(self, i: int) -> int:
         return sum(seen.num_lost for seen in self._seen(i))
+
+    def _is_beside(self, i: int) -> bool:
+        return any(seen.is_beside for seen in self._seen(i))
 
     def _missing(self) -> list[str]:
         """Name the cells without a run, of arms that have the key."""
@@ -299,6 +303,7 @@ class _Builder:
         return [
             *([f"No run: {named(gaps)}."] if gaps else []),
             *([f"†: over the runs that are left; {count_of(lost, 'run')} of this figure lost."] if lost else []),
+            *([BESIDE] if any(map(self._is_beside, range(len(self.arms)))) else []),
         ]
 
     def _along(self) -> list[str]:

@@ -20,7 +20,7 @@ from bnlab.report.verdicts import answers, baseline_name
 SCHEMA = 2  # 1 had neither verdicts nor margin, and the p of one look
 
 _CSV_FIGURES = (
-    *("n", "center", "low", "high", "num_reached", "num_lost", "since", "limit", "kind"),
+    *("n", "center", "low", "high", "num_reached", "num_lost", "at_once", "since", "limit", "kind"),
     *("difference", "difference_low", "difference_high", "p", "verdict"),
 )
 
@@ -91,10 +91,10 @@ def as_json(comparison: Comparison) -> str:
     A section is {"schema", "answer" (what was found, in sentences), "baseline" (its label, or a list of several),
     "settings", "environments", "main", "target", "margin", "planned", "rows", "notes"}, the whole adds "skipped". A
     metric is {"mean" or "median", "low", "high", "n", "num_reached", "limit", "kind", "unit", "better"}; what is
-    unknown or not finite is null. A difference from the baseline has a "verdict" and the p after all corrections. The
-    "n" of a metric counts seeds, that of a row finished runs; "learned" of a row are its "seeds" that learned, "of"
-    those that are known, with the exact "p" that the baseline's do as often. "best" of a row is the setting that
-    was chosen for it on validation.
+    unknown or not finite is null, and what is "at_once", a time of runs that ran while others did, decides nothing. A
+    difference from the baseline has a "verdict" and the p after all corrections. The "n" of a metric counts seeds, that
+    of a row finished runs; "learned" of a row are its "seeds" that learned, "of" those that are known, with the exact
+    "p" that the baseline's do as often. "best" of a row is the setting that was chosen for it on validation.
     """
     sections = [
         _section(section) | {"answer": found}
@@ -234,6 +234,7 @@ def estimate_values(e: Interval, metric: Metric) -> dict[str, Any]:
         "n": e.n,
         "num_reached": e.n - e.num_missed,
         "num_lost": e.num_lost,
+        "at_once": e.is_beside,
         "since": _shown(e.since, metric),
         "limit": _shown(e.limit, metric),
         "kind": e.kind,

@@ -87,12 +87,13 @@ def train(missing: Sequence[Wanted], pool: dict[str, Run], launch: Launch) -> di
             raise
         raise EnvironmentFault(f"the launcher stopped: {str(error).partition(chr(10))[0]}") from error
     failed = {}
+    runs = {run.folder: run for run in read_runs(job.folder for job in jobs)[0]}  # together: some may have run at once
     for job, wanted in zip(jobs, missing, strict=True):
-        runs, _ = read_runs([job.folder])
-        if runs and runs[0].state in FINAL:
-            pool[wanted.run.identity] = runs[0]
+        run = runs.get(job.folder)
+        if run is not None and run.state in FINAL:
+            pool[wanted.run.identity] = run
             continue
-        state, reason = (runs[0].state, runs[0].error or "") if runs else ("failed", "its folder cannot be read")
+        state, reason = (run.state, run.error or "") if run else ("failed", "its folder cannot be read")
         if job.folder in ended:  # also where its folder could not be told
             state, reason = ended[job.folder].state, ended[job.folder].reason
         failed[wanted.run.identity] = f"{job.folder} {state}: {reason.partition(chr(10))[0]}"

@@ -264,6 +264,10 @@ def test_a_card_breaks_no_sentence_and_says_what_its_words_mean(
     rows = [line for line in lines if line.endswith(("  undecided", "  confirmed"))]
     assert [row.split()[0] for row in rows] == ["1", "2", "ece"]
     assert ["●" in row for row in rows] == [True, True, False]  # an exact value has no interval to draw
+    scales = [line.split() for line in lines if "▲" in line and "threshold" not in line]
+    assert [[word for word in scale if "▲" in word] for scale in scales] == [["▲60"], ["▲70"]]
+    assert all(len(scale) >= 2 for scale in scales)
+    assert any(line.startswith("part") and " points " in line for line in lines)  # what the scale is in
     text = " ".join(" ".join(lines).split())
     for words in (f"1: {of} > 60", f"2: {of} > 70", "ece: exact(ece[norm=batch]) <= 0", "░ where it must lie",
                   "exact: the largest absolute value", "test_accuracy: accuracy on the test set"):  # fmt: skip

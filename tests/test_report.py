@@ -18,12 +18,13 @@ from bnlab.conformance.findings import Card
 from bnlab.errors import brief
 from bnlab.interval import Interval
 from bnlab.metrics import metrics
+from bnlab.report.bars import ruler
 from bnlab.report.chart import Scale, line_chart, sparkline
 from bnlab.report.check_report import CARD_FORMATS
 from bnlab.report.compare_formats import FORMATS
 from bnlab.report.compare_report import comparison_table, section_columns, skipped_lines
 from bnlab.report.console import Terminal, clean
-from bnlab.report.figures import decimals_for, difference_cells, estimate_cells, number
+from bnlab.report.figures import bound, decimals_for, difference_cells, estimate_cells, number
 from bnlab.report.heading import _flags, heading
 from bnlab.report.layers_report import by_depth
 from bnlab.report.run_report import run_page
@@ -429,6 +430,36 @@ def test_numbers() -> None:
     assert number(3.2e12, 2) == "3.20e+12"
     assert number(math.inf, 2) == "–"
     assert decimals_for([98.7, 3.0], []) == 2
+
+
+def test_an_end_that_bounds_nothing_is_no_number_to_read() -> None:
+    far = Interval(77.0, 1.2e-48, 6.5e50, 2)
+    assert [str(cell) for cell in estimate_cells([far], 1)] == ["77 (0–∞)"]
+    assert [str(cell) for cell in estimate_cells([replace(far, high=900.0)], 1)] == ["77 (0–900)"]
+    large = Interval(3e12, 1e12, 9e12, 2)
+    assert [bound(end, large.value) for end in (1e12, 9e12, 1e19, -1e19)] == [1e12, 9e12, math.inf, -math.inf]
+    only = section(rows=[row("none", 0.98, far, metrics={"test_accuracy": mean(0.98, 0.1), "step_ms": far})])
+    told = json.loads(FORMATS["json"](Comparison([only])))["rows"][0]["metrics"]["step_ms"]
+    assert (told["low"], told["high"]) == (1.2e-48, 6.5e50)  # for programs as it is
+    assert "(0–∞)" in FORMATS["md"](Comparison([only]))
+
+
+def test_a_ruler_has_round_values_where_they_lie() -> None:
+    out = Terminal(io.StringIO())
+    for scale, marks in (
+        (Scale("linear", -1.3, 4.2), (-1.0, 1.0)), (Scale("log", 0.3, 470.0), (2.0,)),
+        (Scale("log", 1.08, 1.31), (1.2,)), (Scale("error", 0.766, 0.967), ()),
+        (Scale("error", 0.951, 0.953), ()), (Scale("log", 1e-6, 3e9), (1.0,)),
+    ):  # fmt: skip
+        for width in (16, 24, 50):
+            line = ruler(scale, width, out, marks=marks)
+            assert len(line) <= width
+            values = [(found, float(found[0])) for found in re.finditer(r"[-+.e\d]+", line)]
+            assert len(values) >= (1 if width == 16 else 2)
+            for found, value in values:
+                place = scale.height(value) * (width - 1)
+                assert found.start() - 1.6 <= place <= found.end() + 0.6, (line, value)
+            assert all(line[round(scale.height(mark) * (width - 1))] == "▲" for mark in marks)
 
 
 def test_one_seed_and_arms_without_runs_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

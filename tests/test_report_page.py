@@ -457,7 +457,7 @@ def test_what_meters_read_is_drawn_over_training_by_depth_and_as_bands(tmp_path:
     assert lines_of(ranges)["batch"] == ([0, 10, 20], pytest.approx([2**0.5, 2**1.5, 2**2.5]))  # the geometric mean
     assert lines_of(ics)["none"] == ([0, 10, 20], pytest.approx([-100, 0, 100]))
     first, last = drawn("layers", tmp_path, baseline="none").axes
-    assert last.get_title(loc="left") == "weight_gradient, at the end"
+    assert last.get_title(loc="left") == "weight gradient, at the end"  # no name of a column
     assert lines_of(first)["batch"] == ([1, 2, 3], pytest.approx([2**0.5 * d for d in (1, 2, 3)]))
     assert lines_of(last)["none"] == ([1, 2, 3], pytest.approx([4 * 4 * 2**0.5 * d for d in (1, 2, 3)]))
     none, batch = drawn("bands", tmp_path, baseline="none").axes

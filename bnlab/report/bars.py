@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from bnlab.report.figures import Cell
 from bnlab.report.table import Column
 
 if TYPE_CHECKING:
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
     from bnlab.report.console import Terminal
 
 _RANK = 9  # bars give way first
+_MOST_TICKS = 4  # of a ruler
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
-def bar_column(title: str, draw: Callable[[int], list[str]], wide: int, narrow: int) -> Column:
+def bar_column(title: str, draw: Callable[[int], Sequence[Cell | str]], wide: int, narrow: int) -> Column:
     """Return a column of bars that `draw` makes of a width, in one of two widths."""
     cells = draw(wide)
     return Column(title, cells, short=draw(narrow), left=True, rank=_RANK, styles=["cyan"] * len(cells))
@@ -67,3 +69,33 @@ def whiskers(values: Sequence[Interval], scale: Scale, width: int, out: Terminal
             row[place(each.value)] = mark
         rows.append("".join(row))
     return rows
+
+
+def arrow(out: Terminal) -> str:
+    """Return what points at a place on a scale."""
+    return "▲" if out.unicode else "^"
+
+
+def ruler(scale: Scale, width: int, out: Terminal, *, marks: Sequence[float] = (), factor: float = 1.0) -> str:
+    """Return what stands below marks on `scale`: an arrow at each of `marks`, and round values where there is room."""
+    line = " " * width
+
+    def put(first: int, text: str) -> bool:
+        nonlocal line
+        if first < 0 or first + len(text) > width or line[max(first - 1, 0) : first + len(text) + 1].strip():
+            return False
+        line = line[:first] + text + line[first + len(text) :]
+        return True
+
+    def place(value: float) -> int:
+        return round(scale.height(value) * (width - 1))
+
+    for number, mark in enumerate(marks):
+        at, text = place(mark), f"{mark * factor:g}"
+        sides = [(at, arrow(out) + text), (at - len(text), text + arrow(out))]  # its value to the right, or the left
+        left_first = number == 0 and len(marks) > 1
+        any(put(*side) for side in (sides[::-1] if left_first else sides)) or put(at, arrow(out))
+    for tick in scale.ticks(_MOST_TICKS):
+        text = f"{tick * factor:.6g}"
+        put(min(max(place(tick) - (len(text) - 1) // 2, 0), width - len(text)), text)
+    return line.rstrip()

@@ -19,6 +19,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue")
 MARKS = "*+ox#@"  # one a series where there is no colour or no Unicode
 _SMALLEST_ERROR = 1e-4  # one image of the 10,000 of a test set
+_SMALLEST_TICK = 1e-300
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # braille bits by column, then row from the top
 Axis = Literal["error", "log", "linear"]
 
@@ -48,6 +49,25 @@ class Scale:
         """Return the value that lies at `height`."""
         low, high = _FORWARD[self.axis](self.low), _FORWARD[self.axis](self.high)
         return _BACKWARD[self.axis](low + height * (high - low))
+
+    def ticks(self, most: int) -> list[float]:
+        """Return about `most` round values within the scale at most, apart as they stand on it."""
+        if self.high <= self.low:
+            return []
+        found: list[float] = []
+        if self.axis != "linear":
+            ends = (1 - self.high, 1 - self.low) if self.axis == "error" else (self.low, self.high)
+            first, last = (math.floor(math.log10(max(end, _SMALLEST_TICK))) for end in ends)
+            digits = (1, 2, 5) if last - first < most else (1,)
+            steps = [m * 10.0**power for power in range(first, last + 1) for m in digits]
+            for tick in sorted(1 - step for step in steps) if self.axis == "error" else steps:
+                is_apart = not found or self.height(tick) - self.height(found[-1]) > 1 / (most + 1)
+                found += [tick] if is_apart and self.low < tick < self.high else []
+        if len(found) > 1:
+            return found
+        least = (self.high - self.low) / most
+        step = next(step for m in (1, 2, 5, 10) if (step := m * 10.0 ** math.floor(math.log10(least))) >= least)
+        return [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
 _FORWARD: dict[Axis, Callable[[float], float]] = {

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from bnlab.errors import count_of
-from bnlab.report.figures import decimals_for, number, small
+from bnlab.report.figures import bound, decimals_for, end_text, number, small
 
 if TYPE_CHECKING:
     from bnlab.claims.outcome import PartVerdict
@@ -28,8 +28,9 @@ def interval_of(part: PartVerdict, unit: str = "") -> str:
     low, high = part.low, part.high
     if low is None or high is None or low == high:
         return small(part.estimate, signed=signed) + unit
+    low, high = bound(low, part.estimate), bound(high, part.estimate)
     if part.statistic in ("ratio", "largest") or "step_ratio" in part.text:
         return f"{small(part.estimate)}{unit} ({small(low)} to {small(high) if math.isfinite(high) else '∞'})"
     places = decimals_for([part.estimate], [(high - low) / 2])
-    bounds = [number(value, places, signed=signed) if math.isfinite(value) else "∞" for value in (low, high)]
-    return f"{number(part.estimate, places, signed=signed)}{unit} ({bounds[0]} to {bounds[1]})"
+    ends = [end_text(end, places, signed=signed) for end in (low, high)]
+    return f"{number(part.estimate, places, signed=signed)}{unit} ({ends[0]} to {ends[1]})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,25 +10,26 @@ from bnlab.claims.language import parse_region
 from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.outside import OUTSIDE, Outside
 from bnlab.claims.verdict import ClaimVerdict
+from bnlab.report.chart import Scale
 from bnlab.report.claim_figures import figures_of
 from bnlab.report.claim_mechanism import Runs, pictures, runs_of
 from bnlab.report.claim_report import (
     Pair,
     agreement,
-    axis_of,
     chance_line,
     command,
     headline,
     n_text,
-    region_spans,
     rule_text,
     summary_line,
 )
 from bnlab.report.console import clean
 from bnlab.report.line_svg import svg_of
 from bnlab.report.page import render
+from bnlab.report.strips import scales_of, spans
 
 _WIDTH = 260  # of a picture
+_TICKS, _APART = 5, 24  # values of its scale, and how far from a threshold they stand
 
 
 def page(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE) -> str:
@@ -65,7 +65,7 @@ def _claim(claim: Claim, verdict: ClaimVerdict, runs: Runs) -> dict[str, Any]:
         "agreement": agreement(claim, verdict),
         "exploratory": verdict.exploratory,
         "budget": clean(verdict.budget),
-        "parts": [_part(part) for part in verdict.parts],
+        "parts": [_part(*each) for each in zip(verdict.parts, scales_of(verdict.parts), strict=True)],
         "pictures": [
             {"panels": [svg_of(panel) for row in picture.rows for panel in row], "remark": picture.remark}
             for picture in pictures(claim, verdict, runs)
@@ -73,7 +73,7 @@ def _claim(claim: Claim, verdict: ClaimVerdict, runs: Runs) -> dict[str, Any]:
     }
 
 
-def _part(part: PartVerdict) -> dict[str, Any]:
+def _part(part: PartVerdict, scale: Scale | None) -> dict[str, Any]:
     return {
         "label": clean(part.label),
         "figures": clean(
@@ -81,22 +81,22 @@ def _part(part: PartVerdict) -> dict[str, Any]:
         ),
         "region": clean(part.region),
         "verdict": part.verdict,
-        "picture": _picture(part),
+        "picture": _picture(part, scale),
     }
 
 
-def _picture(part: PartVerdict) -> dict[str, Any] | None:
-    """Return the places of a picture's lines and words."""
-    axis = axis_of(part)
-    if axis is None or part.estimate is None:
+def _picture(part: PartVerdict, scale: Scale | None) -> dict[str, Any] | None:
+    """Return the places of a picture's lines and words; of the scale's values those that are clear of thresholds."""
+    if scale is None or part.estimate is None:
         return None
 
     def at(value: float) -> float:
-        return round(min(max(axis.place(value), 0.0), 1.0) * _WIDTH, 1)
+        return round(scale.height(value) * _WIDTH, 1)
 
-    low, high = (part.estimate if v is None or not math.isfinite(v) else v for v in (part.low, part.high))
-    spans = [
-        (round(a * _WIDTH, 1), round((b - a) * _WIDTH, 1)) for a, b in region_spans(parse_region(part.region), axis)
-    ]
+    low, high = (part.estimate if v is None else v for v in (part.low, part.high))
+    regions = [(round(a * _WIDTH, 1), round((b - a) * _WIDTH, 1)) for a, b in spans(parse_region(part.region), scale)]
     ends = [(at(end), f"{end:g}") for end in part.thresholds]
-    return {"width": _WIDTH, "spans": spans, "low": at(low), "high": at(high), "dot": at(part.estimate), "ends": ends}
+    ticks = [(at(tick), f"{tick:.6g}") for tick in scale.ticks(_TICKS)]
+    ticks = [(x, text) for x, text in ticks if all(abs(x - end) > _APART for end, _ in ends) and 8 < x < _WIDTH - 8]
+    where = {"low": at(low), "high": at(high), "dot": at(part.estimate)}
+    return {"width": _WIDTH, "spans": regions, "ends": ends, "ticks": ticks} | where

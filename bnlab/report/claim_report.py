@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.text import Text
 
 from bnlab.claims.claim import Claim
-from bnlab.claims.language import Exact, Largest, Rate, Region, Slope, parse_region, quantities
+from bnlab.claims.language import Exact, Largest, Rate, Slope, quantities
 from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.outside import OUTSIDE, Outside
 from bnlab.claims.rule import Combination, Rule, parts_of
@@ -21,10 +21,12 @@ from bnlab.claims.verdict import ClaimVerdict
 from bnlab.compare.statistics import holm
 from bnlab.errors import count_of
 from bnlab.metrics import find_metric
+from bnlab.report.bars import arrow
 from bnlab.report.claim_figures import figures_of, interval_of
 from bnlab.report.console import Terminal
 from bnlab.report.rows import as_markdown, escaped, json_text
-from bnlab.report.table import Column, draw, joined
+from bnlab.report.strips import scales_of, signs, strips
+from bnlab.report.table import NARROWEST, Column, draw, joined
 
 STYLES = {"confirmed": "green", "refuted": "red", "undecided": "yellow", "not run": "dim"}
 _WIDE, _NARROW = 24, 16  # columns of a picture
@@ -63,8 +65,9 @@ def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal, more: Sequen
         drawn = draw(_part_columns(verdict.parts, out), out)
         lines += drawn.lines
         if any(column.key == _PICTURE for column in drawn.kept):
-            fill, left, line, dot, right = _signs(out)
+            fill, left, line, dot, right = signs(out)
             legend = [f"{fill} where it must lie", f"{left}{line}{dot}{line}{right} the value with its interval"]
+            legend += [f"{arrow(out)} its threshold"]
             lines += joined(legend, out, "dim")
         lines += [*charts(claim, verdict, out), Text("")]
     for key, value in _facts(claim, verdict, more):
@@ -90,16 +93,24 @@ def headline(rule: Rule, verdict: ClaimVerdict) -> str:
 
 def _part_columns(parts: Sequence[PartVerdict], out: Terminal) -> list[Column]:
     figures = [interval_of(part, f" {part.unit}" if part.unit else "") or "–" for part in parts]
-    pictures = [[picture(part, width, out) for part in parts] for width in (_WIDE, _NARROW)]
     styles = [STYLES[part.verdict] for part in parts]
     names = _names([(part.label, part.text) for part in parts])
     return [
         *([Column("part", names, left=True, wraps=max(map(len, names)) > _LONG, is_name=True)] if any(names) else []),
         Column("value", figures, left=True),
-        *([Column("", pictures[0], _PICTURE, pictures[1], 1, left=True)] if any(pictures[0]) else []),
+        *_picture_column(parts, out),
         Column("confirmed if", [part.region for part in parts], left=True),
         Column("", [part.verdict for part in parts], left=True, styles=styles),
     ]
+
+
+def _picture_column(parts: Sequence[PartVerdict], out: Terminal) -> Iterator[Column]:
+    """Yield it where a part has a picture and there is room; its title is what all scales are in."""
+    wide, narrow = (strips(parts, width, out) for width in (_WIDE, _NARROW))
+    if out.width >= NARROWEST and any(cell.head for cell in wide):
+        scales = [(part.unit, scale.axis) for part, scale in zip(parts, scales_of(parts), strict=True) if scale]
+        titles = {", ".join(filter(None, (unit, "log scale" * (axis == "log")))) for unit, axis in scales}
+        yield Column(titles.pop() if len(titles) == 1 else "", wide, _PICTURE, narrow, 1, left=True)
 
 
 def _names(parts: Sequence[tuple[str, str]]) -> list[str]:
@@ -111,58 +122,6 @@ def _names(parts: Sequence[tuple[str, str]]) -> list[str]:
 
 def _is_named(label: str, text: str) -> bool:
     return bool(label) and not text.startswith(label)
-
-
-def _signs(out: Terminal) -> tuple[str, str, str, str, str]:
-    return ("░", "├", "─", "●", "┤") if out.unicode else (".", "|", "-", "o", "|")
-
-
-def picture(part: PartVerdict, width: int, out: Terminal) -> str:
-    """Return the interval against the region that confirms: `░░░░░├──●──┤`; empty without an interval."""
-    axis = axis_of(part)
-    if axis is None or part.estimate is None or None in (part.low, part.high) or part.low == part.high:
-        return ""
-    fill, left, line, dot, right = _signs(out)
-
-    def place(value: float) -> int:
-        return round(min(max(axis.place(value), 0.0), 1.0) * (width - 1))
-
-    region = parse_region(part.region)
-    cells = [fill if region.contains(v, v) else " " for v in (axis.value(i / (width - 1)) for i in range(width))]
-    low, high = (part.estimate if v is None else v for v in (part.low, part.high))
-    first, last = place(low), place(high)
-    cells[first : last + 1] = [line] * (last + 1 - first)
-    cells[first], cells[last] = left, right
-    cells[place(part.estimate)] = dot
-    return "".join(cells)
-
-
-class Axis:
-    """A line from the smallest to the largest of an interval and the ends of its region, with some room beside."""
-
-    def __init__(self, values: Sequence[float], logs: bool) -> None:
-        self.logs = logs
-        ends = [math.log(v) for v in values] if logs else list(values)
-        room = 0.15 * (max(ends) - min(ends)) or abs(ends[0]) or 1.0
-        self.low, self.high = min(ends) - room, max(ends) + room
-
-    def place(self, value: float) -> float:
-        """Return where a value lies, from 0 to 1 on the line."""
-        value = (math.log(value) if value > 0 else -math.inf) if self.logs else value
-        return (value - self.low) / (self.high - self.low)
-
-    def value(self, place: float) -> float:
-        value = self.low + place * (self.high - self.low)
-        return math.exp(value) if self.logs else value
-
-
-def axis_of(part: PartVerdict) -> Axis | None:
-    """Return the axis of a part's picture; None without a finite interval."""
-    numbers = [v for v in (part.estimate, part.low, part.high) if v is not None and math.isfinite(v)]
-    if part.estimate is None or not numbers:
-        return None
-    numbers += part.thresholds
-    return Axis(numbers, part.statistic in ("ratio", "largest") and min(numbers) > 0)
 
 
 def _facts(claim: Claim, verdict: ClaimVerdict | None, more: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -380,18 +339,3 @@ def as_md(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE) -> str:
             ]
             text += as_markdown({"scope": verdict.scope, "command": command(claim, verdict)}, rows)
     return text + ("\n## out of scope\n\n" + as_markdown({}, [asdict(each) for each in outside]) if outside else "")
-
-
-def region_spans(region: Region, axis: Axis) -> list[tuple[float, float]]:
-    """Return from where to where a region lies on an axis, as places from 0 to 1."""
-    ends = [min(max(axis.place(end), 0.0), 1.0) for end in region.thresholds]
-    match region.sign:
-        case ">" | ">=":
-            return [(ends[0], 1.0)]
-        case "<" | "<=":
-            return [(0.0, ends[0])]
-        case "in":
-            return [(ends[0], ends[1])]
-        case "outside":
-            return [(0.0, ends[0]), (ends[1], 1.0)]
-    return [(ends[0], ends[0])]

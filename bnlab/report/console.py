@@ -20,8 +20,8 @@ WIDTH_OF_A_FILE = 120  # columns when no terminal is there to ask
 # what a stream without Unicode shows instead; one table, so that a text never changes its meaning half-way
 _ASCII = {
     "±": "+-", "–": "-", "—": "-", "−": "-", "·": "|", "…": "...", "×": "x", "≥": ">=", "≤": "<=", "→": "->",
-    "✓": "+", "✗": "x", "∞": "!", "■": "#", "µ": "u", "\u00a0": " ", "─": "-", "“": '"', "”": '"', "’": "'",
-    "▌": "|", "†": "^", "•": "*", **dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True)),
+    "✓": "+", "✗": "x", "∞": "inf", "■": "#", "µ": "u", "\u00a0": " ", "─": "-", "“": '"', "”": '"', "’": "'",
+    "▌": "|", "†": "^", "‡": "^^", "•": "*", **dict(zip("▁▂▃▄▅▆▇█", "_.-~=+*#", strict=True)),
 }  # fmt: skip
 _SHOWN_AS_ESCAPE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 

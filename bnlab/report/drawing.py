@@ -168,12 +168,7 @@ def _scale(axes: Axes, inner: Scale, factor: float) -> None:
     )
     axes.set_yscale("function", functions=(lambda v: height(v / factor), lambda h: value(h) * factor))
     axes.set_ylim(scale.low * factor, scale.high * factor)
-    decades = [m * 10.0**power for power in range(-9, 10) for m in (1, 2, 5)]
-    candidates = sorted(1 - step for step in decades) if scale.axis == "error" else decades
-    ticks: list[float] = []
-    for tick in (tick for tick in candidates if scale.low < tick < scale.high):
-        if not ticks or scale.height(tick) - scale.height(ticks[-1]) > 1 / (MOST_TICKS + 1):
-            ticks.append(tick)
+    ticks = scale.ticks(MOST_TICKS)
     if len(ticks) > 2:
         last = scale.axis == "error" and scale.height(ticks[-1]) == scale.height(1.0)  # where all above is drawn, too
         labels = [_plain(tick * factor) for tick in ticks]

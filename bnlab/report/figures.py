@@ -12,6 +12,7 @@ MISSING = "–"
 SURVIVORS = "†"  # beside a figure over the runs that are left
 AT_ONCE = "‡"  # beside a time of runs that ran while others did
 _LARGEST_PLAIN = 1e7  # from here on a figure is written with an exponent
+_FAR = 1e6  # times a value
 _VANISHING = 3e-4  # estimates below it are written with powers of ten: four decimals would leave one digit
 
 
@@ -88,6 +89,16 @@ def decimals_for(values: Iterable[float], halves: Iterable[float]) -> int:
         return min(max(second_digit - _exponent(typical), 0), 4)
     sizes = [abs(value) for value in values if 0 < abs(value) < math.inf]
     return min(max(3 - _exponent(max(sizes)), 0), 3) if sizes else 0
+
+
+def bound(end: float, value: float) -> float:
+    """Return an end of the interval of a value; what is so far away that it bounds nothing is infinite, or 0.
+
+    Of two seeds whose times differ by a factor the interval, on the logarithm, goes from 1e-48 to 6e50.
+    """
+    if abs(end) >= _LARGEST_PLAIN and abs(end) > _FAR * abs(value):
+        return math.copysign(math.inf, end)
+    return 0.0 if abs(end) < 1 / _LARGEST_PLAIN and abs(end) * _FAR < abs(value) else end
 
 
 def estimate_cells(estimates: Sequence[Interval | None], scale: float, *, whole: bool = False) -> list[Cell]:
@@ -201,7 +212,13 @@ def _interval(e: Interval, decimals: int, *, even: bool = True) -> str:
         return f"(≥ {number(low, decimals)})" if low is not None else f"(≤ {number(high, decimals)})"
     if low == high or (even and abs((high - e.value) - (e.value - low)) <= 0.05 * (high - low)):
         return f"± {number(max(e.half, 10.0**-decimals) if e.half else e.half, decimals)}"  # never a false ± 0.00
-    return f"({number(low, decimals)}–{number(high, decimals)})"
+    low, high = bound(low, e.value), bound(high, e.value)
+    return f"({end_text(low, decimals)}–{end_text(high, decimals)})"
+
+
+def end_text(end: float, decimals: int, *, signed: bool = False) -> str:
+    """Return an end of an interval with `decimals` places, or the sign of infinity."""
+    return f"{'-' * (end < 0)}∞" if math.isinf(end) else number(end, decimals, signed=signed)
 
 
 def _align_halves(cells: list[Cell]) -> list[Cell]:

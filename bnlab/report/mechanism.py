@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -25,6 +24,7 @@ MOST_FIGURES = 3  # of a meter, side by side
 MOST_BANDS = 4  # arms whose bands are drawn
 FARTHEST = 300.0  # the logarithm of the ends of an axis, at most: 2e130
 NOT_DRAWN = ("step", "converged")
+WORDS = {"gradient": "length of the gradient", "weight": "length of the weights"}  # of layers, which are no metrics
 PERCENTILES = ("p15", "p50", "p85")
 Track = Mapping[float, float]  # place -> value, of one run
 LayerRows = Mapping[tuple[str, str, str, float, str], Mapping[float, float]]
@@ -44,10 +44,7 @@ def over_training(section: Section) -> Picture | None:
         known = [figure for figure in figures if figure not in NOT_DRAWN][:MOST_FIGURES]
         for figure in [section.main] if section.main in figures else [] if asked else known:
             tracks = _tracks(section, partial(_over_steps, meter, figure))
-            metric = metrics.get(figure)
-            title = figure if metric is None else ", ".join(filter(None, (metric.title, metric.unit)))
-            scale = 1.0 if metric is None else metric.scale
-            panels += [replace(panel, factor=scale) for panel in _panel(title, "step", tracks, section)]
+            panels += _panel(figure, "step", tracks, section)
         if panels:
             rows.append(panels)
             read.append(meter)
@@ -64,8 +61,8 @@ def read_figures(section: Section) -> list[str]:
 def metric_over_training(metric: Metric, section: Section) -> list[Panel]:
     """Return a panel of what a meter's metric is made of, over the steps, by arm; none where no meter read it."""
     for meter in dict.fromkeys(name for row in section.rows for run in finished(row) for name in _meters(run)):
-        if panels := _panel(metric.title, "step", _tracks(section, partial(_over_steps, meter, metric.name)), section):
-            return [replace(panel, factor=metric.scale) for panel in panels]
+        if panels := _panel(metric.name, "step", _tracks(section, partial(_over_steps, meter, metric.name)), section):
+            return panels
     return []
 
 
@@ -85,9 +82,9 @@ def by_depth(section: Section, only: str | None = None) -> Picture | None:
     rows = []
     for meter, figure in firsts.items():
         panels = []
-        for title, place in (("at first", 0), ("at the end", -1)):
+        for when, place in (("at first", 0), ("at the end", -1)):
             tracks = _tracks(section, partial(_at, meter, figure, place))
-            panels += _panel(f"{figure}, {title}", "depth", tracks, section)
+            panels += _panel(figure, "depth", tracks, section, when)
         rows += [panels] if panels else []
     said = f"read by {named(list(firsts))}, the first layer at depth 1; mean over seeds, band: its 95% interval"
     return Picture(rows, said) if rows else None
@@ -124,8 +121,8 @@ def unread(sections: Iterable[Section]) -> Iterator[str]:
 # ---------------------------------------------------------------- parts
 
 
-def _panel(title: str, over: str, tracks: Tracks, section: Section) -> list[Panel]:
-    """Return a panel of the mean over seeds, on a log scale where everything is above 0; none without a line.
+def _panel(figure: str, over: str, tracks: Tracks, section: Section, when: str = "") -> list[Panel]:
+    """Return a panel of a figure's mean over seeds, on a log scale where everything is above 0; none without a line.
 
     A place where most seeds have a value is drawn: few readings of a curvature below 0 take no arm away.
     """
@@ -141,7 +138,11 @@ def _panel(title: str, over: str, tracks: Tracks, section: Section) -> list[Pane
         if len(places) > 1:
             variant = variant_of(row, section)
             series.append(Series(name_of(row, section), means, colour, places, variant=variant))
-    return [Panel(title, series, over, axis="log" if log else "linear")] if series else []
+    metric = metrics.get(figure)
+    title = WORDS.get(figure, figure.replace("_", " ")) if metric is None else metric.title
+    unit, scale = ("", 1.0) if metric is None else (metric.unit, metric.scale)
+    title = ", ".join(filter(None, (title, unit, when)))
+    return [Panel(title, series, over, scale, axis="log" if log else "linear")] if series else []
 
 
 def _mean(values: Sequence[float], log: bool) -> Interval:

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bnlab.interval import Interval
-from bnlab.report.bars import bar_column, bars, signed_bars, whiskers
+from bnlab.report.bars import bar_column, bars, ruler, signed_bars, whiskers
 from bnlab.report.chart import Scale
 from bnlab.report.console import Terminal
 from bnlab.report.figures import MISSING, Cell, interval_cells, interval_text, percent, small, with_sum
@@ -80,8 +80,7 @@ def probe_tables(probed: Probed, out: Terminal) -> Group:
     lines += _layers(probing, out)
     if probing.curve:
         scale = _scale([row.accuracy for row in probing.curve])
-        ends = f"marks from {percent(scale.low)} % to {percent(scale.high)} %, by the logarithm of the error"
-        about = ["test samples, normalized with stored statistics, or with those of their own batch", ends]
+        about = ["test samples, normalized with stored statistics, or with those of their own batch"]
         lines += _titled("Statistics to evaluate with", about, out)
         lines += _curve(probing, scale, out)
     if probing.agreement:
@@ -251,7 +250,12 @@ def _curve_columns(probing: ProbeResult) -> list[Column]:
 def _curve(probing: ProbeResult, scale: Scale, out: Terminal) -> list[Text]:
     rows, columns = probing.curve, _curve_columns(probing)
     accuracies = [row.accuracy for row in rows]
-    columns.append(bar_column("accuracy", lambda width: whiskers(accuracies, scale, width, out), 50, 21))
+
+    def marks(width: int) -> list[Cell | str]:
+        *others, last = whiskers(accuracies, scale, width, out)
+        return [*others, Cell(last, below=(ruler(scale, width, out, factor=100),))]
+
+    columns.append(bar_column("accuracy %, log scale of the error", marks, 50, 21))
     own = [number for number, row in enumerate(rows) if row.batch_size is not None]
     return draw(columns, out, above=dict.fromkeys(own[:1], "")).lines
 

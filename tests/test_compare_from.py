@@ -258,3 +258,15 @@ def test_a_store_that_is_none_is_refused_and_left_as_it_is(tmp_path: Path) -> No
         assert reason in refusal(tmp_path, source, *ASKED)
     assert (tmp_path / "other.db").read_bytes() == before
     assert not (tmp_path / "nowhere.db").exists()
+
+
+def test_signs_of_too_few_pairs_plan_the_seeds_of_a_first_look(table: Path) -> None:
+    shown = compared(table.parent, "runs.csv", *ASKED, "--baseline", "sgd", "--test", "signs", "-f", "json")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    gains = [a - b for a, b in zip(ACCURACY["lion"], ACCURACY["sgd"], strict=True)]
+    size, sd = abs(statistics.fmean(gains)), statistics.stdev(gains)
+    enough = (n for n in range(6, 300) if (stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)) * sd / n**0.5 <= size)
+    notes = json.loads(shown.stdout)["notes"]
+    assert any("fewer than 6 pairs" in note for note in notes)
+    wanted = next(enough)
+    assert any(f"lion about {wanted:,}" in note for note in notes)

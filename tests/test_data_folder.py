@@ -244,6 +244,8 @@ def test_the_folders_of_splits_may_be_called_in_several_ways(names, tmp_path):
     assert set(reds(bundle.test)) <= {0, 1, 2, 3, 10, 11, 12, 13}
     shutil.rmtree(place / names[0])
     assert "a split by the name, but there is no train folder\nname" in faults(place, place.parent)
+    (place / names[0]).symlink_to(tmp_path)
+    assert f": {names[1]}: {names[0]} is a link to a folder, which is not followed" in faults(place, place.parent)
 
 
 def test_a_class_may_be_called_as_a_split_is(pictures, tmp_path):
@@ -254,7 +256,7 @@ def test_a_class_may_be_called_as_a_split_is(pictures, tmp_path):
     (pictures / "test").rmdir()
     image(pictures / "train/steam/b.png")
     told = faults(pictures, tmp_path)
-    assert ": train: a split by the name, but cat, dog lies beside it\nif it is a class, rename it" in told
+    assert ": train: a split by the name, but cat, dog lie beside it\nif it is a class, rename it" in told
 
 
 def test_folders_beside_those_of_splits_are_counted(pictures, tmp_path):
@@ -398,10 +400,10 @@ def test_images_of_one_colour_or_few_levels_are_counted(tmp_path):
     bright = Image.fromarray(np.random.default_rng(0).integers(0, 4096, (8, 8)).astype(np.uint16))
     bright.save(tmp_path / "all/dog/twelve of sixteen bits.png")
     noise(tmp_path / "all/dog/classes.png", 0, high=5)
-    few = "2 of 15 images span fewer than 16 of 256 levels; one is dog/classes.png"
+    few = "2 of 15 images are of fewer than 16 of 256 levels; one is dog/classes.png"
     assert load(spec(tmp_path / "all", tmp_path)).about["warnings"] == [few]
     doubts = load(spec(tmp_path / "all", tmp_path, background="black")).about["warnings"]
-    plain = "1 of 15 images have one colour only; what is transparent shows data.background; one is cat/ink.png"
+    plain = "1 of 15 images is of one colour only; what is transparent shows data.background; one is cat/ink.png"
     assert doubts == [plain, few]
 
 
@@ -413,9 +415,9 @@ def test_images_that_stand_in_two_splits_or_classes_are_counted(tmp_path):
     noise(tmp_path / "all/train/dog/again.png", 0)
     noise(tmp_path / "all/train/dog/twice.png", 11)  # of one class, which is common
     assert load(spec(tmp_path / "all", tmp_path)).about["warnings"] == [
-        "2 of 6 valid images are training images too, to be known by heart; one is val/cat/5.png and train/cat/5.png",
-        "6 of 6 test images are training images too, to be known by heart; one is test/cat/3.png and train/cat/3.png",
-        "1 images are in another class too; one is train/dog/again.png and train/cat/0.png",
+        "2 of 6 valid images are in training too, to be known by heart; one is val/cat/5.png and train/cat/5.png",
+        "6 of 6 test images are in training too, to be known by heart; one is test/cat/3.png and train/cat/3.png",
+        "1 image is in another class too; one is train/dog/again.png and train/cat/0.png",
     ]
 
 
@@ -424,7 +426,7 @@ def test_images_set_apart_for_testing_are_looked_up_among_those_for_training(tmp
         noise(tmp_path / f"all/cat/{number}.png", number % 10)
         noise(tmp_path / f"all/dog/{number}.png", 100 + number)
     (doubt,) = load(spec(tmp_path / "all", tmp_path)).about["warnings"]
-    assert "of 8 test images are training images too" in doubt
+    assert "of 8 test images are in training too" in doubt
 
 
 @for_each("orientation", range(1, 9))

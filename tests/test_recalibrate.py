@@ -185,6 +185,38 @@ def test_rows_and_pieces_of_a_batch_are_not_taken_for_images(count: int, pieces:
     torch.testing.assert_close(found[model.ghosts], (y.mean(0), y.var(0, correction=0)), rtol=1e-9, atol=1e-12)
 
 
+class Routed(nn.Module):
+    """A norm of its own for bright images, of which the first eight have none."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit, self.dark, self.bright = limit, nn.BatchNorm1d(72), nn.BatchNorm1d(72)
+        self.last, self.fc = nn.BatchNorm1d(72), nn.Linear(72, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = x.flatten(1), torch.empty_like(x.flatten(1))
+        bright = x.mean(1) > self.limit
+        for rows, norm in ((bright, self.bright), (~bright, self.dark)):
+            if rows.any():
+                y[rows] = norm(x[rows])
+        return self.fc(self.last(y.tanh()))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_few_images_come_to_has_the_statistics_of_these() -> None:
+    images = Images(60)
+    x = next(images.sequential(60))[0].flatten(1)
+    model = Routed(x[:8].mean(1).max().item()).double().eval()
+    bright = x.mean(1) > model.limit
+    assert 2 <= bright.sum() < 50
+    found = recalibrated(model, images, "population", None, batch_size=8)
+    y = torch.empty_like(x)
+    for rows, norm in ((bright, model.bright), (~bright, model.dark)):
+        mean, var = x[rows].mean(0), x[rows].var(0, correction=0)
+        torch.testing.assert_close(found[norm], (mean, var), rtol=1e-10, atol=1e-12)
+        y[rows] = ((x[rows] - mean) / (var + 1e-5).sqrt()).tanh()
+    torch.testing.assert_close(found[model.last], (y.mean(0), y.var(0, correction=0)), rtol=1e-9, atol=1e-12)
+
+
 def test_a_layer_that_is_called_twice_has_statistics_by_precise_only() -> None:
     shared = nn.BatchNorm2d(2).double()
     model = nn.Sequential(shared, nn.Tanh(), shared, nn.Flatten())

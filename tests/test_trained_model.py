@@ -375,6 +375,8 @@ class Returning(nn.Module):
             "map": lambda: y[:, :, None, None].expand(-1, -1, 8, 8),
             "squeezed": lambda: y.squeeze(),
             "none": lambda: None,
+            "complex": lambda: torch.complex(y, y),
+            "in place": lambda: self.net(x.mul_(2)),
             "exits": lambda: sys.exit(4),
         }[self.kind]()
 
@@ -383,8 +385,9 @@ def named(kind):
     return lambda: Returning(kind)
 
 
-auxiliary, dictionary, pair, nested, two, more, number, map_, squeezed, nothing, exits = map(named, [
-    "auxiliary", "dict", "tuple", "nested", "two", "more", "one number", "map", "squeezed", "none", "exits"])
+auxiliary, dictionary, pair, nested, two, more, number, map_, squeezed, nothing, exits, complex_, in_place = map(named, [
+    "auxiliary", "dict", "tuple", "nested", "two", "more", "one number", "map", "squeezed", "none", "exits", "complex",
+    "in place"])
 
 
 def noisy():
@@ -559,6 +562,7 @@ def test_logits_are_found_among_what_a_model_returns(care: Path) -> None:
         ("number", None, "it returns shape (2, 1)", "as of regression"),
         ("map_", None, "it returns shape (2, 10, 8, 8)", "as of segmentation"),
         ("nothing", None, "it returns a NoneType", "returns its logits alone"),
+        ("complex_", None, "it returns shape (2, 10) of complex numbers", "returns its logits alone"),
         ("sets", None, "layer bn (Sets) keeps 8 running means and is given shape (2, 4, ", "keeps one set"),
         ("scripted", None, "holds TorchScript (TopLevelTracedModule)", "take the nn.Module that was"),
     ],
@@ -571,6 +575,16 @@ def test_what_gives_no_logits_is_refused_with_a_way_out(
     first, _, second = str(caught.value).partition("\n")
     assert said in first
     assert way_out in second
+
+
+def test_a_model_that_writes_into_its_images_changes_no_image(care: Path) -> None:
+    found = careful("in_place")
+    assert not found.module.unseen  # type: ignore[union-attr]
+    images, _ = next(found.test.sequential(4))
+    before = images.clone()
+    with torch.no_grad():
+        assert torch.equal(found.model(images), found.model(images))
+    assert torch.equal(images, before)
 
 
 def test_probabilities_are_taken_for_what_they_are(care: Path) -> None:

@@ -72,7 +72,7 @@ class Looked:
     def next_level(self) -> float:
         """About the level of each look if there is one more."""
         number = max((len(looks) for looks in self.looks), default=1)
-        return self.level * number / (number + 1)
+        return self.level * max(number, 1) / (number + 1)
 
     def sentence(self) -> str | None:
         """Return in one sentence how the looks were counted; None where there was one."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bnlab.data.sources import Source
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, count_of
 from bnlab.registry import Registry
 from bnlab.schema import param
 
@@ -71,7 +71,7 @@ class DataSpec(ABC):
         if self.valid_size >= available:
             raise ConfigError(
                 f"data.valid_size={self.valid_size}: leaves nothing to train on\n"
-                f"{self.name} has {available:,} training images: at most {available - 1:,}"
+                f"{self.name} has {count_of(available, 'training image')}: at most {available - 1:,}"
             )
         rest = available - self.valid_size
         if self.train_size is not None and self.train_size > rest:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from bnlab.data.decode import Counts, Pixels
+from bnlab.errors import count_of
 
 FEW_LEVELS = 16  # of 256 from the darkest to the brightest: 12 bits taken for 16, or class numbers for grey values
 
@@ -19,11 +20,11 @@ def doubts(pixels: Pixels, labels: Counts, splits: Mapping[str, Counts], paths: 
     by_channel = pixels.reshape(*pixels.shape[:2], -1)
     spread = (by_channel.max(2) - by_channel.min(2)).max(1)
     for text, is_so in (
-        ("have one colour only; what is transparent shows data.background", spread == 0),
-        (f"span fewer than {FEW_LEVELS} of 256 levels", (spread > 0) & (spread < FEW_LEVELS)),
+        ("of one colour only; what is transparent shows data.background", spread == 0),
+        (f"of fewer than {FEW_LEVELS} of 256 levels", (spread > 0) & (spread < FEW_LEVELS)),
     ):
         if is_so.any() and by_channel.shape[2] > 1:
-            yield f"{is_so.sum():,} of {len(pixels):,} images {text}; one is {paths[int(is_so.argmax())]}"
+            yield f"{is_so.sum():,} of {len(pixels):,} images {_be(is_so.sum())} {text}; one is {paths[int(is_so.argmax())]}"
     first: dict[int, tuple[int, str]] = {}
     elsewhere = []
     for split, rows in splits.items():
@@ -35,11 +36,16 @@ def doubts(pixels: Pixels, labels: Counts, splits: Mapping[str, Counts], paths: 
                 elsewhere += [(row, earlier)] if labels[row] != labels[earlier] else []
         if copies:
             yield (
-                f"{len(copies):,} of {len(rows):,} {split} images are training images too, to be known by heart; "
+                f"{len(copies):,} of {len(rows):,} {split} images {_be(len(copies))} in training too, to be known by heart; "
                 f"one is {_both(copies[0], paths)}"
             )
     if elsewhere:
-        yield f"{len(elsewhere):,} images are in another class too; one is {_both(elsewhere[0], paths)}"
+        count = count_of(len(elsewhere), "image")
+        yield f"{count} {_be(len(elsewhere))} in another class too; one is {_both(elsewhere[0], paths)}"
+
+
+def _be(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _both(pair: tuple[int, int], paths: Sequence[str]) -> str:

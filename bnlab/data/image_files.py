@@ -205,12 +205,17 @@ def _parts(path: str, tree: _Tree) -> dict[str, str]:
     told = f"data.path={printable(path)}: {shortened([printable(name) for name in named])}"
     if others and (len(parts) == 1 or not holding.isdisjoint(named)):
         raise DataError(
-            f"{told}: a split by the name, but {shortened([printable(name) for name in others])} lies beside it\n"
+            f"{told}: a split by the name, but {shortened([printable(name) for name in others])} "
+            f"{'lies' if len(others) == 1 else 'lie'} beside it\n"
             "if it is a class, rename it, to train_ for example; if it is a split, move the others out of the folder"
         )
     if len(parts) < len(named):
         raise DataError(f"{told}: two folders for one split\nkeep one of them there")
     if "train" not in parts:
+        if link := next((link for link in tree.links if "/" not in link and _split_of(link) == "train"), None):
+            raise DataError(
+                f"{told}: {printable(link)} is a link to a folder, which is not followed\nmove that folder there"
+            )
         raise DataError(
             f"{told}: a split by the name, but there is no train folder\n"
             "name the folder with the training images train; if these are classes, rename them, to test_ for example"

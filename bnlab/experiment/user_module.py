@@ -88,7 +88,7 @@ class UserModule:
         def before(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             mode = "training" if model.training else "evaluation"
             self._doing = f"in {mode} mode on a batch of {len(inputs[0]):,} it"
-            return (inputs[0].to(dtype), *inputs[1:])
+            return (inputs[0].to(dtype, copy=True), *inputs[1:])  # some write into what they are given
 
         self.model.register_forward_pre_hook(before)
         self.model.register_forward_hook(lambda model, inputs, output: self._logits(output, len(inputs[0])))
@@ -157,7 +157,11 @@ class UserModule:
             lost = {name for name, t in named.items() if t.dim() == 1 and len(t) == self._width}
             self._was_put_back = self._was_put_back or bool(lost)
             named = {name: t[None] if name in lost else t for name, t in named.items()}
-        fits = [name for name, t in named.items() if t.dim() == 2 and len(t) == samples and t.shape[1] >= self._classes]
+        fits = [
+            name
+            for name, t in named.items()
+            if t.dim() == 2 and len(t) == samples and t.shape[1] >= self._classes and not t.is_complex()
+        ]
         exact = [name for name in fits if named[name].shape[1] == self._classes]
         fits = fits if len(fits) == 1 else exact or fits
         if len(fits) > 1:
@@ -181,7 +185,8 @@ class UserModule:
     def _returned(self, output: Any) -> str:
         mode = "training" if self.model.training else "evaluation"
         if isinstance(output, Tensor):
-            return f"in {mode} mode it returns shape {tuple(output.shape)}"
+            numbers = " of complex numbers" if output.is_complex() else ""
+            return f"in {mode} mode it returns shape {tuple(output.shape)}{numbers}"
         held = [f"{name} {tuple(tensor.shape)}" for name, tensor in _tensors(output)]
         return f"in {mode} mode it returns a {type(output).__name__}" + (f" with {', '.join(held)}" if held else "")
 

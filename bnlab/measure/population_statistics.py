@@ -133,8 +133,9 @@ def plan(
         chunk = max(1, samples if whole else CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // widest)
     counts: dict[nn.Module, int] = {}
     if chunk > len(first):
-        with torch.no_grad(), evaluating(model), hooked(order, lambda layer, _: _count(counts, layer)):
+        with torch.no_grad(), evaluating(model), hooked(takers, lambda layer, _: _count(counts, layer)):
             model(next(images.sequential(min(chunk, len(images))))[0])
+        order = {layer: takers[layer] for layer in {**counts, **seen}}  # a few images may not come to all
     in_pieces = {layer for layer, inputs in seen.items() if max(len(inputs), counts.get(layer, 1)) > 1}
     rows_are_images = all(len(x) == len(first) for inputs in seen.values() for x in inputs)
     return StatisticsPlan(order, images, samples, chunk, augmented, dropped, frozenset(in_pieces), rows_are_images)

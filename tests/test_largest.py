@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from helpers_resume import TABLES, interrupted, plain_summary
 from helpers_training import train
 
 from bnlab.claims.decide import decide
-from bnlab.claims.ladder import Bracket, Levels, bracket, median, next_level
+from bnlab.claims.ladder import Bracket, Levels, Outcome, Searched, bracket, median, next_level
 from bnlab.claims.rule import parse_rule
 from bnlab.errors import ConfigError
 from bnlab.metrics import metrics
 from bnlab.record.read import Run, read_runs
+from bnlab.report.drawing import figure_of
+from bnlab.report.largest_report import largest_picture, largest_sheet
+from bnlab.report.page import sheet_page
 from bnlab.runner import pool
 from bnlab.runner.supervisor import JobOptions
 from bnlab.training import loop
@@ -234,6 +238,39 @@ def test_one_that_is_not_lost_is_the_same_to_the_bit(tmp_path: Path, more: list[
         assert (tmp_path / "a" / table).read_bytes() == (tmp_path / "b" / table).read_bytes()
 
 
+# ---------------------------------------------------------------- as a picture
+
+HOSTILE = "<script>alert(1)</script>\x1b[2J"
+
+
+def test_a_page_shows_every_level_that_was_tried_and_where_the_largest_lies() -> None:
+    tried: dict[float, Outcome] = {0.1: "passes", 0.2: "passes", 0.4: "fails", 0.8: "lost"}
+    all_pass: dict[float, Outcome] = {0.1: "passes", 0.2: "passes"}
+    arms = [
+        Searched("none", {0: Bracket(0.2, 0.4)}, 0, 4, {0: tried}),
+        Searched(HOSTILE, {0: Bracket(0.2, INF)}, 0, 2, {0: all_pass}),
+        Searched("layer", {}, 0, 0, {}),
+    ]
+    picture = largest_picture("optim.lr", arms)
+    ((panel,),) = picture.rows
+    assert [(row.colour, row.cell) for row in panel.series] == [(0, "0.2 to 0.4"), (1, "at least 0.2")]
+    (axes,) = figure_of([picture]).axes
+    assert axes.get_xscale() == "log"
+    looks = [(line.get_xdata(), line.get_marker(), line.get_markerfacecolor()) for line in axes.lines]
+    bars = [tuple(places) for places, _, _ in looks if len(places) == 2]
+    assert bars[0] == (0.2, 0.4)
+    assert bars[1][0] == 0.2
+    assert bars[1][1] > 0.8  # open: beyond all that was tried
+    marks = [(places[0], sign, face != "none") for places, sign, face in looks if len(places) == 1 and places[0] > 0]
+    assert marks == [(0.1, "o", True), (0.2, "o", True), (0.4, "o", False), (0.8, "x", False),
+                     (0.1, "o", True), (0.2, "o", True)]  # fmt: skip
+    page = sheet_page(largest_sheet("optim.lr", arms, Levels(0.1, 1, 2), "digits"), {}, "bnlab search")
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert re.search(r">none, seed 0</th><td>0.2 to 0.4</td><td>0.1 0.2</td><td>0.4</td><td>0.8</td>", page)
+    assert sheet_page(largest_sheet("optim.lr", arms[2:], Levels(0.1, 1, 2), ""), {}, "bnlab search")
+
+
 # ---------------------------------------------------------------- the commands
 
 SMALL = ["model=mlp", "model.widths=[16]", "data.train_size=500", "trainer.epochs=4", "eval.every=4"]
@@ -243,6 +280,15 @@ SEARCH = ["search", "optim.lr", "norm=none,batch", "seed=0,1", *SMALL, "--from",
 
 def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_where_a_search_cannot_write_it_trains_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.html").write_text("mine")
+    for out, said in (("search.md", "must end in .html or .svg or .pdf or .png"), ("mine.html", "was not written by"),
+                      ("no/search.svg", "does not exist")):  # fmt: skip
+        done = bnlab(*SEARCH, "--out", out, cwd=tmp_path)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
@@ -300,6 +346,11 @@ def test_an_open_end_is_said_and_a_failed_run_is_exit_code_1(tmp_path: Path) -> 
     assert "passes at the highest level with a seed; try a higher --to" in " ".join(top.stdout.split())
     planned = bnlab(*words, "--dry-run", cwd=tmp_path)
     assert planned.stdout.split()[-4:] == ["batch", "1", "9", "3"]
+    for name, said in (("found.html", "batch, seed 0"), ("found.svg", "batch, seed 0")):
+        drawn = bnlab(*words, "--out", name, cwd=tmp_path)
+        assert drawn.returncode == 0, drawn.stderr
+        assert drawn.stderr.splitlines()[-2:] == [f"written: {name}", top.stderr.splitlines()[-1].replace("3", "0", 1)]
+        assert said in (tmp_path / name).read_text()
     (folder,) = [path.parent for path in (tmp_path / "runs/pool").glob("*/status.json")
                  if json.loads(path.read_text())["config"]["optim"]["lr"] == 0.1]  # fmt: skip
     for path in folder.iterdir():

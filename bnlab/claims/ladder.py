@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bnlab.compare.statistics import estimate_median
 from bnlab.errors import ConfigError
 
 FARTHEST_DOWN = 100.0  # times below the start, where that fails
 MOST_LEVELS = 200
+Outcome = Literal["passes", "fails", "lost"]  # lost: its run diverged
 IN_A_ROW = 2  # failures that end a climb: what holds above a single one is seen, and counted
 
 
@@ -68,6 +70,7 @@ class Searched:
     brackets: Mapping[int, Bracket]  # by seed
     baseline: int | None  # its number among the arms, which is its own for a baseline
     num_runs: int
+    tried: Mapping[int, Mapping[float, Outcome]]  # by seed and level
 
     def over(self, base: Searched) -> dict[int, Bracket]:
         """Return where the ratio to another arm's lies, of each seed that both have."""

@@ -30,7 +30,7 @@ def plot(
 
     FIGURE is curves, differences, steps (of a bench), scaling (of bench --scale), gap, depth, shift, or what meters
     read: meters, layers, bands.
-    PATH is the folder of a run, a sweep or a bench; default: the latest sweep.
+    PATH is the folder of a run, a sweep or a bench; default: the latest sweep. `bnlab search --out` draws a search.
     """
     from bnlab.cli.compare import default_places
     from bnlab.plot import draw

@@ -27,7 +27,7 @@ def report(
     """Write a comparison as one page: question, answer, table, figures, notes, what ran where.
 
     PATH is the folder of a run, a sweep or a bench; default: the latest sweep. The page holds all that it shows: it can
-    be sent, read offline and printed. `bnlab claim report` writes that of claims.
+    be sent, read offline and printed. `bnlab claim report` writes that of claims, `bnlab search --out` of a search.
     """
     from bnlab.cli.compare import default_places
     from bnlab.compare.comparison import compare

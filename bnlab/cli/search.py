@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -15,6 +16,7 @@ from bnlab.cli.options import (
     Baseline,
     ConfigDir,
     DryRun,
+    Force,
     Format,
     Inline,
     Overrides,
@@ -26,9 +28,12 @@ from bnlab.cli.options import (
 from bnlab.errors import ConfigError, count_of, did_you_mean
 
 if TYPE_CHECKING:
+    from bnlab.claims.ladder import Levels
     from bnlab.config.files import Key
     from bnlab.record.read import Run
     from bnlab.runner.largest import ArmLadders
+
+FIGURES = (".svg", ".pdf", ".png")
 
 
 def search(
@@ -47,6 +52,11 @@ def search(
     retries: Retries = 0,
     inline: Inline = False,
     dry_run: DryRun = False,
+    out: Annotated[
+        Optional[Path],
+        typer.Option("--out", metavar="FILE", help="Write a page to send, FILE.html, or its figure, .svg, .pdf, .png."),
+    ] = None,
+    force: Force = False,
     format: Format = "table",
 ) -> None:
     """Find the largest level of KEY, such as optim.lr, at which each arm learns, with each seed.
@@ -56,6 +66,7 @@ def search(
     on where it was.
     """
     from bnlab.claims.ladder import Levels
+    from bnlab.cli.sheet_page import check_out
     from bnlab.cli.train import handle_signals
     from bnlab.config.compose import hydra_lines
     from bnlab.record.latest import POOL, runs_folder
@@ -73,6 +84,7 @@ def search(
 
     key = _searched(key, has_others=config_dir is not None)
     levels = Levels(start, top, factor, resolution)
+    check_out(out, force, FIGURES)
     launch = hydra_lines(overrides or [])
     lines = [line for line in overrides or [] if line not in launch]
     handle_signals()
@@ -94,12 +106,32 @@ def search(
         raise typer.Exit(int(stop.code or 1)) from None
     found = [arm.found for arm in arms]
     show(format, [partial(largest_table, key, found, levels)], *largest_rows(key, found, levels))
+    if out is not None:
+        _write(out, key, arms, levels, force)
     for line in failed.values():
         messages().say(line)
     messages().say(
         f"{count_of(num_trained, 'run')} trained; the same command with a finer --resolution goes on from here"
     )
     raise typer.Exit(int(bool(failed)))
+
+
+def _write(out: Path, key: str, arms: Sequence[ArmLadders], levels: Levels, force: bool) -> None:
+    """Write what was found as a page, or as its figure. Errors: ConfigError, EnvironmentFault."""
+    from bnlab.cli.sheet_page import write_sheet
+    from bnlab.report.console import messages
+    from bnlab.report.drawing import figure_of, image_of
+    from bnlab.report.largest_report import largest_picture, largest_sheet
+    from bnlab.report.page import write_own
+    from bnlab.runner.claims import scope_of
+
+    found, runs = [arm.found for arm in arms], [run for arm in arms for run in arm.runs]
+    if out.suffix == ".html":
+        sheet = largest_sheet(key, found, levels, scope_of(runs) if runs else "")
+        write_sheet(out, sheet, runs[0].environment if runs else {}, force)
+    else:
+        write_own(out, image_of(figure_of([largest_picture(key, found)], captioned=True), str(out)), force)
+        messages().say(f"written: {out}")
 
 
 def _searched(word: str, *, has_others: bool) -> str:

@@ -1,4 +1,4 @@
-"""`--out FILE.html` of `probe`, `shift` and `check`: their result as a page, beside what they print.
+"""`--out FILE.html` of `probe`, `shift`, `check` and `search`: their result as a page, beside what they print.
 
 A page is a file to send, so it is written as `bnlab report` and `bnlab plot` write theirs; `--format` is for what goes
 to stdout, to be read by other programs.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from bnlab.report.sheet import Sheet
 
 
-def check_out(out: Path | None, force: bool) -> None:
-    """Refuse a file that cannot be written as a page, before anything is measured. Errors: ConfigError."""
+def check_out(out: Path | None, force: bool, figures: Sequence[str] = ()) -> None:
+    """Refuse a file that cannot be written as a page, or as one of `figures`, before anything is measured.
+
+    Errors: ConfigError.
+    """
     if out is None:
         return
     from bnlab.report.page import refuse_others
 
-    if out.suffix != ".html":
-        raise ConfigError(f"--out {out}: must end in .html")
+    if out.suffix not in (".html", *figures):
+        raise ConfigError(f"--out {out}: must end in {' or '.join(['.html', *figures])}")
     refuse_others(out, force)
 
 

@@ -184,7 +184,11 @@ def _draw_dots(axes: Axes, panel: Panel) -> None:
     for row, series in enumerate(panel.series):
         (mean,), (low,), (high,) = _columns(panel, series)
         colour, _, marker = _look(series)
-        axes.plot([low, high], [row, row], color=colour, solid_capstyle="butt")
+        thick: dict[str, Any] = {"linewidth": 6, "alpha": 0.35} if series.tried else {}
+        axes.plot([low, high], [row, row], color=colour, solid_capstyle="butt", **thick)
+        for level, outcome in series.tried.items():
+            face, sign = (colour if outcome == "passes" else "none"), ("x" if outcome == "lost" else "o")
+            axes.plot([level], [row], color=colour, marker=sign, markerfacecolor=face, linestyle="")
         face = "none" if series.is_open else colour
         axes.plot([mean], [row], color=colour, marker=marker, markerfacecolor=face, linestyle="", label=series.label)
         if series.floor is not None:
@@ -195,7 +199,12 @@ def _draw_dots(axes: Axes, panel: Panel) -> None:
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(panel.title)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if panel.axis == "log":
+        axes.set_xscale("log")
+        axes.set_xticks(Scale("log", *axes.get_xlim()).ticks(MOST_TICKS))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,14 +10,20 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from bnlab.claims.ladder import Bracket, Levels, Searched, median
+from bnlab.claims.ladder import Bracket, Levels, Outcome, Searched, median
 from bnlab.compare.statistics import coverage_of_range
 from bnlab.errors import count_of
-from bnlab.report.console import Terminal
+from bnlab.interval import Interval
+from bnlab.report.console import Terminal, clean
 from bnlab.report.figures import MISSING
+from bnlab.report.panels import Panel, Picture, Series
 from bnlab.report.rows import Row
-from bnlab.report.table import Column, bullets, draw, joined
+from bnlab.report.sheet import Plate, Sheet
+from bnlab.report.table import Column, bullets, draw, joined, shortened
 
+MOST_ROWS = 48  # of a picture
+LONGEST = 48  # characters of a row's name
+BESIDE = 1.3  # times the lowest and highest level: how far a picture goes on
 FEW = 6  # seeds, below which an interval of ranks is their range
 
 
@@ -63,6 +70,12 @@ def _within(at: Bracket) -> str:
 
 def largest_table(key: str, arms: Sequence[Searched], levels: Levels, out: Terminal) -> Group:
     """Return the answer in words, a row an arm, and how it is to be read."""
+    lines = [line for sentence in sentences(key, arms) for line in joined([sentence], out)]
+    table, notes = draw(_columns(key, arms), out).lines, list(_notes(key.rpartition(".")[2], arms, levels))
+    return Group(*lines, Text(""), *table, Text(""), *bullets(notes, out))
+
+
+def _columns(key: str, arms: Sequence[Searched]) -> list[Column]:
     name, several = key.rpartition(".")[2], any(len(arm.brackets) > 1 for arm in arms)
     ratios = [_ratios(arm, arms, number) for number, arm in enumerate(arms)]
     later = [sum(each.later for each in arm.brackets.values()) for arm in arms]
@@ -74,9 +87,7 @@ def largest_table(key: str, arms: Sequence[Searched], levels: Levels, out: Termi
         columns += _bracket_columns("times baseline", ratios, several)
     if any(later):
         columns.append(Column("not monotone", [str(count or "") for count in later]))
-    columns.append(Column("runs", [f"{arm.num_runs:,}" for arm in arms], rank=1))
-    lines = [line for sentence in sentences(key, arms) for line in joined([sentence], out)]
-    return Group(*lines, Text(""), *draw(columns, out).lines, Text(""), *bullets(list(_notes(name, arms, levels)), out))
+    return [*columns, Column("runs", [f"{arm.num_runs:,}" for arm in arms], rank=1)]
 
 
 def _bracket_columns(title: str, each: Sequence[Mapping[int, Bracket] | None], several: bool) -> list[Column]:
@@ -111,6 +122,56 @@ def _notes(name: str, arms: Sequence[Searched], levels: Levels) -> Iterator[str]
         yield f"{', '.join(low)}: fails at the lowest level with a seed; try a lower --from"
     if high:
         yield f"{', '.join(high)}: passes at the highest level with a seed; try a higher --to"
+
+
+# ---------------------------------------------------------------- as a page
+
+
+def largest_sheet(key: str, arms: Sequence[Searched], levels: Levels, scope: str) -> Sheet:
+    """Return what a page shows; `scope` says what was trained where."""
+    name = key.rpartition(".")[2]
+    return Sheet(
+        f"What is the largest {name} at which each arm learns?",
+        list(sentences(key, arms)),
+        [scope],
+        _columns(key, arms),
+        plates=[Plate(f"Every {name} that was tried", largest_picture(key, arms), _tried_columns(arms))],
+        notes=list(_notes(name, arms, levels)),
+    )
+
+
+def largest_picture(key: str, arms: Sequence[Searched]) -> Picture:
+    """Return every level that was tried, a row an arm and seed, and where the largest lies that passes."""
+    levels = [level for arm in arms for tried in arm.tried.values() for level in tried]
+    lowest, highest = min(levels, default=1.0) / BESIDE, max(levels, default=1.0) * BESIDE
+    colours = dict(zip((i for i, arm in enumerate(arms) if arm.baseline != i), itertools.count(1)))
+    rows = []
+    for number, arm in enumerate(arms):
+        for seed, found in arm.brackets.items():
+            at = Interval(math.nan, max(found.low, lowest), min(found.high, highest), 1)
+            label, cell = shortened(f"{clean(arm.label)}, seed {seed}", LONGEST), _within(found)
+            rows.append(Series(label, [at], colours.get(number, 0), cell=cell, tried=arm.tried[seed]))
+    said = ["filled: passes", "hollow: does not", "cross: diverged, or lost before its end"]
+    said += ["bar: from the last that passes to the first that does not", "log scale"]
+    said += [f"{MOST_ROWS} of {len(rows)} rows"] if len(rows) > MOST_ROWS else []
+    title = f"{key.rpartition('.')[2]}, and the bar in which the largest lies"
+    return Picture([[Panel(title, rows[:MOST_ROWS], axis="log")]], "; ".join(said))
+
+
+def _tried_columns(arms: Sequence[Searched]) -> list[Column]:
+    rows = [(arm, seed) for arm in arms for seed in arm.brackets]
+
+    def at(outcome: Outcome) -> list[str]:
+        levels = [[level for level, came in arm.tried[seed].items() if came == outcome] for arm, seed in rows]
+        return [" ".join(f"{level:g}" for level in each) or MISSING for each in levels]
+
+    return [
+        Column("", [f"{arm.label}, seed {seed}" for arm, seed in rows], left=True),
+        Column("largest", [_within(arm.brackets[seed]) for arm, seed in rows], left=True),
+        Column("passes at", at("passes"), left=True),
+        Column("does not at", at("fails"), left=True),
+        Column("diverged at", at("lost"), left=True),
+    ]
 
 
 # ---------------------------------------------------------------- for programs

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from bnlab.claims.ladder import Outcome
 from bnlab.compare.arms import text_of
 from bnlab.compare.comparison import Observed, estimate, mean_curve, observe
 from bnlab.compare.notes import named, unit_of
@@ -53,6 +54,7 @@ class Series:
     floor: float | None = None  # that its step time cannot be below
     cell: str = ""  # of a dot, as the table of the comparison has it
     variant: int = 0  # its place among the arms of its colour
+    tried: Mapping[float, Outcome] = field(default_factory=dict)  # levels of a search, whose interval is a bracket
 
 
 @dataclass(frozen=True)

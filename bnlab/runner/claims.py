@@ -315,7 +315,7 @@ def _carry_out(plan: ClaimPlan, wish: Wish, pool: dict[str, Run], tools: Tools) 
         benches=tuple(sorted({str(run.folder.parent) for run in benches})),
         failed=len(failed),
         version=__version__,
-        scope=_scope([*runs, *benches]) if runs or benches else "random batches in float64",
+        scope=scope_of([*runs, *benches]) if runs or benches else "random batches in float64",
         seconds=round(time.monotonic() - start, 1),
         made=time.time(),
         refused=tuple(refusals(runs)),
@@ -370,7 +370,7 @@ def _is_fresh(bench: Path) -> bool:
     return bench.is_dir() and time.time() - bench.stat().st_mtime < FRESH_SECONDS
 
 
-def _scope(runs: Sequence[Run]) -> str:
+def scope_of(runs: Sequence[Run]) -> str:
     """Return what a verdict speaks of: data, models, machine, versions."""
 
     def named(key: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bnlab.claims.evaluate import figure_of
-from bnlab.claims.ladder import Bracket, bracket, next_level
+from bnlab.claims.ladder import Bracket, Outcome, bracket, next_level
 from bnlab.claims.language import Condition
 from bnlab.record.read import Run
 from bnlab.runner.pool import Launch, Wanted, has, train
@@ -33,6 +33,14 @@ class Ladder:
         """Whether each level that was tried meets the condition."""
         figures = {level: figure_of(self.condition.of, run) for level, run in self.runs.items()}
         return {level: self.condition.holds(figure) for level, figure in figures.items() if figure is not None}
+
+    @property
+    def tried(self) -> dict[float, Outcome]:
+        """What came of each level that was tried, from the lowest on."""
+        return {
+            level: "passes" if passed else "lost" if self.runs[level].state == "diverged" else "fails"
+            for level, passed in sorted(self.passed.items())
+        }
 
     @property
     def bracket(self) -> Bracket:

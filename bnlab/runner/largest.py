@@ -35,8 +35,15 @@ class ArmLadders:
     @property
     def found(self) -> Searched:
         """What they came to so far."""
-        brackets = {seed: ladder.bracket for seed, ladder in self.ladders.items() if ladder.runs}
-        return Searched(self.label, brackets, self.baseline, sum(len(ladder.runs) for ladder in self.ladders.values()))
+        begun = {seed: ladder for seed, ladder in self.ladders.items() if ladder.runs}
+        brackets = {seed: ladder.bracket for seed, ladder in begun.items()}
+        tried = {seed: ladder.tried for seed, ladder in begun.items()}
+        return Searched(self.label, brackets, self.baseline, sum(len(each.runs) for each in begun.values()), tried)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All that are over."""
+        return [run for ladder in self.ladders.values() for run in ladder.runs.values()]
 
 
 def ladders_of(

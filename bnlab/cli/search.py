@@ -72,9 +72,7 @@ def search(
     from bnlab.record.latest import POOL, runs_folder
     from bnlab.record.run_folder import held
     from bnlab.report.console import messages
-    from bnlab.report.largest_report import largest_rows, largest_table
     from bnlab.report.progress import make_progress
-    from bnlab.report.rows import show
     from bnlab.runner.climb import climb
     from bnlab.runner.largest import arms_searched, ladders_of
     from bnlab.runner.pool import Launch, find_finished, launcher_of
@@ -104,10 +102,7 @@ def search(
         raise typer.Exit(128 + signal.SIGINT) from None
     except Terminated as stop:
         raise typer.Exit(int(stop.code or 1)) from None
-    found = [arm.found for arm in arms]
-    show(format, [partial(largest_table, key, found, levels)], *largest_rows(key, found, levels))
-    if out is not None:
-        _write(out, key, arms, levels, force)
+    _answer(key, arms, levels, format, out, force)
     for line in failed.values():
         messages().say(line)
     messages().say(
@@ -116,20 +111,26 @@ def search(
     raise typer.Exit(int(bool(failed)))
 
 
-def _write(out: Path, key: str, arms: Sequence[ArmLadders], levels: Levels, force: bool) -> None:
-    """Write what was found as a page, or as its figure. Errors: ConfigError, EnvironmentFault."""
+def _answer(key: str, arms: Sequence[ArmLadders], levels: Levels, format: str, out: Path | None, force: bool) -> None:
+    """Show what was found, and write it as a page, or as its figure. Errors: ConfigError, EnvironmentFault."""
     from bnlab.cli.sheet_page import write_sheet
     from bnlab.report.console import messages
-    from bnlab.report.drawing import figure_of, image_of
-    from bnlab.report.largest_report import largest_picture, largest_sheet
-    from bnlab.report.page import write_own
-    from bnlab.runner.claims import scope_of
+    from bnlab.report.largest_report import largest_picture, largest_rows, largest_sheet, largest_table
+    from bnlab.report.rows import show
 
     found, runs = [arm.found for arm in arms], [run for arm in arms for run in arm.runs]
+    show(format, [partial(largest_table, key, found, levels)], *largest_rows(key, found, levels))
+    if out is None:
+        return
     if out.suffix == ".html":
+        from bnlab.runner.claims import scope_of
+
         sheet = largest_sheet(key, found, levels, scope_of(runs) if runs else "")
         write_sheet(out, sheet, runs[0].environment if runs else {}, force)
     else:
+        from bnlab.report.drawing import figure_of, image_of
+        from bnlab.report.page import write_own
+
         write_own(out, image_of(figure_of([largest_picture(key, found)], captioned=True), str(out)), force)
         messages().say(f"written: {out}")
 

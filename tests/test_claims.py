@@ -102,9 +102,10 @@ FIGURES = {
 }
 SOME = {"train": "norm=none,batch optim.lr=0.1,0.2,0.4", "bench": "norm=rms", "check": "norm=layer property=chain"}
 HOSTILE |= {
-    text: (SOME | {"rule": text if "over lr" in text else {"holds": text, "best_of": "lr"}}, said)
+    text: (SOME | {"rule": {"holds": text} | ({} if re.search("over lr|layer", text) else {"best_of": "lr"})}, said)
     for text, said in FIGURES.items()
 }  # fmt: skip
+BENCHED = {"train": None, "rule": "step_ratio[norm=batch] < 2"}
 HOSTILE |= {
     "no meter of a guard": ({"requires": ["ics[norm=none] < 1"]}, "requires: ics[norm=none] < 1: ics[norm=none]:"),
     "nothing dropped": ({"base": "measure=statistics", "rule": "variance_shift[norm=batch] > 1"}, "set model.dropout"),
@@ -115,6 +116,16 @@ HOSTILE |= {
         {"base": "measure=[gradients,activations]", "rule": "drift_slope[norm=batch] > 1"},
         "with measure=[gradients,activations]\nset measure=statistics",
     ),
+    "no such key of a bench": (BENCHED | {"bench": "norm=none,batch bench.speed=1"}, "bench.speed"),
+    "no such mode of a bench": (BENCHED | {"bench": "norm=none,batch bench.mode=x"}, "bench.mode=x: must be one of"),
+    "no such rate in a bench": (BENCHED | {"bench": "norm=none,batch optim.lr=fast"}, "optim.lr=fast: must be a num"),
+    "no such key of a check": (
+        {"train": None, "check": "norm=rms norm.size=3 property=chain", "rule": "exact(check_error) < 1"}, "norm.size"
+    ),
+    "nothing to choose from": (
+        {"rule": {"holds": "test_accuracy[norm=batch] > 1", "best_of": "lr"}}, "all its runs have optim.lr=0.1"
+    ),
+    "no text": ({"question": None}, "question=null: must be text"),
     "few seeds": ({"budget": {"quick": {"looks": [1, 2]}}}, "looks=[1, 2]: 3 seeds or more can decide test_acc"),
 }  # fmt: skip
 
@@ -157,6 +168,25 @@ def test_a_file_is_looked_at_before_it_is_read(text: str, said: str, tmp_path: P
     path.write_text(text)
     with pytest.raises(ConfigError, match=said):
         read_claim(path)
+
+
+def test_a_file_that_is_no_claim_is_named_once_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("42")
+    with pytest.raises(ConfigError) as error:
+        read_claim(Path("mine.yaml"))
+    assert str(error.value) == "mine.yaml: is no mapping of keys to values"
+
+
+def test_both_budgets_of_a_claim_are_checked(tmp_path: Path) -> None:
+    full = {"overrides": "optim.rate=1"}
+    write(tmp_path, {"budget": {"full": full}})
+    done = bnlab("claim", "check", "mine", cwd=tmp_path)
+    assert (done.returncode, "claims/mine.yaml: optim.rate" in done.stderr) == (2, True), done.stderr
+    write(tmp_path, {"budget": {"full": {"overrides": "data=mnist data.root=nowhere"}}})
+    done = bnlab("claim", "check", "mine", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "claims/mine.yaml: right; at most 16 trainings, 0 benches\n")
+    assert "the full budget is not checked: claims/mine.yaml: " in done.stderr
 
 
 def test_a_claim_may_not_be_a_link_to_a_file_elsewhere(tmp_path: Path) -> None:
@@ -511,7 +541,7 @@ def test_a_property_that_there_is_not_is_named_before_anything_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "claims").mkdir()
-    claim = {"claim": "mine", "question": "Is it?", "rule": "check_error[norm=batch] == 0"}
+    claim = {"claim": "mine", "question": "Is it?", "rule": "exact(check_error[norm=batch]) == 0"}
     (tmp_path / "claims/mine.yaml").write_text(yaml.safe_dump(claim | {"check": "norm=batch property=zzz"}))
     for command, word in (("check", "mine"), ("run", "mine"), ("check", "claims/mine.yaml")):
         done = bnlab("claim", command, word, cwd=tmp_path)

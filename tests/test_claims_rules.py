@@ -76,6 +76,22 @@ def test_signs_may_touch() -> None:
         ("exact(test_accuracy[a=1] / test_accuracy[a=2]) > 1", "metrics and their differences"),
         ("", "must be a sentence"),
         (3, "must be a sentence"),
+        (f"{BATCH} > 100", f"{BATCH} is from 0 to 100, so it is never > 100\nchoose a number in between"),
+        (f"{BATCH} >= 0", "so it is always >= 0"),
+        (f"{BATCH} - {NONE} < -100", "from -100 to 100, so it is never < -100"),
+        ("rate(learned[norm=batch] == 1) > 90", "is from 0 to 1, so it is never > 90"),
+        ("rate(learned[norm=batch] > 1) > 0.5", "learned[norm=batch] is from 0 to 1, so it is never > 1"),
+        ("test_loss[norm=batch] / test_loss[norm=none] > 0", "is above 0, so it is always > 0"),
+        ("abs(loss_gap[norm=batch]) >= 0", "is 0 or more, so it is always >= 0"),
+        ("exact(acc_gap[norm=batch]) < 0", "is from 0 to 100, so it is never < 0"),
+        (f"{BATCH} - {BATCH} > 1", f"both sides are {BATCH}\nname another arm"),
+        (f"{BATCH} / {BATCH} > 1", f"both sides are {BATCH}\nname another arm"),
+        ("test_accuracy[norm=batch seed=0] > 1", "an arm is all of its seeds; leave seed=0 out"),
+        ("slope(test_loss[norm=batch] over seed) > 1", "a key other than seed"),
+        ("check_error[norm=batch] < 1", "write exact(check_error[norm=batch])"),
+        ("step_ratio[norm=a] - step_ratio[norm=b] < 1", "with / in place of -"),
+        ("rate(step_ratio[norm=batch] < 2) > 0.5", "step_ratio is no figure of trainings"),
+        ("rate(check_error[norm=batch] < 2) > 0.5", "check_error is no figure of trainings"),
     ],
 )
 def test_what_is_no_sentence_is_refused_in_words(text: object, said: str) -> None:
@@ -91,7 +107,7 @@ def test_what_is_no_sentence_is_refused_in_words(text: object, said: str) -> Non
         ({"holds": "test_accuracy > 1", "unless": 1}, "rule.unless: no such key"),
         ({"all": [], "any": []}, "must have one of holds, all, any"),
         ({"all": []}, "must be a list of sentences"),
-        ({"all": ["test_accuracy > 1", 7]}, "rule.all.1: must be a sentence"),
+        ({"all": ["test_accuracy > 1", 7]}, "rule.all.1=7: must be a sentence"),
         ({"all": [{"any": [{"all": ["test_accuracy > 1"]}]}]}, "nested more than 2 levels"),
         ({"for": {"norm": "batch"}, "holds": "test_accuracy > 1"}, "rule.for.norm=batch: must be a list"),
         ({"for": {"a": list(range(11)), "b": list(range(11))}, "holds": "test_accuracy > 1"}, "stands for 121 parts"),
@@ -99,6 +115,9 @@ def test_what_is_no_sentence_is_refused_in_words(text: object, said: str) -> Non
         ({"holds": "test_accuracy > 1", "best_of": 3}, "rule.best_of=3"),
         ({"all": ["test_accuracy[norm=batch > 1"]}, "rule.all.0: test_accuracy[norm=batch > 1"),
         (["test_accuracy > 1"], "must be a sentence"),
+        ({"holds": "test_accuracy > 1", "best_of": "seed"}, "or a list of keys, not seed"),
+        ({"all": ["test_accuracy > 1", "test_loss > 1", "test_accuracy>1"]}, "test_accuracy > 1: stands there twice"),
+        ({"for": {"model": ["mlp", "cnn"]}, "holds": "test_accuracy > 1"}, "put its {name} into the sentence"),
     ],
 )
 def test_what_is_no_rule_is_refused_with_its_key(rule: object, said: str) -> None:
@@ -280,7 +299,7 @@ def test_n_counts_what_the_figure_is_of() -> None:
     cases = {
         "test_accuracy[norm=batch] > 50": (seeds, "3 seeds"),
         "rate(test_accuracy[norm=batch] > 92) > 0.5": (seeds, "3 runs"),
-        "exact(test_accuracy[norm=batch]) <= 100": (seeds, "3 seeds"),
+        "exact(test_accuracy[norm=batch]) <= 99": (seeds, "3 seeds"),
         "exact(check_error[property=merged]) <= 1e-6": (checked, "1.0e-9"),
         "step_ratio[norm=batch] < 3": (timed, "50 rounds"),
     }
@@ -362,7 +381,10 @@ def test_all_and_any(how: str, parts: str, wanted: str) -> None:
     rng = np.random.default_rng(2)
     values = {"c": rng.normal(0.9, 0.001, 5), "r": rng.normal(0.1, 0.001, 5), "u": rng.normal(0.5, 0.1, 5)}
     runs = [run for letter, found in values.items() for run in arm(letter, found)]
-    assert verdict({how: [f"test_accuracy[norm={letter}] > 50" for letter in parts]}, runs)[0] == wanted
+    assert (
+        verdict({how: [f"test_accuracy[norm={letter}] > {50 + i}" for i, letter in enumerate(parts)]}, runs)[0]
+        == wanted
+    )
 
 
 def test_the_level_is_shared_where_one_of_several_parts_settles() -> None:

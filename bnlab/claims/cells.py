@@ -84,6 +84,9 @@ def _check_best(of: Quantity, runs: Sequence[Run], best_of: Sequence[str]) -> No
     """Refuse two numbers to choose from: either is at the edge of those tried, so that no run decides."""
     for word in () if runs[0].is_bench else best_of:
         levels = distinct(key := full_key(word, runs), runs)
+        if len(levels) < 2:
+            there = f"{key}={text_of(levels[0])}" if levels else f"no {key}"
+            raise ConfigError(f"{of}: best_of {word} has nothing to choose from: all its runs have {there}")
         if len(levels) == 2 and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in levels):
             raise ConfigError(
                 f"{of}: best_of {word} chooses from {key}={','.join(map(text_of, levels))}, and either is at the edge\n"

@@ -20,7 +20,7 @@ from typing import Any
 from bnlab.claims.language import Sentence, parse_sentence
 from bnlab.claims.outcome import ALPHA, Verdict
 from bnlab.claims.rule import Rule, parse_rule
-from bnlab.compare.arms import split_list
+from bnlab.compare.arms import split_list, text_of
 from bnlab.config.files import CLAIMS, conf_dir, read_yaml
 from bnlab.errors import ConfigError, did_you_mean
 
@@ -131,7 +131,8 @@ def read_claim(path: Path) -> Claim:
     try:
         return _claim(path, read_yaml(path))
     except ConfigError as error:
-        raise error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}") from error
+        said = str(error).removeprefix(f"{path.resolve()}: ").removeprefix(f"{path}: ")
+        raise ConfigError(f"{path}: {said}") from error
 
 
 def _claim(path: Path, tree: Mapping[str, Any]) -> Claim:
@@ -140,7 +141,7 @@ def _claim(path: Path, tree: Mapping[str, Any]) -> Claim:
             raise ConfigError(f"{key!s:.80}: no such key{did_you_mean(key, KEYS)}\nthere are: {', '.join(KEYS)}")
     name = tree.get("claim")
     if not isinstance(name, str) or not NAME.fullmatch(name) or name != path.stem:
-        raise ConfigError(f"claim={name!s:.80}: must be {path.stem}, the file's name, of a-z, 0-9 and -")
+        raise ConfigError(f"claim={text_of(name):.80}: must be {path.stem}, the file's name, of a-z, 0-9 and -")
     question = _text("question", tree.get("question"))
     if not question.endswith("?"):
         raise ConfigError(f"question={question:.80}: must end with a question mark")
@@ -149,7 +150,9 @@ def _claim(path: Path, tree: Mapping[str, Any]) -> Claim:
     if not isinstance(expects, Mapping) or set(expects) - {"verdict", "because"}:
         raise ConfigError(f"expects={expects!s:.80}: must have the keys verdict and because")
     if expects and expects.get("verdict") not in VERDICTS:
-        raise ConfigError(f"expects.verdict={expects.get('verdict')!s:.80}: must be one of {', '.join(VERDICTS)}")
+        raise ConfigError(
+            f"expects.verdict={text_of(expects.get('verdict')):.80}: must be one of {', '.join(VERDICTS)}"
+        )
     claim = Claim(
         name=name,
         path=path,
@@ -179,7 +182,7 @@ def _digest(tree: Mapping[str, Any]) -> str:
 
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > MOST_TEXT:
-        raise ConfigError(f"{key}={value!s:.80}: must be text of up to {MOST_TEXT:,} characters")
+        raise ConfigError(f"{key}={text_of(value):.80}: must be text of up to {MOST_TEXT:,} characters")
     return " ".join(value.split())
 
 
@@ -196,7 +199,7 @@ def _lines(key: str, value: object, joined: bool = False) -> tuple[tuple[str, ..
 
 def _overrides(key: str, line: object) -> tuple[str, ...]:
     if not isinstance(line, str) or len(line) > MOST_TEXT:
-        raise ConfigError(f"{key}={line!s:.80}: must be overrides such as `norm=none,batch optim.lr=0.1`")
+        raise ConfigError(f"{key}={text_of(line):.80}: must be overrides such as `norm=none,batch optim.lr=0.1`")
     try:
         words = tuple(shlex.split(line))
     except ValueError as error:
@@ -242,13 +245,13 @@ def _requires(value: object) -> tuple[Sentence, ...]:
 
 def _budgets(value: object) -> dict[str, Budget]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"budget={value!s:.80}: must have the keys quick and full")
+        raise ConfigError(f"budget={text_of(value):.80}: must have the keys quick and full")
     budgets = dict(DEFAULT_BUDGETS)
     for name, entry in value.items():
         if name not in BUDGETS:
             raise ConfigError(f"budget.{name!s:.80}: no such budget; there are: {', '.join(BUDGETS)}")
         if not isinstance(entry, Mapping) or set(entry) - {"looks", "overrides"}:
-            raise ConfigError(f"budget.{name}={entry!s:.80}: must have the keys looks and overrides")
+            raise ConfigError(f"budget.{name}={text_of(entry):.80}: must have the keys looks and overrides")
         looks = entry.get("looks", list(budgets[name].looks))
         overrides = _lines(f"budget.{name}.overrides", entry.get("overrides", []), joined=True)
         budgets[name] = Budget(check_looks(looks, f"budget.{name}.looks"), overrides[0] if overrides else ())

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bnlab.errors import ConfigError
-from bnlab.metrics import find_metric
+from bnlab.metrics import BENCH, CHECK, find_metric
 
 T = TypeVar("T")
 LONGEST = 1000  # characters of a sentence
@@ -234,29 +234,65 @@ def parse_sentence(text: object) -> Sentence:
     region = parser.region()
     parser.end()
     _check(text, of)
+    _check_region(text, of, region)
     return Sentence(of, region)
 
 
-def _check(text: str, of: Expression, outermost: bool = True) -> None:
-    """Refuse what has no interval over seeds where it stands. Errors: ConfigError."""
+def _check(text: str, of: Expression, around: Expression | None = None) -> None:
+    """Refuse what has no interval where it stands, within the expression `around` it. Errors: ConfigError."""
     match of:
-        case Rate() | Exact() if not outermost:
+        case Rate() | Exact() if around is not None:
             raise ConfigError(f"{text}: {str(of).partition('(')[0]}(…) stands alone, left of the comparison")
-        case Quantity("learned") if outermost or not isinstance(of, (Rate, Largest)):
+        case Quantity("learned"):
             raise ConfigError(f"{text}: learned is 0 or 1 in a run, so it has no interval of a mean\n"
                               "write rate(learned[…] == 1), or largest(lr where learned[…] == 1)")  # fmt: skip
-        case Difference(a, b):
-            if any(isinstance(part, Largest) for part in (a, b)):
+        case Quantity("check_error") if not isinstance(around, Exact):
+            raise ConfigError(f"{text}: check_error is one number without an interval\nwrite exact({of})")
+        case Quantity("step_ratio") if isinstance(around, Difference):
+            raise ConfigError(f"{text}: step_ratio is compared as a ratio, with / in place of -")
+        case Rate(condition) | Largest(_, condition):
+            if find_metric(condition.of.metric).by.startswith((BENCH, CHECK)):
+                raise ConfigError(f"{text}: {condition.of.metric} is no figure of trainings, which {of} goes over")
+            _check_region(text, condition.of, Region(condition.sign, condition.number))
+        case Difference(a, b) | Ratio(a, b, _):
+            if isinstance(of, Difference) and any(isinstance(part, Largest) for part in (a, b)):
                 raise ConfigError(f"{text}: largest(…) is compared as a ratio, since its levels are multiples")
-            _check(text, a, False)
-            _check(text, b, False)
-        case Ratio(a, b, _):
-            _check(text, a, False)
-            _check(text, b, False)
+            if a == b and not (isinstance(of, Ratio) and of.inverse):
+                raise ConfigError(f"{text}: both sides are {a}\nname another arm, or another metric, on one of them")
+            _check(text, a, of)
+            _check(text, b, of)
         case Exact(inner):
             if isinstance(inner, (Ratio, Largest, Slope)):
                 raise ConfigError(f"{text}: exact(…) takes metrics and their differences")
-            _check(text, inner, False)
+            _check(text, inner, of)
+
+
+def _check_region(text: str, of: Expression, region: Region) -> None:
+    """Refuse a region that every possible value lies in, or none. Errors: ConfigError."""
+    low, high = _span(of)
+    for word, settled in (("always", region.contains(low, high)), ("never", region.excludes(low, high))):
+        if settled:
+            span = f"from {low:g} to {high:g}" if high < math.inf else "0 or more" if low == 0 else "above 0"
+            raise ConfigError(f"{text}: {of} is {span}, so it is {word} {region}\nchoose a number in between")
+
+
+def _span(of: Expression) -> tuple[float, float]:
+    """Return between what an expression lies, whatever runs come to."""
+    match of:
+        case Quantity(name, _, absolute):
+            metric = find_metric(name)
+            low, high = (end * metric.scale for end in metric.bounds)
+            return (max(low, 0.0), max(-low, high)) if absolute else (low, high)
+        case Difference(a, b):
+            (low, high), (low_b, high_b) = _span(a), _span(b)
+            return low - high_b, high - low_b
+        case Exact(inner):
+            return 0.0, max(map(abs, _span(inner)))
+        case Rate():
+            return 0.0, 1.0
+        case Ratio() | Largest():
+            return math.ulp(0.0), math.inf
+    return -math.inf, math.inf
 
 
 class _Parser:
@@ -313,6 +349,8 @@ class _Parser:
         for condition in conditions:
             if not re.fullmatch(r"[A-Za-z_][\w.]*=\S(?:.*\S)?", condition):
                 raise ConfigError(f"{self.text}: [{inside}]: must be KEY=VALUE, several with blanks between them")
+            if condition.startswith("seed="):
+                raise ConfigError(f"{self.text}: [{inside}]: an arm is all of its seeds; leave {condition} out")
         return conditions
 
     def slope(self) -> Slope:
@@ -362,8 +400,8 @@ class _Parser:
 
     def key(self) -> str:
         word = self.take()
-        if not re.fullmatch(r"[A-Za-z_][\w.]*", word or ""):
-            raise self.wrong("a key, such as lr or data.train_size", word)
+        if not re.fullmatch(r"[A-Za-z_][\w.]*", word or "") or word == "seed":
+            raise self.wrong("a key other than seed, such as lr or data.train_size", word)
         return str(word)
 
     def end(self) -> None:

@@ -57,6 +57,10 @@ def parse_rule(value: object, where: str = "rule") -> Rule:
     rule = parts[0] if len(parts) == 1 else Combination("all", tuple(parts))
     if (count := sum(1 for _ in parts_of(rule))) > MOST_PARTS:
         raise ConfigError(f"{where}: has {count:,} parts\nat most {MOST_PARTS} are allowed")
+    said = [(part.sentence, part.best_of) for part in parts_of(rule)]
+    if twice := next((each for place, each in enumerate(said) if each in said[:place]), None):
+        way = "leave one out; where a `for` repeats it, put its {name} into the sentence"
+        raise ConfigError(f"{where}: {twice[0]}: stands there twice\n{way}")
     return rule
 
 
@@ -75,7 +79,10 @@ def _parts(value: object, where: str, depth: int) -> Iterator[Rule]:
         yield Part(_sentence(value, where))
         return
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: must be a sentence {EXAMPLE}, or one of {', '.join(KEYS[:3])} with its value")
+        what = "" if value is None else f"={value!s:.80}"
+        raise ConfigError(
+            f"{where}{what}: must be a sentence {EXAMPLE}, or one of {', '.join(KEYS[:3])} with its value"
+        )
     for key in value:
         if key not in KEYS:
             raise ConfigError(f"{where}.{key}: no such key{did_you_mean(str(key), KEYS)}\nthere are: {', '.join(KEYS)}")
@@ -89,8 +96,8 @@ def _parts(value: object, where: str, depth: int) -> Iterator[Rule]:
 def _entry(value: Mapping[str, Any], said: str, where: str, depth: int) -> Rule:
     best_of = value.get("best_of") or ()
     keys = (best_of,) if isinstance(best_of, str) else best_of
-    if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
-        raise ConfigError(f"{where}.best_of={best_of}: must be a key such as optim.lr, or a list of keys")
+    if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) and key != "seed" for key in keys):
+        raise ConfigError(f"{where}.best_of={best_of}: must be a key such as optim.lr, or a list of keys, not seed")
     label = value.get("label", "")
     if not isinstance(label, str) or len(label) > 60:
         raise ConfigError(f"{where}.label={label!r:.70}: must be text of at most 60 characters")

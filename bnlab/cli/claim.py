@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from bnlab.cli.options import DryRun, Format, Inline, Retries, Timeout, number_in, one_of
-from bnlab.errors import ConfigError, count_of
+from bnlab.errors import ConfigError, DataError, count_of
 
 if TYPE_CHECKING:
     from bnlab.claims.claim import Claim
@@ -275,7 +275,7 @@ def check(
 ) -> None:
     """Check claims, by file or name: keys, sentences, and that each cell of a rule is one arm. Runs nothing."""
     from bnlab.claims.claim import find_claims
-    from bnlab.report.console import results
+    from bnlab.report.console import messages, results
     from bnlab.runner.claims import Wish, plan_of
     from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import runner_for
@@ -284,6 +284,10 @@ def check(
     with runner_for(JobOptions()) as runner:
         for claim in claims:
             plan = plan_of(claim, Wish(), runner.preflight)
+            try:
+                plan_of(claim, Wish("full"), runner.preflight)
+            except DataError as error:
+                messages().say(f"the full budget is not checked: {error}")
             results().say(
                 f"{claim.path}: right; at most {count_of(plan.num_trainings, 'training')}, "
                 f"{count_of(len(plan.benches), 'bench')}"

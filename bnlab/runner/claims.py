@@ -28,7 +28,7 @@ from bnlab.claims.rule import parts_of
 from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register
 from bnlab.compare.arms import text_of
 from bnlab.config import compose
-from bnlab.errors import BnlabError, ConfigError, IncompatibleError
+from bnlab.errors import BnlabError, ConfigError
 from bnlab.metrics import Metric, is_of_the_end
 from bnlab.record.evaluations import SETTINGS, with_settings
 from bnlab.record.latest import POOL, runs_folder
@@ -122,7 +122,7 @@ class Outcome:
 def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str, Any]]], list[str]]) -> ClaimPlan:
     """Return the experiments of a claim, after every cell of its rule was found to be one arm.
 
-    Errors: ConfigError that names the claim's file.
+    Errors: ConfigError and what `preflight` raises, which name the claim's file.
     """
     budget = wish.budget_of(claim)
     try:
@@ -136,20 +136,18 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
         asked = [(part.sentence.of, part.best_of) for part in parts_of(claim.rule)]
         asked += [(guard.of, ()) for guard in claim.requires]
         benches = tuple(tuple(_bench_lines(lines, wish)) for lines in claim.benches(budget, wish.more))
-        arms = [
-            planned(tree, bench_mode=next((x[11:] for x in lines if x.startswith("bench.mode=")), "steps"))
-            for lines in benches
-            for _, tree in compose.planned([line for line in lines if not line.startswith("bench.")], True)
-        ]
+        arms = [arm for lines in benches for arm in _bench_arms(lines, preflight)]
         checks = tuple(
             (tree, key)
             for lines, keys in claim.checks(wish.more)
             for _, tree in compose.planned(lines, True)
             for key in keys
         )
-        for _, key in checks:
+        for tree, key in checks:
             from bnlab.conformance.card import check_property  # with torch, which other claims plan without
+            from bnlab.experiment.config import parse_config
 
+            parse_config(tree)
             check_property(key)
         runs = [*(wanted.run for wanted in trainings), *arms, *(_checked_run(*each) for each in checks)]
         absent = _absent({wanted.run.identity: wanted.tree for wanted in trainings})
@@ -160,9 +158,8 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
         for guard in claim.requires:
             _checked(guard.of, runs, (), f"requires: {guard}", absent)
         ladders = tuple(_ladders(asked, runs, {wanted.run.identity: wanted for wanted in trainings}))
-    except ConfigError as error:
-        kind = IncompatibleError if isinstance(error, IncompatibleError) else ConfigError
-        raise kind(f"{claim.path}: {error}") from error
+    except BnlabError as error:
+        raise type(error)(f"{claim.path}: {error}") from error
     return ClaimPlan(claim, budget, trainings, ladders, benches, checks)
 
 
@@ -230,6 +227,16 @@ def _checked(of: Any, runs: Sequence[Run], best_of: Sequence[str], where: str, a
         check_figures(of, runs, best_of, absent)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _bench_arms(lines: Sequence[str], preflight: Callable[[Sequence[Mapping[str, Any]]], list[str]]) -> list[Run]:
+    """Return the arms that a bench is to time. Errors: ConfigError, and what `preflight` raises."""
+    from bnlab.bench.arms import OWN, limits_of  # with torch, which other claims plan without
+
+    mode = limits_of(lines).mode
+    trees = [tree for _, tree in compose.planned([line for line in lines if not line.startswith(OWN)], True)]
+    preflight(trees)
+    return [planned(tree, bench_mode=mode) for tree in trees]
 
 
 def _bench_lines(lines: Sequence[str], wish: Wish) -> list[str]:

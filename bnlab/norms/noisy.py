@@ -32,9 +32,10 @@ class Noisy(Batch):
     The numbers are a function of the seed of the run, the layer, its step, the sample and the channel. They come from
     no generator, so that weights, order and dropout are those of `batch`, and a resumed run draws what it would have.
 
-    After Santurkar, Tsipras, Ilyas and Madry, "How Does Batch Normalization Help Optimization?", 2018, section 2.2, who
-    make the distributions less stable than without normalization so. Defaults: shift 0.5, scale 1.25, jitter 0.1; the
-    rest as `batch`.
+    After Santurkar, Tsipras, Ilyas and Madry, "How Does Batch Normalization Help Optimization?", 2018, section 2.2:
+    noise of a mean that is not 0 and a variance that is not 1, another at every step, makes the distributions less
+    stable than without normalization. The form here and its defaults, shift 0.5, scale 1.25, jitter 0.1, are one such
+    noise, and were not compared with the authors' code.
     """
 
     shift: float = param(0.5, "largest mean of the noise that is added, drawn for each step and channel", low=0.0)

@@ -385,9 +385,9 @@ def named(kind):
     return lambda: Returning(kind)
 
 
-auxiliary, dictionary, pair, nested, two, more, number, map_, squeezed, nothing, exits, complex_, in_place = map(named, [
-    "auxiliary", "dict", "tuple", "nested", "two", "more", "one number", "map", "squeezed", "none", "exits", "complex",
-    "in place"])
+auxiliary, dictionary, pair, nested, two, more, number, map_, squeezed, nothing, exits = map(named, [
+    "auxiliary", "dict", "tuple", "nested", "two", "more", "one number", "map", "squeezed", "none", "exits"])
+complex_, in_place = named("complex"), named("in place")
 
 
 def noisy():

@@ -24,7 +24,8 @@ def doubts(pixels: Pixels, labels: Counts, splits: Mapping[str, Counts], paths: 
         (f"of fewer than {FEW_LEVELS} of 256 levels", (spread > 0) & (spread < FEW_LEVELS)),
     ):
         if is_so.any() and by_channel.shape[2] > 1:
-            yield f"{is_so.sum():,} of {len(pixels):,} images {_be(is_so.sum())} {text}; one is {paths[int(is_so.argmax())]}"
+            count = int(is_so.sum())
+            yield f"{count:,} of {len(pixels):,} images {_be(count)} {text}; one is {paths[int(is_so.argmax())]}"
     first: dict[int, tuple[int, str]] = {}
     elsewhere = []
     for split, rows in splits.items():
@@ -36,12 +37,12 @@ def doubts(pixels: Pixels, labels: Counts, splits: Mapping[str, Counts], paths: 
                 elsewhere += [(row, earlier)] if labels[row] != labels[earlier] else []
         if copies:
             yield (
-                f"{len(copies):,} of {len(rows):,} {split} images {_be(len(copies))} in training too, to be known by heart; "
-                f"one is {_both(copies[0], paths)}"
+                f"{len(copies):,} of {len(rows):,} {split} images {_be(len(copies))} in training too, "
+                f"to be known by heart; one is {_both(copies[0], paths)}"
             )
     if elsewhere:
-        count = count_of(len(elsewhere), "image")
-        yield f"{count} {_be(len(elsewhere))} in another class too; one is {_both(elsewhere[0], paths)}"
+        counted = count_of(len(elsewhere), "image")
+        yield f"{counted} {_be(len(elsewhere))} in another class too; one is {_both(elsewhere[0], paths)}"
 
 
 def _be(number: int) -> str:

@@ -125,6 +125,9 @@ MISTAKES = [
     (["+norm._target_=os.system"], 2, "may not name Python objects"),
     (["+hydra.callbacks.x._target_=pathlib.Path.touch"], 2, "may not name Python objects"),
     (["name=../x"], 2, "name='../x': must be"),
+    (["name=20261201"], 2, "\nwrite \"name='20261201'\", as text"),
+    (["=1"], 2, "=1: has no key\nwrite KEY=VALUE"),
+    (["optim. lr =0.1"], 2, "optim. lr =0.1: cannot be read\nwrite optim.lr=0.1, without spaces\n"),
     (["norm=instance", "model=mlp"], 2, "norm=instance"),
     (["-m", "norm=batch,instance", "model=cnn,mlp"], 2, "norm=instance"),
     (["norm=ghost", "norm.size=100"], 2, "norm.size=100: must be at most data.batch_size=64"),
@@ -177,6 +180,11 @@ def test_mistakes_found_by_a_worker_are_told_alike(tmp_path: Path, arguments: li
     done, other = bnlab("train", *arguments, cwd=tmp_path, fresh=True), bnlab("train", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (other.returncode, other.stdout, other.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_that_repeat_another_are_counted(tmp_path: Path) -> None:
+    done = bnlab("train", "-m", "seed=1,1,2", "eval.stats=running,batch", "--dry-run", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "2 of 6 jobs repeat another, seed included: no further seed\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

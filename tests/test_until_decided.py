@@ -269,7 +269,8 @@ def test_options_without_a_plan_are_refused(given: dict[str, Any], said: str) ->
         (("none", "batch"), 2, Wishes(), "2 seeds decide nothing by t"),
         (("none", "batch"), 5, Wishes(test="signs"), "5 seeds decide nothing by signs"),
         (("batch",), 5, Wishes(), "no arm has a baseline"),
-        (("none", "batch"), 5, Wishes(baseline="layer"), "no arm has a baseline"),
+        (("none", "batch"), 5, Wishes(baseline="layer"), "--baseline layer: no such arm\nthere are: none, batch"),
+        (("none", "batch", "batch"), 5, Wishes(), "a seed is there twice"),
         (("none", "batch"), 5, Wishes(metric="speed"), "speed"),
         (
             ("none", "batch"),

@@ -170,6 +170,8 @@ def _check_options(loader: ConfigLoader, overrides: Sequence[Override]) -> None:
     """Refuse a list, a number or null in the place of an option; a group of the user's own may be given a list."""
     for override in overrides:
         group, value = str(override.key_or_group), override.value()
+        if not group:
+            raise ConfigError(f"{override.input_line}: has no key\nwrite KEY=VALUE, such as norm=ghost")
         if isinstance(value, str) or override.is_delete() or override.is_sweep_override():
             continue
         if not (options := group_options(loader, group)):

@@ -155,6 +155,8 @@ def _unparsed(text: str, blamed: str) -> str:
     found = where and where.group(where.lastindex or 0)
     at = "" if found is None else " where it ends" if found == "<EOF>" else f" at {found}"
     key, _, value = (argument or blamed).partition("=")
+    if (squeezed := "".join(key.split())) != key and value:
+        return f"{argument or blamed}: cannot be read{at}\nwrite {squeezed}={value}, without spaces"
     plain = bool(value) and re.fullmatch(r"[^\[{('\"\\\\$`][^'\"\\\\$`]*", value) is not None
     example = f"{key}='{value}'" if plain else "KEY='a=b'"
     return (

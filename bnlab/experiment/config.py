@@ -231,8 +231,9 @@ def _name(value: Any) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not SAFE_NAME.fullmatch(value):
+        meant = f"\nwrite \"name='{value}'\", as text" if SAFE_NAME.fullmatch(str(value)) else ""
         raise ConfigError(
-            f"name={value!r}: must be up to 80 letters, digits and ._+=,- beginning with a letter or digit"
+            f"name={value!r}: must be up to 80 letters, digits and ._+=,- beginning with a letter or digit{meant}"
         )
     return value
 

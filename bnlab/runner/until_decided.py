@@ -15,7 +15,7 @@ from typing import Any
 from bnlab.claims.figures import hangs_on_a_model, lacking
 from bnlab.claims.planned import planned
 from bnlab.compare.arms import arms_of
-from bnlab.compare.baseline import baselines
+from bnlab.compare.baseline import baselines, unknown_baseline
 from bnlab.compare.comparison import compare
 from bnlab.compare.deciding import FEWEST_PAIRS, Test
 from bnlab.compare.notes import named
@@ -144,6 +144,9 @@ def plan_of(wishes: Wishes, jobs: Sequence[tuple[Job, Mapping[str, Any]]]) -> De
         if lacks := lacking(metric, planned(tree)) or _absent(metric, tree):
             raise ConfigError(f"--metric {metric.name}: {lacks}")
     arms = _arms(jobs, wishes.baseline)
+    seed_of = {job.folder: tree["seed"] for job, tree in jobs}
+    if any(len({seed_of[job.folder] for job in arm.jobs}) < len(arm.jobs) for arm in arms):
+        raise ConfigError("--until-decided: a seed is there twice, which is no further seed\nname each seed once")
     seeds = max(len(arm.jobs) for arm in arms)
     if seeds < FEWEST_PAIRS[wishes.test]:
         few = f"{count_of(seeds, 'seed')} decide{'s' if seeds == 1 else ''} nothing by {wishes.test}"
@@ -166,6 +169,8 @@ def _arms(jobs: Sequence[tuple[Job, Mapping[str, Any]]], baseline: str | None) -
     ]
     arms, changed = arms_of(runs)
     against = baselines(arms, changed, baseline)
+    if against is None and baseline is not None:
+        raise unknown_baseline(baseline, arms)
     if against is None or all(j in (None, i) for i, j in enumerate(against)):
         labels = ", ".join(arm.label for arm in arms[:12])
         raise ConfigError(f"--until-decided: no arm has a baseline to be compared with\nthere are: {labels}")

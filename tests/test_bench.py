@@ -402,7 +402,7 @@ def test_the_step_is_train_step_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stepping, "train_step", spy)
     (section,) = sections("norm=none,batch")
-    found = measure(contest(section), BenchConfig(precision=9.0, rounds=6), 60.0, ignore)
+    found = measure(contest(section), BenchConfig(precision=math.inf, rounds=6), 60.0, ignore)
     assert found.stopped_by == "precision"
     each = [*range(2 + pairing.WARMUP_ROUNDS + 6), *(LOOKS[0] - 1) * [*range(pairing.WARMUP_ROUNDS + 6)]]
     assert sorted(seen) == sorted(3 * each)  # none, its second copy, and batch
@@ -411,7 +411,7 @@ def test_the_step_is_train_step_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_copies_of_the_baseline_end_with_equal_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch)
     (section,) = sections("norm=batch,layer")
-    measure(contest(section), BenchConfig(precision=9.0, rounds=6), 60.0, ignore)
+    measure(contest(section), BenchConfig(precision=math.inf, rounds=6), 60.0, ignore)
     assert len(watched.models) == 3 * LOOKS[0]
     batch, layer, copy = map(weights, watched.models[:3])
     assert equal(batch, copy)
@@ -457,7 +457,7 @@ def test_short_last_batches_are_not_among_the_steps() -> None:
 def test_weights_that_run_away_do_not_stop_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch)
     (section,) = sections("norm=none,batch,rms", "optim.lr=1e38", "schedule=constant")
-    found = measure(contest(section), BenchConfig(precision=99.0, rounds=6), 60.0, ignore)
+    found = measure(contest(section), BenchConfig(precision=math.inf, rounds=6), 60.0, ignore)
     assert not all(value.isfinite().all() for value in watched.models[0].state_dict().values())
     assert all(math.isfinite(arm.step_ms) and arm.step_ms > 0 for arm in found.arms)
     assert found.rounds >= 6
@@ -469,7 +469,7 @@ def test_models_are_free_after_their_contest(monkeypatch: pytest.MonkeyPatch) ->
 
     watched = Watched(monkeypatch)
     (section,) = sections("norm=none,batch")
-    found = measure(contest(section), BenchConfig(precision=9.0, rounds=6), 60.0, ignore)
+    found = measure(contest(section), BenchConfig(precision=math.inf, rounds=6), 60.0, ignore)
     alive = [weakref.ref(model) for model in watched.models]
     watched.models.clear()
     gc.collect()
@@ -482,7 +482,7 @@ def test_models_are_free_after_their_contest(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_layers_by_shape() -> None:
     (section,) = sections("norm=none,layer,batch,instance,rms")
-    quick = BenchConfig(precision=99.0, rounds=6)
+    quick = BenchConfig(precision=math.inf, rounds=6)
     for shape in ((4, 8, 6, 6), (4, 8)):
         ready = layer_contest(section, shape)
         assert ready is not None
@@ -555,7 +555,7 @@ def test_scaling_by_batch_leaves_out_what_does_not_fit() -> None:
 
 def measured(*overrides: str) -> tuple[list[BenchSection], list[ContestTime]]:
     found = sections(*overrides)
-    return found, [measure(contest(s), BenchConfig(precision=99.0, rounds=6), 60.0, ignore) for s in found]
+    return found, [measure(contest(s), BenchConfig(precision=math.inf, rounds=6), 60.0, ignore) for s in found]
 
 
 def test_a_bench_is_read_by_compare(tmp_path: Path) -> None:
@@ -633,7 +633,7 @@ def test_runs_and_benches_are_sections_of_their_own(tmp_path: Path) -> None:
 
 def test_sizes_of_random_images_stay_apart(tmp_path: Path) -> None:
     found = [level.section for level in levels(sections("norm=none,batch")[0], "image")[:2]]
-    times = [measure(contest(s), BenchConfig(precision=99.0, rounds=6), 60.0, ignore) for s in found]
+    times = [measure(contest(s), BenchConfig(precision=math.inf, rounds=6), 60.0, ignore) for s in found]
     compared = compare([record(found, times, tmp_path)]).sections
     assert [section.settings["data.name"] for section in compared] == ["random images 16 x 16", "random images 8 x 8"]
     assert [len(section.rows) for section in compared] == [2, 2]

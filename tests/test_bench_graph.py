@@ -376,6 +376,6 @@ def test_a_bench_of_replays_on_cuda(tmp_path: Path) -> None:
 @needs_cuda
 def test_every_strategy_is_captured_or_left_out_on_cuda() -> None:
     (section,) = sections("norm=glob(*)", "trainer.device=cuda")
-    found = measure(contest(section, graph=True), BenchConfig(precision=9.0, rounds=6), 120.0, ignore)
+    found = measure(contest(section, graph=True), BenchConfig(precision=math.inf, rounds=6), 120.0, ignore)
     assert {"none", "batch", "layer", "group"} <= {arm.label for arm in found.arms}
     assert len(found.arms) + len(found.left_out) == len(section.arms)

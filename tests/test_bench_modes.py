@@ -44,7 +44,7 @@ from bnlab.record.read import Run, read_runs
 from bnlab.report.claim_figures import figures_of
 from bnlab.training import loop
 
-FEW = BenchConfig(precision=99.0, rounds=4)
+FEW = BenchConfig(precision=math.inf, rounds=4)
 QUICK = [*SMALL, "trainer.threads=1", "bench.precision=99", "bench.rounds=4"]
 
 

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +29,7 @@ QUICK += ["eval.probe_samples=256", "trainer.device=cpu", "trainer.threads=1"]
 # torchrun's environment of a single process: the command trains in its own process
 SINGLE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 OURS = ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING")  # of whoever runs the tests
+SERVER = "BNLAB_TEST_SERVER"  # where the address of the server is kept
 Done = subprocess.CompletedProcess[str]
 
 
@@ -80,7 +80,7 @@ class Command:
         self._out = tempfile.TemporaryFile()  # noqa: SIM115
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self._server = socket.socket(socket.AF_UNIX)
-        self._server.connect(_address())
+        self._server.connect(server())
         with open(os.devnull) as nothing:
             files = [nothing.fileno(), (stdout or self._out).fileno(), self._err.fileno()]
             socket.send_fds(self._server, [json.dumps(request).encode()], files)
@@ -132,15 +132,16 @@ class Command:
         return texts[0], texts[1]
 
 
-@cache
-def _address() -> str:
-    """Start the server of this process, once, and return its socket."""
+def server() -> str:
+    """Return the address of the server that forks command lines; it is started once, and ends with who started it."""
+    if SERVER in os.environ:
+        return os.environ[SERVER]
     place = tempfile.mkdtemp(prefix="bnlab-tests-")
     address = f"{place}/socket"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
-    server = subprocess.Popen(
+    forking = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(listener.fileno())],
         stdin=subprocess.PIPE,
         pass_fds=[listener.fileno()],
@@ -150,8 +151,9 @@ def _address() -> str:
     listener.close()
 
     def stop() -> None:
-        server.communicate()
+        forking.communicate()
         shutil.rmtree(place, ignore_errors=True)
 
     atexit.register(stop)
+    os.environ[SERVER] = address
     return address

@@ -249,6 +249,7 @@ def test_a_claim_runs_once_and_is_read_afterwards(tmp_path: Path) -> None:
     first = bnlab("claim", "run", "mine", "--inline", cwd=tmp_path, COLUMNS="80")
     assert first.returncode == 0, first.stderr
     assert "REFUTED on this machine" in first.stdout
+    assert "note      not learned: norm=none (3 of 3 runs)\n" in first.stdout
     assert "expected confirmed (they say so): goes against it" in " ".join(first.stdout.split())
     assert max(map(len, first.stdout.splitlines())) <= 80
     assert "\x1b" not in first.stdout

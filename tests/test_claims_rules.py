@@ -13,6 +13,7 @@ from scipy import stats
 
 from bnlab.claims.cells import check_cells
 from bnlab.claims.decide import decide
+from bnlab.claims.evaluate import unlearned
 from bnlab.claims.language import parse_sentence
 from bnlab.claims.rule import Part, parse_rule, parts_of
 from bnlab.errors import ConfigError
@@ -306,6 +307,17 @@ def test_n_counts_what_the_figure_is_of() -> None:
     for text, (runs, wanted) in cases.items():
         (part,) = decide(parse_rule(text), runs).parts
         assert figures_of(part).rpartition(", ")[2] == wanted
+
+
+def test_arms_that_learned_nothing_are_named() -> None:
+    found = {"test.accuracy": 0.5}
+    runs = [run_of(s, found | {"train.accuracy": 0.1 if s < 2 else 0.9}, norm__name="batch") for s in range(3)]
+    runs += [run_of(s, found | {"train.accuracy": 0.9}, norm__name="none") for s in range(3)]
+    runs += [bench("none", (1, 1, 1)), bench("batch", (1.3, 1.2, 1.4))]
+    for text in (f"{BATCH} - {NONE} > 1", f"exact({BATCH}) < 1", f"{BATCH} / {NONE} * step_ratio[norm=batch] < 2"):
+        assert list(unlearned(parse_sentence(text).of, runs)) == ["not learned: norm=batch (2 of 3 runs)"]
+    for text in (f"{NONE} > 1", "rate(learned[norm=batch] == 1) > 0.5"):
+        assert not list(unlearned(parse_sentence(text).of, runs))
 
 
 def test_a_time_that_was_not_reached_is_cut_where_the_run_ended() -> None:

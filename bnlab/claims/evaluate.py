@@ -25,6 +25,7 @@ from bnlab.claims.language import (
     Rate,
     Ratio,
     Slope,
+    leaves,
     quantities,
 )
 from bnlab.compare.arms import OVER, Arm, text_of, without_duplicates
@@ -33,7 +34,7 @@ from bnlab.compare.comparison import Observed, observe
 from bnlab.compare.slopes import NoSlope, slopes
 from bnlab.compare.statistics import restrict
 from bnlab.data.dataset import target_of
-from bnlab.errors import ConfigError
+from bnlab.errors import ConfigError, count_of
 from bnlab.metrics import Censored, find_metric
 from bnlab.record.read import UNSTARTED, Run, refusals
 
@@ -65,6 +66,19 @@ def evidence_of(
         raise ConfigError(f"{expression}: figures by seed and by block of a bench cannot be paired; use step_ratio")
     sample = reader.sample(expression)
     return replace(sample, over="block") if any(of_bench.values()) else sample
+
+
+def unlearned(expression: Expression, runs: Sequence[Run], best_of: Sequence[str] = ()) -> Iterator[str]:
+    """Yield each cell whose figure an expression takes of trainings that learned nothing, with their number."""
+    reader, learned = _Reader(runs, best_of, at_edge=True), Quantity("learned")
+    for quantity in leaves(expression):
+        if isinstance(quantity, Quantity):
+            try:
+                values = [figure_of(learned, run) for run in reader.arm(quantity) if run.state == "done"]
+            except Undecidable:
+                continue
+            if lost := values.count(0.0):
+                yield f"not learned: {' '.join(quantity.cell) or 'all'} ({lost} of {count_of(len(values), 'run')})"
 
 
 def free_keys(expression: Expression) -> list[str]:

@@ -43,7 +43,7 @@ class ClaimVerdict:
     scope: str  # data, model, machine
     seconds: float
     made: float  # seconds since 1970
-    refused: tuple[str, ...] = ()  # why runs were, in words
+    notes: tuple[str, ...] = ()  # why runs were refused, and which learned nothing, in words
 
     def write(self, folder: Path) -> None:
         """Put it into the claim's folder. Errors: EnvironmentFault."""
@@ -77,8 +77,8 @@ def read_verdict(folder: Path) -> ClaimVerdict | None:
         return None
     try:
         parts = tuple(_part(part) for part in _list(found, "parts"))
-        keys = ("variant", "guards", "runs", "benches", "refused")
-        lists = {key: tuple(map(str, _list({"refused": [], **found}, key))) for key in keys}
+        keys = ("variant", "guards", "runs", "benches", "notes")
+        lists = {key: tuple(map(str, _list({"notes": [], **found}, key))) for key in keys}
         return ClaimVerdict(
             claim=str(found["claim"]),
             budget=str(found["budget"]),

@@ -135,7 +135,7 @@ def _facts(claim: Claim, verdict: ClaimVerdict | None, more: Sequence[str]) -> I
     yield from zip(itertools.chain(["where"], itertools.repeat("")), _meanings(claim), strict=False)
     if verdict is not None:
         yield "over", n_text(verdict)
-        for line in verdict.refused:
+        for line in verdict.notes:
             yield "note", line
         yield "scope", verdict.scope
     if claim.expected:

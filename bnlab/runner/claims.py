@@ -19,7 +19,7 @@ from bnlab import __version__
 from bnlab.claims.cells import arm_of, check_cells, levels_of
 from bnlab.claims.claim import Budget, Claim, check_looks, check_override
 from bnlab.claims.decide import decide, failed_guards
-from bnlab.claims.evaluate import free_keys
+from bnlab.claims.evaluate import free_keys, unlearned
 from bnlab.claims.figures import Absent, check_figures, check_seeds
 from bnlab.claims.language import Condition, Expression, Largest, leaves, quantities
 from bnlab.claims.outcome import RuleVerdict
@@ -325,10 +325,16 @@ def _carry_out(plan: ClaimPlan, wish: Wish, pool: dict[str, Run], tools: Tools) 
         scope=scope_of([*runs, *benches]) if runs or benches else "random batches in float64",
         seconds=round(time.monotonic() - start, 1),
         made=time.time(),
-        refused=tuple(refusals(runs)),
+        notes=(*refusals(runs), *_unlearned(claim, [*runs, *benches, *checks])),
     )
     found.write(folder)
     return Outcome(claim, found, tuple(failed.values()), num_trained)
+
+
+def _unlearned(claim: Claim, runs: Sequence[Run]) -> list[str]:
+    """Return each cell of the rule with trainings that learned nothing, once."""
+    parts = parts_of(claim.rule)
+    return list(dict.fromkeys(line for part in parts for line in unlearned(part.sentence.of, runs, part.best_of)))
 
 
 def _evaluate(missing: Sequence[Wanted], pool: dict[str, Run], evaluate: Evaluate) -> dict[str, str]:

@@ -529,7 +529,7 @@ def test_the_labels_of_a_log_axis_tell_its_places_apart() -> None:
     lines = line_chart({"a": ([0, 10], [2e-7, 1.0])}, "log", 40, 6)
     labels = [float(line.plain.partition("┤")[0]) for line in lines if "┤" in line.plain]
     ends = math.log(2e-7) / 12  # the middle of the first row lies a twelfth below the top
-    assert labels == pytest.approx([math.exp(ends), math.exp(7 * ends)], rel=0.1)
+    assert labels == pytest.approx([math.exp(ends), math.exp(5 * ends), math.exp(11 * ends)], rel=0.1)
 
 
 def shown(summary: Any, status: Any, folder: Path, width: int = 80, encoding: str = "utf-8") -> str:

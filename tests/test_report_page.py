@@ -138,6 +138,7 @@ def test_a_page_says_what_compare_says(tmp_path: Path) -> None:
     check_self_contained(text)
     said = " ".join(page.texts)
     assert question(section) == "Does batch differ from none in test accuracy on mnist by more than 0.2 points?"
+    assert "<li><code>bnlab report runs</code></li>" in text
     for sentence in (question(section), *found, *section.notes, "A processor", "torch 2.15.0", "bnlab report runs"):
         assert sentence in said
     titles, rows = html_grid(section)

@@ -14,7 +14,7 @@ from helpers_runs import make_run
 from bnlab.cli import main
 from bnlab.errors import ConfigError, EnvironmentFault
 from bnlab.record.inventory import LONGEST_NOTE, entries, note_of
-from bnlab.record.latest import complete_run, find_run
+from bnlab.record.latest import complete_run, find_run, name_of
 from bnlab.record.run_folder import fresh_folder, hold
 
 SWEEP, RUN, OTHER = "20260102-030405-demo-sweep-a1b2c3", "20260103-000000-run-d4e5f6", "20260101-000000-demo-sweep-a7"
@@ -67,6 +67,8 @@ def bnlab(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 def test_a_word_names_one_folder(base: Path, word: str, place: str) -> None:
     assert find_run(word) == Path("runs", place)
     assert find_run(word).is_dir()
+    assert find_run(name_of(find_run(word))) == find_run(word)
+    assert len(name_of(find_run(word))) < len(str(find_run(word)))
 
 
 def test_a_path_that_exists_wins_and_what_names_nothing_stays_a_path(base: Path) -> None:

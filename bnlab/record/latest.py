@@ -48,7 +48,10 @@ def short_name(name: str) -> str:
 
 def name_of(folder: Path) -> str:
     """Return the shortest word that `find_run` takes for a folder: its short name where it lies among the runs."""
-    return short_name(folder.name) if folder.parent == runs_folder() else str(folder)
+    base, sweep = runs_folder(), folder.parent
+    if sweep == base:
+        return short_name(folder.name)
+    return f"{short_name(sweep.name)}/{folder.name}" if sweep.parent == base else str(folder)
 
 
 def find_run(word: str) -> Path:

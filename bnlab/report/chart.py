@@ -113,7 +113,9 @@ def line_chart(
     scale = Scale.over([y for _, y in everything], axis)
     wide = Scale.over([x for x, _ in everything], across)
     said = small if scale.axis == "log" and scale.low * factor < 1e-3 else significant
-    ticks = {row: said(scale.at(1 - (row + 0.5) / height) * factor) for row in range(0, height, 3)}
+    spaces = max(round((height - 1) / 3), 1)
+    rows = [round(i * (height - 1) / spaces) for i in range(spaces + 1)]  # the first and the last among them
+    ticks = {row: said(scale.at(1 - (row + 0.5) / height) * factor) for row in rows}
     margin = max(map(len, ticks.values()))
     columns = max(width - margin - 2, 8)
     canvas = _Canvas(columns, height, braille)

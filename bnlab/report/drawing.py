@@ -204,7 +204,7 @@ def _draw_dots(axes: Axes, panel: Panel) -> None:
         axes.set_xticks(Scale("log", *axes.get_xlim()).ticks(MOST_TICKS))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
 
 

@@ -6,12 +6,14 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bnlab.interval import Interval
+from bnlab.record.latest import name_of
 from bnlab.report.bars import bar_column, bars, ruler, signed_bars, whiskers
 from bnlab.report.chart import Scale
 from bnlab.report.console import Terminal
@@ -284,7 +286,7 @@ def probe_sheet(probed: Probed) -> Sheet:
         notes.append(f"evaluation in a {name}, not all at once: logits {far} off over RMS, {flips} % flips")
     notes += [] if probing.layers else _layer_legend(probing)
     return Sheet(
-        f"How does {probed.label} differ between training and evaluation mode?",
+        f"How does {name_of(Path(probed.label))} differ between training and evaluation mode?",
         probed.verdict.split("\n"),
         [*_heading(probed)[1:], *_samples(probed)],
         _gap_columns(probing),

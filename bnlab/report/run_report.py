@@ -97,7 +97,7 @@ def _state(state: str, summary: Mapping[str, Any], status: Mapping[str, Any], fo
     elif state not in ("done", "diverged", "refused", "running", "not needed"):
         yield f"see {folder / 'run.log'}"
     if status.get("started"):
-        yield f"started {status['started']}"
+        yield f"started {str(status['started']).replace('T', ' ').replace('+00:00', ' UTC')}"
 
 
 def _configuration(config: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[str]]]:

@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.text import Text
 
 from bnlab.errors import count_of
+from bnlab.record.latest import name_of
 from bnlab.report.console import Terminal
 from bnlab.report.figures import MISSING, Cell, decimals_for, number
 from bnlab.report.panels import Panel, Picture, Series
@@ -100,7 +102,7 @@ def shift_sheet(study: Study) -> Sheet:
     names = [[panel.title.partition(":")[0] for panel in pair] for pair in pairs]
     remark = "by the statistics of evaluation; severity 0: the images as they are; band: 95% interval over images"
     return Sheet(
-        f"What do shifted test images do to {study.label}, by the statistics it is evaluated with?",
+        f"What do shifted test images do to {name_of(Path(study.label))}, by the statistics it is evaluated with?",
         list(_verdicts(study)) or [_one_choice(study)],
         _about(study),
         _columns(study, [f"{at.shift} {at.severity or ''}".strip() for at in study.conditions]),

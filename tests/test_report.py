@@ -280,6 +280,15 @@ def test_no_control_character_comes_from_data_in_the_table(monkeypatch: pytest.M
     assert all(ESC not in line and "\n" not in line for line in skipped_lines(hostile()))
 
 
+def test_of_very_many_folders_that_cannot_be_read_the_first_are_named() -> None:
+    lines = skipped_lines(Comparison([], [(Path(f"runs/{n}"), "no status.json") for n in range(1020)]))
+    assert lines[0] == "runs/0: unreadable (no status.json)"
+    assert lines[19:] == [
+        "runs/19: unreadable (no status.json)",
+        "1,000 more are unreadable; bnlab compare --format json names all",
+    ]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_control_character_comes_from_data_in_any_format(name: str) -> None:
     text = FORMATS[name](hostile())

@@ -38,6 +38,7 @@ DEFAULT_COLUMNS = {"steps_to_target": 1, "seconds_to_target": 5, "step_ms": 4, "
 BENCH_COLUMNS = {"step_ms": 1, "images_per_second": 2}
 CURVE_RANK = 2
 MOST_NOTES = 3  # below a table, unless all are asked for
+MOST_NAMED = 20  # folders that could not be read
 _SPARK = (12, 8)  # columns of the curve: where there is room, and where not
 
 
@@ -77,12 +78,15 @@ def framed(
 
 
 def skipped_lines(comparison: Comparison) -> list[str]:
-    """Return a line for each folder that could not be read, one for jobs not started yet, and why others were refused.
+    """Return a line for each of the first folders that could not be read, one for jobs not started yet, why others were
+    refused.
 
     They are for stderr.
     """
     queued = [f"jobs queued, not started yet: {comparison.queued}"] if comparison.queued else []
-    unreadable = (f"{path}: unreadable ({reason})" for path, reason in comparison.skipped)
+    unreadable = [f"{path}: unreadable ({reason})" for path, reason in comparison.skipped[:MOST_NAMED]]
+    if more := len(comparison.skipped) - len(unreadable):
+        unreadable.append(f"{more:,} more are unreadable; bnlab compare --format json names all")
     return [*map(clean, [*unreadable, *comparison.refused]), *queued]
 
 

@@ -48,16 +48,12 @@ def t_tails(t: float, df: int) -> float:
 @lru_cache(maxsize=4096)
 def t_quantile(probability: float, df: int) -> float:
     """Return the t that T stays below with `probability`, from 0.5 to 1 - 1e-9."""
-    wanted = 2.0 * (1.0 - probability)
-    low, high = 0.0, 2.0
-    while t_tails(high, df) > wanted:
-        low, high = high, 2.0 * high
-    while high - low > 1e-13 * high:
-        middle = (low + high) / 2.0
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if t_tails(middle, df) > wanted else (low, middle)
-    return (low + high) / 2.0
+    wanted, t = 2.0 * (1.0 - probability), statistics.NormalDist().inv_cdf(probability)
+    scale = 2.0 * math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    # Newton's steps from the left of a convex function only go right, until rounding
+    while (step := (t_tails(t, df) - wanted) / (scale * (1.0 + t * t / df) ** (-(df + 1) / 2))) > 1e-14 * t:
+        t += step
+    return t
 
 
 # Means and paired differences

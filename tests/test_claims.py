@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import re
 import shutil
@@ -436,6 +437,19 @@ def test_what_lies_in_a_verdict_is_data(tmp_path: Path) -> None:
     for damage in (*damages, {"parts": [{"verdict": "refuted"}]}, {"parts": [part | {"estimate": "x"}]}):
         path.write_text(json.dumps(whole | damage))
         assert "not run" in bnlab("claim", "list", cwd=tmp_path).stdout
+    wrong: list[dict[str, Any]] = [
+        {"low": math.nan}, {"high": math.nan}, {"low": 5.0, "high": 4.0}, {"estimate": math.nan}, {"estimate": 10**400},
+        {"n": None}, {"n": -1}, {"n": 2.5}, {"needed": True}, {"level": "x"}, {"region": "> x"}, {"region": ""},
+    ]  # fmt: skip
+    for each in wrong:
+        path.write_text(json.dumps(whole | {"parts": [part | each]}))
+        assert read_verdict(path.parent) is None
+    path.write_text(json.dumps(whole | {"parts": []}))
+    assert read_verdict(path.parent) is None
+    fails = part | {"estimate": math.inf, "low": math.inf, "high": math.inf, "thresholds": "of the region"}
+    path.write_text(json.dumps(whole | {"parts": [fails]}))
+    assert (found := read_verdict(path.parent)) is not None
+    assert (found.parts[0].estimate, found.parts[0].thresholds) == (math.inf, (60.0,))
     path.write_text("[" * 100_000)
     assert bnlab("claim", "report", cwd=tmp_path).returncode == 0
 

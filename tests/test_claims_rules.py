@@ -64,6 +64,7 @@ def test_signs_may_touch() -> None:
         ("test_acuracy > 1", "did you mean test_accuracy?"),
         ("test_accuracy > nan", "must have a number"),
         ("test_accuracy > 1e999", "must have a number"),
+        ("test_loss > 1e200", "must have a number"),
         ("test_accuracy in [2, 1]", "two numbers after `in`"),
         ("test_accuracy in 2", "two numbers after `in`"),
         ("test_accuracy > 1 > 2", "nothing more"),
@@ -200,6 +201,14 @@ def test_a_ratio_is_t_of_logarithms() -> None:
     (part,) = decide(parse_rule(text), arm("batch", a, "train_seconds") + arm("none", b, "train_seconds")).parts
     wanted = stats.ttest_1samp(np.log(a / b), 0).confidence_interval(0.95)
     assert (part.low, part.high) == pytest.approx((math.exp(wanted.low), math.exp(wanted.high)))
+
+
+def test_an_end_that_bounds_nothing_is_infinite() -> None:
+    values = [1e-60, 1.0, 1e60]
+    text = "train_seconds[norm=batch] / train_seconds[norm=none] > 1"
+    runs = arm("batch", values, "train_seconds") + arm("none", [1.0] * 3, "train_seconds")
+    (part,) = decide(parse_rule(text), runs, looks=(3, 5, 8)).parts
+    assert (part.verdict, part.high) == ("undecided", math.inf)
 
 
 def test_a_rate_is_clopper_and_pearson_s_and_counts_runs_that_diverged() -> None:

@@ -16,8 +16,9 @@ from bnlab.compare.deciding import FEWEST_PAIRS, Paired, Rule
 from bnlab.compare.statistics import LEVEL
 from bnlab.errors import count_of
 from bnlab.interval import Interval
+from bnlab.metric import LARGEST
 
-MOST_LOG = 700.0  # whose exponential a float holds
+MOST_LOG = math.log(LARGEST)  # beyond it an end of an interval bounds nothing
 
 
 class Undecidable(Exception):
@@ -62,8 +63,7 @@ class Sample:
             )
         if not self.logs:
             return found
-        low, high = math.exp(found.low), math.exp(found.high) if found.high < MOST_LOG else math.inf
-        return Interval(math.exp(found.value), low, high, self.n, sd=found.sd)
+        return Interval(_exp(found.value), _exp(found.low), _exp(found.high), self.n, sd=found.sd)
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,11 @@ class Timed:
             below.append(math.log(found.value / (found.low or found.value)))
             above.append(math.log((found.high or found.value) / found.value))
         center = math.fsum(centers)
-        return Interval(
-            math.exp(center), math.exp(center - math.hypot(*below)), math.exp(center + math.hypot(*above)), n
-        )
+        return Interval(_exp(center), _exp(center - math.hypot(*below)), _exp(center + math.hypot(*above)), n)
+
+
+def _exp(log: float) -> float:
+    return math.exp(log) if log < MOST_LOG else math.inf
 
 
 Evidence = Sample | Count | Known | Timed

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from bnlab.errors import ConfigError
+from bnlab.metric import LARGEST
 from bnlab.metrics import BENCH, CHECK, find_metric
 
 T = TypeVar("T")
@@ -469,7 +470,7 @@ def _finite(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST else None
 
 
 def parse_region(text: str) -> Region:

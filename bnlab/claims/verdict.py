@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bnlab.claims.claim import VERDICTS, Claim
+from bnlab.claims.language import parse_region
 from bnlab.claims.outcome import PartVerdict, Verdict
+from bnlab.errors import ConfigError
+from bnlab.metric import LARGEST as LARGEST_NUMBER
 from bnlab.record.latest import runs_folder
 from bnlab.record.plain_files import read_plain, write_bytes, write_json
 
@@ -76,7 +80,7 @@ def read_verdict(folder: Path) -> ClaimVerdict | None:
     if found.get("schema") != SCHEMA or found.get("verdict") not in VERDICTS:
         return None
     try:
-        parts = tuple(_part(part) for part in _list(found, "parts"))
+        first, *rest = (_part(part) for part in _list(found, "parts"))
         keys = ("variant", "guards", "runs", "benches", "notes")
         lists = {key: tuple(map(str, _list({"notes": [], **found}, key))) for key in keys}
         return ClaimVerdict(
@@ -86,7 +90,7 @@ def read_verdict(folder: Path) -> ClaimVerdict | None:
             exploratory=found["exploratory"] is True,
             verdict=found["verdict"],
             reason=None if found["reason"] is None else str(found["reason"]),
-            parts=parts,
+            parts=(first, *rest),
             looks=tuple(map(int, _list(found, "looks"))),
             seeds=int(found["seeds"]),
             failed=int(found["failed"]),
@@ -96,7 +100,7 @@ def read_verdict(folder: Path) -> ClaimVerdict | None:
             made=float(found["made"]),
             **lists,
         )
-    except (LookupError, TypeError, ValueError, OverflowError):
+    except (LookupError, TypeError, ValueError, OverflowError, ConfigError):
         return None
 
 
@@ -107,15 +111,24 @@ def latest_verdict(name: str, budget: str | None = None, more: Sequence[str] = (
 
 
 def _part(found: object) -> PartVerdict:
+    """Return a part that can be shown. Errors: ConfigError, ValueError and others of Python for what it is not."""
     if not isinstance(found, Mapping) or found.get("verdict") not in VERDICTS:
         raise ValueError("no verdict")
     found = {"over": "seed", **found}  # a verdict of before it was kept
     known: dict[str, Any] = {each.name: found[each.name] for each in fields(PartVerdict)}
-    known["thresholds"] = tuple(float(number) for number in known["thresholds"])
-    numbers = ("estimate", "low", "high", "strength", "level", "n", "needed")
-    if any(type(known[key]) not in (int, float, type(None)) for key in numbers):
-        raise ValueError("not a number")
     texts = {key: str(known[key] or "") for key in ("text", "label", "statistic", "unit", "region", "because", "over")}
+    known["thresholds"] = parse_region(texts["region"]).thresholds
+    ends = [-math.inf if known["low"] is None else known["low"], math.inf if known["high"] is None else known["high"]]
+    figures = [*ends, *(known[key] or 0.0 for key in ("estimate", "strength", "level"))]
+    counts = [known["n"], known["needed"] or 0]
+    if {*map(type, figures)} - {int, float} or {*map(type, counts)} - {int}:
+        raise ValueError("not a number")
+    if (
+        not ends[0] <= ends[1]
+        or min(counts) < 0
+        or not all(abs(each) <= LARGEST_NUMBER or math.isinf(each) for each in figures)
+    ):
+        raise ValueError("out of range")
     return PartVerdict(**{**known, **texts})
 
 

@@ -38,7 +38,7 @@ class Registry(Generic[T]):
             if name in self._entries:
                 raise ValueError(f"two entries named {name!r} in {self.kind}")
             cls.name = name
-            self._entries[name] = cls
+            self._entries = dict(sorted({**self._entries, name: cls}.items()))
             return cls
 
         return enter
@@ -59,4 +59,4 @@ class Registry(Generic[T]):
             for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__, f"{self._package}."):
                 importlib.import_module(module.name)
             self._package = None
-        return dict(sorted(self._entries.items()))
+        return self._entries

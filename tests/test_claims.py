@@ -186,7 +186,7 @@ def test_both_budgets_of_a_claim_are_checked(tmp_path: Path) -> None:
     assert (done.returncode, "claims/mine.yaml: optim.rate" in done.stderr) == (2, True), done.stderr
     write(tmp_path, {"budget": {"full": {"overrides": "data=mnist data.root=nowhere"}}})
     done = bnlab("claim", "check", "mine", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "claims/mine.yaml: right; at most 16 trainings, 0 benches\n")
+    assert (done.returncode, done.stdout) == (0, "claims/mine.yaml: right; at most 16 trainings\n")
     assert "the full budget is not checked: claims/mine.yaml: " in done.stderr
 
 
@@ -504,6 +504,17 @@ def test_a_name_or_a_file_says_which_claims(tmp_path: Path) -> None:
     assert "out of scope" not in bnlab("claim", "report", "placement", "-f", "md", cwd=tmp_path).stdout
     for word in ("none.yaml", "mien"):
         assert bnlab("claim", "report", word, cwd=tmp_path).returncode == 2
+
+
+def test_a_claim_that_is_none_hides_no_other_in_a_list(tmp_path: Path) -> None:
+    write(tmp_path, {"question": None})
+    for words in (["list"], ["report", "-f", "md"]):
+        done = bnlab("claim", *words, cwd=tmp_path)
+        assert (done.returncode, "placement" in done.stdout) == (0, True)
+        assert done.stderr == "claims/mine.yaml: question=null: must be text of up to 2,000 characters\n"
+    assert bnlab("claim", "run", "all", "--dry-run", cwd=tmp_path).returncode == 2
+    done = bnlab("claim", "new", "other", "--from", "nowhere.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stderr.startswith("nowhere.yaml: no such file\n")) == (2, True)
 
 
 def test_a_page_has_confirmed_claims_first(tmp_path: Path) -> None:

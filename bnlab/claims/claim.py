@@ -111,6 +111,8 @@ def claim_files() -> dict[str, Path]:
 def find_claim(name: str) -> Path:
     """Return the file of a claim, which its name or the file's own says. Errors: ConfigError."""
     if Path(name).suffix:
+        if not Path(name).is_file():
+            raise ConfigError(f"{name}: no such file\nname one, or a claim; `bnlab claim list` names all")
         return Path(name)
     files = claim_files()
     if name not in files:
@@ -214,16 +216,17 @@ def check_override(word: str, key: str, *, foreign: bool = True) -> None:
 
     Errors: ConfigError.
     """
+    where = f"{word:.80}" if key == word else f"{key}: {word:.80}"
     name, _, value = word.partition("=")
     name = name.lstrip("+~")
     if not _LINE.fullmatch(word) or name.startswith("hydra"):
-        raise ConfigError(f"{key}: {word:.80}: must be KEY=VALUE, a key of a training or bench.…")
+        raise ConfigError(f"{where}: must be KEY=VALUE, a key of a training or bench.…")
     if name in _KEPT:
-        raise ConfigError(f"{key}: {word:.80}: is set by bnlab; `budget` says how many seeds there are")
+        raise ConfigError(f"{where}: is set by bnlab; `budget` says how many seeds there are")
     if foreign and "${" in value:
-        raise ConfigError(f"{key}: {word:.80}: an interpolation is not allowed in a claim")
+        raise ConfigError(f"{where}: an interpolation is not allowed in a claim")
     if foreign and name in _PATHS and any(_leaves(place) for place in split_list(value)):
-        raise ConfigError(f"{key}: {word:.80}: must be a place inside of the working directory")
+        raise ConfigError(f"{where}: must be a place inside of the working directory")
 
 
 def _leaves(place: str) -> bool:

@@ -229,8 +229,9 @@ def _show_plans(claims: Sequence[Claim], wish: Wish) -> None:
                 {w.run.identity for wanted in plan.trainings if (w := wanted.base or wanted).run.identity in pool}
             )
             looks = ", ".join(map(str, plan.budget.looks)) if plan.trainings else "-"
-            rows.append((claim.name, str(plan.num_trainings), str(there), str(len(plan.benches)), looks))
-    show_rows(("claim", "trainings", "there", "benches", "looks"), rows)
+            numbers = (plan.num_trainings, there, len(plan.benches), len(plan.checks))
+            rows.append((claim.name, *map(str, numbers), looks))
+    show_rows(("claim", "trainings", "there", "benches", "checks", "looks"), rows)
 
 
 @app.command()
@@ -288,10 +289,9 @@ def check(
                 plan_of(claim, Wish("full"), runner.preflight)
             except DataError as error:
                 messages().say(f"the full budget is not checked: {error}")
-            results().say(
-                f"{claim.path}: right; at most {count_of(plan.num_trainings, 'training')}, "
-                f"{count_of(len(plan.benches), 'bench')}"
-            )
+            counts = {"training": plan.num_trainings, "bench": len(plan.benches), "check": len(plan.checks)}
+            needs = ", ".join(count_of(number, what) for what, number in counts.items() if number)
+            results().say(f"{claim.path}: right; at most {needs}")
 
 
 @app.command()
@@ -333,8 +333,15 @@ rule: test_accuracy[groups=4] - test_accuracy[groups=8] in [-1, 1]
 
 
 def _pairs(names: Sequence[str] = (), budget: str | None = None) -> list[Pair]:
-    """Return these claims, or every one, with their last verdicts."""
-    from bnlab.claims.claim import find_claims
+    """Return these claims, or every one that can be read, with their last verdicts; the others are said on stderr."""
+    from bnlab.claims.claim import claim_files, find_claims, read_claim
     from bnlab.claims.verdict import latest_verdict
+    from bnlab.report.console import messages
 
-    return [(claim, latest_verdict(claim.name, budget)) for claim in find_claims(names)]
+    claims = find_claims(names) if names else []
+    for path in () if names else claim_files().values():
+        try:
+            claims.append(read_claim(path))
+        except ConfigError as error:
+            messages().say(str(error))
+    return [(claim, latest_verdict(claim.name, budget)) for claim in claims]

@@ -20,7 +20,7 @@ from helpers_cli import BNLAB, QUICK, Command, bnlab, environment, start
 from helpers_runs import make_run
 
 from bnlab import timing
-from bnlab.errors import EnvironmentFault
+from bnlab.errors import ConfigError, EnvironmentFault
 from bnlab.export.place import fresh_place
 from bnlab.record import run_folder
 from bnlab.record.plain_files import lock
@@ -151,7 +151,30 @@ def test_a_run_that_is_moved_while_it_trains_ends_with_the_reason_and_goes_on_th
     assert (done.returncode, "killed" in done.stdout) == (0, True)
 
 
+def test_a_job_whose_folder_was_removed_while_its_sweep_ran_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "0")
+    ended = {tmp_path / name: JobResult("done") for name in ("0", "1")}
+    assert summarize(tmp_path, True, "was not started", None, ended) == 1
+    shown = capsys.readouterr().err
+    assert f"{tmp_path / '1'}: is not there any more, it was moved or removed while its jobs ran\n" in shown
+    assert "1 of 2 jobs done" in shown
+    assert "to finish: bnlab resume" in shown
+
+
 # ---------------------------------------------------------------- what is left behind
+
+
+def test_of_two_exports_to_one_place_the_later_is_told_that_it_is_taken(tmp_path: Path) -> None:
+    place = tmp_path / "ex"
+    with (
+        pytest.raises(ConfigError, match="ex exists\nchoose another place"),
+        fresh_place(place),
+        fresh_place(place) as to,
+    ):
+        (to / "runs.csv").touch()
+    assert {path.name for path in tmp_path.rglob("*")} == {"ex", "runs.csv"}
 
 
 def test_what_killed_exports_left_is_removed_and_what_lives_is_not(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def fresh_place(place: Path, replace: bool = False) -> Iterator[Path]:
             os.rename(beside, place)
             shutil.rmtree(old)
         else:
+            must_be_free(place)  # still
             os.rename(beside, place)
     except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)

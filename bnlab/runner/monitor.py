@@ -26,6 +26,7 @@ from bnlab.report.table import Column, draw
 from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, JobResult, ResultState
 
+GONE = "is not there any more, it was moved or removed while its jobs ran"
 LOOK_SECONDS = 0.25
 SHARE = 0.05  # of the time, at most, for looking
 HEADLINE = {  # metrics, and how a sentence has them
@@ -150,13 +151,14 @@ def summarize(
     if not folder.is_dir():
         for path, result in ended.items():
             messages().say(f"{path} {result.state}: {result.reason.partition(chr(10))[0]}")
-        messages().say(f"{folder}: is not there any more, it was moved or removed while its jobs ran")
+        messages().say(f"{folder}: {GONE}")
         messages().say("to finish: bnlab resume FOLDER, with the folder where it lies now")
         return 1
     runs, skipped = read_runs([folder])
     runs = [_with_result(run, ended.get(run.folder)) for run in runs]
     apart = Counter(run.state for run in runs if run.state in ("not needed", "refused"))
-    total = len(runs) + len(skipped)
+    gone = [path for path in ended if not path.is_dir()]
+    total = len(runs) + len(skipped) + len(gone)
     expected = total - apart["not needed"]
     runs = started(runs)
     runs.sort(key=lambda run: (len(run.folder.name), run.folder.name))  # by number, however they were started
@@ -191,7 +193,9 @@ def summarize(
         err.say(advice)
     for path, reason in skipped:
         err.say(f"{path}: {reason}")
-    missing = expected - len(runs) - len(skipped)
+    for path in gone:
+        err.say(f"{path}: {GONE}")
+    missing = expected - len(runs) - len(skipped) - len(gone)
     if missing:
         err.say(f"{missing} of {expected} jobs: {absent}")
     if failure is not None:
@@ -203,9 +207,9 @@ def summarize(
     elif runs and runs[0].state == "done":
         err.say(", ".join(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])))
         err.say(f"curves: bnlab show {name_of(folder)}; the gap by its causes: bnlab probe {name_of(folder)}")
-    if missing or any(run.state != "diverged" for run in bad):
+    if missing or gone or any(run.state != "diverged" for run in bad):
         err.say(f"to finish: bnlab resume {name_of(folder)}")
-    return int(bool(bad or skipped or missing or failure is not None))
+    return int(bool(bad or skipped or missing or gone or failure is not None))
 
 
 def _columns(

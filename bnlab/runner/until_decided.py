@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bnlab.claims.figures import hangs_on_a_model, lacking
 from bnlab.claims.planned import planned
 from bnlab.compare.arms import arms_of
 from bnlab.compare.baseline import baselines, unknown_baseline
@@ -128,11 +127,14 @@ class Rounds:
         return arms | {j for i in arms if (j := self._arms[i].baseline) is not None}
 
 
-def _absent(metric: Metric, tree: Mapping[str, Any]) -> str | None:
-    """Return why no run of a configuration has a metric, where its strategies or layers say so."""
-    if not hangs_on_a_model(metric):
-        return None
-    from bnlab.experiment.figures import absent  # with torch, which other sweeps plan without
+def _lacks(metric: Metric, tree: Mapping[str, Any]) -> str | None:
+    """Return why no run of a configuration has a metric; None: it may."""
+    from bnlab.claims.figures import hangs_on_a_model, lacking  # a sweep without a plan starts without claims
+
+    reason = lacking(metric, planned(tree))
+    if reason or not hangs_on_a_model(metric):
+        return reason
+    from bnlab.experiment.figures import absent  # with torch, which other plans do without
 
     return absent(metric, tree)
 
@@ -141,7 +143,7 @@ def plan_of(wishes: Wishes, jobs: Sequence[tuple[Job, Mapping[str, Any]]]) -> De
     """Return the plan of a sweep that has not begun: the last look is at all its seeds. Errors: ConfigError."""
     metric = find_metric(wishes.metric)
     for _, tree in jobs:
-        if lacks := lacking(metric, planned(tree)) or _absent(metric, tree):
+        if lacks := _lacks(metric, tree):
             raise ConfigError(f"--metric {metric.name}: {lacks}")
     arms = _arms(jobs, wishes.baseline)
     seed_of = {job.folder: tree["seed"] for job, tree in jobs}

@@ -72,6 +72,9 @@ SAID = {
     ("initial_share[norm=frozen] > 1", "norm=batch,frozen"): "norm=frozen averages no batches",
     ("gamma_drift > 1", "norm=batch norm.affine=beta"): "norm=batch has no gamma",
     ("beta_max > 1", "norm=rms"): "norm=rms has no beta",
+    ("mean_drift_10 > 1", "norm=rms measure=statistics trainer.steps=18 measure_every=2"): (
+        "mean_drift_10: no run here can have it: it is from a reading to the tenth after it, and there are 10"
+    ),
     ("refresh_ms[norm=batch] > 1", "norm=batch,population"): "norm=batch has no refreshed statistics",
 }
 
@@ -95,12 +98,13 @@ def test_a_guard_on_what_no_run_can_have_is_refused_by_name(tmp_path: Path) -> N
 
 
 def test_what_has_enough_layers_or_does_not_fit_its_cell_is_let_through(tmp_path: Path) -> None:
+    often = {"train": "norm=rms measure=statistics trainer.steps=19 measure_every=2", "rule": "mean_drift_10 > 1"}
     deep = {"train": "norm=batch model.widths=[8,8,8]", "rule": "slope(log mean_z over depth) > 0"}
     misfit = {
         "train": "norm=batch,layer data.batch_size=1 incompatible=record measure=activations",
         "rule": "rate(drift_index[norm=batch] > 1) > 0",
     }
-    for changes in (deep, misfit):
+    for changes in (often, deep, misfit):
         plan_of(read_claim(write(tmp_path, changes)), Wish(), identities)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def absent(metric: Metric, tree: Mapping[str, Any], *, over_depth: bool = False)
         config = parse_config(tree)
         used = config.model.strategies(config.norm)
         if is_read_by_a_meter(metric):
-            reason = meters[metric.by.removeprefix("measure=")].why_not(used)
+            reason = meters[metric.by.removeprefix("measure=")].why_not(used) or _too_few(metric.name, config)
         elif metric.name == "initial_share":
             shares = [each.initial_share(1, config.data.batch_size) for each in used]
             reason = f"norm={config.norm.name} averages no batches" if shares == [None] * len(used) else None
@@ -35,6 +36,17 @@ def absent(metric: Metric, tree: Mapping[str, Any], *, over_depth: bool = False)
     except ConfigError:
         return None  # what does not fit is refused by itself, or is a run's outcome
     return reason and f"no run here can have it: {reason}\nask for another figure, or of another arm"
+
+
+def _too_few(name: str, config: Config) -> str | None:
+    """Return that a training has too few readings for a drift over ten of them, where its settings alone tell."""
+    steps, epochs, every = config.trainer.steps, config.trainer.epochs, config.measure_every
+    known = (
+        epochs / config.eval.every if steps is None and every is None else steps / every if steps and every else None
+    )
+    if name != "mean_drift_10" or known is None or (readings := 1 + math.ceil(known)) > 10:
+        return None
+    return f"it is from a reading to the tenth after it, and there are {readings}"
 
 
 def _of_layers(name: str, config: Config, fewest: int) -> str | None:

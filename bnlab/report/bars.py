@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bnlab.report.figures import Cell
+from bnlab.report.figures import Cell, on_axis
 from bnlab.report.table import Column
 
 if TYPE_CHECKING:
@@ -96,6 +96,6 @@ def ruler(scale: Scale, width: int, out: Terminal, *, marks: Sequence[float] = (
         left_first = number == 0 and len(marks) > 1
         any(put(*side) for side in (sides[::-1] if left_first else sides)) or put(at, arrow(out))
     for tick in scale.ticks(_MOST_TICKS):
-        text = f"{tick * factor:.6g}"
+        text = on_axis(tick * factor)
         put(min(max(place(tick) - (len(text) - 1) // 2, 0), width - len(text)), text)
     return line.rstrip()

@@ -7,7 +7,7 @@ Own code, because bnlab needs two forms of one scale: accuracies near 1 are draw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue")
 MARKS = "*+ox#@"  # one a series where there is no colour or no Unicode
 _SMALLEST_ERROR = 1e-4  # one image of the 10,000 of a test set
 _SMALLEST_TICK = 1e-300
+_ENOUGH_TICKS = 3
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # braille bits by column, then row from the top
 Axis = Literal["error", "log", "linear"]
 
@@ -51,23 +52,30 @@ class Scale:
         return _BACKWARD[self.axis](low + height * (high - low))
 
     def ticks(self, most: int) -> list[float]:
-        """Return about `most` round values within the scale at most, apart as they stand on it."""
+        """Return round values within the scale, about `most` of them at most, apart as they stand on it."""
         if self.high <= self.low:
             return []
+        ways = [self._apart(candidates, most) for candidates in self._round_values(most)]
+        return next((ticks for ticks in ways if len(ticks) >= _ENOUGH_TICKS), max(ways, key=len))
+
+    def _apart(self, candidates: Iterable[float], most: int) -> list[float]:
         found: list[float] = []
+        for tick in candidates:
+            is_apart = not found or self.height(tick) - self.height(found[-1]) > 1 / (most + 1)
+            found += [tick] if is_apart and self.low <= tick <= self.high else []
+        return found
+
+    def _round_values(self, most: int) -> Iterator[list[float]]:
+        """Yield rising round values: powers of ten, as they and between them, and evenly spaced ones."""
         if self.axis != "linear":
             ends = (1 - self.high, 1 - self.low) if self.axis == "error" else (self.low, self.high)
             first, last = (math.floor(math.log10(max(end, _SMALLEST_TICK))) for end in ends)
-            digits = (1, 2, 5) if last - first < most else (1,)
-            steps = [m * 10.0**power for power in range(first, last + 1) for m in digits]
-            for tick in sorted(1 - step for step in steps) if self.axis == "error" else steps:
-                is_apart = not found or self.height(tick) - self.height(found[-1]) > 1 / (most + 1)
-                found += [tick] if is_apart and self.low < tick < self.high else []
-        if len(found) > 1:
-            return found
+            for digits in ((1,), (1, 2, 5)) if self.axis == "log" else ((1, 2, 5),):
+                steps = [m * 10.0**power for power in range(first, last + 1) for m in digits]
+                yield sorted(1 - step for step in steps) if self.axis == "error" else steps
         least = (self.high - self.low) / most
         step = next(step for m in (1, 2, 5, 10) if (step := m * 10.0 ** math.floor(math.log10(least))) >= least)
-        return [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        yield [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
 _FORWARD: dict[Axis, Callable[[float], float]] = {

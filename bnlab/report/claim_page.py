@@ -24,6 +24,7 @@ from bnlab.report.claim_report import (
     summary_line,
 )
 from bnlab.report.console import clean
+from bnlab.report.figures import on_axis
 from bnlab.report.line_svg import svg_of
 from bnlab.report.page import render
 from bnlab.report.strips import scales_of, spans
@@ -96,7 +97,7 @@ def _picture(part: PartVerdict, scale: Scale | None) -> dict[str, Any] | None:
     low, high = (part.estimate if v is None else v for v in (part.low, part.high))
     regions = [(round(a * _WIDTH, 1), round((b - a) * _WIDTH, 1)) for a, b in spans(parse_region(part.region), scale)]
     ends = [(at(end), f"{end:g}") for end in part.thresholds]
-    ticks = [(at(tick), f"{tick:.6g}") for tick in scale.ticks(_TICKS)]
+    ticks = [(at(tick), on_axis(tick)) for tick in scale.ticks(_TICKS)]
     ticks = [(x, text) for x, text in ticks if all(abs(x - end) > _APART for end, _ in ends) and 8 < x < _WIDTH - 8]
     where = {"low": at(low), "high": at(high), "dot": at(part.estimate)}
     return {"width": _WIDTH, "spans": regions, "ends": ends, "ticks": ticks} | where

@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from bnlab.errors import ConfigError
 from bnlab.report.chart import Scale
+from bnlab.report.figures import on_axis
 from bnlab.report.page import MADE
 from bnlab.report.panels import Panel, Picture, Series
 
@@ -32,6 +33,7 @@ INK, PALE = "#20242a", "#8b9098"  # lines and words; what is behind them
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # of all arms but baselines
 MARKERS, DASHES = "osD^vP", ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MOST_TICKS, MOST_MARKS = 6, 12
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks
 LEGEND = 15  # characters an inch of a legend's line
 CAPTION = 18  # characters an inch of a caption's line
 LABEL = 30  # characters a line beside dots
@@ -152,7 +154,7 @@ def _draw_lines(axes: Axes, panel: Panel, most_ticks: int) -> None:
         axes.set_xticks(places)
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(most_ticks, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(most_ticks, steps=STEPS, integer=True))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(_plain))
     inner = Scale.over(finite, panel.axis)
@@ -169,7 +171,7 @@ def _scale(axes: Axes, inner: Scale, factor: float) -> None:
     axes.set_yscale("function", functions=(lambda v: height(v / factor), lambda h: value(h) * factor))
     axes.set_ylim(scale.low * factor, scale.high * factor)
     ticks = scale.ticks(MOST_TICKS)
-    if len(ticks) > 2:
+    if len(ticks) > 1:
         last = scale.axis == "error" and scale.height(ticks[-1]) == scale.height(1.0)  # where all above is drawn, too
         labels = [_plain(tick * factor) for tick in ticks]
         axes.set_yticks([tick * factor for tick in ticks], [*labels[:-1], "≥ " * last + labels[-1]])
@@ -204,13 +206,13 @@ def _draw_dots(axes: Axes, panel: Panel) -> None:
         axes.set_xticks(Scale("log", *axes.get_xlim()).ticks(MOST_TICKS))
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
 
 
 def _plain(value: float, place: object = None) -> str:
     """Return a tick's label."""
-    return f"{round(float(value), 12):,.10g}"
+    return on_axis(round(float(value), 12), 10)
 
 
 def _columns(panel: Panel, series: Series) -> Any:

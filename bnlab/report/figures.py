@@ -69,6 +69,11 @@ def percent(share: float) -> str:
     return number(points, 2) if round(points, 2) else small(points)
 
 
+def on_axis(value: float, digits: int = 6) -> str:
+    """Return a round value as scales have it: `0.3`, `1,000`, `1e-7`."""
+    return f"{value:,.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
+
+
 def power_of_ten(value: float, decimals: int, *, signed: bool = False) -> str:
     """Return `value` as `1.5e-7`."""
     mantissa, _, power = f"{value:{'+' if signed else ''}.{decimals}e}".partition("e")

@@ -48,8 +48,7 @@ def over_training(section: Section) -> Picture | None:
         if panels:
             rows.append(panels)
             read.append(meter)
-    said = f"read by {named(read)}; mean over seeds, band: its 95% interval"
-    return Picture(rows, said) if rows else None
+    return Picture(rows, _remark(f"read by {named(read)}", rows)) if rows else None
 
 
 def read_figures(section: Section) -> list[str]:
@@ -86,8 +85,7 @@ def by_depth(section: Section, only: str | None = None) -> Picture | None:
             tracks = _tracks(section, partial(_at, meter, figure, place))
             panels += _panel(figure, "depth", tracks, section, when)
         rows += [panels] if panels else []
-    said = f"read by {named(list(firsts))}, the first layer at depth 1; mean over seeds, band: its 95% interval"
-    return Picture(rows, said) if rows else None
+    return Picture(rows, _remark(f"read by {named(list(firsts))}, the first layer at depth 1", rows)) if rows else None
 
 
 def bands(section: Section) -> Picture | None:
@@ -119,6 +117,12 @@ def unread(sections: Iterable[Section]) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------- parts
+
+
+def _remark(about: str, rows: Sequence[Sequence[Panel]]) -> str:
+    logs = any(panel.axis == "log" for row in rows for panel in row)
+    said = [about, "mean over seeds, band: its 95% interval", *(["log scale where all is above 0"] if logs else [])]
+    return "; ".join(said)
 
 
 def _panel(figure: str, over: str, tracks: Tracks, section: Section, when: str = "") -> list[Panel]:

@@ -630,6 +630,16 @@ def test_arms_of_other_seeds_than_the_baselines_have_no_difference_and_that_is_s
     assert "batch: no difference, since no baseline shares a seed and the other settings." in section.notes
 
 
+def test_arms_of_which_none_reached_the_target_are_not_said_to_have_other_seeds(tmp_path: Path) -> None:
+    for seed in range(3):
+        for norm in ("none", "batch"):
+            make_run(tmp_path / f"{norm}{seed}", norm=norm, seed=seed)
+    section = only(compare([tmp_path], metrics=["steps_to_target"], target=0.99))
+    assert all(not row.vs_baseline for row in section.rows)
+    assert "batch: no difference, since no seed of both has a result." in section.notes
+    assert not any("shares a seed" in note for note in section.notes)
+
+
 def test_runs_from_before_a_key_are_in_the_arm_of_its_default(tmp_path: Path) -> None:
     new = {"trainer.accumulate": 1, "norm.momentum": 0.1, "optim.only": "all"}
     make_run(tmp_path / "old", norm="batch")

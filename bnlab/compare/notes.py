@@ -219,9 +219,13 @@ def _pairing(evidence: Evidence) -> Iterator[str]:
         yield "The baseline is none of these arms, so there are no differences."
         return
     main = evidence.columns[0].name
-    alone = [r.label for r in evidence.rows if not r.is_baseline and r.n and main not in r.vs_baseline]
+    seeds = {r.label: r.seeds or frozenset() for r in evidence.rows}
+    without = [r for r in evidence.rows if not r.is_baseline and r.n and main not in r.vs_baseline]
+    alone = [r.label for r in without if seeds[r.label].isdisjoint(seeds.get(r.against, ()))]
     if alone:
         yield f"{named(alone)}: no difference, since no baseline shares a seed and the other settings."
+    if empty := [r.label for r in without if r.label not in alone]:
+        yield f"{named(empty)}: no difference, since no seed of both has a result."
     partly = [r.label for r in evidence.rows if main in r.vs_baseline and r.vs_baseline[main].n < r.metrics[main].n]
     if partly:
         yield f"{named(partly)}: the difference is over the seeds that the baseline has too."

@@ -454,6 +454,13 @@ def attributes():
     return net
 
 
+def frozen_parameters():
+    net = Net()
+    net.bn = Attributes()
+    net.bn.moving_mean = nn.Parameter(net.bn.moving_mean, requires_grad=False)
+    return net
+
+
 class Random(Net):
     def forward(self, x):
         return nn.functional.dropout(super().forward(x))
@@ -595,8 +602,9 @@ def test_probabilities_are_taken_for_what_they_are(care: Path) -> None:
     assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_what_is_kept_in_plain_attributes_comes_back(care: Path) -> None:
-    model = careful("attributes").model
+@pytest.mark.parametrize("factory", ["attributes", "frozen_parameters"])
+def test_what_is_kept_elsewhere_than_in_buffers_comes_back(care: Path, factory: str) -> None:
+    model = careful(factory).model
     with preserved(model):
         model.train()
         model(torch.ones(4, 1, 8, 8))
@@ -619,6 +627,7 @@ def test_what_cannot_be_measured_by_layer_is_named(care: Path) -> None:
             "keeps something in training that bnlab does not read: bn (Own)",
         ],
         "attributes": ["keeps something in training that bnlab does not read: bn (Attributes)"],
+        "frozen_parameters": ["keeps something in training that bnlab does not read: bn (Attributes)"],
         "Random": ["evaluation is random: the same images come out otherwise each time"],
         "passing_by": ["never called, so nothing of it is measured: kept (BatchNorm2d)"],
         "handed_over": [],

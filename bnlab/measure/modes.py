@@ -183,12 +183,13 @@ def learners(model: nn.Module) -> list[nn.Module]:
 def _memory_of(module: nn.Module) -> Callable[[], None]:
     """Return what puts back a module's buffers (the same tensors, their old values) and plain attributes.
 
-    Running statistics are put back whatever they are: some libraries keep them in parameters.
+    Running statistics are put back whatever they are, and parameters without a gradient: some norms keep theirs there.
     """
     buffers: dict[str, Tensor | None] = dict(module._buffers)
     statistics = [module.running_mean, module.running_var] if keeps_statistics(module) else []
+    frozen = [each for each in module.parameters(recurse=False) if not each.requires_grad]
     plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
-    held = (*buffers.values(), *statistics, *plain.values())
+    held = (*buffers.values(), *statistics, *frozen, *plain.values())
     values = {each: each.detach().clone() for each in held if isinstance(each, Tensor)}
 
     def put_back() -> None:

@@ -57,11 +57,11 @@ def differ(one: Tensor, other: Tensor) -> bool:
 
 
 def _held(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Return copies of the floating buffers, and of tensors that are plain attributes, by module."""
+    """Return copies of the floating parameters and buffers, and of tensors that are plain attributes, by module."""
     return {
         name: {
             key: held.detach().clone()
-            for key, held in (*module.named_buffers(recurse=False), *vars(module).items())
+            for key, held in (*module._parameters.items(), *module._buffers.items(), *vars(module).items())
             if isinstance(held, Tensor) and held.is_floating_point()
         }
         for name, module in model.named_modules()

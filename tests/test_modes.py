@@ -31,7 +31,7 @@ from bnlab.measure import decomposition
 from bnlab.measure.by_layer import layer_gaps
 from bnlab.measure.decomposition import decompose, levels, stages
 from bnlab.measure.layer_statistics import running_layers
-from bnlab.measure.modes import evaluating, learners, preserved, training_statistics
+from bnlab.measure.modes import evaluating, learners, preserved, seeded, training_statistics
 from bnlab.measure.population_statistics import adopted, mixed_with_batch, plan, population, precise
 from bnlab.measure.probe_batches import Probe
 from bnlab.measure.probe_model import probe
@@ -458,3 +458,16 @@ def test_learners_are_those_that_average_their_batches() -> None:
     ]
     assert [type(layer).__name__ for layer in learners(OTHERS["FrozenBatchNorm2d"]())] == ["BatchNorm2d"]
     assert learners(OTHERS["BatchNorm2d without statistics"]()) == []
+
+
+def test_what_a_model_draws_is_that_of_the_pass_wherever_its_numbers_come_from() -> None:
+    def drawn(number: int) -> tuple[float, ...]:
+        with preserved(nn.Identity()):
+            seeded(number)
+            return torch.rand(()).item(), float(np.random.rand()), random.random()
+
+    first, other = drawn(1), drawn(2)
+    np.random.rand()
+    random.random()
+    assert drawn(1) == first
+    assert all(a != b for a, b in zip(first, other, strict=True))

@@ -167,8 +167,13 @@ def normalizing_as_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def seeded(draw: int) -> None:
-    """Let dropout draw what it draws in every pass of that number; inside of `preserved` only."""
+    """Let dropout draw what it draws in every pass of that number; inside of `preserved` only.
+
+    So does what a model of others draws from numpy or Python.
+    """
     torch.default_generator.manual_seed(draw)
+    np.random.seed(draw)
+    random.seed(draw)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(draw)
 

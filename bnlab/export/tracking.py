@@ -62,8 +62,7 @@ def _add(folder: Path, place: Path, runs: Sequence[Run], tables: Sequence[Tables
     from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # of MLflow and Alembic, which set levels of their own
     # of `sqlite:` alone MLflow makes the folder, by its name as the URL quotes it: another one
     store = URL.create("sqlite+pysqlite", database=str(folder.resolve() / "mlflow.db")).render_as_string()
     added = 0
@@ -83,6 +82,8 @@ def _add(folder: Path, place: Path, runs: Sequence[Run], tables: Sequence[Tables
     except (MlflowException, SQLAlchemyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise EnvironmentFault(f"{place / 'mlflow.db'}: {reason}\nchoose another place with --out") from error
+    finally:
+        logging.disable(logging.NOTSET)
     return added
 
 

@@ -30,6 +30,7 @@ from bnlab.measure.modes import (
     as_training,
     evaluating,
     normalizing_as_evaluation,
+    preserved,
     restored,
     seeded,
     training_statistics,
@@ -109,7 +110,7 @@ def plan(
         return StatisticsPlan({}, images, 0, 1)
     augmented = images.augment.active and not plain
     first = next(images.sequential(LOOKED, augmented=augmented))[0]
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), preserved(model), evaluating(model):  # older torch writes into InstanceNorm here
         seen = _calls(model, takers, first)
         if plain:
             dropped = False
@@ -133,7 +134,12 @@ def plan(
         chunk = max(1, samples if whole else CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]) // widest)
     counts: dict[nn.Module, int] = {}
     if chunk > len(first):
-        with torch.no_grad(), evaluating(model), hooked(takers, lambda layer, _: _count(counts, layer)):
+        with (
+            torch.no_grad(),
+            preserved(model),
+            evaluating(model),
+            hooked(takers, lambda layer, _: _count(counts, layer)),
+        ):
             model(next(images.sequential(min(chunk, len(images))))[0])
         order = {layer: takers[layer] for layer in {**counts, **seen}}  # a few images may not come to all
     in_pieces = {layer for layer, inputs in seen.items() if max(len(inputs), counts.get(layer, 1)) > 1}

@@ -77,7 +77,7 @@ def found(folder: Path, **asked: Any) -> list[str]:
             "layer is worse than it (-3.00 ± 0.20 points); instance is undecided.",
         ),
         ({"none": None, "batch": 0.01}, 3, "none has no test accuracy (3 of 3 runs diverged), so no arm has a differ"),
-        ({"batch": 0.01}, 3, "batch has a test accuracy of 98.2 ± 0.9 % in 3 seeds; there is no other arm."),
+        ({"batch": 0.01}, 3, "The test accuracy of batch is 98.2 ± 0.9 % in 3 seeds; there is no other arm."),
         ({"none": 0.0, "batch": 0.0}, 3, "batch does not differ from none in test accuracy: equal in 3 seeds."),
     ],
 )

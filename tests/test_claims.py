@@ -267,6 +267,8 @@ def test_a_claim_runs_once_and_is_read_afterwards(tmp_path: Path) -> None:
         shown = bnlab("claim", *word, cwd=tmp_path)
         assert shown.returncode == 0
         assert "refuted" in shown.stdout.lower()
+    assert bnlab("claim", "report", "--out", "verdicts.html", cwd=tmp_path).returncode == 0
+    assert "<dd>not learned: norm=none (3 of 3 runs)</dd>" in (tmp_path / "verdicts.html").read_text()
 
 
 def test_a_card_breaks_no_sentence_and_says_what_its_words_mean(

@@ -64,6 +64,7 @@ def _claim(claim: Claim, verdict: ClaimVerdict, runs: Runs) -> dict[str, Any]:
         "n": n_text(verdict),
         "scope": clean(verdict.scope),
         "agreement": agreement(claim, verdict),
+        "notes": [clean(note) for note in verdict.notes],
         "exploratory": verdict.exploratory,
         "budget": clean(verdict.budget),
         "parts": [_part(*each) for each in zip(verdict.parts, scales_of(verdict.parts), strict=True)],

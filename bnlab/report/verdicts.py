@@ -160,7 +160,7 @@ def _alone(section: Section) -> Iterator[str]:
     else:
         (cell,) = estimate_cells([estimate], metric.scale, whole=metric.is_whole)
         figure = " ".join(filter(None, (cell.head, cell.interval, metric.unit)))
-        yield f"{arm} has a {title} of {figure} in {count_of(estimate.n, 'seed')}; there is no other arm."
+        yield f"The {title} of {arm} is {figure} in {count_of(estimate.n, 'seed')}; there is no other arm."
 
 
 def _learned(section: Section) -> Iterator[str]:

@@ -74,7 +74,7 @@ def found(folder: Path, **asked: Any) -> list[str]:
             {"none": 0.0, "batch": 0.02, "ghost": 0.01, "layer": -0.03, "instance": 0.0003},
             5,
             "batch and ghost are better than none in test accuracy (+2.00 ± 0.20, +1.00 ± 0.20 points); "
-            "layer is worse than it (-3.00 ± 0.20 points); instance is undecided.",
+            "layer is worse than it (-3.00 ± 0.20 points); instance is undecided; about 267 seeds would decide.",
         ),
         ({"none": None, "batch": 0.01}, 3, "none has no test accuracy (3 of 3 runs diverged), so no arm has a differ"),
         ({"batch": 0.01}, 3, "The test accuracy of batch is 98.2 ± 0.9 % in 3 seeds; there is no other arm."),
@@ -90,6 +90,15 @@ def test_the_first_sentences_say_what_was_found(
 def test_a_margin_that_holds_is_said(tmp_path: Path) -> None:
     (sentence,) = found(sweep(tmp_path, {"none": 0.0, "batch": 0.0001}, 5, step_ms=2.0), margin=1.0)
     assert sentence.startswith("batch has no difference from none in test accuracy that matters (+0.01 ± ")
+
+
+def test_a_difference_that_may_be_less_than_the_margin_is_said_to_be(tmp_path: Path) -> None:
+    sweep(tmp_path, {"none": 0.0, "batch": 0.02, "layer": 0.01}, 5)
+    assert found(tmp_path, margin=0.5)[0].endswith("(+2.00 ± 0.20, +1.00 ± 0.20 points).")
+    assert found(tmp_path, margin=0.9)[0].endswith(
+        "(+2.00 ± 0.20, +1.00 ± 0.20 points, of layer maybe by less than 0.9 points)."
+    )
+    assert "(+2.00 ± 0.20 points, maybe by less than 1.9 points); layer has no" in found(tmp_path, margin=1.9)[0]
 
 
 def test_undecided_at_a_margin_is_said_first_with_the_seeds_it_takes(tmp_path: Path) -> None:

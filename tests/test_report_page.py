@@ -137,7 +137,10 @@ def test_a_page_says_what_compare_says(tmp_path: Path) -> None:
     page = Page(text)
     check_self_contained(text)
     said = " ".join(page.texts)
-    assert question(section) == "Does batch differ from none in test accuracy on mnist by more than 0.2 points?"
+    assert (
+        question(section)
+        == "Does batch differ from none in test accuracy on mnist, where differences below 0.2 points do not matter?"
+    )
     assert "<li><code>bnlab report runs</code></li>" in text
     for sentence in (question(section), *found, *section.notes, "A processor", "torch 2.15.0", "bnlab report runs"):
         assert sentence in said
@@ -607,7 +610,7 @@ def test_options_are_those_of_compare_and_stand_in_the_command(tmp_path: Path, m
     options = ["--metric", "test_loss", "--baseline", "batch", "--where", "norm=none,batch", "--margin", "0.5"]
     run("report", "a", *options, "--out", "p.html")
     said = " ".join(Page((tmp_path / "p.html").read_text()).texts)
-    assert "Does none differ from batch in test loss on mnist by more than 0.5 nats?" in said
+    assert "Does none differ from batch in test loss on mnist, where differences below 0.5 nats do not matter?" in said
     assert f"bnlab report a {' '.join(options)}" in said
 
 

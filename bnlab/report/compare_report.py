@@ -29,7 +29,7 @@ from bnlab.report.figures import (
     is_clear,
     significant,
 )
-from bnlab.report.heading import heading, runs_text, usual_seeds
+from bnlab.report.heading import heading, interval_words, runs_text, usual_seeds
 from bnlab.report.table import Column, bullets, draw, joined
 from bnlab.report.verdicts import answers, baseline_name, compared_rows
 
@@ -71,8 +71,7 @@ def framed(
     section: Section, body: Sequence[Text], legend: Sequence[str], notes: Sequence[str], out: Terminal
 ) -> list[Text]:
     """Return the section's header, `body`, what its signs mean, and the notes, each line as wide as there is room."""
-    over = "the rounds of a bench" if section.is_bench else "seeds"
-    sign = [f"±: 95% interval over {over}"] if any(out.show("±") in line.plain for line in body) else []
+    sign = [f"±: {interval_words(section)}"] if any(out.show("±") in line.plain for line in body) else []
     head = joined(heading(section), out, "dim")
     return [*head, *body, *joined([*sign, *legend], out, "dim"), *bullets(notes, out)]
 

@@ -88,6 +88,15 @@ def _setting(key: str, name: str, value: Any) -> str:
     return name if value is True else f"{name} {text_of(value)}"
 
 
+def interval_words(section: Section, of_differences: bool = False) -> str:
+    """Return what the intervals of a section are: those of differences may be at the level of one look of several."""
+    over = "the rounds of a bench" if section.is_bench else "seeds"
+    own = f"{100 * (1 - section.level):.3g}%"
+    if of_differences:
+        return f"{own} interval over {over}"
+    return f"95% interval over {over}" + (f", of differences {own}" if own != "95%" else "")
+
+
 def runs_text(row: Row, usual: int) -> list[str]:
     """Return how an arm's runs ended where it is not plain: `1/5 diverged`, or `n=3` in a table of `usual` seeds."""
     ended = [f"{count}/{row.num_runs} {state}" for state, count in row.states.items() if state != "done" and count]

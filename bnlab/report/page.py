@@ -24,7 +24,7 @@ from bnlab.report.compare_formats import as_markdown, html_grid
 from bnlab.report.compare_report import skipped_lines, stars
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING
-from bnlab.report.heading import heading
+from bnlab.report.heading import heading, interval_words
 from bnlab.report.pictures import KINDS, not_drawn, pictures_of, unread
 from bnlab.report.rows import escaped
 from bnlab.report.run_report import machine_of, run_facts
@@ -129,14 +129,13 @@ def _section(section: Section, sentences: Sequence[str], pictures: list[dict[str
     titles, rows = html_grid(section)
     says = [i for i, cells in enumerate(zip(*rows, strict=True)) if set(cells) != {MISSING}]
     runs = [run for row in section.rows for run in row.runs]
-    over = "the rounds of a bench" if section.is_bench else "seeds"
     return {
         "question": clean(question(section)),
         "answer": [clean(sentence) for sentence in sentences],
         "heading": clean(" · ".join(heading(section))),
         "titles": [titles[i] for i in says],
         "rows": [[row[i] for i in says] for row in rows],
-        "legend": clean("; ".join([f"± and brackets: 95% interval over {over}", *stars(section)])),
+        "legend": clean("; ".join([f"± and brackets: {interval_words(section)}", *stars(section)])),
         "pictures": pictures,
         "facts": list(_facts(runs[0].folder)) if len(runs) == 1 else [],
         "notes": [clean(note) for note in section.notes],

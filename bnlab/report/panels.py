@@ -26,6 +26,7 @@ from bnlab.report.compare_report import curve_axis, table_title
 from bnlab.report.console import clean
 from bnlab.report.curves import finite, mapping
 from bnlab.report.figures import MISSING, Cell, difference_cells, estimate_cells, interval_cells, number
+from bnlab.report.heading import interval_words
 from bnlab.report.layers_report import layers_of
 from bnlab.report.table import shortened
 from bnlab.report.verdicts import arm_name, baseline_name
@@ -158,7 +159,7 @@ def differences(section: Section) -> Picture | None:
         return None
     margin = section.margin and section.margin / metric.scale
     unit = f", {unit_of(metric)}" if unit_of(metric) else ""
-    said = ["mean of the differences by seed and its 95% interval"]
+    said = [f"mean of the differences and its {interval_words(section, of_differences=True)}"]
     said += ["hollow: undecided"] if any(dot.is_open for dot in series) else []
     said += [f"{metric.better} is better"] if metric.better else []
     said += [f"grey: within ±{section.margin:g}, no difference that matters"] if margin else []

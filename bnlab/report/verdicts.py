@@ -25,6 +25,7 @@ WORDS: dict[Verdict, tuple[str, str]] = {  # of one arm and of several: against 
     ),
     "undecided": ("is undecided against {}{}", "are undecided against {}{}"),
 }
+SIDES = ("better", "worse", "different")
 MOST_ASKED = 6  # arms that a question names
 TIMES = ("steps_to_target", "epochs_to_target", "seconds_to_target")
 
@@ -73,7 +74,7 @@ def question(section: Section) -> str:
     against = arm_name(bases[0].label, section) if len(bases) == 1 else baseline_name(section)
     margin = ""
     if section.margin is not None:
-        margin = f" by more than {section.margin:g} {unit_of(metrics[section.main])}".rstrip()
+        margin = f", where differences below {_margin(section)} do not matter"
     verb = "Does" if len(rows) == 1 else "Do"
     return f"{verb} {arms} differ from {against} in {_title(section)}{where}{margin}?"
 
@@ -111,10 +112,23 @@ def _verdict_sentence(row: Row, section: Section) -> str:
     """Return what an arm's comparison with its baseline comes to."""
     difference = row.vs_baseline.get(section.main)
     seeds = "no seed of both" if difference is None else count_of(difference.n, "seed")
-    margin = f"margin {section.margin:g}" if section.margin is not None else ""
+    margin = "" if section.margin is None else _maybe_less([row], section) or f"margin {section.margin:g}"
     what = WORDS[_verdict(row, section)][0].format(arm_name(row.against, section), f" in {_title(section)}")
     figures = ", ".join(filter(None, (_differences(section, [row]), margin, seeds)))
     return f"{arm_name(row.label, section)} {what}: {figures}"
+
+
+def _margin(section: Section) -> str:
+    return f"{section.margin:g} {unit_of(metrics[section.main])}".rstrip()
+
+
+def _maybe_less(rows: Sequence[Row], section: Section) -> str:
+    """Return which differences that are decided may all the same be smaller than the margin."""
+    known = [(row, d) for row in rows if (d := row.vs_baseline.get(section.main)) and _verdict(row, section) in SIDES]
+    margin = (section.margin or 0.0) / metrics[section.main].scale
+    small = [row for row, d in known if any(end is not None and abs(end) < margin for end in (d.low, d.high))]
+    whose = f"of {_listed(small, section)} " if len(small) < len(rows) else ""
+    return f"{whose}maybe by less than {_margin(section)}" if small else ""
 
 
 def arm_name(label: str, section: Section) -> str:
@@ -221,9 +235,11 @@ def _main(section: Section) -> Iterator[str]:
             each = by_verdict[verdict]
             about = ("it", "") if parts else (against, f" in {title}")
             what = WORDS[verdict][len(each) > 1].format(*about)
-            parts.append(f"{_listed(each, section)} {what} ({_differences(section, each)})")
+            figures = ", ".join(filter(None, [_differences(section, each), _maybe_less(each, section)]))
+            parts.append(f"{_listed(each, section)} {what} ({figures})")
         if undecided:
-            parts.append(f"{_listed(undecided, section)} {'is' if len(undecided) == 1 else 'are'} undecided")
+            is_ = "is" if len(undecided) == 1 else "are"
+            parts.append(f"{_listed(undecided, section)} {is_} undecided{_would_decide(undecided, section)}")
         yield f"{'; '.join(parts)}."
         return
     if not any(row.vs_baseline.get(section.main) for row in rows):
@@ -265,9 +281,11 @@ def _held_up(rows: Sequence[Row], section: Section) -> str:
 def _would_decide(rows: Sequence[Row], section: Section) -> str:
     """Return with about how many seeds each arm is decided if its difference stays as it is."""
     margin, level = (section.margin or 0.0) / metrics[section.main].scale, section.next_level
-    known = [d for row in rows if (d := row.vs_baseline.get(section.main))]
-    needed = [f"{n:,}" for d in known if (n := seeds_needed(d, level, margin)) is not None]
-    return f"; about {_and(needed)} seeds would decide" if len(needed) == len(rows) else ""
+    known = [(row, d) for row in rows if (d := row.vs_baseline.get(section.main))]
+    needed = [(row, n) for row, d in known if (n := seeds_needed(d, level, margin)) is not None]
+    all_of_them = len(needed) == len(rows)
+    each = [f"{n:,}" if all_of_them else f"{n:,} ({_listed([row], section)})" for row, n in needed]
+    return f"; about {_and(each)} seeds would decide" if each else ""
 
 
 def _sooner(section: Section) -> Iterator[str]:

@@ -155,7 +155,8 @@ def composed(loader: ConfigLoader, overrides: Sequence[str], multirun: bool) -> 
             raise too_large(where)
         is_target = isinstance(value, str) and where.rpartition(".")[2] in TARGET_KEYS
         if is_target and not (where.startswith("hydra.") and value.startswith(TRUSTED_TARGETS)):
-            raise ConfigError(f"{where}={value}: a configuration may not name Python objects")
+            way = "" if where.startswith("hydra.") else "\nadd code of your own to bnlab as CONTRIBUTING.md says"
+            raise ConfigError(f"{where}={value}: a configuration may not name Python objects{way}")
     return config
 
 

@@ -115,7 +115,7 @@ def probe(
     """
     if samples < 2:
         raise ConfigError(f"samples={samples}: must be 2 or more")
-    with _examining(model, overrides, data, output) as (trained, again, tell):
+    with _examining("probe", model, overrides, data, output) as (trained, again, tell):
         return examined(trained, again, samples, quick, tell)
 
 
@@ -142,7 +142,7 @@ def shift(
     levels = [int(text) for text in chosen("severities", map(str, severities), map(str, SEVERITIES))]
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}: must be 1 or more")
-    with _examining(model, overrides, data, output) as (trained, _, tell):
+    with _examining("shift", model, overrides, data, output) as (trained, _, tell):
         from bnlab.experiment.shift_study import shift_study
         from bnlab.report.shift_report import shift_rows
 
@@ -164,6 +164,7 @@ def chosen(option: str, wanted: Iterable[str] | None, known: Iterable[str]) -> l
 def recalibrate(
     run: str | os.PathLike[str],
     *overrides: str,
+    data: str | None = None,
     stats: str = "population",
     samples: int | None = None,
     plain: bool = False,
@@ -172,7 +173,8 @@ def recalibrate(
     """Write a checkpoint of a run with the statistics of its training set, as `bnlab recalibrate`; return its figures.
 
     One row a figure, before and after, as `--format csv` has them; the new file and the verdict are in `.attrs`.
-    `stats` is population or precise, `samples` all by default. Errors: as of `probe`; IncompatibleError.
+    A run knows its `data`. `stats` is population or precise, `samples` all by default. Errors: as of `probe`;
+    IncompatibleError; ConfigError for a module, which the command takes.
     """
     import pandas as pd
 
@@ -185,7 +187,7 @@ def recalibrate(
     file = None if out is None else Path(out)
     if file is not None:
         check_new_file(file)
-    with _examining(str(run), overrides, None, None) as (trained, _, tell):
+    with _examining("recalibrate", run, overrides, data, None) as (trained, _, tell):
         report = recalibrated_file(trained, None, cast("Stats", how), samples, plain, file, tell)
     frame = pd.DataFrame(recalibration_rows(report))
     frame.attrs |= recalibration_head(report)
@@ -221,30 +223,45 @@ def recalibrated_file(
 
 @contextmanager
 def _examining(
-    model: str | os.PathLike[str] | nn.Module, overrides: Sequence[str], data: str | None, output: str | None
+    command: str,
+    model: str | os.PathLike[str] | nn.Module,
+    overrides: Sequence[str],
+    data: str | None,
+    output: str | None,
 ) -> Iterator[tuple[TrainedModel, str, Callable[[str], None]]]:
-    """Yield a model to examine, the command that recalibrates it, and what hears how far it is."""
+    """Yield a model to examine by `command`, the command that recalibrates it, and what hears how far it is."""
     from bnlab.report.console import messages
     from bnlab.report.display import working
 
     if not isinstance(data, (str, type(None))):
         raise ConfigError(f'data={data!r}: must be the name of a data set, such as "digits"')
     with _torch_kept(), working(messages()) as tell:
+        from bnlab.experiment.target import keys_of_module
         from bnlab.experiment.trained_model import find, of_module
 
         tell("reading model and data")
         lines = _lines(overrides)
         if isinstance(model, (str, os.PathLike)):
-            run = str(find_run(os.fspath(model)))
+            run = str(find_run(model))
             trained = find([run, *lines], None, None, data, output=output)
             again = shlex.join(["bnlab", "recalibrate", run, *lines])
         else:
+            kind = getattr(model, "__name__", type(model).__name__)
+            if command == "recalibrate":
+                raise ConfigError(
+                    f"{kind}: is no folder or name of a run, which bnlab.recalibrate takes\n"
+                    "save the state_dict of a module, and in a shell: bnlab recalibrate "
+                    f"--module PACKAGE.MODULE:FACTORY --checkpoint weights.pt --data {data or 'NAME'}"
+                )
             if not hasattr(model, "state_dict") or isinstance(model, type):
                 if callable(model):
-                    made = getattr(model, "__name__", "model")
-                    raise ConfigError(f"{made}: is no torch.nn.Module\ncall it: bnlab.probe({made}(), ...)")
-                raise ConfigError(f"{type(model).__name__}: is neither the folder of a run nor a torch.nn.Module")
+                    raise ConfigError(f"{kind}: is no torch.nn.Module\ncall it: bnlab.{command}({kind}(), ...)")
+                raise ConfigError(
+                    f"{kind}: is neither the folder of a run nor a torch.nn.Module\n"
+                    f'give one of them: bnlab.{command}("latest"), or bnlab.{command}(model, data="digits")'
+                )
             named = [*([f"data={data}"] if data else []), *lines]
+            keys_of_module(named, command)
             trained = of_module(model, None, named, output=output)
             own = ["--module", "PACKAGE.MODULE:FACTORY", "--checkpoint", "weights.pt"]
             again = "torch.save(model.state_dict(), 'weights.pt'), and in a shell\n"
@@ -301,15 +318,15 @@ def runs(
 
     if paths is None:
         return runs_frame([runs_folder()], target)
-    several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    return runs_frame([find_run(os.fspath(path)) for path in several], target)
+    several = [paths] if isinstance(paths, (str, os.PathLike)) or not isinstance(paths, Iterable) else paths
+    return runs_frame([find_run(path) for path in several], target)
 
 
 def tables(run: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
     """Return the tables of a run that it has: steps, evals, layers, times, meters. Errors: ConfigError, RecordError."""
     from bnlab.compare.frames import tables_of
 
-    folder = find_run(os.fspath(run))
+    folder = find_run(run)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: does not exist\ngive a run such as latest, latest/0 or runs/…/0")
     return tables_of(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bnlab.errors import IncompatibleError
+from bnlab.errors import ConfigError, IncompatibleError
 from bnlab.record.latest import of_claims
 from bnlab.record.plain_files import write_bytes
 from bnlab.report.drawing import figure_of, image_of
@@ -72,7 +72,12 @@ def bands(compared: Compared) -> Figure:
 
 
 def draw(name: str, compared: Compared) -> Figure:
-    """Draw one of KINDS, all sections below one another."""
+    """Draw one of KINDS, all sections below one another. Errors: ConfigError where `compared` is another kind."""
+    if not isinstance(compared, Compared):
+        raise ConfigError(
+            f"{type(compared).__name__}: cannot be drawn by bnlab.plot, which takes what bnlab.compare returns\n"
+            "figures of one model: `bnlab probe` or `bnlab shift` with --out figure.svg, and a notebook shows a probe's"
+        )
     pictures = [picture for picture in pictures_of(name, compared.comparison.sections) if picture]
     if not pictures:
         left_out = "".join(f"{line}\n" for line in unread(name, compared.comparison.sections)[:1])

@@ -223,6 +223,13 @@ def test_what_a_probe_returns_is_read_in_a_notebook() -> None:
         (lambda: package.probe(nn.ReLU, data="digits"), ConfigError, r"call it: bnlab.probe\(ReLU\(\), "),  # type: ignore[arg-type]
         (lambda: package.probe(_Two(), data="digits"), ConfigError, 'name one of them: output="a"'),
         (lambda: package.probe(_Two(), data="digits", output="c"), ConfigError, 'output="c": in evaluation mode'),
+        (lambda: package.shift(nn.ReLU, data="digits"), ConfigError, r"call it: bnlab.shift\(ReLU\(\), "),  # type: ignore[arg-type]
+        (lambda: package.probe(net(), "eval.stats=batch", data="digits"), ConfigError, "has all of them"),
+        (lambda: package.recalibrate(net(), data="digits"), ConfigError, "--checkpoint weights.pt --data digits"),  # type: ignore[arg-type]
+        (lambda: package.tables(net()), ConfigError, "Sequential: is no folder or name of a run"),  # type: ignore[arg-type]
+        (lambda: package.runs(3), ConfigError, "int: is no folder"),  # type: ignore[arg-type]
+        (lambda: package.compare(3), ConfigError, "int: is no folder"),  # type: ignore[arg-type]
+        (lambda: package.plot.gap(net()), ConfigError, "Sequential: cannot be drawn by bnlab.plot"),
         (lambda: package.probe("net.pt", data=None), ConfigError, "--checkpoint net.pt"),
         (lambda: package.train(["norm=batch"]), ConfigError, "is no override"),  # type: ignore[arg-type]
         (lambda: package.train(3), ConfigError, "3: is no override"),  # type: ignore[arg-type]

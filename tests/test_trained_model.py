@@ -7,6 +7,7 @@ import gzip
 import io
 import math
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from bnlab.api import examined
 from bnlab.errors import BnlabError, ConfigError, RecordError
 from bnlab.experiment.shift_study import shift_study
+from bnlab.experiment.target import check_target
 from bnlab.experiment.trained_model import TrainedModel, find
 from bnlab.measure.modes import preserved
 from bnlab.report.console import Terminal
@@ -329,6 +331,19 @@ def test_what_has_no_meaning_beside_a_module_is_refused(place: Path) -> None:
     assert refusal(ConfigError, lambda: own("Net", None, "norm=layer")).startswith("norm=layer: cannot be set")
     assert "model.width" in refusal(ConfigError, lambda: own("Net", None, "model.width=3"))
     assert "model.input_norm=batch" in refusal(ConfigError, lambda: own("Net", None, "model.input_norm=batch"))
+    for command, override, said in [
+        ("probe", "input_norm=none", "did you mean model.input_norm=none?"),
+        ("shift", "batch_size=4", "did you mean data.batch_size=4?"),
+        ("probe", "eval.stats=batch", 'the table "Statistics to evaluate with" of `bnlab probe`'),
+        ("shift", "eval.shifted=blur-5", "`bnlab shift --shift NAME --severity N`"),
+        ("probe", "eval.batch_size=4", "`bnlab shift --batch-size N`"),
+        ("recalibrate", "eval.prior=4", "`bnlab shift --stats mixed`"),
+        ("recalibrate", "trainer.epochs=4", "these can: data, model.input_norm, "),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{re.escape(override)}: (.|\n)*{re.escape(said)}"):
+            check_target([override], "mymodels:Net", None, "digits", command=command)
+    check_target(["eval.batch_size=4"], "mymodels:Net", None, "digits", command="recalibrate")
+    check_target(["eval.prior=4"], "mymodels:Net", None, "digits", command="shift")
     with pytest.raises(ConfigError, match="runs/x: with --module only overrides are allowed"):
         own("Net", None, "runs/x")
     assert "no such key; did you mean data.path?" in refusal(

@@ -60,7 +60,7 @@ def probe(
     check_out(out, force)
     from bnlab.experiment.target import check_target
 
-    check_target(targets or [], module, weights, data, key, output)  # before torch is loaded
+    check_target(targets or [], module, weights, data, key, output, "probe")  # before torch is loaded
     from bnlab.experiment.setup import environment_of
     from bnlab.experiment.trained_model import find
     from bnlab.report.console import messages

@@ -73,7 +73,7 @@ def recalibrate(
 
     if out is not None:
         check_new_file(out)
-    check_target(targets or [], module, weights, data, key, output)  # before torch is loaded
+    check_target(targets or [], module, weights, data, key, output, "recalibrate")  # before torch is loaded
     from bnlab.experiment.trained_model import find
     from bnlab.report.console import messages
     from bnlab.report.display import working
@@ -96,7 +96,8 @@ def recalibrate(
         err.say(f"{file}: written, but the old statistics are better")
         return
     err.say("to examine it:")
-    err.emit(err.show(command_on("probe", targets, module, file, data, key, output)) + "\n")  # one line, to be copied
+    of_both = [word for word in targets or [] if not word.startswith("eval.batch_size=")]  # probe does not read it
+    err.emit(err.show(command_on("probe", of_both, module, file, data, key, output)) + "\n")  # one line, to be copied
 
 
 def _recalibrate_all(targets: Sequence[str], stats: Stats, samples: int | None, plain: bool, format: str) -> None:

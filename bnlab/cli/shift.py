@@ -69,7 +69,7 @@ def shift(
         evaluate_all([*(targets or []), *lines], FIGURES[:3], format)
         return
     check_out(out, force)
-    check_target(targets or [], module, weights, data, key, output)  # before torch is loaded
+    check_target(targets or [], module, weights, data, key, output, "shift")  # before torch is loaded
     from bnlab.experiment.setup import environment_of
     from bnlab.experiment.shift_study import shift_study
     from bnlab.experiment.trained_model import find

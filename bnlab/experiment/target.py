@@ -8,6 +8,7 @@ from typing import Any
 
 from bnlab.config import compose
 from bnlab.config.files import groups
+from bnlab.config.messages import meant_by
 from bnlab.errors import ConfigError, did_you_mean
 from bnlab.record.origin import check_places
 from bnlab.record.read import read_documents
@@ -15,7 +16,18 @@ from bnlab.record.read import read_documents
 # What of a run's configuration may be set anew to examine it: where things lie, how and on how much it is examined.
 ADJUSTABLE = ("data.root", "data.path", "eval.batch_size", "eval.probe_samples", "eval.prior", "trainer.device",
               "trainer.threads")  # fmt: skip
-MODULE_KEYS = ("data", "eval", "trainer", "seed", "model.input_norm")  # what has a meaning for a module of the user's
+MODULE_KEYS = ("data", "model.input_norm", "seed", "eval.probe_samples", "eval.batch_size", "eval.prior",
+               "trainer.accumulate", "trainer.channels_last", "trainer.device", "trainer.precision",
+               "trainer.threads")  # fmt: skip  # what has a meaning for a module of the user's
+OF_ONE = {"eval.batch_size": "recalibrate", "eval.prior": "shift"}  # the only command that reads it of a module
+# What answers the question that a key asks of runs.
+ANSWERS = {
+    "eval.stats": 'the table "Statistics to evaluate with" of `bnlab probe` has all of them',
+    "eval.batch_size": "`bnlab shift --batch-size N` evaluates in batches of N, data.batch_size=N is that of training, "
+    'and the table "Statistics to evaluate with" of `bnlab probe` has the sizes from 1 to 256',
+    "eval.shifted": "`bnlab shift --shift NAME --severity N` shifts the test images",
+    "eval.prior": "`bnlab shift --stats mixed` reads it",
+}
 
 
 def check_target(
@@ -25,14 +37,18 @@ def check_target(
     data: str | None,
     key: str | None = None,
     output: str | None = None,
+    command: str = "",
 ) -> None:
-    """Refuse what cannot be `RUN [KEY=VALUE]...`, or overrides beside a module. Errors: ConfigError, RecordError."""
+    """Refuse what cannot be `RUN [KEY=VALUE]...`, or overrides beside a module. Errors: ConfigError, RecordError.
+
+    Of a module also what the `command` that examines it does not read.
+    """
     if key is not None and weights is None:
         raise ConfigError(f"--key {key}: only with --checkpoint, whose weights it names")
     if weights is not None and not weights.exists():
         raise ConfigError(f"{weights}: cannot be read: No such file or directory")
     if module is not None:
-        keys_of_module(targets)
+        keys_of_module(targets, command)
         if data is not None and data not in (known := groups()["data"]):
             raise ConfigError(f"data={data}: no such option{did_you_mean(data, known)}\nthere are: {', '.join(known)}")
         return
@@ -69,12 +85,27 @@ def recorded(folder: Path, overrides: Sequence[str]) -> tuple[Mapping[str, Any],
     return tree, summary
 
 
-def keys_of_module(overrides: Sequence[str]) -> list[str]:
-    """Return the keys of overrides that go with a module. Errors: ConfigError for those that it settles itself."""
+def keys_of_module(overrides: Sequence[str], command: str = "") -> list[str]:
+    """Return the keys of overrides that go with a module, and that `command` reads. Errors: ConfigError for others."""
     keys = [override.partition("=")[0].lstrip("+~") for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
         if "=" not in override:
             raise ConfigError(f"{override}: with --module only overrides are allowed, such as data.root=...")
-        if not any(key == known or key.startswith(f"{known}.") for known in MODULE_KEYS):
-            raise ConfigError(f"{override}: cannot be set with --module\nthese can: {', '.join(MODULE_KEYS)}")
+        if command and OF_ONE.get(key, command) != command:
+            raise ConfigError(f"{override}: has no effect on a module here\n{ANSWERS[key]}")
+        if not _goes_with_module(key):
+            meant = next(
+                (
+                    f"; did you mean {each}={override.partition('=')[2]}?"
+                    for each in meant_by(key)
+                    if _goes_with_module(each)
+                ),
+                "",
+            )
+            way_out = ANSWERS.get(key, f"these can: {', '.join(MODULE_KEYS)}")
+            raise ConfigError(f"{override}: cannot be set with --module{meant}\n{way_out}")
     return keys
+
+
+def _goes_with_module(key: str) -> bool:
+    return any(key == known or key.startswith(f"{known}.") for known in MODULE_KEYS)

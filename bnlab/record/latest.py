@@ -54,13 +54,16 @@ def name_of(folder: Path) -> str:
     return f"{short_name(sweep.name)}/{folder.name}" if sweep.parent == base else str(folder)
 
 
-def find_run(word: str) -> Path:
+def find_run(word: str | os.PathLike[str]) -> Path:
     """Return the folder that a word names: a path that exists; else of the runs the latest, a name, or the only one
     whose name, short name or id begins with it. `/3` behind it is its job 3; `latest/3` is of the latest sweep.
 
     What names nothing stays a path, of which a reader says that it does not exist. Errors: ConfigError for a word that
-    begins the names of several, with these, and for the latest where there is no run.
+    begins the names of several, with these, for what is no word, and for the latest where there is no run.
     """
+    if not isinstance(word, (str, os.PathLike)):
+        raise ConfigError(f'{type(word).__name__}: is no folder or name of a run\ngive its path, or "latest"')
+    word = os.fspath(word)
     base, (head, _, rest) = runs_folder(), word.partition("/")
     if os.path.lexists(word) or not head:
         return Path(word)

@@ -92,7 +92,8 @@ def compare(
         places, said = latest()
         which = said and said.partition(" (")[0]  # the option is of the command line
     else:
-        places = [find_run(os.fspath(path)) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+        several = [paths] if isinstance(paths, (str, os.PathLike)) or not isinstance(paths, Iterable) else paths
+        places = [find_run(path) for path in several]
     found = comparison.compare(
         places,
         by=_several(by),

@@ -7,9 +7,10 @@ from functools import cache
 
 import pytest
 
-from bnlab.cli.explain import _told
+from bnlab.cli.explain import _told, explain
 from bnlab.config import compose
 from bnlab.config.files import keys
+from bnlab.errors import ConfigError
 from bnlab.experiment.config import parse_config
 from bnlab.record.read import flatten
 
@@ -38,3 +39,10 @@ def test_the_example_of_a_key_works_and_is_not_the_default(word: str) -> None:
 def test_the_example_of_a_metric_of_recalibrated_models_shows_them() -> None:
     assert example_of("samples_needed") == ["bnlab", "compare", "--metric", "samples_needed", "--evaluated"]
     assert example_of("acc_gap") == ["bnlab", "compare", "--metric", "acc_gap"]
+
+
+def test_a_word_of_the_guides_leads_to_them() -> None:
+    with pytest.raises(ConfigError, match=r"^holm: no key, metric or option\n.*`bnlab guide compare`.* speak of it$"):
+        explain(["holm"])
+    with pytest.raises(ConfigError, match=r"did you mean norm.momentum\?\n`bnlab list` names all$"):
+        explain(["momentun"])

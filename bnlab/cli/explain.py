@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bnlab.cli.guide import speaking_of
 from bnlab.cli.options import among
 from bnlab.errors import ConfigError, did_you_mean
 from bnlab.registry import Registry
@@ -52,10 +53,13 @@ def explain(
 
     told: dict[str, Mapping[str, str]] = {}
     for word in words:
-        found = dict(_told(word))
+        found = dict(_told("_".join(word.split())))
         for other in () if found else meant_by(word):
             found |= dict(_told(other))
         if not found:
+            if guides := speaking_of(word)[:3]:
+                said = " and ".join(f"`bnlab guide {topic}`" for topic in guides)
+                raise ConfigError(f"{word}: no key, metric or option\n{said} speak{'s' * (len(guides) == 1)} of it")
             raise ConfigError(f"{word}: no key, metric or option{did_you_mean(word, _known())}\n`bnlab list` names all")
         told |= found
     show_options(told)

@@ -33,7 +33,16 @@ def guide(
     elif topic in topics:
         show_guide(_text(topics[topic]), results())
     else:
-        raise ConfigError(f"{topic}: no such guide{did_you_mean(topic, topics)}\nthere are: {', '.join(topics)}")
+        found = speaking_of(topic)[:3]
+        said = f"\nof {topic} speak: {', '.join(found)}" if found else ""
+        raise ConfigError(f"{topic}: no such guide{did_you_mean(topic, topics)}\nthere are: {', '.join(topics)}{said}")
+
+
+def speaking_of(word: str) -> list[str]:
+    """Return the topics whose guides have a word, those that have it most often first."""
+    whole = re.compile(rf"\b{re.escape(word.strip())}", re.IGNORECASE)
+    counts = {topic: len(whole.findall(_text(path))) for topic, path in _topics().items() if word.strip()}
+    return sorted((topic for topic, count in counts.items() if count), key=lambda topic: -counts[topic])
 
 
 def _topics() -> dict[str, Path]:

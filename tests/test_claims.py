@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,15 +21,16 @@ from helpers_cli import bnlab, start
 from helpers_launchers import run as run_as
 from helpers_launchers import settings
 
-from bnlab.claims.claim import claim_files, read_claim
+from bnlab.claims.claim import claim_files, find_claims, read_claim
 from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.outside import OUTSIDE
+from bnlab.claims.rule import parse_rule
 from bnlab.claims.verdict import ClaimVerdict, read_verdict
 from bnlab.config.files import conf_dir
 from bnlab.errors import ConfigError
 from bnlab.record.read import read_runs
 from bnlab.report.claim_page import page
-from bnlab.report.claim_report import card
+from bnlab.report.claim_report import card, headline
 from bnlab.report.console import Terminal
 from bnlab.runner.claims import Wish, plan_of
 
@@ -71,6 +73,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "hydra": ({"train": "hydra.run.dir=/tmp"}, "a key of a training or bench"),
     "launcher": ({"train": "hydra/launcher=joblib"}, "a key of a training or bench"),
     "flag": ({"train": "--config-dir=/etc"}, "must be KEY=VALUE"),
+    "multirun": ({"train": "-m norm=none,batch"}, "train.0: -m: leave it out; a claim always sweeps"),
     "interpolation": ({"train": "model.widths=${oc.env:HOME}"}, "an interpolation is not allowed"),
     "absolute": ({"train": "data=folder data.path=/etc"}, "inside of the working directory"),
     "above": ({"base": "data.root=a/../../b"}, "inside of the working directory"),
@@ -207,6 +210,66 @@ def test_the_command_line_refuses_with_exit_code_2(tmp_path: Path) -> None:
         assert bnlab("claim", "run", *wrong, cwd=tmp_path).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("show all", "all: must name one claim\n`bnlab claim list` names all\n"),
+        ("show placement mine", "placement mine: must name one claim\n`bnlab claim list` names all\n"),
+        ("new all", "all: means every claim\nchoose another name\n"),
+        (f"show {'x' * 300}.yaml", f"{'x' * 300}.yaml: no such file\n"),
+        ("show 'what makes steps slow 1.5 times'", "slow 1.5 times: no such claim"),
+        ("show 'what makes steps slow'", "`bnlab claim list WORD` finds claims by their words\n"),
+        (
+            "report mine --out x.png",
+            "--out x.png: must end in .html, .md or .json\nthe page, .html, has the pictures\n",
+        ),
+        ("run mine --seeds 2 --dry-run", "--seeds 2: 3 seeds or more can decide test_accuracy[norm=batch]"),
+        ("run mine.yaml claims/mine.yaml", "claims/mine.yaml: mine.yaml is of the same name\nname one of them\n"),
+    ],
+)
+def test_a_mistake_is_answered_with_the_way_out(words: str, said: str, tmp_path: Path) -> None:
+    shutil.copy(write(tmp_path), tmp_path / "mine.yaml")
+    done = bnlab("claim", *shlex.split(words), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["claims", "mine.yaml"]
+
+
+@pytest.mark.parametrize("word", ["compare", "report", "plot curves", "show latest"])
+def test_where_only_claims_have_runs_commands_say_so(word: str, tmp_path: Path) -> None:
+    (tmp_path / "runs/claims/mine/quick").mkdir(parents=True)
+    said = "runs: has only runs of claims and searches\n`bnlab claim report` shows verdicts"
+    done = bnlab(*word.split(), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"{said}\n")
+    (tmp_path / "runs/pool").mkdir()
+    assert bnlab(*word.split(), cwd=tmp_path).stderr == f"{said}; runs/pool as PATH takes all these runs\n"
+    (tmp_path / "runs/mine").mkdir()
+    assert "runs/claims" not in bnlab(*word.split(), cwd=tmp_path).stderr
+
+
+def test_several_names_of_one_file_are_one_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert [claim.name for claim in find_claims(["mine", "claims/mine.yaml", "./claims/mine.yaml"])] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("how", "parts", "said"),
+    [
+        ("all", 4, "all 4 parts have to hold"),
+        ("all", 2, "both parts have to hold"),
+        ("any", 3, "one of 3 parts has to hold"),
+    ],
+)
+def test_a_headline_says_how_many_parts_a_rule_needs(how: str, parts: int, said: str) -> None:
+    rule = parse_rule({how: [f"test_accuracy[norm=batch] > {n}" for n in range(parts)]})
+    part = PartVerdict("", "", "difference", "", "> 0", (0.0,), "refuted", None, "", 0.0, 0.0, 0.0, n=5)
+    found = ClaimVerdict(
+        "mine", "quick", (), "", False, "refuted", None, (part,) * parts, (), (5,), 5, (), (), 0, "1", "", 1.0, 0.0
+    )
+    assert headline(rule, found) == f"REFUTED on this machine ({said}): {parts} refuted"
+
+
 SHIPPED = sorted((conf_dir() / "claim").glob("*.yaml"))
 
 
@@ -220,7 +283,7 @@ def test_every_shipped_claim_is_composed_and_its_cells_are_arms() -> None:
     for path in SHIPPED:
         claim = read_claim(path)
         for budget in ("quick", "full"):
-            plan = plan_of(claim, Wish(budget, seeds=1), identities)
+            plan = plan_of(claim, Wish(budget, seeds=3), identities)
             assert plan.trainings or plan.benches or plan.checks
         assert claim.sources
         assert claim.quotes
@@ -229,8 +292,8 @@ def test_every_shipped_claim_is_composed_and_its_cells_are_arms() -> None:
 
 def test_what_meters_read_is_of_trainings_with_them_and_of_no_evaluation_again() -> None:
     claim = read_claim(next(path for path in SHIPPED if path.stem == "stable-gradient-flow"))
-    plan = plan_of(claim, Wish("quick", seeds=1), identities)
-    assert [wanted.base for wanted in plan.trainings] == [None, None]
+    plan = plan_of(claim, Wish("quick", seeds=3), identities)
+    assert [wanted.base for wanted in plan.trainings] == [None] * 6
     assert all(wanted.run.config["measure"] == "gradients" for wanted in plan.trainings)
 
 
@@ -294,7 +357,7 @@ def test_a_card_breaks_no_sentence_and_says_what_its_words_mean(
     out.print(card(claim, found, out))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert "UNDECIDED: 1 part confirmed, 2 undecided; 1: the interval includes 60" in lines
+    assert "UNDECIDED (all 3 parts have to hold): 1 confirmed, 2 undecided; 1: the interval" in lines
     rows = [line for line in lines if line.endswith(("  undecided", "  confirmed"))]
     assert [row.split()[0] for row in rows] == ["1", "2", "ece"]
     assert ["●" in row for row in rows] == [True, True, False]  # an exact value has no interval to draw
@@ -551,6 +614,11 @@ def test_a_list_has_the_questions_and_finds_a_word_in_them(tmp_path: Path) -> No
         assert all(claims[name].question in " ".join(done.stdout.split()) for name in found)
         assert max(map(len, done.stdout.splitlines())) <= int(width)
     assert bnlab("claim", "list", "no such words", cwd=tmp_path).returncode == 2
+    several = bnlab("claim", "list", "Dropout", "batch", "-f", "json", cwd=tmp_path).stdout
+    names = {row["claim"] for row in json.loads(several)["rows"]}
+    assert names == {name for name in found if "batch" in str((name, claims[name].question, claims[name].quotes)).lower()}
+    narrow = bnlab("claim", "list", cwd=tmp_path, COLUMNS="62").stdout
+    assert "left out for width: budget, expected (a wider" in " ".join(narrow.split())
 
 
 @pytest.mark.slow

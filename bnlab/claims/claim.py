@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from bnlab.config.files import CLAIMS, conf_dir, read_yaml
 from bnlab.errors import ConfigError, did_you_mean
 
 OWN = Path("claims")  # the user's own, in the working directory
+ALL = "all"  # names every claim
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
 KEYS = (
     "claim", "question", "quote", "source", "expects", "caveats", "base", "train", "bench", "check", "rule", "requires",
@@ -110,22 +112,27 @@ def claim_files() -> dict[str, Path]:
 
 def find_claim(name: str) -> Path:
     """Return the file of a claim, which its name or the file's own says. Errors: ConfigError."""
-    if Path(name).suffix:
-        if not Path(name).is_file():
+    if Path(name).suffix and " " not in Path(name).suffix:
+        if not os.path.isfile(name):
             raise ConfigError(f"{name}: no such file\nname one, or a claim; `bnlab claim list` names all")
         return Path(name)
     files = claim_files()
     if name not in files:
-        raise ConfigError(f"{name}: no such claim{did_you_mean(name, files)}\n`bnlab claim list` names all")
+        way = "`bnlab claim list WORD` finds claims by their words" if " " in name else "`bnlab claim list` names all"
+        raise ConfigError(f"{name}: no such claim{did_you_mean(name, files)}\n{way}")
     return files[name]
 
 
 def find_claims(names: Sequence[str]) -> list[Claim]:
     """Return the claims that these names or files say, each once; of `all`, or none, every one. Errors: ConfigError."""
-    all_of_them = not names or list(names) == ["all"]
-    return [
-        read_claim(path) for path in (claim_files().values() if all_of_them else map(find_claim, dict.fromkeys(names)))
-    ]
+    if not names or list(names) == [ALL]:
+        return [read_claim(path) for path in claim_files().values()]
+    paths: dict[str, Path] = {}
+    for path in map(find_claim, names):
+        before = paths.setdefault(path.stem, path)
+        if not before.samefile(path):
+            raise ConfigError(f"{path}: {before} is of the same name\nname one of them")
+    return [read_claim(path) for path in paths.values()]
 
 
 def read_claim(path: Path) -> Claim:
@@ -219,6 +226,8 @@ def check_override(word: str, key: str, *, foreign: bool = True) -> None:
     where = f"{word:.80}" if key == word else f"{key}: {word:.80}"
     name, _, value = word.partition("=")
     name = name.lstrip("+~")
+    if word in ("-m", "--multirun"):
+        raise ConfigError(f"{where}: leave it out; a claim always sweeps")
     if not _LINE.fullmatch(word) or name.startswith("hydra"):
         raise ConfigError(f"{where}: must be KEY=VALUE, a key of a training or bench.…")
     if name in _KEPT:

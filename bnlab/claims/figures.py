@@ -48,13 +48,13 @@ def hangs_on_a_model(metric: Metric) -> bool:
     return metric.name in OF_A_MODEL or is_read_by_a_meter(metric)
 
 
-def check_seeds(part: Part, runs: Sequence[Run], looks: Sequence[int]) -> None:
+def check_seeds(part: Part, runs: Sequence[Run], looks: Sequence[int], where: str = "") -> None:
     """Refuse a sentence on trainings whose interval so few seeds cannot give. Errors: ConfigError."""
     of, fewest = part.sentence.of, FEWEST_PAIRS["t"]
     if looks[-1] >= fewest or isinstance(of, (Exact, Rate)):
         return
     if not all(arm_of(each, runs, [*free_keys(of), *part.best_of])[0].is_bench for each in quantities(of)):
-        raise ConfigError(f"looks={list(looks)}: {fewest} seeds or more can decide {part.sentence}")
+        raise ConfigError(f"{where or f'looks={list(looks)}'}: {fewest} seeds or more can decide {part.sentence}")
 
 
 def _check_figure(quantity: Quantity, run: Run, chosen: bool) -> None:

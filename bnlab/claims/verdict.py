@@ -16,10 +16,9 @@ from bnlab.claims.language import parse_region
 from bnlab.claims.outcome import PartVerdict, Verdict
 from bnlab.errors import ConfigError
 from bnlab.metric import LARGEST as LARGEST_NUMBER
-from bnlab.record.latest import runs_folder
+from bnlab.record.latest import OF_CLAIMS, runs_folder
 from bnlab.record.plain_files import read_plain, write_bytes, write_json
 
-FOLDER = "claims"  # in the folder of all runs
 FILE, COPY, REGISTERED = "verdict.json", "claim.yaml", "registered.json"
 SCHEMA = 1
 LARGEST = 2**20
@@ -57,7 +56,7 @@ class ClaimVerdict:
 def folder_of(claim: str, budget: str, more: Sequence[str] = ()) -> Path:
     """Return where a claim's verdict lies; further overrides make a variant."""
     digest = hashlib.sha256(json.dumps(list(more)).encode()).hexdigest()[:8]
-    return runs_folder() / FOLDER / claim / (f"{budget}-{digest}" if more else budget)
+    return runs_folder() / OF_CLAIMS / claim / (f"{budget}-{digest}" if more else budget)
 
 
 def register(claim: Claim, folder: Path, *, has_runs: bool) -> bool:

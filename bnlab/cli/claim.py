@@ -37,7 +37,7 @@ Budget = Annotated[
 
 @app.command("list")
 def list_claims(
-    word: Annotated[Optional[str], typer.Argument(metavar="WORD", hidden=True)] = None,
+    words: Annotated[Optional[list[str]], typer.Argument(metavar="WORD...", hidden=True)] = None,
     source: Annotated[
         Optional[str], typer.Option("--source", metavar="TEXT", help="Only claims from this source, such as 003.")
     ] = None,
@@ -48,14 +48,14 @@ def list_claims(
 ) -> None:
     """List every claim: its last verdict, with figures and age, and its question. Runs nothing.
 
-    WORD keeps those that have it in the name, the question or a quote.
+    WORDs keep those that have each of them in the name, the question or a quote.
     """
     from bnlab.claims.outside import OUTSIDE
     from bnlab.report.claim_report import claims_table, rows_of
     from bnlab.report.console import results
     from bnlab.report.rows import TIDY_FORMATS
 
-    wanted = VERDICTS if verdict is None else verdict.split(",")
+    asked, wanted = " ".join(words or ()).lower().split(), VERDICTS if verdict is None else verdict.split(",")
     for each in wanted:
         if each not in VERDICTS:
             raise ConfigError(f"--verdict {each}: must be one of {', '.join(VERDICTS)}")
@@ -64,13 +64,13 @@ def list_claims(
         for claim, found in _pairs()
         if (source is None or source in claim.sources)
         and (found.verdict if found else "not run") in wanted
-        and (word or "").lower() in "\n".join((claim.name, claim.question, *claim.quotes)).lower()
+        and all(word in "\n".join((claim.name, claim.question, *claim.quotes)).lower() for word in asked)
     ]
     out = results()
     if not pairs:
         raise ConfigError("no claim is like that\n`bnlab claim list` names all")
     if format == "table":
-        out.print(claims_table(pairs, out, OUTSIDE if word is source is verdict is None else ()))
+        out.print(claims_table(pairs, out, OUTSIDE if words is source is verdict is None else ()))
     else:
         out.emit(TIDY_FORMATS[format]({}, rows_of(pairs)))
 
@@ -84,13 +84,13 @@ def show(
 
     KEY=VALUE asks for the variant that `bnlab claim run NAME KEY=VALUE` makes.
     """
-    from bnlab.claims.claim import check_override, find_claims
+    from bnlab.claims.claim import ALL, check_override, find_claims
     from bnlab.claims.verdict import latest_verdict
     from bnlab.report.claim_report import card
     from bnlab.report.console import results
 
     names, more = [word for word in words if "=" not in word], [word for word in words if "=" in word]
-    if len(names) != 1:
+    if len(names) != 1 or names == [ALL]:
         raise ConfigError(f"{' '.join(words)}: must name one claim\n`bnlab claim list` names all")
     for word in more:
         check_override(word, word, foreign=False)
@@ -258,7 +258,7 @@ def report(
     pairs, outside = _pairs(names or (), budget), () if names else OUTSIDE
     if format == "table":
         if out_file is not None:
-            raise ConfigError(f"--out {out_file}: must end in .html, .md or .json, or give --format")
+            raise ConfigError(f"--out {out_file}: must end in .html, .md or .json\nthe page, .html, has the pictures")
         out = results()
         out.print(claims_table(pairs, out, outside))
         return
@@ -302,12 +302,14 @@ def new(
     ] = None,
 ) -> None:
     """Write claims/NAME.yaml, and print it: the smallest claim, or a copy of another, to be changed."""
-    from bnlab.claims.claim import NAME, OWN, find_claim
+    from bnlab.claims.claim import ALL, NAME, OWN, find_claim
     from bnlab.record.plain_files import write_bytes
     from bnlab.report.console import messages, results
 
     if not NAME.fullmatch(name):
         raise ConfigError(f"{name}: must be up to 60 of a-z, 0-9 and -")
+    if name == ALL:
+        raise ConfigError(f"{name}: means every claim\nchoose another name")
     path = OWN / f"{name}.yaml"
     if path.exists():
         raise ConfigError(f"{path}: is there already\nchoose another name, or remove it")

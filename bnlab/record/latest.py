@@ -12,6 +12,7 @@ PLACE = "BNLAB_RUNS"  # the environment variable that names another folder of ru
 STAMP = re.compile(r"\d{8}-\d{6}-")  # how names begin that `fresh_folder` gives
 LATEST = "latest"
 POOL = "pool"  # in the folder of all runs: those of claims and searches, which nobody compares with one another
+OF_CLAIMS = "claims"  # in the folder of all runs: what claims came to, and no runs
 MOST_SHOWN = 6  # of the candidates for a word
 
 
@@ -71,6 +72,10 @@ def find_run(word: str | os.PathLike[str]) -> Path:
         if not os.path.lexists(base):
             raise no_runs()
         found = [name for name in _dated(base) if not rest or not _is_run(base / name)][:1]
+        if not found:
+            raise _only_of_claims(base) or ConfigError(
+                f"{word}: there is no {'sweep' if rest else 'run or sweep'} in {base} yet\n`bnlab train` makes one"
+            )
     else:
         known = names(base)
         ways = {name: (name, short_name(name), name.rpartition("-")[2]) for name in known}
@@ -100,7 +105,7 @@ def latest(base: Path | None = None) -> tuple[list[Path], str | None]:
     """Return the latest sweep or bench, or the single runs that are later than it, and a line that says which.
 
     There is no line where nothing is left out. Folders that bnlab did not name have no age: if there are no others,
-    it is all of `base` but the pool. Errors: ConfigError where there is only the pool.
+    it is all of `base` but what claims and searches made. Errors: ConfigError where there is nothing else.
     """
     base = base or runs_folder()
     dated = [base / name for name in reversed(_dated(base))]
@@ -108,19 +113,25 @@ def latest(base: Path | None = None) -> tuple[list[Path], str | None]:
     if chosen and _is_run(chosen[0]):
         sweeps = [number for number, folder in enumerate(dated) if not _is_run(folder)]
         chosen = dated[sweeps[-1] + 1 if sweeps else 0 :]
+    if error := _only_of_claims(base):
+        raise error
     known = names(base)
-    others = [base / name for name in known if name != POOL]
-    if known and not others:
-        raise ConfigError(
-            f"{base}: its only runs belong to claims and searches\n"
-            f"`bnlab claim report` shows claims; {base / POOL} as PATH takes them all"
-        )
+    others = [base / name for name in known if name not in (POOL, OF_CLAIMS)]
     if not chosen:
         return ([base] if len(others) == len(known) else others), None
     if len(chosen) == len(known):
         return [base], None
     what = str(chosen[0]) if len(chosen) == 1 else f"{len(chosen)} single runs, {chosen[0]} to {chosen[-1]}"
     return chosen, f"the latest of {base}: {what} (--all: everything)"
+
+
+def _only_of_claims(base: Path) -> ConfigError | None:
+    """Return what to say where all that is in `base` was made by claims and searches."""
+    known = names(base)
+    if not known or {*known} - {POOL, OF_CLAIMS}:
+        return None
+    pool = f"; {base / POOL} as PATH takes all these runs" if POOL in known else ""
+    return ConfigError(f"{base}: has only runs of claims and searches\n`bnlab claim report` shows verdicts{pool}")
 
 
 def _dated(base: Path) -> list[str]:

@@ -38,7 +38,6 @@ _WORDS = {
     Slope: "that of a line through the levels or layers, in each seed or block",
     Largest: "the last level before the first at which that fails, in each seed",
 }
-_ROOMY = 100  # columns of a terminal, below which a list has no ages
 Pair = tuple[Claim, ClaimVerdict | None]
 
 
@@ -76,19 +75,26 @@ def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal, more: Sequen
 
 
 def headline(rule: Rule, verdict: ClaimVerdict) -> str:
-    """Return the verdict in a sentence: `REFUTED on this machine: 4 parts confirmed, 1 refuted`."""
+    """Return the verdict in a sentence: `REFUTED on this machine (all 5 parts have to hold): 4 confirmed, 1 refuted`."""
     words = verdict.verdict.upper()
     if verdict.guards:
         return f"{words}: what it takes for granted does not hold: {'; '.join(verdict.guards)}"
-    counts = parts_text(verdict)
-    count = counts.replace(" ", " part " if counts.startswith("1 ") else " parts ", 1)
-    several = isinstance(rule, Combination)
+    several, counts = isinstance(rule, Combination), parts_text(verdict)
+    need = f" ({_needs(rule)})" if isinstance(rule, Combination) else ""
     if verdict.verdict != "undecided":
-        return f"{words} on this machine{f': {count}' if several else ''}"
+        return f"{words} on this machine{need}{f': {counts}' if several else ''}"
     names = _names([(part.label, part.text) for part in verdict.parts])
     reasons = [(f"{name}: " if several else "") + part.because for name, part in zip(names, verdict.parts, strict=True)]
     because = next((text for text, part in zip(reasons, verdict.parts, strict=True) if part.because), verdict.reason)
-    return f"{words}: {f'{count}; ' if several else ''}{because or ''}"
+    return f"{words}{need}: {f'{counts}; ' if several else ''}{because or ''}"
+
+
+def _needs(rule: Combination) -> str:
+    """Return how many of its parts a rule needs: `all 4 parts have to hold`."""
+    noun = "groups of parts" if any(isinstance(part, Combination) for part in rule.parts) else "parts"
+    if rule.how == "any":
+        return f"one of {len(rule.parts)} {noun} has to hold"
+    return f"{'both' if len(rule.parts) == 2 else f'all {len(rule.parts)}'} {noun} have to hold"
 
 
 def _part_columns(parts: Sequence[PartVerdict], out: Terminal) -> list[Column]:
@@ -297,7 +303,7 @@ def claims_table(pairs: Sequence[Pair], out: Terminal, outside: Sequence[Outside
         Column("figures", [row["figures"] or "" for row in rows], left=True, rank=1),
         Column("expected", [row["expected"] or "" for row in rows], left=True, rank=4),
         Column("budget", [row["budget"] or "" for row in rows], left=True, rank=3),
-        *([Column("age", [row["age"] or "" for row in rows], rank=2)] if out.width >= _ROOMY else []),
+        Column("age", [row["age"] or "" for row in rows], rank=2),
         Column("question", [row["question"] for row in rows], left=True, rank=5),
     ]
     drawn = draw(columns, out)
@@ -308,8 +314,10 @@ def claims_table(pairs: Sequence[Pair], out: Terminal, outside: Sequence[Outside
         for line, row in zip(below, rows, strict=True):
             question = Column("", [row["question"]], left=True, wraps=True, styles=["dim"])
             lines += [line, *draw([Column("", [""]), question], out).lines]
-    left_out = [f'out of scope: "{each.quote}" ({each.source}): {each.because}' for each in outside]
-    texts = [summary_line(pairs), chance_line(pairs), *left_out]
+    titles = ", ".join(column.title for column in drawn.left_out if column.title != "question")
+    narrow = f"left out for width: {titles} (a wider terminal or --format shows them)" if titles else ""
+    beyond = [f'out of scope: "{each.quote}" ({each.source}): {each.because}' for each in outside]
+    texts = [narrow, summary_line(pairs), chance_line(pairs), *beyond]
     return Group(*lines, Text(""), *(line for text in texts if text for line in _wrapped(text, out)))
 
 

@@ -153,8 +153,7 @@ def plan_of(claim: Claim, wish: Wish, preflight: Callable[[Sequence[Mapping[str,
         absent = _absent({wanted.run.identity: wanted.tree for wanted in trainings})
         for part in parts_of(claim.rule):
             _checked(part.sentence.of, runs, part.best_of, f"rule: {part.sentence}", absent)
-            if wish.seeds is None:
-                check_seeds(part, runs, budget.looks)
+            check_seeds(part, runs, budget.looks, "" if wish.seeds is None else f"--seeds {wish.seeds}")
         for guard in claim.requires:
             _checked(guard.of, runs, (), f"requires: {guard}", absent)
         ladders = tuple(_ladders(asked, runs, {wanted.run.identity: wanted for wanted in trainings}))

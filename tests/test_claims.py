@@ -616,7 +616,9 @@ def test_a_list_has_the_questions_and_finds_a_word_in_them(tmp_path: Path) -> No
     assert bnlab("claim", "list", "no such words", cwd=tmp_path).returncode == 2
     several = bnlab("claim", "list", "Dropout", "batch", "-f", "json", cwd=tmp_path).stdout
     names = {row["claim"] for row in json.loads(several)["rows"]}
-    assert names == {name for name in found if "batch" in str((name, claims[name].question, claims[name].quotes)).lower()}
+    assert names == {
+        name for name in found if "batch" in str((name, claims[name].question, claims[name].quotes)).lower()
+    }
     narrow = bnlab("claim", "list", cwd=tmp_path, COLUMNS="62").stdout
     assert "left out for width: budget, expected (a wider" in " ".join(narrow.split())
 

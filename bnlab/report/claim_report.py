@@ -75,7 +75,7 @@ def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal, more: Sequen
 
 
 def headline(rule: Rule, verdict: ClaimVerdict) -> str:
-    """Return the verdict in a sentence: `REFUTED on this machine (all 5 parts have to hold): 4 confirmed, 1 refuted`."""
+    """Return the verdict in a sentence: `REFUTED on this machine (both parts have to hold): 1 confirmed, 1 refuted`."""
     words = verdict.verdict.upper()
     if verdict.guards:
         return f"{words}: what it takes for granted does not hold: {'; '.join(verdict.guards)}"

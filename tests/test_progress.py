@@ -20,7 +20,7 @@ from helpers_runs import make_run
 from bnlab.record.read import read_runs
 from bnlab.report import display
 from bnlab.report.console import Terminal
-from bnlab.report.progress import LiveProgress, PlainProgress, make_progress
+from bnlab.report.progress import LiveProgress, PlainProgress, RoundsProgress, make_progress
 from bnlab.report.table import draw
 from bnlab.runner import monitor
 from bnlab.training.callbacks import Callback
@@ -112,6 +112,24 @@ def test_a_log_gets_a_line_now_and_then(terminal: Callable[[io.StringIO], Termin
         r"2/2 norm=batch\x1b[2J seed=0: diverged, test 98.71 %",
     ]
     assert "\r" not in stream.getvalue()
+
+
+def test_a_log_of_rounds_gets_a_line_a_round_and_one_a_minute(terminal: Callable[[io.StringIO], Terminal]) -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = RoundsProgress(terminal(stream), clock)
+    sweep(progress, clock)
+    progress.sweep_started(5)
+    for seed in range(5):
+        progress.job_started(seed, f"seed={seed}", 10)
+        clock.now += 25.0
+        progress.evaluated(10, {})
+        progress.job_ended(seed, "done", f"test 9{seed}.00 %")
+    assert stream.getvalue().splitlines() == [
+        r"2/2 jobs: 1 done, 1 diverged; the last: norm=batch\x1b[2J seed=0, test 98.71 %",
+        "3/5 jobs: 3 done; the last: seed=2, test 92.00 %",
+        "5/5 jobs: 5 done; the last: seed=4, test 94.00 %",
+    ]
+    assert isinstance(make_progress(io.StringIO(), in_rounds=True), RoundsProgress)
 
 
 def test_one_run_in_a_log_has_a_start_and_an_end(terminal: Callable[[io.StringIO], Terminal]) -> None:

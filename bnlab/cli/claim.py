@@ -70,7 +70,7 @@ def list_claims(
     if not pairs:
         raise ConfigError("no claim is like that\n`bnlab claim list` names all")
     if format == "table":
-        out.print(claims_table(pairs, out, OUTSIDE if words is source is verdict is None else ()))
+        out.print(claims_table(pairs, out, OUTSIDE if not words and source is verdict is None else ()))
     else:
         out.emit(TIDY_FORMATS[format]({}, rows_of(pairs)))
 
@@ -155,7 +155,7 @@ def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str |
     handle_signals()
     out, trouble, trained = results(), 0, 0
     try:
-        with runner_for(options) as runner, make_progress(sys.stderr) as progress:
+        with runner_for(options) as runner, make_progress(sys.stderr, in_rounds=True) as progress:
             runner.callback = progress
             tools = Tools(runner, options, _measure, _evaluate, _check)
             for number, outcome in enumerate(carry_out_claims(claims, wish, tools)):

@@ -88,7 +88,7 @@ def search(
     handle_signals()
     options = JobOptions(timeout, retries, inline=inline)
     try:
-        with runner_for(options) as runner, make_progress(sys.stderr) as progress:
+        with runner_for(options) as runner, make_progress(sys.stderr, in_rounds=True) as progress:
             refuse_launcher(launcher_of(launch), runner)
             ladders = ladders_of(key, lines, levels, config_dir, runner.preflight)
             arms = arms_searched(ladders, key, baseline)

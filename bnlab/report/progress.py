@@ -33,6 +33,7 @@ from bnlab.training.job import ResultState
 
 LAST_JOBS = 12
 MOST_AT_WORK = 4  # are named
+ROUND_SECONDS = 60.0  # between lines of a round that takes long
 _SEED = re.compile(r"\bseed=\S+")  # of a label, which is otherwise that of its arm
 _MARKS = {
     "done": ("✓", "green"),
@@ -44,10 +45,15 @@ _MARKS = {
 }
 
 
-def make_progress(stream: IO[str]) -> Callback:
-    """Return the live display where `stream` is a terminal that can move its cursor, else the plain lines."""
+def make_progress(stream: IO[str], *, in_rounds: bool = False) -> Callback:
+    """Return the live display where `stream` is a terminal that can move its cursor, else the plain lines.
+
+    Of jobs `in_rounds`, after each of which it is seen whether another follows, lines tell the rounds.
+    """
     terminal = Terminal(stream)
-    return LiveProgress(terminal) if can_redraw(terminal) else PlainProgress(terminal)
+    if can_redraw(terminal):
+        return LiveProgress(terminal)
+    return RoundsProgress(terminal) if in_rounds else PlainProgress(terminal)
 
 
 @dataclass
@@ -166,6 +172,30 @@ class PlainProgress(_Reporter):
     def _name(self, index: int) -> str:
         label = self._job.label if self._job else ""
         return f"{index + 1}/{self._num_jobs} {label}".rstrip() if self._num_jobs else label or "run"
+
+
+class RoundsProgress(_Reporter):
+    """Lines for a log of jobs in rounds: one when a round is over, and one a minute before that."""
+
+    _last_line = -math.inf
+
+    def sweep_started(self, num_jobs: int) -> None:
+        super().sweep_started(num_jobs)
+        self._states = Counter[str]()
+        self._last_line = self._now()
+
+    def job_ended(self, index: int, state: ResultState, headline: str, accuracy: float | None = None) -> None:
+        label = self._job.label if self._job else ""
+        super().job_ended(index, state, headline, accuracy)
+        self._states[state] += 1
+        if self._ended >= self._num_jobs or self._now() - self._last_line >= ROUND_SECONDS:
+            self._last_line = self._now()
+            states = ", ".join(f"{count} {state}" for state, count in self._states.items())
+            last = ", ".join(filter(None, (label, headline)))
+            self._terminal.say(f"{self._ended}/{count_of(self._num_jobs, 'job')}: {states}; the last: {last}")
+
+    def noted(self, text: str) -> None:
+        self._terminal.say(text)
 
 
 class LiveProgress(_Reporter):

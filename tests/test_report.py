@@ -382,6 +382,9 @@ def test_markdown_escapes_what_would_break_its_table() -> None:
     table = [line for line in lines if line.startswith("|")]
     assert table[2].startswith(r"| a\|b\<c> | 5 | done=5 | 98.30 ± 0.05 |")
     assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
+    assert lines[lines.index(table[-1]) + 2] == "±: 95% interval over seeds"
+    told = FORMATS["md"](Comparison([section(level=0.02)]))
+    assert "\n±: 95% interval over seeds, of differences 98%; \\*: differs from none at the 5% level" in told
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from bnlab.compare.arms import short_names, text_of
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.interval import Interval
 from bnlab.metrics import Metric, metrics
-from bnlab.report.compare_report import table_title
+from bnlab.report.compare_report import stars, table_title
 from bnlab.report.console import clean
 from bnlab.report.figures import MISSING, Cell, difference_cells, estimate_cells
-from bnlab.report.heading import heading
+from bnlab.report.heading import heading, interval_words
 from bnlab.report.rows import aligned_lines, csv_text, escaped, json_text, markdown_table
 from bnlab.report.verdicts import answers, baseline_name
 
@@ -36,14 +36,16 @@ def as_plain(comparison: Comparison) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Return one GitHub table a section, under its header as a line of text, with the notes as a list."""
+    """Return one GitHub table a section, under its header as a line of text, with what its signs mean and the notes as a list."""
     parts: list[str] = []
     for section, found in zip(comparison.sections, answers(comparison), strict=True):
         parts += [escaped(" ".join(found))] if found else []
         titles, rows = _grid(section, plain=False)
         figures = {*titles[titles.index("n") :]} - {"states"}
         titles, rows = list(map(escaped, titles)), [list(map(escaped, row)) for row in rows]
-        parts += listed(section, [markdown_table(titles, rows, set(map(escaped, figures)))])
+        sign = [f"±: {interval_words(section)}"] if any("±" in cell for row in rows for cell in row) else []
+        legend = filter(None, [escaped("; ".join([*sign, *stars(section)]))])
+        parts += listed(section, [markdown_table(titles, rows, set(map(escaped, figures))), *legend])
     return "\n\n".join(parts) + "\n" if parts else ""
 
 

@@ -36,7 +36,7 @@ def as_plain(comparison: Comparison) -> str:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Return one GitHub table a section, under its header as a line of text, with what its signs mean and the notes as a list."""
+    """Return one GitHub table a section, under its header as a line of text, with its signs explained and its notes."""
     parts: list[str] = []
     for section, found in zip(comparison.sections, answers(comparison), strict=True):
         parts += [escaped(" ".join(found))] if found else []

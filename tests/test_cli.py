@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers_cases import for_each
-from helpers_cli import ROOT, SHORT, bnlab, environment, in_turn, start
+from helpers_cli import QUICK, ROOT, SHORT, bnlab, environment, in_turn, start
 from helpers_runs import make_run
 
 from bnlab import __version__
@@ -522,6 +522,13 @@ def test_data_fetch_offline_says_what_to_do(tmp_path: Path) -> None:
     assert "train-images-idx3-ubyte.gz" in done.stderr
     assert "9,912,422" in done.stderr
     assert "data=digits" in done.stderr
+
+
+def test_a_run_at_chance_is_not_done_without_a_word(tmp_path: Path) -> None:
+    lost = bnlab("train", *QUICK, "optim.lr=1e-9", cwd=tmp_path).stderr
+    assert " % (not learned), " in lost
+    assert lost.splitlines()[-2].endswith(" s of training, not learned")
+    assert "not learned" not in bnlab("train", *QUICK, "optim.lr=0.5", "trainer.steps=200", cwd=tmp_path).stderr
 
 
 @for_each(

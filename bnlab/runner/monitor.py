@@ -27,6 +27,7 @@ from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, JobResult, ResultState
 
 GONE = "is not there any more, it was moved or removed while its jobs ran"
+NOT_LEARNED = "not learned"
 LOOK_SECONDS = 0.25
 SHARE = 0.05  # of the time, at most, for looking
 HEADLINE = {  # metrics, and how a sentence has them
@@ -44,7 +45,8 @@ def ending(folder: Path, state: str, reason: str) -> tuple[str, float | None]:
     try:
         summary = json.loads(read_plain(folder / "summary.json"))
         accuracy = float(summary["curve"]["test.accuracy"][-1])
-        return f"test {100 * accuracy:.2f} %, {summary['train_seconds']:.1f} s", accuracy
+        lost = f" ({NOT_LEARNED})" if metrics["learned"].derive(summary, None) == 0.0 else ""
+        return f"test {100 * accuracy:.2f} %{lost}, {summary['train_seconds']:.1f} s", accuracy
     except (OSError, ValueError, LookupError, TypeError):
         return "", None
 
@@ -205,7 +207,8 @@ def summarize(
         done = sum(run.state == "done" for run in runs)
         err.say(f"{done} of {total} jobs done{without}; bnlab compare {name_of(folder)}")
     elif runs and runs[0].state == "done":
-        err.say(", ".join(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])))
+        lost = [NOT_LEARNED] if metrics["learned"].derive(runs[0].summary or {}, None) == 0.0 else []
+        err.say(", ".join([*(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])), *lost]))
         err.say(f"curves: bnlab show {name_of(folder)}; the gap by its causes: bnlab probe {name_of(folder)}")
     if missing or gone or any(run.state != "diverged" for run in bad):
         err.say(f"to finish: bnlab resume {name_of(folder)}")

@@ -530,9 +530,13 @@ def test_the_page_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
     for word in ("<script", "http:", "https:", "src=", "@import", "<b>", "\x1b"):
         assert word not in text
     assert "it &lt;b&gt;is&lt;/b&gt; \\x1b[31m &amp; better" in text
-    assert text.count("<article") == 1  # of what ran; the others are named
-    assert all(f"<td>{name}</td>" in text for name in claim_files())
-    assert text.index('<article id="mine">') < text.index("<h2>Not run</h2>")
+    assert text.count("<article") == 1  # of what ran; of the others is said how many there are
+    assert f"{len(claim_files()) + 1} claims: 1 refuted, {len(claim_files())} not run" in text
+    assert ("placement" in text, "How to read this." in text) == (False, True)
+    assert "<dt>where</dt><dd>test_accuracy: accuracy on the test set" in text
+    assert f"<dt>made</dt><dd>{time.strftime('%Y-%m-%d', time.localtime(verdict_of(tmp_path).made))}</dd>" in text
+    (run,) = read_runs([tmp_path / "runs/pool" / verdict_of(tmp_path).runs[0]])[0]
+    assert f" · {run.environment['cpu']} · torch {run.environment['torch']}" in text
     assert "<svg" in text
     assert "</text>" in text
     assert 'viewBox="0 0 260 34"' in text  # on a phone as wide as the page
@@ -563,6 +567,7 @@ def test_a_name_or_a_file_says_which_claims(tmp_path: Path) -> None:
     assert bnlab("claim", "report", "mine.yaml", "placement", "--out", "page.html", cwd=tmp_path).returncode == 0
     text = (tmp_path / "page.html").read_text()
     assert (text.count("<article"), "<td>placement</td>" in text, "folding" in text) == (1, True, False)
+    assert text.index('<article id="mine">') < text.index("<h2>Not run</h2>")
     found = json.loads(bnlab("claim", "report", "placement", "mine.yaml", "-f", "json", cwd=tmp_path).stdout)
     assert [claim["claim"] for claim in found["claims"]] == ["placement", "mine"]
     assert found["out_of_scope"] == []
@@ -575,7 +580,7 @@ def test_a_claim_that_is_none_hides_no_other_in_a_list(tmp_path: Path) -> None:
     write(tmp_path, {"question": None})
     for words in (["list"], ["report", "-f", "md"]):
         done = bnlab("claim", *words, cwd=tmp_path)
-        assert (done.returncode, "placement" in done.stdout) == (0, True)
+        assert (done.returncode, f"{len(claim_files())} claims: " in done.stdout) == (0, True)
         assert done.stderr == "claims/mine.yaml: question=null: must be text of up to 2,000 characters\n"
     assert bnlab("claim", "run", "all", "--dry-run", cwd=tmp_path).returncode == 2
     done = bnlab("claim", "new", "other", "--from", "nowhere.yaml", cwd=tmp_path)

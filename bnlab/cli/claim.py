@@ -245,24 +245,26 @@ def report(
         Optional[Path], typer.Option("--out", metavar="FILE", help="Write it there; .html, .md, .json say the format.")
     ] = None,
 ) -> None:
-    """Write the scorecard: all claims, or those named, with the verdicts that there are. Runs nothing."""
+    """Write the scorecard: the verdicts that there are, or the claims named with theirs. Runs nothing."""
     from bnlab.claims.outside import OUTSIDE
     from bnlab.record.plain_files import write_bytes
     from bnlab.report.claim_page import page
-    from bnlab.report.claim_report import as_json, as_md, claims_table
+    from bnlab.report.claim_report import as_json, as_md, claims_table, summary_line
     from bnlab.report.console import messages, results
 
     formats = {"md": as_md, "json": as_json, "html": page}
     if out_file is not None and out_file.suffix[1:] in formats:
         format = out_file.suffix[1:]
     pairs, outside = _pairs(names or (), budget), () if names else OUTSIDE
+    summary = summary_line(pairs)  # which says how many have no verdict
+    pairs = [pair for pair in pairs if names or pair[1]]
     if format == "table":
         if out_file is not None:
             raise ConfigError(f"--out {out_file}: must end in .html, .md or .json\nthe page, .html, has the pictures")
         out = results()
-        out.print(claims_table(pairs, out, outside))
+        out.print(claims_table(pairs, out, outside, summary))
         return
-    text = formats[format](pairs, outside)
+    text = formats[format](pairs, outside, summary)
     if out_file is None:
         results().emit(text)
     else:

@@ -18,7 +18,9 @@ from bnlab.report.claim_report import (
     agreement,
     chance_line,
     command,
+    day,
     headline,
+    meanings,
     n_text,
     rule_text,
     summary_line,
@@ -33,14 +35,14 @@ _WIDTH = 260  # of a picture
 _TICKS, _APART = 5, 24  # values of its scale, and how far from a threshold they stand
 
 
-def page(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE) -> str:
+def page(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE, summary: str = "") -> str:
     """Return the page: claims with a verdict, confirmed ones first, then the questions of the others."""
     decided = [(claim, verdict) for word in VERDICTS for claim, verdict in pairs if verdict and verdict.verdict == word]
     runs = runs_of(decided)
     return render(
         "claim_page.html",
         title="claims and verdicts",
-        summary=summary_line(pairs),
+        summary=summary or summary_line(pairs),
         chance=chance_line(pairs),
         claims=[_claim(claim, verdict, runs) for claim, verdict in decided],
         not_run=[{"name": claim.name, "question": clean(claim.question)} for claim, verdict in pairs if not verdict],
@@ -55,6 +57,8 @@ def _claim(claim: Claim, verdict: ClaimVerdict, runs: Runs) -> dict[str, Any]:
         "question": clean(claim.question),
         "quotes": [clean(quote) for quote in claim.quotes],
         "rule": clean(rule_text(claim.rule)),
+        "meanings": [clean(meaning) for meaning in meanings(claim)],
+        "day": day(verdict.made),
         "caveats": [clean(caveat) for caveat in claim.caveats],
         "expected": claim.expected or "",
         "because": clean(claim.because),

@@ -138,7 +138,7 @@ def _facts(claim: Claim, verdict: ClaimVerdict | None, more: Sequence[str]) -> I
         yield from (("", f"{name}: {rule_text(part)}") for name, part in zip(names, parts, strict=True))
     if claim.requires:
         yield "given", "; ".join(map(str, claim.requires))
-    yield from zip(itertools.chain(["where"], itertools.repeat("")), _meanings(claim), strict=False)
+    yield from zip(itertools.chain(["where"], itertools.repeat("")), meanings(claim), strict=False)
     if verdict is not None:
         yield "over", n_text(verdict)
         for line in verdict.notes:
@@ -155,7 +155,7 @@ def _facts(claim: Claim, verdict: ClaimVerdict | None, more: Sequence[str]) -> I
     yield "file", f"{claim.path} · digest of the rule {claim.rule_sha256[:8]}"
 
 
-def _meanings(claim: Claim) -> Iterator[str]:
+def meanings(claim: Claim) -> Iterator[str]:
     """Yield what the words of a claim's sentences mean, each once."""
     asked = [*(part.sentence.of for part in parts_of(claim.rule)), *(guard.of for guard in claim.requires)]
     for kind, meaning in _WORDS.items():
@@ -274,6 +274,14 @@ def age(made: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def day(made: float) -> str:
+    """Return the date of a moment here: `2026-12-01`; empty where it has none."""
+    try:
+        return time.strftime("%Y-%m-%d", time.localtime(made))
+    except (OverflowError, ValueError, OSError):
+        return ""
+
+
 def summary_line(pairs: Sequence[Pair]) -> str:
     """Return `64 claims: 12 confirmed, 3 refuted, ...`."""
     words = [verdict.verdict if verdict else "not run" for _, verdict in pairs]
@@ -293,8 +301,10 @@ def chance_line(pairs: Sequence[Pair]) -> str:
     )
 
 
-def claims_table(pairs: Sequence[Pair], out: Terminal, outside: Sequence[Outside] = OUTSIDE) -> Group:
-    """Return the list of claims, and what is out of scope."""
+def claims_table(
+    pairs: Sequence[Pair], out: Terminal, outside: Sequence[Outside] = OUTSIDE, summary: str = ""
+) -> Group:
+    """Return the list of claims, and what is out of scope; `summary` takes the place of the line of counts."""
     rows = rows_of(pairs)
     words = [row["verdict"] + ("*" if row["stands"] else "") for row in rows]
     columns = [
@@ -307,7 +317,7 @@ def claims_table(pairs: Sequence[Pair], out: Terminal, outside: Sequence[Outside
         Column("question", [row["question"] for row in rows], left=True, rank=5),
     ]
     drawn = draw(columns, out)
-    lines = drawn.lines
+    lines = drawn.lines if rows else []
     if any(column.title == "question" for column in drawn.left_out):
         head = len(lines) - len(rows)
         lines, below = lines[:head], lines[head:]
@@ -317,24 +327,24 @@ def claims_table(pairs: Sequence[Pair], out: Terminal, outside: Sequence[Outside
     titles = ", ".join(column.title for column in drawn.left_out if column.title != "question")
     narrow = f"left out for width: {titles} (a wider terminal or --format shows them)" if titles else ""
     beyond = [f'out of scope: "{each.quote}" ({each.source}): {each.because}' for each in outside]
-    texts = [narrow, summary_line(pairs), chance_line(pairs), *beyond]
+    texts = [narrow, summary or summary_line(pairs), chance_line(pairs), *beyond]
     return Group(*lines, Text(""), *(line for text in texts if text for line in _wrapped(text, out)))
 
 
-def as_json(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE) -> str:
+def as_json(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE, summary: str = "") -> str:
     """Return the scorecard as JSON: every verdict with all its parts."""
     claims = [
         {**row, "rule": rule_text(claim.rule), "quotes": claim.quotes, "caveats": claim.caveats,
          "command": command(claim, verdict), "record": asdict(verdict) if verdict else None}
         for row, (claim, verdict) in zip(rows_of(pairs), pairs, strict=True)
     ]  # fmt: skip
-    found = {"schema": 1, "summary": summary_line(pairs), "claims": claims}
+    found = {"schema": 1, "summary": summary or summary_line(pairs), "claims": claims}
     return json_text(found | {"out_of_scope": [asdict(each) for each in outside]})
 
 
-def as_md(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE) -> str:
+def as_md(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE, summary: str = "") -> str:
     """Return the scorecard as Markdown: a line of counts, a table, each claim's parts, and what is out of scope."""
-    head = {"claims": summary_line(pairs), "chance": chance_line(pairs) or None}
+    head = {"claims": summary or summary_line(pairs), "chance": chance_line(pairs) or None}
     keys = ("claim", "source", "question", "verdict", "figures", "expected", "budget")
     text = as_markdown(head, [{key: row[key] for key in keys} for row in rows_of(pairs)])
     for claim, verdict in pairs:

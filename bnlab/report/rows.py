@@ -97,8 +97,10 @@ def as_plain(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def as_markdown(head: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """Return `head` as a line each and the rows as one GitHub table."""
+    """Return `head` as a line each and the rows, where there are any, as one GitHub table."""
     lines = [f"- {key}: {escaped(str(value))}" for key, value in head.items() if value is not None]
+    if not rows:
+        return "\n".join(lines) + "\n"
     table = markdown_table(list(rows[0]), [[escaped(_text(value)) for value in row.values()] for row in rows])
     return "\n".join([*lines, "", table]) + "\n"
 

@@ -400,6 +400,7 @@ def scope_of(runs: Sequence[Run]) -> str:
         f"batch {named('data.batch_size')}",
         f"{steps} steps" if steps and not all(run.is_bench for run in runs) else "",
         f"{of_environment('device')}, {threads} {'thread' if threads == '1' else 'threads'}" if threads else "",
+        of_environment("gpu") or of_environment("cpu"),
         f"torch {of_environment('torch')}",
     ]
     return " · ".join(part for part in parts if part)

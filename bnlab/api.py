@@ -300,7 +300,8 @@ def examined(trained: TrainedModel, again: str, samples: int, quick: bool, tell:
     with trained.examined():
         probes = [trained.probe("train", most), trained.probe("test", most)]
         result = measure(trained.model, probes, trained.train, min(samples, most or samples), watch, trained.unread)
-    said = verdict(result, again)
+        scale = trained.other_scale()
+    said = verdict(result, again, of_own=trained.folder is None, scale=scale)
     *others, last = result.decompositions
     each = (*(explained(gap, said) for gap in others), explained(last))
     return Probed(trained.label, trained.about, trained.step, trained.batch_size, result, said, each)

@@ -449,6 +449,8 @@ def test_each_cause_is_named_with_what_it_is() -> None:
     said = explained(made(large, left=0.999**938, initial_statistics=0.3, moving_average=0.2))
     few = "momentum 0.001 is too small for 938 updates (0.999^938): 39.1 % of the initial mean 0 and variance 1 is left"
     assert f"Most of it is initial statistics: {few}; train with 0.1." in said
+    never = explained(replace(made(large, left=1.0, initial_statistics=0.3), updates=0))
+    assert never.endswith("never updated (mean 0, variance 1): check that the weights were loaded.")
     again = explained(made(large, left=0.999**938, initial_statistics=0.3), said)
     assert again.endswith("Most of it is initial statistics.")
     usual = explained(replace(made(large, left=0.9**3, initial_statistics=0.3), momentum=0.1, updates=3))

@@ -24,7 +24,7 @@ from bnlab.api import examined
 from bnlab.errors import BnlabError, ConfigError, RecordError
 from bnlab.experiment.shift_study import shift_study
 from bnlab.experiment.target import check_target
-from bnlab.experiment.trained_model import TrainedModel, find
+from bnlab.experiment.trained_model import TrainedModel, find, of_module
 from bnlab.measure.modes import preserved
 from bnlab.report.console import Terminal
 from bnlab.report.shift_report import shift_table
@@ -72,6 +72,16 @@ def lazy():
 
 def number():
     return 3
+
+
+made = nn.Flatten()  # draws nothing
+
+
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x, y):
+        return Net()(x)
 
 
 def needy(depth):
@@ -210,6 +220,72 @@ def test_a_name_of_the_model_that_looks_like_a_wrapper_is_kept(place: Path) -> N
     assert own("wrapped", place / "other.pt").place.names["module.conv.weight"] == "0.conv.weight"
 
 
+@pytest.mark.parametrize("text", ["hello", "epoch,loss\n1,0.3\n", "# notes on weights\n", "{}", "0", "weights"])
+def test_a_text_is_no_file_of_weights(place: Path, text: str) -> None:
+    (place / "weights.pt").write_text(text)
+    message = refusal(RecordError, lambda: own("Net", place / "weights.pt"))
+    assert message.endswith("weights.pt: refused (no file of tensors that torch.save wrote)")
+
+
+def taught(scale: Callable[[Tensor], Tensor], momentum: float = 0.1, steps: int = 30) -> nn.Module:
+    """Return the net after its first layers saw digits in a scale, whose pixels are in [0, 1]."""
+    model, data = net(), own("Net", None, "model.input_norm=none")
+    vars(model.bn)["momentum"] = momentum
+    pixels, _ = next(data.train.sequential(len(data.train)))
+    with torch.no_grad():
+        for part in range(steps):
+            model.train()(scale(pixels[32 * part : 32 * part + 32]))
+    return model.eval()
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.02])
+@pytest.mark.parametrize(
+    ("trained_in", "norm", "factor", "way_out"),
+    [
+        ("in [0, 1]", "none", 1.0, ""),
+        ("in [0, 1]", "standardize", 0.376, "none"),
+        ("standardized", "standardize", 1.0, ""),
+        ("standardized", "none", 1 / 0.376, "standardize"),
+        ("from 0 to 255", "none", 255.0, "none, and 255 * x before the model, or without a division by 255 in it"),
+        ("in [-1, 1]", "none", 2.0, "none, and 2 * x - 1 before the model"),
+    ],
+)
+def test_statistics_of_images_in_another_scale_are_told(
+    place: Path, trained_in: str, norm: str, factor: float, way_out: str, momentum: float
+) -> None:
+    """The deviation of digits is 0.376: a convolution is linear in the scale, whatever is left of its initial share."""
+    mean, std = (float(moment) for moment in (own("Net").bundle.mean, own("Net").bundle.std))
+    scales: dict[str, Callable[[Tensor], Tensor]] = {
+        "in [0, 1]": lambda x: x,
+        "standardized": lambda x: (x - mean) / std,
+        "from 0 to 255": lambda x: 255 * x,
+        "in [-1, 1]": lambda x: 2 * x - 1,
+    }
+    found = of_module(taught(scales[trained_in], momentum), None, ["data=digits", *DATA, f"model.input_norm={norm}"])
+    said = found.other_scale()
+    assert bool(said) == bool(way_out)
+    if said:
+        given = "standardized" if norm == "standardize" else "in [0, 1]"
+        figures = re.search(
+            rf"images {re.escape(trained_in)} times (.*), and of images {re.escape(given)} times (\S*)\. T", said
+        )
+        assert figures, said
+        assert float(figures[1]) == pytest.approx(1, rel=0.1)
+        assert float(figures[2]) == pytest.approx(factor, rel=0.1)
+        assert said.endswith(f" Try model.input_norm={way_out}.")
+        verdict = examined(found, "bnlab recalibrate", 64, True, lambda text: None).verdict
+        assert verdict.startswith("The images are not in the scale of its training: ")
+        assert "recalibrate" not in verdict.lower()
+
+
+def test_weights_that_were_never_loaded_are_asked_for(place: Path) -> None:
+    found = own("Net")
+    assert found.other_scale() == ""
+    probed = examined(found, "bnlab recalibrate", 64, True, lambda text: None)
+    assert "never updated (mean 0, variance 1): check that the weights were loaded." in probed.verdict
+    assert "updates (" not in probed.verdict
+
+
 def test_a_model_that_shapes_itself_by_its_input_is_taken(place: Path) -> None:
     assert own("lazy").model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
@@ -226,6 +302,7 @@ def test_a_model_that_shapes_itself_by_its_input_is_taken(place: Path) -> None:
             "lacks conv.weight, conv.bias, bn.weight, … (8 in all); also has weight",
         ),
         (lambda: nn.Linear(2, 2).state_dict(), "also has weight, bias"),
+        (lambda: dict(net().named_parameters()), "holds no running statistics: lacks bn.running_mean, bn.running_var"),
         (
             lambda: net().state_dict() | {"fc.bias": torch.zeros(7)},
             "does not fit the model: fc.bias is (7,) in the file, (10,) in the model",
@@ -316,6 +393,8 @@ def test_a_missing_file_is_named(place: Path) -> None:
         ("broken", "called without arguments it fails: OSError: no weights on this disk"),
         ("needy", "called without arguments it fails: TypeError: "),
         ("number", "must return a torch.nn.Module, not int"),
+        ("made", "is a model itself (Flatten)"),
+        ("TwoInputs", "on images of shape (2, 1, 8, 8) (N, C, H, W) it fails: TypeError: "),
         ("few", "for 2 images of 10 classes: in evaluation mode it returns shape (2, 4)"),
         ("colour", "on images of shape (2, 1, 8, 8) (N, C, H, W) it fails: RuntimeError: "),
     ],

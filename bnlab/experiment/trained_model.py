@@ -21,11 +21,14 @@ from bnlab.experiment.setup import bundle_of, device_batches, device_of, model_o
 from bnlab.experiment.target import check_target, keys_of_module, recorded
 from bnlab.experiment.user_module import UserModule, called
 from bnlab.experiment.weights import Place, load_weights
+from bnlab.measure.input_scale import other_scale
 from bnlab.measure.probe_batches import Probe, probe_indices
 from bnlab.models.model import norm_layers
 from bnlab.training import checkpoint
 from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.trainer import precision_of
+
+SCALE_IMAGES = 256  # that tell in which scale a model was given its images
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,16 @@ class TrainedModel:
     def test(self) -> Batches:
         """The test split."""
         return device_batches(self.config, self.bundle, self.bundle.test, self.device, training=False)
+
+    def other_scale(self) -> str:
+        """Return what to say where a module's statistics are of images in another scale; a run's are of these."""
+        if self.module is None:
+            return ""
+        images, _ = next(self.train.sequential(SCALE_IMAGES))
+        mean, std = (moment.view(-1, 1, 1).to(self.device) for moment in (self.bundle.mean, self.bundle.std))
+        if self.config.model.input_norm == "none":
+            return other_scale(self.model, images, "in [0, 1]", mean, std)
+        return other_scale(self.model, images * std + mean, "standardized", mean, std)
 
     def probe(self, split: str, samples: int | None = None) -> Probe:
         """Return fixed samples of `train` or `test`, those that the run itself was probed on."""

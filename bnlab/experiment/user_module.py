@@ -40,6 +40,10 @@ class UserModule:
         self._option = "--output {}" if isinstance(source, str) else 'output="{}"'
         if isinstance(source, str):
             make, doing = load_factory(source), "called without arguments it"
+            if isinstance(make, nn.Module):
+                raise ConfigError(
+                    f"{self.named}: is a model itself ({type(make).__name__})\nname a function that returns it"
+                )
             way_out = "name a function or a class that takes none and returns the model"
         else:
             make, doing = partial(copy.deepcopy, source), "copied, so that yours stays as it is, it"
@@ -93,7 +97,10 @@ class UserModule:
         self.model.register_forward_pre_hook(before)
         self.model.register_forward_hook(lambda model, inputs, output: self._logits(output, len(inputs[0])))
         shape = tuple(images.shape)
-        way_out = "adapt the model to them; of data=folder, data.channels and data.size can be set"
+        way_out = (
+            "it is given them alone: wrap it in a module that gives it what it takes, such as x.permute(0, 2, 3, 1) of "
+            "(N, H, W, C); of data=folder, data.channels and data.size can be set"
+        )
         with torch.no_grad(), own_code(self.named, f"on images of shape {shape} (N, C, H, W) it", way_out):
             logits = self.model(images)
             self._check_channels(images)

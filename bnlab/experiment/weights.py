@@ -126,6 +126,8 @@ def _fitted(keys: tuple[str, ...], state: Mapping[str, Any], known: Mapping[str,
     used = set(names.values())
     left = tuple(name for name in state if name not in used)
     problems = [f"lacks {_listed(missing)}"] if missing else []
+    if missing and all(name.endswith(("running_mean", "running_var")) for name in missing):
+        problems = [f"holds no running statistics: {problems[0]}, buffers, which state_dict() has"]
     problems += [f"also has {_listed(left)}"] if missing and left else []
     return Place(keys, names, (), left, (*problems, *([_listed(shapes)] if shapes else [])))
 

@@ -37,7 +37,10 @@ TO_BE_READ = (
     "If these are moving averages, call the buffers running_mean and running_var and the weight of the new batch "
     "momentum: then it reads them."
 )
+_NEVER = "the running statistics were never updated (mean 0, variance 1): check that the weights were loaded"
 _NOISE = "the layers add noise of their own in training"
+_HELD_OUT = "images held out"
+_UNKNOWN = "images that no statistics here are taken from (your model may have trained on them)"
 _OWN = "training takes each sample's own statistics, evaluation those of all"
 
 
@@ -83,10 +86,14 @@ def by_statistics(gap: Decomposition) -> tuple[float, float]:
     )
 
 
-def verdict(found: ProbeResult, recalibrate: str = "bnlab recalibrate") -> str:
+def verdict(
+    found: ProbeResult, recalibrate: str = "bnlab recalibrate", *, of_own: bool = False, scale: str = ""
+) -> str:
     """Return what a reader should know first: the gap on the last split, its cause, and what was tried against it.
 
     `recalibrate` is the command that does so, with all that names the model; it comes last, on a line of its own.
+    `of_own`: bnlab did not train the model, and cannot know on which images it was. `scale`: what `other_scale` says
+    of them, which makes all else void.
     """
     gap = found.decompositions[-1]
     if found.again:
@@ -95,17 +102,23 @@ def verdict(found: ProbeResult, recalibrate: str = "bnlab recalibrate") -> str:
             "predictions change where the same images are evaluated once more. That comes of F.dropout without "
             "training=self.training, or of noise drawn in forward."
         )
+    if scale:
+        return f"{scale} {_size(gap.total, gap.split)} Its causes are those of the wrong scale."
     notes = [note for note in (_not_sound(found), _frozen(found), _called_again(found), _by_batch(found)) if note]
     if _is_at_chance(found, gap):
         here = (
             f"At chance in both modes ({gap.classes:,} classes): check that size, input_norm and the order of the "
             "classes are those of training."
         )
+        if _is_never_updated(gap):
+            here = f"At chance in both modes ({gap.classes:,} classes), and {_NEVER}."
         came = _size(gap.total, gap.split) if gap.total.moved else explained(gap)
         return " ".join([here, came, *notes])
     sentences = [explained(gap), *notes]
     measured = _measured(found, gap)
     remedy = _remedy(found, gap, recalibrate)
+    if remedy and of_own:
+        remedy = remedy.replace(_HELD_OUT, _UNKNOWN)
     sentences += [sentence for sentence in (measured, _larger_batches(found, gap), remedy) if sentence]
     left = gap.initial_left or 0.0
     small = _is_small(*by_statistics(gap)) and left <= MOST_INITIAL_SHARE
@@ -289,10 +302,10 @@ def _brings(remedy: Remedy) -> str:
     change = remedy.change
     if not math.isfinite(change.loss_before.value):
         after = f"{100 * change.accuracy_after.value:.2f} %, {change.loss_after.value:.3f} nats"
-        return f"{change.split} from no finite loss to {after}, on {change.loss.n:,} images held out"
+        return f"{change.split} from no finite loss to {after}, on {change.loss.n:,} {_HELD_OUT}"
     return (
         f"{change.split} from {100 * change.accuracy_before.value:.2f} to {100 * change.accuracy_after.value:.2f} %, "
-        f"{change.loss_before.value:.3f} to {change.loss_after.value:.3f} nats, on {change.loss.n:,} images held out"
+        f"{change.loss_before.value:.3f} to {change.loss_after.value:.3f} nats, on {change.loss.n:,} {_HELD_OUT}"
     )
 
 
@@ -332,8 +345,14 @@ def _with_reason(cause: Term, gap: Decomposition, said: str) -> str:
 def _reason(cause: Term, gap: Decomposition) -> str:
     if cause.name == "batch noise" and not gap.reads_batch:
         return _OWN
+    if cause.name == "initial statistics" and _is_never_updated(gap):
+        return _NEVER
     reason = _REASONS[cause.name].format(**_facts(gap))
     return f"{reason}, and {_NOISE}" if cause.name == "batch noise" and gap.adds_noise else reason
+
+
+def _is_never_updated(gap: Decomposition) -> bool:
+    return gap.initial_left == 1 and gap.updates == 0
 
 
 def _facts(gap: Decomposition) -> dict[str, str]:

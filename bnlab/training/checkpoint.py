@@ -184,7 +184,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return "safetensors is not installed: pip install 'bnlab[safetensors]'"
     foreign = re.search(r"GLOBAL (\S+)", str(error))
-    if isinstance(error, (pickle.UnpicklingError, RuntimeError)) and foreign is None:
+    text = (LookupError, ValueError, TypeError, AttributeError)  # its letters, read as what a pickle is to do
+    if isinstance(error, (pickle.UnpicklingError, RuntimeError, *text)) and foreign is None:
         return "no file of tensors that torch.save wrote"
     return type(error).__name__ if foreign is None else f"it holds {foreign[1]}, and to make one runs its code"
 

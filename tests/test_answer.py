@@ -313,7 +313,9 @@ def test_the_latest_sweep_or_the_single_runs_since(
 
 def test_without_a_path_the_pool_is_left_out(tmp_path: Path) -> None:
     make_run(tmp_path / "runs/pool/a", norm="batch")
-    with pytest.raises(ConfigError, match=r"has only runs of claims and searches\n`bnlab claim report` shows verdicts; .*runs/pool"):
+    with pytest.raises(
+        ConfigError, match=r"has only runs of claims and searches\n`bnlab claim report` shows verdicts; .*runs/pool"
+    ):
         latest(tmp_path / "runs")
     sweep(tmp_path / "runs/mine", {"none": 0.0, "batch": 0.001})
     assert latest(tmp_path / "runs") == ([tmp_path / "runs/mine"], None)

@@ -76,7 +76,7 @@ def draw(name: str, compared: Compared) -> Figure:
     if not isinstance(compared, Compared):
         raise ConfigError(
             f"{type(compared).__name__}: cannot be drawn by bnlab.plot, which takes what bnlab.compare returns\n"
-            "figures of one model: `bnlab probe` or `bnlab shift` with --out figure.svg, and a notebook shows a probe's"
+            "figures of one model are on its page: `bnlab probe` or `bnlab shift` with --out page.html"
         )
     pictures = [picture for picture in pictures_of(name, compared.comparison.sections) if picture]
     if not pictures:

@@ -45,10 +45,14 @@ def ending(folder: Path, state: str, reason: str) -> tuple[str, float | None]:
     try:
         summary = json.loads(read_plain(folder / "summary.json"))
         accuracy = float(summary["curve"]["test.accuracy"][-1])
-        lost = f" ({NOT_LEARNED})" if metrics["learned"].derive(summary, None) == 0.0 else ""
+        lost = f" ({NOT_LEARNED})" if _is_lost(summary) else ""
         return f"test {100 * accuracy:.2f} %{lost}, {summary['train_seconds']:.1f} s", accuracy
     except (OSError, ValueError, LookupError, TypeError):
         return "", None
+
+
+def _is_lost(summary: Mapping[str, Any]) -> bool:
+    return metrics["learned"].derive(summary, None) == 0.0
 
 
 def tell_end(job: Job, status: Mapping[str, Any], callback: Callback) -> None:
@@ -207,7 +211,7 @@ def summarize(
         done = sum(run.state == "done" for run in runs)
         err.say(f"{done} of {total} jobs done{without}; bnlab compare {name_of(folder)}")
     elif runs and runs[0].state == "done":
-        lost = [NOT_LEARNED] if metrics["learned"].derive(runs[0].summary or {}, None) == 0.0 else []
+        lost = [NOT_LEARNED] if _is_lost(runs[0].summary or {}) else []
         err.say(", ".join([*(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])), *lost]))
         err.say(f"curves: bnlab show {name_of(folder)}; the gap by its causes: bnlab probe {name_of(folder)}")
     if missing or gone or any(run.state != "diverged" for run in bad):

@@ -6,7 +6,6 @@ warm worker. Read `launch`, then `carry_out`, which `resume` calls too.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -142,7 +141,7 @@ def _launch(
             chosen, planned = _fitting(runner, overrides, multirun, config_dir, sweeper)
             trees = [tree for _, tree in planned]
             identities = runner.preflight(trees)
-            if again := len(trees) - len({json.dumps(tree, sort_keys=True) for tree in trees}):
+            if again := len(trees) - len(set(identities)):
                 repeat = "repeats" if again == 1 else "repeat"
                 messages().say(f"{again:,} of {len(trees):,} jobs {repeat} another, seed included: no further seed")
             plan = None if wishes is None else _decision_plan(wishes, trees, sweeper)

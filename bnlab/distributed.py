@@ -82,6 +82,7 @@ class Workers:
         self.local_rank, self.local_size = local_rank, local_size
         self._store: Store | None = None
         self._jobs = 0
+        self._averaged: list[DistributedDataParallel] = []  # of this job
 
     @property
     def first(self) -> bool:
@@ -116,7 +117,8 @@ class Workers:
             return model
         devices = [device] if device.type == "cuda" else None
         settings: dict[str, Any] = {"gradient_as_bucket_view": True, BUFFERS_KEY: False}
-        return DistributedDataParallel(model, devices, **settings)
+        self._averaged.append(DistributedDataParallel(model, devices, **settings))
+        return self._averaged[-1]
 
     # ------------------------------------------------------------ before and after the jobs
 
@@ -193,6 +195,7 @@ class Workers:
                 dist.barrier()  # one that fails before the others are connected would leave them waiting for it
                 yield
             finally:
+                self._forget_reducers()
                 if dist.is_initialized():
                     dist.destroy_process_group()
         except Exception as error:
@@ -200,6 +203,13 @@ class Workers:
             if not _of_the_group(error):
                 raise
             raise self._explained(error, job, timeout) from error
+
+    def _forget_reducers(self) -> None:
+        """Let the group go last: a reducer that ends it keeps the GIL, for which gloo's threads wait (torch 2.10)."""
+        for model in self._averaged:
+            for held in ("logger", "reducer"):
+                vars(model).pop(held, None)
+        self._averaged.clear()
 
     def _explained(self, error: Exception, job: str, timeout: float) -> EnvironmentFault:
         """Return what an error of the process group says of the other workers."""

@@ -146,6 +146,7 @@ def shift(
         from bnlab.experiment.shift_study import shift_study
         from bnlab.report.shift_report import shift_rows
 
+        warn_of_scale(trained)
         head, rows = shift_rows(shift_study(trained, names, levels, of, batch_size, tell))
     frame = pd.DataFrame(rows)
     frame.attrs |= head
@@ -215,10 +216,19 @@ def recalibrated_file(
     if samples is not None and count < min(samples, len(trained.train)):
         of = f"whole batches of {trained.batch_size} are taken"
         messages().say(f"stats={stats}: {of}, {count} of the {samples} samples asked for")
+    warn_of_scale(trained)
     tell(f"recalibrating {trained.label}")
     result = recalibrated(trained, stats, samples, plain=plain)
     save(file, trained, weights, result)
     return Recalibrated(trained.label, trained.about, str(file), result)
+
+
+def warn_of_scale(trained: TrainedModel) -> None:
+    """Say where the images are not in the scale that a module was trained with."""
+    from bnlab.report.console import messages
+
+    if scale := trained.other_scale():
+        messages().say(f"warning: {scale}")
 
 
 @contextmanager
@@ -243,7 +253,7 @@ def _examining(
         lines = _lines(overrides)
         if isinstance(model, (str, os.PathLike)):
             run = str(find_run(model))
-            trained = find([run, *lines], None, None, data, output=output)
+            trained = find([run, *lines], None, None, data, output=output, command=command)
             again = shlex.join(["bnlab", "recalibrate", run, *lines])
         else:
             kind = getattr(model, "__name__", type(model).__name__)

@@ -270,3 +270,13 @@ def test_signs_of_too_few_pairs_plan_the_seeds_of_a_first_look(table: Path) -> N
     assert any("fewer than 6 pairs" in note for note in notes)
     wanted = next(enough)
     assert any(f"lion about {wanted:,}" in note for note in notes)
+
+
+def test_as_many_seeds_as_signs_take_are_asked_for(tmp_path: Path) -> None:
+    """Three large gains would be enough for t with four pairs; signs decide nothing below six."""
+    gains = (0.10, 0.11, 0.12)
+    rows = [f"a,{seed},0.5\nb,{seed},{0.5 + gain}" for seed, gain in enumerate(gains)]
+    write(tmp_path / "runs.csv", ["optimizer,fold,val_acc", *rows])
+    for test, said in {"t": "is better than", "signs": "3 seeds of both decide nothing, it takes 6"}.items():
+        shown = compared(tmp_path, "runs.csv", *ASKED, "--baseline", "a", "--test", test, "--margin", "0.01")
+        assert said in " ".join(shown.stdout.split()), shown.stdout

@@ -20,7 +20,7 @@ import torch
 from helpers_cli import SHORT, bnlab
 from torch import Tensor, nn
 
-from bnlab.api import examined
+from bnlab.api import examined, warn_of_scale
 from bnlab.errors import BnlabError, ConfigError, RecordError
 from bnlab.experiment.shift_study import shift_study
 from bnlab.experiment.target import check_target
@@ -251,7 +251,7 @@ def taught(scale: Callable[[Tensor], Tensor], momentum: float = 0.1, steps: int 
     ],
 )
 def test_statistics_of_images_in_another_scale_are_told(
-    place: Path, trained_in: str, norm: str, factor: float, way_out: str, momentum: float
+    place: Path, capsys: Any, trained_in: str, norm: str, factor: float, way_out: str, momentum: float
 ) -> None:
     """The deviation of digits is 0.376: a convolution is linear in the scale, whatever is left of its initial share."""
     mean, std = (float(moment) for moment in (own("Net").bundle.mean, own("Net").bundle.std))
@@ -273,6 +273,8 @@ def test_statistics_of_images_in_another_scale_are_told(
         assert float(figures[1]) == pytest.approx(1, rel=0.1)
         assert float(figures[2]) == pytest.approx(factor, rel=0.1)
         assert said.endswith(f" Try model.input_norm={way_out}.")
+        warn_of_scale(found)
+        assert capsys.readouterr().err.startswith("warning: The images are not in the scale")
         verdict = examined(found, "bnlab recalibrate", 64, True, lambda text: None).verdict
         assert verdict.startswith("The images are not in the scale of its training: ")
         assert "recalibrate" not in verdict.lower()
@@ -851,6 +853,16 @@ def test_other_weights_may_stand_in_for_those_of_the_run(run: Path, tmp_path: Pa
     assert found.label == str(tmp_path / "other.pt")
     for name, value in found.model.state_dict().items():
         assert torch.equal(value, weights[name]), name
+
+
+def test_what_a_command_does_not_read_of_a_run_is_refused(run: Path) -> None:
+    for command, override, said in [
+        ("probe", "eval.batch_size=4", "`bnlab shift --batch-size N`"),
+        ("recalibrate", "eval.prior=4", "`bnlab shift --stats mixed`"),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{override}: has no effect on a run here\n.*{re.escape(said)}"):
+            check_target([str(run), override], None, None, None, command=command)
+    check_target([str(run), "eval.batch_size=4"], None, None, None, command="recalibrate")
 
 
 def test_what_names_no_run_is_refused(run: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Optional
 
-from bnlab.api import chosen
+from bnlab.api import chosen, warn_of_scale
 from bnlab.cli.options import (
     Data,
     Force,
@@ -80,6 +80,7 @@ def shift(
 
     trained = find(targets or [], module, weights, data, key, output)
     with working(messages()) as tell:
+        warn_of_scale(trained)
         study = shift_study(trained, names, severities, statistics, batch_size, tell)
     show(format, [partial(shift_table, study)], *shift_rows(study))
     if out is not None:

@@ -302,11 +302,10 @@ class _Builder:
         if sort not in (None, "arm") and any(m.name == sort for m in self.columns):
             rows.sort(key=lambda row: _rank(row, find_metric(str(sort))))
         main = self.columns[0].name
-        environments = environments_of(self.runs)
         steps = {(run.summary or {}).get("steps") for arm in self.arms for run in arm.done()}
         evidence = Evidence(
             runs=self.runs,
-            environments=environments,
+            environments=environments_of(self.runs),
             arms=self.arms,
             rows=rows,
             changed=self.changed,
@@ -322,7 +321,7 @@ class _Builder:
         )
         return Section(
             settings={key: v for key, v in shared_settings(self.runs).items() if key not in self.best_of},
-            environments=environments,
+            environments=evidence.environments,
             changed=self.changed,
             main=main,
             rows=rows,
@@ -335,6 +334,7 @@ class _Builder:
             steps=steps.pop() if len(steps) == 1 else None,
             level=self.looked.level,
             next_level=self.looked.next_level,
+            test=self.looked.test or "t",
         )
 
     def _row(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bnlab.compare.arms import Arm, distinct, followers, short_names, text_of
-from bnlab.compare.deciding import FEWEST_PAIRS
+from bnlab.compare.deciding import FEWEST_PAIRS, Test
 from bnlab.compare.looked import Looked
 from bnlab.compare.result import Row, Value
 from bnlab.compare.statistics import (
@@ -37,7 +37,7 @@ class Evidence:
     """One section's figures, and what went into them."""
 
     runs: Sequence[Run]
-    environments: Sequence[Mapping[str, object]]  # the distinct ones
+    environments: list[dict[str, object]]  # the distinct ones
     arms: Sequence[Arm]
     rows: Sequence[Row]
     changed: Sequence[str]
@@ -258,23 +258,24 @@ def _power(evidence: Evidence) -> Iterator[str]:
     plans = []
     for label, difference in spread:
         if difference.n >= FEWEST_TO_PLAN and (difference.p is None or difference.p > 0.05):
-            needed = seeds_needed(difference, evidence.looked.next_level)
+            needed = seeds_needed(difference, evidence.looked.next_level, test=evidence.looked.test or "t")
             text = f"more than {MOST_PAIRS:,}" if needed is None else f"about {needed:,}"
             plans.append(f"{label} {text}")
     if plans:
         yield f"Seeds an arm needs to show the difference now seen at a further look, if it is real: {named(plans)}."
 
 
-def seeds_needed(difference: Interval, level: float, margin: float = 0.0) -> int | None:
+def seeds_needed(difference: Interval, level: float, margin: float = 0.0, test: Test = "t") -> int | None:
     """Return how many seeds decide a difference that stays as it is: by how much it exceeds 0, or is within `margin`.
 
-    None where so few pairs were seen that it cannot be said, or none of MOST_PAIRS do.
+    Signs of a mean need about as many as t, and never fewer than FEWEST_PAIRS. None where so few pairs
+    were seen that it cannot be said, or none of MOST_PAIRS do.
     """
     size = abs(difference.value)
     if difference.n < FEWEST_TO_PLAN or not difference.sd:
         return None
     needed = pairs_needed(size if size > margin else margin - size, difference.sd, level)
-    return needed and max(needed, difference.n + 1)
+    return needed and max(needed, difference.n + 1, FEWEST_PAIRS[test])
 
 
 def can_show(differences: Sequence[Interval], metric: Metric, level: float) -> tuple[str, str] | None:

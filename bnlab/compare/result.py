@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bnlab.compare.deciding import Verdict
+from bnlab.compare.deciding import Test, Verdict
 from bnlab.interval import Interval
 from bnlab.record.read import Run
 
@@ -63,6 +63,7 @@ class Section:
     is_planned: bool = False  # a plan was written before the first run
     level: float = 0.05  # of one look
     next_level: float = 0.05  # about that of each if there is one more
+    test: Test = "t"
     steps: int | None = None  # of each finished run, where they are equal
     chosen: list[str] = field(default_factory=list)  # keys at each arm's own best value, in `Row.best`
 

@@ -19,7 +19,7 @@ ADJUSTABLE = ("data.root", "data.path", "eval.batch_size", "eval.probe_samples",
 MODULE_KEYS = ("data", "model.input_norm", "seed", "eval.probe_samples", "eval.batch_size", "eval.prior",
                "trainer.accumulate", "trainer.channels_last", "trainer.device", "trainer.precision",
                "trainer.threads")  # fmt: skip  # what has a meaning for a module of the user's
-OF_ONE = {"eval.batch_size": "recalibrate", "eval.prior": "shift"}  # the only command that reads it of a module
+OF_ONE = {"eval.batch_size": "recalibrate", "eval.prior": "shift"}  # the only command that reads it of one model
 # What answers the question that a key asks of runs.
 ANSWERS = {
     "eval.stats": 'the table "Statistics to evaluate with" of `bnlab probe` has all of them',
@@ -41,7 +41,7 @@ def check_target(
 ) -> None:
     """Refuse what cannot be `RUN [KEY=VALUE]...`, or overrides beside a module. Errors: ConfigError, RecordError.
 
-    Of a module also what the `command` that examines it does not read.
+    Also what the `command` that examines it does not read.
     """
     if key is not None and weights is None:
         raise ConfigError(f"--key {key}: only with --checkpoint, whose weights it names")
@@ -68,6 +68,7 @@ def check_target(
             raise ConfigError(
                 f"{other}: only overrides can follow RUN, such as data.root=...; one run is examined at a time"
             )
+        _check_read(other, command, "a run")
     recorded(Path(targets[0]), targets[1:])
 
 
@@ -91,8 +92,7 @@ def keys_of_module(overrides: Sequence[str], command: str = "") -> list[str]:
     for key, override in zip(keys, overrides, strict=True):
         if "=" not in override:
             raise ConfigError(f"{override}: with --module only overrides are allowed, such as data.root=...")
-        if command and OF_ONE.get(key, command) != command:
-            raise ConfigError(f"{override}: has no effect on a module here\n{ANSWERS[key]}")
+        _check_read(override, command, "a module")
         if not _goes_with_module(key):
             meant = next(
                 (
@@ -105,6 +105,13 @@ def keys_of_module(overrides: Sequence[str], command: str = "") -> list[str]:
             way_out = ANSWERS.get(key, f"these can: {', '.join(MODULE_KEYS)}")
             raise ConfigError(f"{override}: cannot be set with --module{meant}\n{way_out}")
     return keys
+
+
+def _check_read(override: str, command: str, of: str) -> None:
+    """Refuse what `command` does not read where it examines one model. Errors: ConfigError."""
+    key = override.partition("=")[0].lstrip("+~")
+    if command and OF_ONE.get(key, command) != command:
+        raise ConfigError(f"{override}: has no effect on {of} here\n{ANSWERS[key]}")
 
 
 def _goes_with_module(key: str) -> bool:

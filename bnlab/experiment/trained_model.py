@@ -125,9 +125,10 @@ def find(
     data: str | None,
     key: str | None = None,
     output: str | None = None,
+    command: str = "",
 ) -> TrainedModel:
     """Return what a command line names: `RUN [KEY=VALUE]...`, or overrides beside a module. Errors: as below."""
-    check_target(targets, module, weights, data, key, output)
+    check_target(targets, module, weights, data, key, output, command)
     if module is not None:
         return of_module(module, weights, [*([f"data={data}"] if data else []), *targets], key, output)
     return of_run(Path(targets[0]), weights, targets[1:], key)

@@ -243,7 +243,7 @@ def _main(section: Section) -> Iterator[str]:
         yield f"{'; '.join(parts)}."
         return
     if not any(row.vs_baseline.get(section.main) for row in rows):
-        why = f"no seed of both has a result, it takes {FEWEST_PAIRS['t']}"
+        why = f"no seed of both has a result, it takes {FEWEST_PAIRS[section.test]}"
         yield f"{_listed(rows, section)} cannot be compared with {against} in {title}: {why}."
         return
     if section.margin is not None or section.is_planned:
@@ -256,7 +256,7 @@ def _main(section: Section) -> Iterator[str]:
         return
     subject = "No arm is" if len(rows) > 1 else f"{arm_name(rows[0].label, section)} is not"
     known = [d for row in rows if (d := row.vs_baseline.get(section.main))]
-    if all(d.sd == 0 and d.value == 0 and d.n >= FEWEST_PAIRS["t"] for d in known):
+    if all(d.sd == 0 and d.value == 0 and d.n >= FEWEST_PAIRS[section.test] for d in known):
         seeds = count_of(max(d.n for d in known), "seed")
         equal = "No arm differs" if len(rows) > 1 else f"{arm_name(rows[0].label, section)} does not differ"
         yield f"{equal} from {against} in {title}: equal in {seeds}."
@@ -269,7 +269,7 @@ def _main(section: Section) -> Iterator[str]:
 def _held_up(rows: Sequence[Row], section: Section) -> str:
     """Return why no arm could be decided yet; nothing where one could."""
     known = [(row, d) for row in rows if (d := row.vs_baseline.get(section.main))]
-    most, fewest = max((d.n for _, d in known), default=0), FEWEST_PAIRS["t"]
+    most, fewest = max((d.n for _, d in known), default=0), FEWEST_PAIRS[section.test]
     if most < fewest:
         decide = "decides" if most == 1 else "decide"
         return f"; {count_of(most, 'seed')} of both {decide} nothing, it takes {fewest}"
@@ -282,7 +282,7 @@ def _would_decide(rows: Sequence[Row], section: Section) -> str:
     """Return with about how many seeds each arm is decided if its difference stays as it is."""
     margin, level = (section.margin or 0.0) / metrics[section.main].scale, section.next_level
     known = [(row, d) for row in rows if (d := row.vs_baseline.get(section.main))]
-    needed = [(row, n) for row, d in known if (n := seeds_needed(d, level, margin)) is not None]
+    needed = [(row, n) for row, d in known if (n := seeds_needed(d, level, margin, section.test)) is not None]
     all_of_them = len(needed) == len(rows)
     each = [f"{n:,}" if all_of_them else f"{n:,} ({_listed([row], section)})" for row, n in needed]
     return f"; about {_and(each)} seeds would decide" if each else ""

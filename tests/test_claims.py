@@ -25,7 +25,7 @@ from bnlab.claims.claim import claim_files, find_claims, read_claim
 from bnlab.claims.outcome import PartVerdict
 from bnlab.claims.outside import OUTSIDE
 from bnlab.claims.rule import parse_rule
-from bnlab.claims.verdict import ClaimVerdict, read_verdict
+from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict
 from bnlab.config.files import conf_dir
 from bnlab.errors import ConfigError
 from bnlab.record.read import read_runs
@@ -402,6 +402,21 @@ def test_a_rule_that_is_changed_after_runs_were_seen_is_exploratory(tmp_path: Pa
     assert not row["stands"]
 
 
+def test_where_the_data_lie_makes_no_variant(tmp_path: Path) -> None:
+    write(tmp_path)
+    first = bnlab("claim", "run", "mine", "data.root=there", "--inline", cwd=tmp_path)
+    assert (first.returncode, "bnlab claim run mine data.root=there" in first.stdout) == (0, True)
+    assert verdict_of(tmp_path).variant == ()
+    assert "REFUTED" in bnlab("claim", "show", "mine", cwd=tmp_path).stdout
+    again = bnlab("claim", "run", "mine", "trainer.timeout=300", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "0 runs trained; `bnlab claim report` shows all verdicts\n")
+
+
+def test_the_order_of_overrides_makes_no_variant() -> None:
+    assert folder_of("mine", "quick", ["seed=1", "model=cnn"]) == folder_of("mine", "quick", ["model=cnn", "seed=1"])
+    assert folder_of("mine", "quick", ["model=cnn"]).name != folder_of("mine", "quick", ["model=mlp"]).name
+
+
 def test_overrides_make_a_variant_with_a_verdict_of_its_own(tmp_path: Path) -> None:
     write(tmp_path)
     assert bnlab("claim", "run", "mine", "model.widths=[4]", "--inline", cwd=tmp_path).returncode == 0
@@ -412,10 +427,10 @@ def test_overrides_make_a_variant_with_a_verdict_of_its_own(tmp_path: Path) -> N
     assert found.variant == ("model.widths=[4]",)
     shown = bnlab("claim", "show", "mine", "model.widths=[4]", cwd=tmp_path).stdout
     assert "REFUTED" in shown
-    assert "bnlab claim run mine model.widths=[4]" in shown
+    assert "bnlab claim run mine 'model.widths=[4]'" in shown
     for word in ("mine", "mine model.widths=[5]"):  # whose verdicts are not there
         shown = bnlab("claim", "show", *word.split(), cwd=tmp_path).stdout
-        assert ("REFUTED" in shown, f"bnlab claim run {word}" in shown) == (False, True)
+        assert ("REFUTED" in shown, f"bnlab claim run {shlex.join(word.split())}" in shown) == (False, True)
     for words in (["model.widths=[4]"], ["mine", "placement"], ["mine", "seed=1"]):
         assert bnlab("claim", "show", *words, cwd=tmp_path).returncode == 2
 

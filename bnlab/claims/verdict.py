@@ -22,6 +22,7 @@ from bnlab.record.plain_files import read_plain, write_bytes, write_json
 FILE, COPY, REGISTERED = "verdict.json", "claim.yaml", "registered.json"
 SCHEMA = 1
 LARGEST = 2**20
+NOT_ASKED = ("data.root=", "trainer.timeout=")  # where data lie and how long to wait are no part of a question
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,16 @@ class ClaimVerdict:
         write_json(folder / FILE, {"schema": SCHEMA, **asdict(self)})
 
 
+def variant_of(more: Sequence[str]) -> tuple[str, ...]:
+    """Return the further overrides that make a variant of a claim, in an order of their own."""
+    return tuple(sorted(word for word in more if not word.startswith(NOT_ASKED)))
+
+
 def folder_of(claim: str, budget: str, more: Sequence[str] = ()) -> Path:
     """Return where a claim's verdict lies; further overrides make a variant."""
-    digest = hashlib.sha256(json.dumps(list(more)).encode()).hexdigest()[:8]
-    return runs_folder() / OF_CLAIMS / claim / (f"{budget}-{digest}" if more else budget)
+    variant = variant_of(more)
+    digest = hashlib.sha256(json.dumps(variant).encode()).hexdigest()[:8]
+    return runs_folder() / OF_CLAIMS / claim / (f"{budget}-{digest}" if variant else budget)
 
 
 def register(claim: Claim, folder: Path, *, has_runs: bool) -> bool:

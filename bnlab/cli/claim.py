@@ -123,8 +123,8 @@ def run(
     """Train and time what is missing, and print a card a claim as soon as it is decided.
 
     NAME is one of `bnlab claim list`, a claim's file, or all. KEY=VALUE applies to every experiment, and makes a
-    variant with a verdict of its own; hydra/launcher=joblib and the like only say where its runs are trained, as for
-    `bnlab train`. A verdict of any kind is exit code 0; 1 says that a job failed.
+    variant with a verdict of its own; but data.root=FOLDER only says where the data lie, and hydra/launcher=joblib and
+    the like where runs are trained, as for `bnlab train`. A verdict of any kind is exit code 0; 1: a job failed.
     """
     from bnlab.claims.claim import find_claims
     from bnlab.config.compose import hydra_lines
@@ -162,7 +162,7 @@ def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str |
                 progress.closed()  # or it would be drawn over the card
                 if number:
                     out.say("")
-                out.print(card(outcome.claim, outcome.verdict, out))
+                out.print(card(outcome.claim, outcome.verdict, out, wish.more))
                 for line in outcome.failed:
                     messages().say(line)
                 trained += outcome.num_trained

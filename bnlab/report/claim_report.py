@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -47,7 +48,7 @@ Pair = tuple[Claim, ClaimVerdict | None]
 def card(claim: Claim, verdict: ClaimVerdict | None, out: Terminal, more: Sequence[str] = ()) -> Group:
     """Return a claim's card: what was asked, what came of it, and all that a reader needs to judge it.
 
-    `more` are the overrides of a variant.
+    `more` are the overrides that the command line has.
     """
     from bnlab.report.claim_mechanism import charts  # not for a list, which draws none
 
@@ -198,10 +199,9 @@ def agreement(claim: Claim, verdict: ClaimVerdict | None) -> str:
 
 def command(claim: Claim, verdict: ClaimVerdict | None, more: Sequence[str] = ()) -> str:
     """Return the command line that makes the verdict (again)."""
-    budget = f" --budget {verdict.budget}" if verdict and verdict.budget != "quick" else ""
-    return f"bnlab claim run {claim.name}{budget}" + "".join(
-        f" {word}" for word in (verdict.variant if verdict else more)
-    )
+    budget = ["--budget", verdict.budget] if verdict and verdict.budget != "quick" else []
+    words = dict.fromkeys([*(verdict.variant if verdict else ()), *more])
+    return shlex.join(["bnlab", "claim", "run", claim.name, *budget, *words])
 
 
 def _wrapped(text: str, out: Terminal, style: str = "") -> Iterator[Text]:

@@ -25,7 +25,7 @@ from bnlab.claims.language import Condition, Expression, Largest, leaves, quanti
 from bnlab.claims.outcome import RuleVerdict
 from bnlab.claims.planned import planned
 from bnlab.claims.rule import parts_of
-from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register
+from bnlab.claims.verdict import ClaimVerdict, folder_of, read_verdict, register, variant_of
 from bnlab.compare.arms import text_of
 from bnlab.config import compose
 from bnlab.errors import BnlabError, ConfigError
@@ -64,7 +64,7 @@ class Wish:
 
     budget: str = "quick"
     seeds: int | None = None  # looked at last, in place of the budget's
-    more: tuple[str, ...] = ()  # overrides of every experiment: a variant of the claim
+    more: tuple[str, ...] = ()  # overrides of every experiment, of which some make a variant
     launch: tuple[str, ...] = ()  # Hydra's own, such as hydra/launcher=joblib
 
     def check(self) -> None:
@@ -269,7 +269,7 @@ def _kept(claim: Claim, wish: Wish, pool: Mapping[str, Run]) -> ClaimVerdict | N
     if verdict is None or verdict.failed or verdict.exploratory or verdict.version != __version__:
         return None
     looks = wish.budget_of(claim).looks if claim.train else ()
-    same = (verdict.rule_sha256, verdict.looks, verdict.variant) == (claim.rule_sha256, looks, wish.more)
+    same = (verdict.rule_sha256, verdict.looks, verdict.variant) == (claim.rule_sha256, looks, variant_of(wish.more))
     there = all(identity in pool for identity in verdict.runs) and all(_is_fresh(Path(b)) for b in verdict.benches)
     return verdict if same and there else None
 
@@ -308,7 +308,7 @@ def _carry_out(plan: ClaimPlan, wish: Wish, pool: dict[str, Run], tools: Tools) 
     found = ClaimVerdict(
         claim=claim.name,
         budget=wish.budget,
-        variant=wish.more,
+        variant=variant_of(wish.more),
         rule_sha256=claim.rule_sha256,
         exploratory=exploratory,
         verdict=verdict.verdict,

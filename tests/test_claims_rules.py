@@ -90,6 +90,7 @@ def test_signs_may_touch() -> None:
         (f"{BATCH} / {BATCH} > 1", f"both sides are {BATCH}\nname another arm"),
         ("test_accuracy[norm=batch seed=0] > 1", "an arm is all of its seeds; leave seed=0 out"),
         ("slope(test_loss[norm=batch] over seed) > 1", "a key other than seed"),
+        ("slope(log steps_to_target[norm=batch] over lr) < 0", "steps_to_target is known to the grid of evaluations"),
         ("check_error[norm=batch] < 1", "write exact(check_error[norm=batch])"),
         ("step_ratio[norm=a] - step_ratio[norm=b] < 1", "with / in place of -"),
         ("rate(step_ratio[norm=batch] < 2) > 0.5", "step_ratio is no figure of trainings"),
@@ -329,21 +330,59 @@ def test_arms_that_learned_nothing_are_named() -> None:
         assert not list(unlearned(parse_sentence(text).of, runs))
 
 
-def test_a_time_that_was_not_reached_is_cut_where_the_run_ended() -> None:
-    def runs(name: str, accuracies: list[list[float]]) -> list[Run]:
-        found = []
-        for seed, curve in enumerate(accuracies):
-            run = run_of(seed, {}, norm__name=name)
-            assert run.summary is not None
-            run.summary["curve"] = {"step": [100.0 * i for i in range(len(curve))], "valid.accuracy": curve}
-            found.append(run)
-        return found
+def timed(name: str, reached: list[int], evaluations: int, **config: object) -> list[Run]:
+    """Return runs evaluated every 100 steps from step 0 on, that reach the target at these evaluations."""
+    runs = [run_of(seed, {}, norm__name=name, **config) for seed in range(len(reached))]
+    for run, at in zip(runs, reached, strict=True):
+        assert run.summary is not None
+        curve = [0.1] * min(at, evaluations) + [0.99] * (evaluations - at)
+        run.summary["curve"] = {"step": [100.0 * i for i in range(evaluations)], "valid.accuracy": curve}
+    return runs
 
-    late, early = [[0.1, 0.5, 0.6]] * 3, [[0.1, 0.99, 0.99]] * 3
+
+STEPS = "steps_to_target[norm=batch] / steps_to_target[norm=none]"
+
+
+def test_a_time_that_was_not_reached_is_cut_where_the_run_ended() -> None:
+    late = timed("none", [9] * 3, 3)
     text = "steps_to_target[norm=batch] - steps_to_target[norm=none] < 0"
-    (part,) = decide(parse_rule(text), runs("batch", early) + runs("none", late)).parts
+    (part,) = decide(parse_rule(text), timed("batch", [1] * 3, 3) + late).parts
     assert part.reason == "few"  # -100 in each of three seeds
-    assert verdict(text, runs("batch", late) + runs("none", late)) == ("undecided", "censored")
+    assert verdict(text, timed("batch", [9] * 3, 3) + late) == ("undecided", "censored")
+    short = timed("none", [5, 9, 99], 10)  # its last never arrives, by step 900
+    (part,) = decide(parse_rule(f"{STEPS} > 9"), timed("batch", [40, 41, 42], 60) + short).parts
+    assert part.estimate == pytest.approx((900 / 500 * 900 / 900 * 900 / 900) ** (1 / 3))
+
+
+def test_times_that_were_all_reached_are_cut_nowhere() -> None:
+    """Also where the runs of one arm are shorter: 1,000 steps against 6,000."""
+    runs = timed("batch", [40, 41, 42], 60) + timed("none", [5, 6, 7], 10)
+    (part,) = decide(parse_rule(f"{STEPS} > 4"), runs).parts
+    logs = np.log([40 / 5, 41 / 6, 42 / 7])
+    wanted = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    below, above = (
+        np.log([40 / 39, 41 / 40, 42 / 41]).mean(),
+        np.log([5 / 4, 6 / 5, 7 / 6]).mean(),
+    )  # evaluations before
+    assert part.estimate == pytest.approx(math.exp(logs.mean()))
+    assert (part.low, part.high) == pytest.approx((math.exp(wanted.low - below), math.exp(wanted.high + above)))
+    assert part.verdict == "confirmed"
+
+
+def test_a_target_reached_at_the_first_evaluation_bounds_no_ratio_from_below() -> None:
+    runs = timed("batch", [1] * 3, 10) + timed("none", [2, 3, 4], 10)
+    runs += [bench("none", (1, 1, 1), (1, 1)), bench("batch", (1.2, 1.19, 1.21), (1, 1))]
+    for text in (STEPS, f"{STEPS} * step_ratio[norm=batch]"):
+        (part,) = decide(parse_rule(f"{text} > 0.3"), runs).parts
+        assert (part.verdict, part.low) == ("undecided", 0.0)
+
+
+def test_a_slope_over_depth_of_those_that_are_left_decides_nothing() -> None:
+    layers = {str(depth): {"depth": depth, "mean_z": 2.0**depth} for depth in range(1, 5)}
+    runs = [run_of(seed, {"layers": layers}) for seed in range(6)]  # type: ignore[dict-item]
+    rule = "slope(log mean_z over depth) > 0.5"
+    assert verdict(rule, runs) == ("confirmed", None)
+    assert verdict(rule, [*runs, *(run_of(6 + s, {}, state="diverged") for s in range(2))]) == ("undecided", "unpaired")
 
 
 # ---------------------------------------------------------------- reasons

@@ -247,15 +247,18 @@ class _Reader:
 
     def _find_limits(self, expression: Expression) -> None:
         """Find when runs ended that did not reach their target, which cuts the times of all. Errors: Undecidable."""
-        times = [q for q in quantities(expression) if find_metric(q.metric).kind == "time to target"]
+        measured = [leaf for leaf in leaves(expression) if isinstance(leaf, Quantity)]
+        times = [quantity for quantity in measured if find_metric(quantity.metric).kind == "time to target"]
         if not times:
             return
         all_observed = [self.observed(quantity) for quantity in times]
-        limits = [limit for observed in all_observed for limit in observed.limits.values()]
-        ends = [end for observed in all_observed for end in observed.ends.values()]
-        self.limits = limits or ends  # without limits, what did not arrive diverged
-        if not any(math.isfinite(value) for observed in all_observed for value in observed.values.values()):
+        arrived = [math.isfinite(value) for observed in all_observed for value in observed.values.values()]
+        if not any(arrived):
             raise Undecidable("censored", f"{expression}: no run reached the target")
+        limits = [limit for observed in all_observed for limit in observed.limits.values()]
+        if not limits and not all(arrived):  # only runs that diverged did not arrive
+            limits = [end for observed in all_observed for end in observed.ends.values()]
+        self.limits = limits
 
     def count(self, condition: Condition) -> Count:
         """Return in how many runs a condition holds; a run that failed says nothing."""
@@ -295,7 +298,9 @@ class _Reader:
     def _slopes(self, slope: Slope) -> dict[int, float]:
         points: dict[int, list[tuple[float, float]]] = {}
         if slope.over == DEPTH:
-            for run in self.arm(slope.of):
+            runs = self.arm(slope.of)
+            self.observed(slope.of, runs)  # raises where too many are lost
+            for run in runs:
                 if run.state == "done":
                     points[run.seed] = list(_by_depth(slope.of, run))
         else:

@@ -128,8 +128,8 @@ class Timed:
             found = self.seeds.interval(alpha, looks)
             n = found.n
             centers.append(math.log(found.value))
-            below.append(math.log(found.value / (found.low or found.value)))
-            above.append(math.log((found.high or found.value) / found.value))
+            below.append(math.log(found.value / found.low) if found.low else math.inf)
+            above.append(math.log((found.high or math.inf) / found.value))
         center = math.fsum(centers)
         return Interval(_exp(center), _exp(center - math.hypot(*below)), _exp(center + math.hypot(*above)), n)
 

@@ -249,6 +249,9 @@ def _check(text: str, of: Expression, around: Expression | None = None) -> None:
                               "write rate(learned[…] == 1), or largest(lr where learned[…] == 1)")  # fmt: skip
         case Quantity("check_error") if not isinstance(around, Exact):
             raise ConfigError(f"{text}: check_error is one number without an interval\nwrite exact({of})")
+        case Slope(Quantity(name)) if find_metric(name).kind == "time to target":
+            raise ConfigError(f"{text}: {name} is known to the grid of evaluations, and cut where a run ends\n"
+                              "compare two levels as a ratio")  # fmt: skip
         case Quantity("step_ratio") if isinstance(around, Difference):
             raise ConfigError(f"{text}: step_ratio is compared as a ratio, with / in place of -")
         case Rate(condition) | Largest(_, condition):

@@ -30,7 +30,7 @@ from bnlab.config.files import conf_dir
 from bnlab.errors import ConfigError
 from bnlab.record.read import read_runs
 from bnlab.report.claim_page import page
-from bnlab.report.claim_report import card, headline
+from bnlab.report.claim_report import card, chance_line, headline
 from bnlab.report.console import Terminal
 from bnlab.runner.claims import Wish, plan_of
 
@@ -268,6 +268,33 @@ def test_a_headline_says_how_many_parts_a_rule_needs(how: str, parts: int, said:
         "mine", "quick", (), "", False, "refuted", None, (part,) * parts, (), (5,), 5, (), (), 0, "1", "", 1.0, 0.0
     )
     assert headline(rule, found) == f"REFUTED on this machine ({said}): {parts} refuted"
+
+
+@pytest.mark.parametrize(
+    ("strengths", "stand"),
+    [
+        ([{"": 0.001}, {"": 0.02}], 2),
+        ([{"": 0.001}, {"": 0.03}], 2),
+        ([{"": 0.03}, {"": 0.03}], 0),  # 2 x 0.03
+        ([{"": 0.001, "exact": None}, {"exact": None}], 1),  # what is exact hangs on no chance, and is no test
+        ([{"": 0.001, "rate": None}], 0),  # of a part that has to hold it is not known
+    ],
+)
+def test_a_star_is_for_what_stands_after_holms_correction(
+    strengths: list[dict[str, float | None]], stand: int, tmp_path: Path
+) -> None:
+    claim = read_claim(write(tmp_path))
+    pairs = []
+    for parts in strengths:
+        made = tuple(
+            PartVerdict("", "", kind, "", "> 0", (0.0,), "confirmed", n=5, strength=strength)
+            for kind, strength in parts.items()
+        )
+        found = ClaimVerdict(
+            "mine", "quick", (), "", False, "confirmed", None, made, (), (5,), 5, (), (), 0, "1", "", 1.0, 0.0
+        )
+        pairs.append((claim, found))
+    assert f"; {stand} of those decided by seeds stand after Holm's correction" in chance_line(pairs)
 
 
 SHIPPED = sorted((conf_dir() / "claim").glob("*.yaml"))

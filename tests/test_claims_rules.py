@@ -16,6 +16,7 @@ from bnlab.claims.decide import decide
 from bnlab.claims.evaluate import unlearned
 from bnlab.claims.language import parse_sentence
 from bnlab.claims.rule import Part, parse_rule, parts_of
+from bnlab.compare.looks import critical_level
 from bnlab.errors import ConfigError
 from bnlab.record.read import Run
 from bnlab.report.claim_figures import figures_of
@@ -453,6 +454,35 @@ def test_the_level_is_shared_where_one_of_several_parts_settles() -> None:
     rule = ["test_accuracy[norm=a] > 50", "test_accuracy[norm=b] > 50", "exact(test_accuracy[norm=b]) > 50"]
     assert [part.level for part in decide(parse_rule({"all": rule}), runs).parts[:2]] == [0.975, 0.95]
     assert [part.level for part in decide(parse_rule({"any": rule}), runs).parts[:2]] == [0.95, 0.975]
+
+
+def test_the_strength_of_a_part_is_what_the_whole_rule_has_to_be_asked_at() -> None:
+    """A rule that any of three parts refutes shares its level among them; what all confirm does not."""
+    rng = np.random.default_rng(8)
+    values = {name: rng.normal(mean, 0.03, 5) for name, mean in zip("abc", (0.45, 0.55, 0.56), strict=True)}
+    runs = [run for name, found in values.items() for run in arm(name, found)]
+    rule = [f"test_accuracy[norm={name}] > 50" for name in values]
+    p = {name: stats.ttest_1samp(found, 0.5).pvalue for name, found in values.items()}
+    for how, shares in (("all", (3, 1, 1)), ("any", (1, 3, 3))):
+        parts = decide(parse_rule({how: rule}), runs).parts
+        wanted = [min(1.0, share * each) for share, each in zip(shares, p.values(), strict=True)]
+        decided = [part.strength for part in parts if part.verdict != "undecided"]
+        assert decided == pytest.approx([each for each in wanted if each <= 0.05])
+    assert len(decided) >= 2
+
+
+def test_how_many_seeds_would_decide_counts_the_looks_and_the_share_of_a_part() -> None:
+    values = np.random.default_rng(9).normal(0.505, 0.01, 8)
+    runs = arm("a", values) + arm("b", [0.5] * 8)
+    rule = {"all": [f"test_accuracy[norm=a] < {limit}" for limit in (50.2, 50.1)]}
+    parts = decide(parse_rule(rule), runs, looks=(3, 5, 8)).parts
+    for part, limit in zip(parts, (50.2, 50.1), strict=True):
+        level = critical_level((3, 5, 8), 0.05 / 2) * 3 / 4  # refuted by any of two, at one look more
+        size, sd = abs(100 * values.mean() - limit), 100 * values.std(ddof=1)
+        ns = np.arange(2, 999)
+        shown = (stats.t.ppf(1 - level / 2, ns - 1) + stats.t.ppf(0.8, ns - 1)) * sd / np.sqrt(ns)
+        assert (part.verdict, part.needed) == ("undecided", ns[shown <= size][0])
+        assert f"about {part.needed} seeds would decide it" in part.because
 
 
 def test_swapping_two_arms_swaps_the_verdict() -> None:

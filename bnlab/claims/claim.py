@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bnlab.claims.language import Sentence, parse_sentence
-from bnlab.claims.outcome import ALPHA, Verdict
+from bnlab.claims.outcome import Verdict
 from bnlab.claims.rule import Rule, parse_rule
 from bnlab.compare.arms import split_list, text_of
 from bnlab.config.files import CLAIMS, conf_dir, read_yaml
@@ -73,7 +73,6 @@ class Claim:
     requires: tuple[Sentence, ...] = ()
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     rule_sha256: str = ""  # of all that a verdict depends on
-    alpha: float = ALPHA
 
     def sweeps(self, budget: Budget, more: Sequence[str] = ()) -> list[list[str]]:
         """Return the overrides of each sweep without its seeds; a later one of a key takes the place of earlier ones.

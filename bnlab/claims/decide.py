@@ -38,12 +38,12 @@ class _Levels:
         return _Levels(self.confirm / count, self.refute)
 
 
-def decide(rule: Rule, runs: Sequence[Run], alpha: float = ALPHA, looks: tuple[int, ...] = ()) -> RuleVerdict:
+def decide(rule: Rule, runs: Sequence[Run], looks: tuple[int, ...] = ()) -> RuleVerdict:
     """Return what runs say of a rule; `looks` are the numbers of seeds at which it is looked at in all.
 
     Errors: ConfigError for a cell that is no arm of these runs.
     """
-    verdict, parts = _decide(rule, runs, _Levels(alpha, alpha), looks)
+    verdict, parts = _decide(rule, runs, _Levels(ALPHA, ALPHA), looks)
     reasons = list(dict.fromkeys(part.reason for part in parts if part.reason))
     reason = None if verdict != "undecided" else reasons[0] if len(reasons) == 1 else "mixed"
     return RuleVerdict(verdict, reason, tuple(parts))
@@ -104,16 +104,16 @@ def _decide_part(part: Part, runs: Sequence[Run], levels: _Levels, looks: tuple[
     open_one = replace(open_one, over=evidence.over)
     if region.contains(*_bounds(confirming)):
         found = _with_figures(replace(open_one, verdict="confirmed"), confirming, levels.confirm)
-        return replace(found, strength=_strength(evidence, region, looks))
+        return replace(found, strength=_strength(evidence, region, levels.confirm, looks))
     if region.excludes(*_bounds(refuting)):
         found = _with_figures(replace(open_one, verdict="refuted"), refuting, levels.refute)
-        return replace(found, strength=_strength(evidence, region, looks))
+        return replace(found, strength=_strength(evidence, region, levels.refute, looks))
     interval = confirming if levels.confirm < levels.refute else refuting  # the wider one
     found = _with_figures(open_one, interval, min(levels.confirm, levels.refute))
     low, high = _bounds(interval)
     inside = [f"{end:g}" for end in region.thresholds if low <= end <= high]
     because = f"the interval includes {' and '.join(inside) or region}"
-    needed = _needed(evidence, region)
+    needed = _needed(evidence, region, levels, looks)
     if needed is not None and needed > interval.n and isinstance(evidence, Sample):
         because += f"; about {needed} {evidence.over}s would decide it if the value is what it seems"
     return replace(found, reason="clock" if isinstance(evidence, Timed) else "wide", because=because, needed=needed)
@@ -149,17 +149,21 @@ def _distance(sample: Sample, region: Region) -> float:
     return max(0.0, min(mean - low - end if mean > end else end - mean - high for end in ends))
 
 
-def _needed(evidence: Evidence, region: Region) -> int | None:
-    """Return how many seeds would tell the mean from the nearest threshold, if it stays where it is."""
+def _needed(evidence: Evidence, region: Region, levels: _Levels, looks: tuple[int, ...]) -> int | None:
+    """Return how many seeds would tell the mean from the nearest threshold at a further look, if it stays there."""
     if not isinstance(evidence, Sample):
         return None
-    distance = _distance(evidence, region)
-    sd = evidence.paired(ALPHA, ()).sd
-    return pairs_needed(distance, sd) if sd > 0 else None
+    confirms = region.contains(evidence.value, evidence.value)
+    paired = evidence.paired(levels.confirm if confirms else levels.refute, looks)
+    level = paired.rule.level * (len(looks) / (len(looks) + 1) if looks else 1)
+    return pairs_needed(_distance(evidence, region), paired.sd, level) if paired.sd > 0 else None
 
 
-def _strength(evidence: Evidence, region: Region, looks: tuple[int, ...]) -> float | None:
-    """Return the smallest alpha at which the verdict would stand; None where there is no closed form."""
+def _strength(evidence: Evidence, region: Region, level: float, looks: tuple[int, ...]) -> float | None:
+    """Return the smallest alpha of the rule, of which the part has the share `level` / ALPHA, at which this stands.
+
+    None where there is no closed form.
+    """
     if not isinstance(evidence, Sample):
         return None
     paired = evidence.paired(ALPHA, looks)
@@ -167,7 +171,7 @@ def _strength(evidence: Evidence, region: Region, looks: tuple[int, ...]) -> flo
         return None
     distance = _distance(evidence, region)
     p = max(t_tails(distance / paired.sd * math.sqrt(evidence.n), evidence.n - 1), SMALLEST_P)
-    return paired.rule.sequential(p)
+    return min(1.0, paired.rule.sequential(p) * ALPHA / level)
 
 
 def unit_of(of: Expression) -> str:

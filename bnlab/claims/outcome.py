@@ -30,7 +30,7 @@ class PartVerdict:
     n: int = 0
     over: str = "seed"  # what n counts; empty for the cases of `bnlab check`
     needed: int | None = None  # seeds that would decide it, about
-    strength: float | None = None  # the smallest alpha at which it would stand
+    strength: float | None = None  # the smallest alpha of the whole rule at which it would stand
 
 
 @dataclass(frozen=True)

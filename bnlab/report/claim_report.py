@@ -258,10 +258,11 @@ def _stands(pairs: Sequence[Pair]) -> list[bool]:
     """Return which verdicts stand after Holm's correction over all decided claims; none of an exploratory one."""
     strengths: list[float | None] = []
     for _, verdict in pairs:
-        known = [part.strength for part in verdict.parts if part.verdict == verdict.verdict] if verdict else []
         usable = verdict is not None and verdict.verdict != "undecided" and not verdict.exploratory
+        parts = [part for part in verdict.parts if part.verdict == verdict.verdict] if verdict and usable else []
+        known = [part.strength for part in parts if part.statistic != "exact"]  # which hangs on no chance
         numbers = [strength for strength in known if strength is not None]
-        strengths.append(max(numbers) if usable and numbers else None)
+        strengths.append(max(numbers) if numbers and len(numbers) == len(known) else None)
     return [p is not None and p <= 0.05 for p in holm(strengths)]
 
 

@@ -299,7 +299,7 @@ def _carry_out(plan: ClaimPlan, wish: Wish, pool: dict[str, Run], tools: Tools) 
         runs = [pool[each.run.identity] for each in wanted if has(pool, each)]
         runs += [replace(each.run, state="failed") for each in wanted if not has(pool, each)]
         runs += [replace(each.run, state="not needed") for each in plan.trainings if each.run.identity in untried]
-        verdict = decide(claim.rule, [*runs, *benches, *checks], claim.alpha, looks if plan.trainings else ())
+        verdict = decide(claim.rule, [*runs, *benches, *checks], looks if plan.trainings else ())
         if verdict.verdict != "undecided" or not plan.trainings:
             break
     guards = failed_guards(claim.requires, [*runs, *benches, *checks])

@@ -45,24 +45,27 @@ def page(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE, summary: s
         summary=summary or summary_line(pairs),
         chance=chance_line(pairs),
         claims=[_claim(claim, verdict, runs) for claim, verdict in decided],
+        meanings=[each.split(": ", 1) for each in sorted({each for claim, _ in decided for each in meanings(claim)})],
+        width=_WIDTH,
         not_run=[{"name": claim.name, "question": clean(claim.question)} for claim, verdict in pairs if not verdict],
         outside=outside,
     )
 
 
 def _claim(claim: Claim, verdict: ClaimVerdict, runs: Runs) -> dict[str, Any]:
+    """Return what a page of many has room for: nothing twice, of rule and command only what the page says nowhere."""
+    rule, again = rule_text(claim.rule), command(claim, verdict)
     return {
         "name": claim.name,
         "source": ", ".join(claim.sources),
         "question": clean(claim.question),
         "quotes": [clean(quote) for quote in claim.quotes],
-        "rule": clean(rule_text(claim.rule)),
-        "meanings": [clean(meaning) for meaning in meanings(claim)],
+        "rule": clean(rule) * (rule not in [f"{part.label} {part.region}" for part in verdict.parts]),
         "day": day(verdict.made),
         "caveats": [clean(caveat) for caveat in claim.caveats],
         "expected": claim.expected or "",
         "because": clean(claim.because),
-        "command": clean(command(claim, verdict)),
+        "command": clean(again) * (again != f"bnlab claim run {claim.name}"),
         "verdict": verdict.verdict,
         "headline": clean(headline(claim.rule, verdict)),
         "n": n_text(verdict),
@@ -96,13 +99,13 @@ def _picture(part: PartVerdict, scale: Scale | None) -> dict[str, Any] | None:
     if scale is None or part.estimate is None:
         return None
 
-    def at(value: float) -> float:
-        return round(scale.height(value) * _WIDTH, 1)
+    def at(value: float) -> int:
+        return round(scale.height(value) * _WIDTH)
 
     low, high = (part.estimate if v is None else v for v in (part.low, part.high))
-    regions = [(round(a * _WIDTH, 1), round((b - a) * _WIDTH, 1)) for a, b in spans(parse_region(part.region), scale)]
+    regions = [(round(a * _WIDTH), round((b - a) * _WIDTH)) for a, b in spans(parse_region(part.region), scale)]
     ends = [(at(end), f"{end:g}") for end in part.thresholds]
     ticks = [(at(tick), on_axis(tick)) for tick in scale.ticks(_TICKS)]
     ticks = [(x, text) for x, text in ticks if all(abs(x - end) > _APART for end, _ in ends) and 8 < x < _WIDTH - 8]
     where = {"low": at(low), "high": at(high), "dot": at(part.estimate)}
-    return {"width": _WIDTH, "spans": regions, "ends": ends, "ticks": ticks} | where
+    return {"spans": regions, "ends": ends, "ticks": ticks} | where

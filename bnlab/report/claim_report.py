@@ -141,7 +141,8 @@ def _facts(claim: Claim, verdict: ClaimVerdict | None, more: Sequence[str]) -> I
         yield "given", "; ".join(map(str, claim.requires))
     yield from zip(itertools.chain(["where"], itertools.repeat("")), meanings(claim), strict=False)
     if verdict is not None:
-        yield "over", n_text(verdict)
+        together = ", all looks together wrong in 5 % of cases at most" if len(verdict.looks) > 1 else ""
+        yield "over", n_text(verdict) + together
         for line in verdict.notes:
             yield "note", line
         yield "scope", verdict.scope
@@ -181,11 +182,8 @@ def n_text(verdict: ClaimVerdict) -> str:
     most = max((part.n for part in verdict.parts), default=0)
     if not verdict.looks:
         return count_of(most, verdict.parts[0].over) if verdict.benches else "the cases of `bnlab check`"
-    looks = ", ".join(map(str, verdict.looks))
-    level = (
-        f"; looked at with {looks}, all looks together wrong in 5 % of cases at most" if len(verdict.looks) > 1 else ""
-    )
-    return f"{count_of(verdict.seeds, 'seed')} of at most {verdict.looks[-1]}{level}"
+    looks = f"; looked at with {', '.join(map(str, verdict.looks))}" if len(verdict.looks) > 1 else ""
+    return f"{count_of(verdict.seeds, 'seed')} of at most {verdict.looks[-1]}{looks}"
 
 
 def agreement(claim: Claim, verdict: ClaimVerdict | None) -> str:

@@ -280,3 +280,30 @@ def test_as_many_seeds_as_signs_take_are_asked_for(tmp_path: Path) -> None:
     for test, said in {"t": "is better than", "signs": "3 seeds of both decide nothing, it takes 6"}.items():
         shown = compared(tmp_path, "runs.csv", *ASKED, "--baseline", "a", "--test", test, "--margin", "0.01")
         assert said in " ".join(shown.stdout.split()), shown.stdout
+
+
+def test_texts_that_are_one_number_are_no_arm_without_a_word(tmp_path: Path) -> None:
+    """Versions 2.1 and 2.10 would be pooled, where they have seeds of their own."""
+    lines = ["torch,seed,acc", *(f"2.1,{seed},90.{seed}" for seed in range(3))]
+    write(tmp_path / "runs.csv", [*lines, *(f"2.10,{seed},95.{seed}" for seed in range(3, 6))])
+    said = refusal(tmp_path, "runs.csv", "--arm", "torch", "--seed", "seed", "--metric", "acc")
+    assert "line 2 has 2.1 in torch, line 5 2.10: one number\n" in said
+    assert "put a letter before it: v2.10" in said
+
+
+@pytest.mark.parametrize("first", ["", "# made by a script"])
+def test_a_first_line_that_names_no_columns_is_said_to_be_the_fault(tmp_path: Path, first: str) -> None:
+    write(tmp_path / "runs.csv", [first, "arm,seed,acc", "a,0,95"])
+    assert "let line 1 name the columns" in refusal(tmp_path, "runs.csv", *ASKED)
+
+
+def test_small_figures_have_powers_of_ten(tmp_path: Path) -> None:
+    """Four decimals would show a loss of 3.5e-6 as 0.0000 ± 0.0001."""
+    values = {"a": (3.1e-6, 3.6e-6, 3.4e-6), "b": (4.2e-6, 4.9e-6, 4.3e-6)}
+    rows = [f"{arm},{seed},{value}" for arm, each in values.items() for seed, value in enumerate(each)]
+    write(tmp_path / "runs.csv", ["arm,seed,loss", *rows])
+    shown = compared(tmp_path, "runs.csv", "--arm", "arm", "--seed", "seed", "--metric", "loss").stdout
+    apart = [b - a for a, b in zip(*values.values(), strict=True)]
+    half = stats.t.ppf(0.975, 2) * statistics.stdev(apart) / 3**0.5
+    assert f"+{statistics.mean(apart):.1e} ± {half:.1e} *".replace("e-0", "e-") in shown
+    assert "0.0000" not in shown

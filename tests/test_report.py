@@ -401,6 +401,13 @@ def test_an_interval_is_never_invented_nor_rounded_to_nothing() -> None:
     assert (str(wide), str(narrow)) == ("98.70 ± 0.11", "98.70 ± 0.01")
 
 
+def test_a_column_that_would_vanish_has_powers_of_ten() -> None:
+    cells = estimate_cells([mean(3.5e-6, 2.9e-7), Interval(4e-6, 3e-6, 7e-6, 5), mean(0.0, None, n=1)], 1)
+    assert [str(cell) for cell in cells] == ["3.5e-6 ± 2.9e-7", "4.0e-6 (3.0e-6–7.0e-6)", "0"]
+    assert str(estimate_cells([mean(3.5e-6, 2.9e-7), mean(0.25, 0.02)], 1)[0]) == "0.000 ± 0.001"
+    assert str(difference_cells([mean(-9.8e-7, 4.4e-7)], 1, 2)[0]).startswith("-9.8e-7 ± 4.4e-7")
+
+
 def test_uneven_and_censored_estimates_say_so() -> None:
     cells = estimate_cells(
         [

@@ -437,8 +437,9 @@ def test_what_has_no_meaning_beside_a_module_is_refused(place: Path) -> None:
 CARE = """
 import os
 import sys
-from collections import namedtuple
+from collections import deque, namedtuple
 from dataclasses import dataclass
+import numpy as np
 import torch
 from torch import nn
 from mymodels import Net
@@ -578,6 +579,107 @@ def sets():
     return net
 
 
+class Kept(nn.Module):
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+        if where == "object":
+            self.held = type("Held", (), {"mean": torch.zeros(4, 1, 1)})()
+        else:
+            kinds = {"dict": {"mean": torch.zeros(4, 1, 1)}, "array": np.zeros((4, 1, 1))}
+            self.held = kinds.get(where, deque(maxlen=3))
+
+    def forward(self, x):
+        mean = x.detach().mean((0, 2, 3))[:, None, None] + 1
+        if self.training and self.where == "object":
+            self.held.mean = mean
+        elif self.training and self.where == "dict":
+            self.held["mean"] = mean
+        elif self.training and self.where == "array":
+            self.held += mean.numpy()
+        elif self.training:
+            self.held.append((mean, None))
+        held = {
+            "object": lambda: self.held.mean,
+            "dict": lambda: self.held["mean"],
+            "array": lambda: torch.from_numpy(self.held).float(),
+        }.get(self.where, lambda: sum((each for each, _ in self.held), torch.zeros(4, 1, 1)))()
+        return x - held
+
+
+class Recalls(Net):
+    def __init__(self):
+        super().__init__()
+        self.all, self.wide = [], torch.ones(1).expand(3)
+
+    def forward(self, x):
+        self.last = self.bn(self.conv(x))
+        self.all.append(self.last)
+        return self.fc(self.last.flatten(1))
+
+
+class Quiet(Net):
+    def train(self, mode=True):
+        super().train(mode)
+
+
+class Halved(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x / 2)
+
+
+class Turned(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x.transpose(1, 3)).transpose(1, 3)
+
+
+class Masked(nn.BatchNorm1d):
+    def forward(self, x, mask):
+        return x.index_put((mask,), super().forward(x[mask]))
+
+
+class Bright(Net):
+    def forward(self, x):
+        flat = x.flatten(1)
+        return self.fc(self.bn(flat, flat.sum(1) > 0).repeat(1, 4))
+
+
+class Pieces(nn.BatchNorm2d):
+    def forward(self, x):
+        return torch.cat([super(Pieces, self).forward(part) for part in x.split(8)])
+
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.momentum = 0.9
+        self.register_buffer("running_mean", torch.zeros(4))
+        self.register_buffer("running_var", torch.ones(4))
+
+    def forward(self, x):
+        if self.training:
+            mean, var = x.detach().mean((0, 2, 3)), x.detach().var((0, 2, 3), correction=0)
+            self.running_mean.mul_(0.9).add_(0.1 * mean)
+            self.running_var.mul_(0.9).add_(0.1 * var)
+        return (x - self.running_mean[:, None, None]) / self.running_var[:, None, None].sqrt()
+
+
+def with_norm(make, kind=Net):
+    def factory():
+        net = kind()
+        net.bn = make()
+        return net
+    return factory
+
+
+in_object, in_dict, in_array, in_deque = (
+    with_norm(lambda where=where: Kept(where)) for where in ("object", "dict", "array", "deque")
+)
+halved, pieces, slow = with_norm(lambda: Halved(4)), with_norm(lambda: Pieces(4)), with_norm(Slow)
+turned = lambda: nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), Turned(8), nn.Flatten(), nn.Linear(512, 10))
+masked = with_norm(lambda: Masked(64), Bright)
+
+
 def passing_by():
     net = Net()
     bn = net.bn
@@ -696,6 +798,38 @@ def test_probabilities_are_taken_for_what_they_are(care: Path) -> None:
     shares.model.load_state_dict(logits.model.state_dict())
     one, other = (nn.functional.cross_entropy(*_some(each)) for each in (shares, logits))
     assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("factory", ["in_dict", "in_array", "in_deque"])
+def test_what_lists_and_dictionaries_keep_comes_back(care: Path, factory: str) -> None:
+    found = careful(factory)
+    assert found.module.unseen == ["keeps something in training that bnlab does not read: bn (Kept)"]  # type: ignore[union-attr]
+    images, _ = _some(found)
+    with preserved(found.model), torch.no_grad():
+        found.model.train()(torch.ones(4, 1, 8, 8))
+        assert not torch.equal(found.model.eval()(next(found.train.sequential(16))[0]), images)
+    assert torch.equal(_some(found)[0], images)
+
+
+def test_what_is_kept_where_it_cannot_come_back_is_refused(care: Path) -> None:
+    assert "a pass in training mode changes what evaluation gives" in refusal(ConfigError, lambda: careful("in_object"))
+
+
+def test_what_a_model_remembers_of_its_last_images_is_no_statistics(care: Path) -> None:
+    assert careful("Recalls").module.unseen == []  # type: ignore[union-attr]
+    assert not careful("Quiet").model.training
+
+
+def test_statistics_of_something_else_than_the_input_are_refused(care: Path) -> None:
+    """Or what is put into them, by recalibrating or to measure, would be of something else than the layer's own."""
+    for factory, said in {
+        "halved": "layer bn (Halved) averages something else than its input",
+        "turned": "layer 1 (Turned) averages something else than its input",
+        "masked": "layer bn (Masked) averages something else than its input",
+    }.items():
+        assert said in refusal(ConfigError, lambda factory=factory: careful(factory)), factory  # type: ignore[misc]
+    for factory in ("pieces", "slow", "Net"):
+        assert careful(factory).module.unseen == [], factory  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("factory", ["attributes", "frozen_parameters"])

@@ -91,8 +91,11 @@ def read_csv(path: Path) -> list[Record]:
         for row in reader:
             if row and len(row) != len(titles):
                 told = f"--from {path}: line {reader.line_num} has {len(row)} cells, line 1 {len(titles)}"
-                is_more = reader.dialect.delimiter == "," and len(row) > len(titles)
-                raise ConfigError(f"{told}\nwrite numbers with a decimal point, as 95.3" if is_more else told)
+                if len(titles) < 2:
+                    told += "\nlet line 1 name the columns, without blank lines or comments before it"
+                elif reader.dialect.delimiter == "," and len(row) > len(titles):
+                    told += "\nwrite numbers with a decimal point, as 95.3"
+                raise ConfigError(told)
             if row:
                 cells = (cell.strip() for cell in row)
                 records.append(Record(f"line {reader.line_num}", dict(zip(titles, cells, strict=True))))
@@ -124,6 +127,7 @@ def others_of(
             raise ConfigError(f"{option} {name}: {source} has no such column{near}\nthere are: {listed(columns)}")
     kept = _kept(source, records, where)
     seeds = _seeds(source, kept, seed)
+    _check_numbers(source, kept, arms)
     keys = {arm: f"arm.{arm}" if arm in NOT_COMPARED else arm for arm in arms}  # or it would tell no runs apart
     runs: dict[tuple[object, ...], Run] = {}
     for order, (record, number) in enumerate(zip(kept, seeds, strict=True)):
@@ -206,6 +210,21 @@ def _value(source: str, record: Record, column: str) -> Value:
     if isinstance(value, str) and len(value) > LONGEST_VALUE:
         raise ConfigError(f"--from {source}: {record.place}: {column} has {len(value):,} characters")
     return None if value == "" else _typed(value)
+
+
+def _check_numbers(source: str, records: Sequence[Record], arms: Sequence[str]) -> None:
+    """Refuse one number that is written in two ways, as versions 2.1 and 2.10 are: they would be one arm."""
+    for arm in arms:
+        seen: dict[Value, Record] = {}
+        for record in records:
+            value = _value(source, record, arm)
+            first = seen.setdefault(value, record)
+            one, other = first.values.get(arm), record.values.get(arm)
+            if isinstance(value, (int, float)) and one != other:
+                raise ConfigError(
+                    f"--from {source}: {first.place} has {one} in {arm}, {record.place} {other}: one number\n"
+                    f"write it alike; where it is no number, as of a version, put a letter before it: v{other}"
+                )
 
 
 def _figure(source: str, record: Record, column: str) -> float | None:

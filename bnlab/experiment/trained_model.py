@@ -28,6 +28,7 @@ from bnlab.training import checkpoint
 from bnlab.training.allocator import keep_freed_memory
 from bnlab.training.trainer import precision_of
 
+LOOKED = 64  # images that a module is tried on
 SCALE_IMAGES = 256  # that tell in which scale a model was given its images
 
 
@@ -190,9 +191,10 @@ def of_module(
         place = load_weights(module.model, checkpoint.load_file(weights), str(weights), key)
     bundle, device = _bundle_and_device(config)
     label = source if isinstance(source, str) else type(source).__name__
+    to_device(module.model, config, device).eval()  # some return None
     trained = TrainedModel(
         label if weights is None else f"{label} with {weights}",
-        to_device(module.model, config, device).eval(),
+        module.model,
         config,
         bundle,
         device,
@@ -204,7 +206,7 @@ def of_module(
         isinstance(source, str) and weights is None,
     )
     with trained.examined():
-        module.ready_for(next(trained.test.sequential(2))[0], bundle.num_classes)
+        module.ready_for(next(trained.test.sequential(LOOKED))[0], bundle.num_classes)
     return trained
 
 

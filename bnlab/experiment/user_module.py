@@ -22,7 +22,7 @@ from bnlab.errors import BnlabError, ConfigError
 from bnlab.measure.layer_statistics import kept, normalizations, running_layers
 from bnlab.measure.modes import evaluating, preserved
 from bnlab.measure.population_statistics import hooked
-from bnlab.measure.unseen import unseen
+from bnlab.measure.unseen import comes_back, misread, unseen
 
 WRAP_IT = "wrap the model in a module that returns its logits alone"
 
@@ -80,7 +80,7 @@ class UserModule:
         self._gives_shares: dict[bool, bool] = {}  # in training mode or not: probabilities, in place of logits
 
     def ready_for(self, images: Tensor, classes: int) -> None:
-        """Feed the model its own dtype, and let it return its logits for `classes`; try it on two `images`.
+        """Feed the model its own dtype, and let it return its logits for `classes`; try it on two of `images`.
 
         Errors: ConfigError where it cannot take them, or gives no logits.
         """
@@ -96,6 +96,7 @@ class UserModule:
 
         self.model.register_forward_pre_hook(before)
         self.model.register_forward_hook(lambda model, inputs, output: self._logits(output, len(inputs[0])))
+        many, images = images, images[:2]
         shape = tuple(images.shape)
         way_out = (
             "it is given them alone: wrap it in a module that gives it what it takes, such as x.permute(0, 2, 3, 1) of "
@@ -109,6 +110,7 @@ class UserModule:
             if logits.shape[1] > classes:
                 self.about.append(f"{logits.shape[1]:,} outputs for {classes:,} classes")
             self.unseen, self.unread = unseen(self.model, images)
+            self._check_averages(many)
         modes = [name for mode, name in ((True, "training"), (False, "evaluation")) if self._gives_shares.get(mode)]
         if modes:
             self.about.append(f"returns probabilities in {' and '.join(modes)} mode: their logarithm is taken")
@@ -130,6 +132,26 @@ class UserModule:
 
         with preserved(self.model), evaluating(self.model), hooked(running_layers(self.model), see):
             self.model(images)
+
+    def _check_averages(self, images: Tensor) -> None:
+        """Refuse running statistics of something else than the layer's input, as where it takes a mask, and those that
+        are kept where they cannot be put back.
+        """
+        if not comes_back(self.model, images):
+            raise ConfigError(
+                f"{self.named}: a pass in training mode changes what evaluation gives, and cannot be taken back\n"
+                "let its modules keep what they remember in buffers (register_buffer), lists or dictionaries of tensors"
+            )
+        found = None
+        with contextlib.suppress(Exception):  # of training mode, which is said where it is needed
+            found = misread(self.model, images)
+        if found:
+            raise ConfigError(
+                f"{self.named}: layer {found[0]} averages something else than its input over batch and pixels: "
+                f"{found[1]}, so statistics that are put into it would be wrong\n"
+                "do what it does first (a mask, another axis, a scale) in the module around it, and give what comes of "
+                "that to torch.nn.BatchNorm1d or BatchNorm2d"
+            )
 
     def _alone(self, images: Tensor) -> list[str]:
         """Say what becomes of a single image, where that is not what becomes of two."""

@@ -7,6 +7,7 @@ other plain attributes, hooks, and the random state of torch, numpy and Python.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,7 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from bnlab.measure.layer_statistics import keeps_statistics, learns_from_batches, normalizations, running_layers
 
-_PLAIN = (bool, int, float, str, type(None), Tensor)
+_CONTAINERS = (dict, list, deque)
+_PLAIN = (bool, int, float, str, type(None), Tensor, np.ndarray, tuple, *_CONTAINERS)
+_OF_TORCH = frozenset(vars(nn.Module()))  # names of what every module has
 _DROPOUT = {
     getattr(namespace, name)
     for namespace in (F, torch)
@@ -185,6 +188,23 @@ def learners(model: nn.Module) -> list[nn.Module]:
         return [layer for layer in running_layers(model) if layer.training and learns_from_batches(layer)]
 
 
+def contents_of(module: nn.Module) -> tuple[list[Any], list[Tensor | np.ndarray[Any, Any]]]:
+    """Return the lists, dictionaries and deques that a module keeps of its own, at any depth, and the tensors and
+    arrays that are attributes of it or lie in these; weights that are learned are not among them.
+    """
+    containers: dict[int, Any] = {}
+    held: dict[int, Tensor | np.ndarray[Any, Any]] = {}
+    waiting = [value for name, value in vars(module).items() if name not in _OF_TORCH]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter)):
+            held[id(value)] = value
+        elif isinstance(value, (tuple, *_CONTAINERS)) and id(value) not in containers:
+            containers[id(value)] = value
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return [each for each in containers.values() if not isinstance(each, tuple)], list(held.values())
+
+
 def _memory_of(module: nn.Module) -> Callable[[], None]:
     """Return what puts back a module's buffers (the same tensors, their old values) and plain attributes.
 
@@ -193,9 +213,12 @@ def _memory_of(module: nn.Module) -> Callable[[], None]:
     buffers: dict[str, Tensor | None] = dict(module._buffers)
     statistics = [module.running_mean, module.running_var] if keeps_statistics(module) else []
     frozen = [each for each in module.parameters(recurse=False) if not each.requires_grad]
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
-    held = (*buffers.values(), *statistics, *frozen, *plain.values())
-    values = {each: each.detach().clone() for each in held if isinstance(each, Tensor)}
+    plain = _plain(module)
+    containers, inside = contents_of(module)
+    contents = [(each, each.copy()) for each in containers]
+    tensors = [each for each in (*buffers.values(), *statistics, *frozen, *inside) if isinstance(each, Tensor)]
+    values = {each: each.detach().clone() for each in tensors if _can_be_written(each)}
+    arrays = [(each, each.copy()) for each in inside if isinstance(each, np.ndarray) and each.flags.writeable]
 
     def put_back() -> None:
         module._buffers.clear()
@@ -203,11 +226,30 @@ def _memory_of(module: nn.Module) -> Callable[[], None]:
         with torch.no_grad():
             for each, value in values.items():
                 each.copy_(value)
-        for name in [name for name, value in vars(module).items() if isinstance(value, _PLAIN) and name not in plain]:
+        for array, content in arrays:
+            array[...] = content
+        for container, content in contents:
+            container.clear()
+            (container.update if isinstance(container, dict) else container.extend)(content)
+        for name in _plain(module).keys() - plain.keys():
             delattr(module, name)
         vars(module).update(plain)
 
     return put_back
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, _PLAIN) and not (name in _OF_TORCH and isinstance(value, _CONTAINERS))
+    }
+
+
+def _can_be_written(tensor: Tensor) -> bool:
+    """Return whether an operation in place may write to it: not to what is expanded, nor to one of inference mode."""
+    expanded = any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return not (expanded or tensor.is_inference())
 
 
 def _hooks_of(module: nn.Module) -> Callable[[], None]:

@@ -13,6 +13,7 @@ SURVIVORS = "†"  # beside a figure over the runs that are left
 AT_ONCE = "‡"  # beside a time of runs that ran while others did
 _LARGEST_PLAIN = 1e7  # from here on a figure is written with an exponent
 _FAR = 1e6  # times a value
+_POWERS = -1  # decimals of a column of which four would show next to nothing: three digits, with a power of ten
 _VANISHING = 3e-4  # estimates below it are written with powers of ten: four decimals would leave one digit
 
 
@@ -40,6 +41,8 @@ def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
     """
     if value is None or not math.isfinite(value):
         return MISSING
+    if decimals == _POWERS:
+        return small(value, signed=signed)
     if abs(value) >= _LARGEST_PLAIN:
         return f"{value:{'+' if signed else ''}.2e}"
     if signed:
@@ -96,6 +99,11 @@ def decimals_for(values: Iterable[float], halves: Iterable[float]) -> int:
     return min(max(3 - _exponent(max(sizes)), 0), 3) if sizes else 0
 
 
+def _is_tiny(values: Iterable[float]) -> bool:
+    sizes = [abs(value) for value in values if 0 < abs(value) < math.inf]
+    return bool(sizes) and max(sizes) < 1e-3
+
+
 def bound(end: float, value: float) -> float:
     """Return an end of the interval of a value; what is so far away that it bounds nothing is infinite, or 0.
 
@@ -109,7 +117,8 @@ def bound(end: float, value: float) -> float:
 def estimate_cells(estimates: Sequence[Interval | None], scale: float, *, whole: bool = False) -> list[Cell]:
     """Return one metric's column, multiplied by `scale`: center and interval of each arm; `whole` bars decimals."""
     known = [_scaled(e, scale) if e else None for e in estimates]
-    decimals = 0 if whole else decimals_for([e.value for e in known if e], [e.half for e in known if e])
+    values, halves = [e.value for e in known if e], [e.half for e in known if e]
+    decimals = 0 if whole else _POWERS if _is_tiny([*values, *halves]) else decimals_for(values, halves)
     cells = [_estimate(e, decimals) if e else Cell(MISSING) for e in known]
     return _align_halves(cells)
 
@@ -122,6 +131,8 @@ def difference_cells(differences: Sequence[Interval | None], scale: float, place
     known = [_scaled(d, scale) if d else None for d in differences]
     halves = [d.half for d in known if d and 0 < d.half < math.inf]
     decimals = decimals_for([], halves) if halves else places
+    if _is_tiny([*(d.value for d in known if d), *halves]):
+        decimals = _POWERS
     cells = []
     for d in known:
         if d is None:
@@ -216,7 +227,8 @@ def _interval(e: Interval, decimals: int, *, even: bool = True) -> str:
     if low is None or high is None:
         return f"(≥ {number(low, decimals)})" if low is not None else f"(≤ {number(high, decimals)})"
     if low == high or (even and abs((high - e.value) - (e.value - low)) <= 0.05 * (high - low)):
-        return f"± {number(max(e.half, 10.0**-decimals) if e.half else e.half, decimals)}"  # never a false ± 0.00
+        least = 10.0**-decimals if e.half and decimals != _POWERS else 0.0  # never a false ± 0.00
+        return f"± {number(max(e.half, least), decimals)}"
     low, high = bound(low, e.value), bound(high, e.value)
     return f"({end_text(low, decimals)}–{end_text(high, decimals)})"
 

@@ -18,6 +18,7 @@ import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from helpers_cli import bnlab
+from scipy import stats
 from torch import Tensor, nn
 
 from bnlab.cli.shift import shift
@@ -250,9 +251,9 @@ def in_batches(model: nn.Sequential, samples: Split, order: Tensor, weight: Call
 
 def expect(found: Robustness, logits: Tensor, labels: Tensor) -> None:
     hits = (logits.argmax(1) == labels).double()
-    half = 1.96 * hits.std().item() / math.sqrt(len(labels))
+    wanted = stats.binomtest(int(hits.sum()), len(labels)).proportion_ci(method="wilson")
     assert found.accuracy.value == pytest.approx(hits.mean().item())
-    assert found.accuracy.high == pytest.approx(found.accuracy.value + half, rel=0.02)
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx((wanted.low, wanted.high))
     assert found.loss.value == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
@@ -328,13 +329,13 @@ def test_sorted_labels_touch_only_what_depends_on_mates() -> None:
     samples = Split(samples.images // 4 + 20 * samples.labels.to(torch.uint8).view(-1, 1, 1, 1), samples.labels)
     before = {row.stats: row for row in judge(model, samples)}
     after = {row.stats: row for row in judge(model, shifted(samples, "label-sorted", 5))}
-    for stats in ("running", "test"):
-        assert after[stats].loss.value == pytest.approx(before[stats].loss.value, rel=1e-6)
-        assert after[stats].accuracy.value == before[stats].accuracy.value
-    for stats in ("mixed", "batch"):
-        assert abs(after[stats].loss.value - before[stats].loss.value) > 0.01
+    for name in ("running", "test"):
+        assert after[name].loss.value == pytest.approx(before[name].loss.value, rel=1e-6)
+        assert after[name].accuracy.value == before[name].accuracy.value
+    for name in ("mixed", "batch"):
+        assert abs(after[name].loss.value - before[name].loss.value) > 0.01
     assert (after["running"].flips, after["running"].mate_noise) == (0.0, 0.0)
-    noise = {stats: row.mate_noise or 0.0 for stats, row in after.items()}
+    noise = {name: row.mate_noise or 0.0 for name, row in after.items()}
     assert noise["batch"] > noise["mixed"] > noise["test"] > 0
     assert noise["batch"] > 1.5 * (before["batch"].mate_noise or 0.0)
 
@@ -540,7 +541,7 @@ def test_a_model_without_statistics_in_ascii(place: Path) -> None:
     assert "no layer keeps running statistics" in done.stdout
     assert "n = 100 of 360 test images" in done.stdout
     (blurred,) = [line.split() for line in done.stdout.splitlines() if line.startswith("blur")]
-    assert len(blurred) == 7  # blur, 3, accuracy +- half, ECE, changed: one choice
+    assert len(blurred) == 6  # blur, 3, accuracy and its interval, ECE, changed: one choice
     assert blurred[-1] == "0.0" or blurred[-1] == "-"
 
 

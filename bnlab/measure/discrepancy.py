@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnlab.compare.statistics import wilson_interval
 from bnlab.interval import Interval, tell_nothing
 
 BINS = 15  # of confidence, as in Guo et al. (2017)
@@ -41,6 +42,13 @@ class Gap:
         """1 where the predicted class changes; NaN where a logit is NaN."""
         changed = (self.first.argmax(-1) != self.second.argmax(-1)).double()
         return changed.masked_fill((self.first.isnan() | self.second.isnan()).any(-1), math.nan)
+
+    @property
+    def flip_rate(self) -> Interval:
+        """The share of `flips`; of equal logits exactly 0."""
+        return (
+            mean_of(self.flips) if torch.equal(self.first, self.second.expand_as(self.first)) else share_of(self.flips)
+        )
 
     @property
     def kl(self) -> Tensor:
@@ -137,6 +145,21 @@ def mean_of(values: Tensor) -> Interval:
     freedom = 1 / sum((part / variance) ** 2 / degrees for part, degrees in parts)
     half = _t975(freedom) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half, samples)
+
+
+def share_of(values: Tensor) -> Interval:
+    """Return the mean of `values` of 0 and 1, of the shapes of `mean_of`, with Wilson's interval for N samples.
+
+    Student's t of a share near 0 or 1 is too narrow: with 320 samples of which 99.7 % are right it contains the truth
+    in 62 % of cases and has no width in 38. Where draws differ it is no narrower than the interval of `mean_of`.
+    """
+    found = mean_of(values)
+    if found.n < 2 or not math.isfinite(found.value):
+        return found
+    low, high = wilson_interval(found.value, found.n)
+    if values.dim() > 1 and (values != values[0]).any() and found.low is not None and found.high is not None:
+        low, high = max(0.0, min(low, found.low)), min(1.0, max(high, found.high))
+    return replace(found, low=min(low, found.value), high=max(high, found.value))
 
 
 def _t975(freedom: float) -> float:

@@ -15,7 +15,7 @@ from bnlab.errors import IncompatibleError
 from bnlab.interval import Interval
 from bnlab.measure.by_layer import LayerGap, layer_gaps
 from bnlab.measure.decomposition import Decomposition, Levels, Stages, decompose, levels, stages
-from bnlab.measure.discrepancy import Gap, mean_of, nats, over_rms, right
+from bnlab.measure.discrepancy import Gap, mean_of, nats, over_rms, right, share_of
 from bnlab.measure.layer_statistics import (
     Statistics,
     gatherer,
@@ -207,11 +207,11 @@ def _split_gap(probe: Probe, staged: Stages, is_read: bool) -> SplitGap:
     return SplitGap(
         split=probe.split,
         samples=len(probe),
-        train_accuracy=mean_of(right(training, probe.labels)),
-        eval_accuracy=mean_of(right(evaluation, probe.labels)),
+        train_accuracy=share_of(right(training, probe.labels)),
+        eval_accuracy=share_of(right(evaluation, probe.labels)),
         acc_gap=mean_of(gap.hits),
         loss_gap=mean_of(gap.losses),
-        flip_rate=mean_of(gap.flips),
+        flip_rate=gap.flip_rate,
         kl=mean_of(gap.kl),
         logit_rms=gap.logit_rms,
         mate_noise=noise if len(probe) >= 2 * probe.batch_size else None,
@@ -261,7 +261,7 @@ def _curve(
 
 def _evaluation(name: str, size: int | None, logits: Tensor, labels: Tensor) -> Evaluation:
     labels = labels[: len(logits)]
-    accuracy, loss = mean_of(right(logits, labels)), mean_of(nats(logits, labels))
+    accuracy, loss = share_of(right(logits, labels)), mean_of(nats(logits, labels))
     return Evaluation(name, size, len(logits), accuracy, loss)
 
 

@@ -17,7 +17,7 @@ from bnlab.data.batches import Batches
 from bnlab.errors import IncompatibleError
 from bnlab.interval import Interval
 from bnlab.measure.by_layer import LayerGap, layer_gaps
-from bnlab.measure.discrepancy import Gap, logits_of, mean_of, nats, right
+from bnlab.measure.discrepancy import Gap, logits_of, mean_of, nats, right, share_of
 from bnlab.measure.layer_statistics import (
     Statistics,
     adopt,
@@ -271,18 +271,18 @@ def change_of(split: str, before: Tensor, after: Tensor, labels: Tensor) -> Chan
     gap = Gap(after, before, labels)
     return Change(
         split,
-        mean_of(right(before, labels)),
-        mean_of(right(after, labels)),
+        share_of(right(before, labels)),
+        share_of(right(after, labels)),
         mean_of(gap.hits),
         mean_of(nats(before, labels)),
         mean_of(nats(after, labels)),
         mean_of(gap.losses),
-        mean_of(gap.flips),
+        gap.flip_rate,
     )
 
 
 def _level(logits: Tensor, labels: Tensor, of_all: Tensor) -> SplitLevel:
     gap = Gap(logits, of_all, labels)
     return SplitLevel(
-        mean_of(right(logits, labels)), mean_of(nats(logits, labels)), mean_of(gap.hits), mean_of(gap.losses)
+        share_of(right(logits, labels)), mean_of(nats(logits, labels)), mean_of(gap.hits), mean_of(gap.losses)
     )

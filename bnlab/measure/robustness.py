@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
 from bnlab.interval import Interval
-from bnlab.measure.discrepancy import Gap, calibration_error, mean_of, nats, right
+from bnlab.measure.discrepancy import Gap, calibration_error, mean_of, nats, right, share_of
 from bnlab.measure.layer_statistics import running_layers
 from bnlab.measure.modes import evaluating, preserved
 from bnlab.measure.population_statistics import adopted, mixed_with_batch, population_of
@@ -126,7 +126,7 @@ def _judged(stats: str, logits: Tensor, drawn: Tensor, plain: Tensor, labels: Te
     return Robustness(
         stats,
         len(labels),
-        mean_of(right(logits, labels)),
+        share_of(right(logits, labels)),
         None if stats == "running" else mean_of(Gap(logits, plain, labels).hits),
         mean_of(nats(logits, labels)),
         calibration_error(logits, labels),

@@ -152,9 +152,9 @@ def interval_cells(
     The column has the decimals that its typical interval supports, and `least` of them; an estimate that would vanish
     has powers of ten.
     """
-    halves = [each.half * factor for each in values]
-    decimals = max(least, decimals_for([each.value * factor for each in values], halves))
-    return [_measured(each.value * factor, each.half * factor, decimals, signed) for each in values]
+    known = [_scaled(each, factor) for each in values]
+    decimals = max(least, decimals_for([each.value for each in known], [each.half for each in known]))
+    return [_measured(each, decimals, signed) for each in known]
 
 
 def interval_text(value: Interval, factor: float = 1.0, *, signed: bool = False, least: int = 0) -> str:
@@ -176,16 +176,15 @@ def is_clear(difference: Interval) -> bool:
     return difference.p is not None and difference.p < 0.05
 
 
-def _measured(value: float, half: float, decimals: int, signed: bool) -> Cell:
+def _measured(e: Interval, decimals: int, signed: bool) -> Cell:
+    value, half = e.value, e.half
     if half == math.inf:
         return Cell("0" if value == 0 else significant(value))
     if value == 0 and half == 0:
         return Cell("0")
     if max(abs(value), half) < _VANISHING:
         return Cell(small(value, signed=signed), f"± {small(half)}")
-    # never a false ± 0.00
-    shown = number(max(half, 10.0**-decimals), decimals) if half else "0"
-    return Cell(number(value, decimals, signed=signed), f"± {shown}")
+    return Cell(number(value, decimals, signed=signed), _interval(e, decimals) if half else "± 0")
 
 
 def _estimate(e: Interval, decimals: int) -> Cell:

@@ -236,7 +236,7 @@ def _left(share: float | None) -> str:
 
 def _scale(accuracies: Sequence[Interval]) -> Scale:
     ends = [end for each in accuracies for end in (each.low, each.value, each.high) if end is not None]
-    return Scale.over([min(max(end, 0.0), 1.0) for end in ends], "error")
+    return Scale.over(ends, "error")
 
 
 def _curve_columns(probing: ProbeResult) -> list[Column]:

@@ -5,7 +5,6 @@ Accuracy, calibration and dependence on batch-mates stand side by side where the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -18,7 +17,7 @@ from rich.text import Text
 from bnlab.errors import count_of
 from bnlab.record.latest import name_of
 from bnlab.report.console import Terminal
-from bnlab.report.figures import MISSING, Cell, decimals_for, number
+from bnlab.report.figures import MISSING, interval_cells, number
 from bnlab.report.panels import Panel, Picture, Series
 from bnlab.report.rows import Row
 from bnlab.report.sheet import Plate, Sheet
@@ -121,20 +120,16 @@ def _one_choice(study: Study) -> str:
 
 def _accuracies(study: Study) -> Iterator[Column]:
     """Yield a column for each choice: accuracy in percent, a star where it clearly differs from running."""
-    halves = [half for at in study.conditions for row in at.found if (half := row.accuracy.half) < math.inf]
-    decimals = decimals_for([], [100 * half for half in halves]) if any(halves) else 1
-    width = max((len(number(100 * half, decimals)) for half in halves), default=0)
+    cells_of = iter(interval_cells([row.accuracy for at in study.conditions for row in at.found], 100))
+    figures = [[next(cells_of) for _ in at.found] for at in study.conditions]
     for place, title in enumerate(study.stats):
         cells, short, styles = [], [], []
-        for at in study.conditions:
+        for at, own in zip(study.conditions, figures, strict=True):
             row = at.found[place]
-            half = row.accuracy.half
-            # none of samples that are all right or all wrong: their spread says nothing
-            interval = "± " + number(100 * half, decimals).rjust(width) if 0 < half < math.inf else ""
             clear = row.difference is not None and row.difference.excludes(0)
             star = "*" if clear else " "
-            cells.append(Cell(number(100 * row.accuracy.value, decimals), interval + star))
-            short.append(replace(cells[-1], interval=star))
+            cells.append(replace(own[place], interval=own[place].interval + star))
+            short.append(replace(own[place], interval=star))
             values = [other.accuracy.value for other in at.found]
             best = row.accuracy.value == max(values) > min(values)
             colour = "" if not clear or row.difference is None else "green" if row.difference.value > 0 else "red"

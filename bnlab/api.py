@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from bnlab.errors import BnlabError, ConfigError, unknown
+from bnlab.errors import BnlabError, ConfigError, texts_of, unknown
 from bnlab.record.latest import find_run, runs_folder
 from bnlab.schema import quoted
 
@@ -124,9 +125,9 @@ def shift(
     *overrides: str,
     data: str | None = None,
     output: str | None = None,
-    shifts: Sequence[str] | None = None,
-    severities: Sequence[int] = (1, 3, 5),
-    stats: Sequence[str] | None = None,
+    shifts: str | Sequence[str] | None = None,
+    severities: int | Sequence[int] = (1, 3, 5),
+    stats: str | Sequence[str] | None = None,
     batch_size: int = 64,
 ) -> pd.DataFrame:
     """Return how a model does on shifted test images, as `bnlab shift`: one row a shift, severity and statistics.
@@ -139,9 +140,10 @@ def shift(
     from bnlab.data.severities import SEVERITIES, SEVERITY_TABLES, STATS
 
     names, of = chosen("shifts", shifts, SEVERITY_TABLES), chosen("stats", stats, STATS)
-    levels = [int(text) for text in chosen("severities", map(str, severities), map(str, SEVERITIES))]
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}: must be 1 or more")
+    given = map(str, severities) if isinstance(severities, Iterable) else str(severities)
+    levels = [int(text) for text in chosen("severities", given, map(str, SEVERITIES))]
+    if type(batch_size) is not int or batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size!r}: must be a whole number from 1 on")
     with _examining("shift", model, overrides, data, output) as (trained, _, tell):
         from bnlab.experiment.shift_study import shift_study
         from bnlab.report.shift_report import shift_rows
@@ -155,7 +157,7 @@ def shift(
 
 def chosen(option: str, wanted: Iterable[str] | None, known: Iterable[str]) -> list[str]:
     """Return those of `known` that `wanted` names, in the order of `known`; all for None. Errors: ConfigError."""
-    known, wanted = list(known), None if wanted is None else list(wanted)
+    known, wanted = list(known), None if wanted is None else texts_of(option, wanted)
     for name in wanted or ():
         if name not in known:
             raise unknown(f"{option} {name}", name, known)
@@ -183,8 +185,8 @@ def recalibrate(
     from bnlab.report.recalibration_report import recalibration_head, recalibration_rows
 
     (how,) = chosen("stats", [stats], ("precise", "population"))
-    if samples is not None and samples < 2:
-        raise ConfigError(f"samples={samples}: must be 2 or more")
+    if samples is not None and (not isinstance(samples, Integral) or samples < 2):
+        raise ConfigError(f"samples={samples!r}: must be a whole number from 2 on")
     file = None if out is None else Path(out)
     if file is not None:
         check_new_file(file)

@@ -18,6 +18,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable
+from typing import Any
 
 OF_THE_PATH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # another path would do
 # where a message begins with what was given, and that is empty
@@ -69,6 +70,14 @@ def unknown(named: str, word: str, known: Iterable[str]) -> ConfigError:
     """Return the error of a word that is none of `known`."""
     known = list(known)
     return ConfigError(f"{named}: no such choice{did_you_mean(word, known)}\nthere are: {', '.join(known)}")
+
+
+def texts_of(named: str, given: object) -> list[str]:
+    """Return the texts that an argument in Python gives: one, or several of them. Errors: ConfigError."""
+    texts: list[Any] = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{named}={given!r}: must be a text, or a list of texts")
+    return texts
 
 
 def brief(value: float) -> str:

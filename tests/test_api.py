@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import signal
 import subprocess
 import sys
@@ -284,10 +285,42 @@ def test_one_word_stands_for_a_list_of_it(tmp_path: Path) -> None:
     assert repr(one) == repr(several)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"margin": margin} for margin in (math.nan, -1, math.inf, "0.2", True)),
+        *({option: 3} for option in ("by", "where", "metrics", "best_of", "baseline", "sort", "test")),
+        {"target": "0.9"},
+        {"by": [3]},
+        {"sort": ["test_accuracy"]},
+        {"test": "x"},
+    ],
+)
+def test_options_of_a_comparison_are_checked(wrong: dict[str, Any], tmp_path: Path) -> None:
+    """A margin that is no number gave verdicts."""
+    for norm in ("none", "batch"):
+        make_run(tmp_path / norm, norm=norm)
+    (option,) = wrong
+    with pytest.raises(ConfigError, match=f"^{option}=.*: must be "):
+        package.compare(tmp_path, **wrong)
+    with pytest.raises(ConfigError, match="names no run"):
+        package.compare([])
+
+
+@pytest.mark.parametrize("wrong", [{"shifts": 3}, {"stats": [3]}, {"batch_size": True}, {"batch_size": 1.5}])
+def test_options_of_a_shift_are_checked(wrong: dict[str, Any]) -> None:
+    (option,) = wrong
+    with pytest.raises(ConfigError, match=f"^{option}=.*: must be a "):
+        package.shift("latest", **wrong)
+    for wrongly in ({"stats": None}, {"stats": ["precise"]}, {"samples": "64"}, {"samples": 2.5}):
+        with pytest.raises(ConfigError, match=f"^{next(iter(wrongly))}=.*: must be "):
+            package.recalibrate("latest", **wrongly)  # type: ignore[arg-type]
+
+
 def test_shifting_and_recalibrating_come_to_the_figures_of_the_commands(tmp_path: Path) -> None:
     folder = package.train("norm=batch", *TINY, "data.batch_size=16", inline=True)
     where = [str(folder), "eval.probe_samples=64"]
-    frame = package.shift(*where, shifts=["noise"], severities=[2], stats=["running", "test"])
+    frame = package.shift(*where, shifts="noise", severities=2, stats=["running", "test"])
     asked = ["--shift", "noise", "--severity", "2", "--stats", "running,test", "--format", "json"]
     done = bnlab("shift", *where, *asked, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

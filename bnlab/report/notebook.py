@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from numbers import Real
+from types import NoneType
+from typing import TYPE_CHECKING, get_args
 
 from bnlab.compare import comparison
 from bnlab.compare.deciding import Test, Verdict
 from bnlab.compare.result import Comparison
+from bnlab.errors import ConfigError, texts_of
 from bnlab.record.latest import find_run, latest
 from bnlab.report.compare_formats import as_plain, html_grid, lines_of
 from bnlab.report.heading import heading
@@ -87,28 +91,37 @@ def compare(
 
     The options are those of `bnlab compare`, and so are the errors: ConfigError, RecordError.
     """
+    given = {"by": by, "where": where, "best_of": best_of, **({} if metrics is None else {"metrics": metrics})}
+    words = {option: texts_of(option, value) for option, value in given.items()}
+    for option, word in (("baseline", baseline), ("sort", sort)):
+        if not isinstance(word, (str, NoneType)):
+            raise ConfigError(f"{option}={word!r}: must be a text")
+    for option, value in (("margin", margin), ("target", target)):
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 < value < math.inf):
+            raise ConfigError(f"{option}={value!r}: must be a number above 0, or None")
+    if test not in (None, *get_args(Test)):
+        raise ConfigError(f"test={test!r}: must be {' or '.join(get_args(Test))}")
     which = None
     if paths is None:
         places, said = latest()
         which = said and said.partition(" (")[0]  # the option is of the command line
     else:
-        several = [paths] if isinstance(paths, (str, os.PathLike)) or not isinstance(paths, Iterable) else paths
+        several = [paths] if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable) else paths
         places = [find_run(path) for path in several]
+        if not places:
+            raise ConfigError(f'{paths!r}: names no run\ngive its path, or "latest"')
     found = comparison.compare(
         places,
-        by=_several(by),
+        by=words["by"],
         baseline=baseline,
-        metrics=None if metrics is None else _several(metrics),
-        where=_several(where),
+        metrics=words.get("metrics"),
+        where=words["where"],
         sort=sort,
         target=target,
-        best_of=_several(best_of),
+        best_of=words["best_of"],
         margin=margin,
         test=test,
         with_evaluated=evaluated,
     )
     return Compared(found, which)
-
-
-def _several(words: str | Sequence[str]) -> Sequence[str]:
-    return [words] if isinstance(words, str) else words

@@ -134,8 +134,8 @@ def test_the_page_draws_lines_over_training_and_gradients_by_depth(runs: Path) -
     text = page([(claim, verdict_on(runs, claim))])
     figures = re.findall(r"<figure>(.*?)</figure>", text, re.DOTALL)
     titles = [re.findall("<h3>(.*?)</h3>", each)[0] for each in figures]
-    assert titles == ["loss range, nats (log scale)", "gradient slope", "length of the gradient, at first (log scale)",
-                      "length of the gradient, at the end (log scale)"]  # fmt: skip
+    assert titles == ["loss range, nats (log scale)", "gradient slope", "gradient length, at first (log scale)",
+                      "gradient length, at the end (log scale)"]  # fmt: skip
     assert re.findall(r'<path class="c(\d)" d="([^"]*)"/>\n', figures[0]) == [
         ("0", "M46 6.0L180 24.8L314 43.6"),  # 16, 8 and 4: from the top, a fifth of 16 to 0.5 at each step
         ("1", "M46 24.8L180 62.4L314 100.0"),  # 8, 2 and 0.5

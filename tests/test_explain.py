@@ -46,3 +46,15 @@ def test_a_word_of_the_guides_leads_to_them() -> None:
         explain(["holm"])
     with pytest.raises(ConfigError, match=r"did you mean norm.momentum\?\n`bnlab list` names all$"):
         explain(["momentun"])
+
+
+def test_a_column_and_an_option_are_known_as_they_are_printed() -> None:
+    for words, name in [("gap train-eval", "acc_gap"), ("flips %", "flip_rate"), ("steps to 95 %", "steps_to_target")]:
+        assert list(dict(_told("_".join(words.split())))) == [name]
+
+
+def test_an_override_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    explain(["norm=group"])
+    assert capsys.readouterr().out.startswith("norm=group\n")
+    explain(["norm.eps=1e-3"])
+    assert capsys.readouterr().out.startswith("norm.eps\n")

@@ -214,7 +214,7 @@ def test_a_stopped_sweep_saves_its_jobs(begin: Callable[..., Begun], launcher: s
     assert len(list(begun.folder.glob("*/checkpoint.pt"))) == 2
     assert "Traceback" not in err
     assert f"to finish: bnlab resume {short_name(begun.folder.name)}\n" in err
-    assert "1 of 3 jobs: was not started" in err
+    assert "1 of 3 jobs: not started" in err
     assert not list(begun.folder.glob(".stop"))
     wait(lambda: not left(begun.environment), 20)
 
@@ -257,7 +257,7 @@ def test_a_failed_job_keeps_those_behind_it_from_starting(tmp_path: Path) -> Non
     done = run(tmp_path, known, "train", "-m", "--fail-fast", *chosen)
     assert done.returncode == 1
     assert "0 failed: RuntimeError: a fault of the test" in done.stderr
-    assert re.search(r"\d+ of 12 jobs: was not started", done.stderr), done.stderr
+    assert re.search(r"\d+ of 12 jobs: not started", done.stderr), done.stderr
     assert {line.split()[1] for line in done.stdout.splitlines()[1:]} <= {"done"}
 
 

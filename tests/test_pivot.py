@@ -9,16 +9,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers_runs import bnlab_compare, make_run
 from scipy import stats
 
+from bnlab.compare.arms import where_of
 from bnlab.compare.comparison import compare
 from bnlab.compare.frames import runs_frame
 from bnlab.compare.pivot import Matrix, matrices, pivot_keys
 from bnlab.errors import ConfigError
+from bnlab.record.read import Run
 from bnlab.report.console import Terminal, clean
 from bnlab.report.pivot_report import PIVOT_FORMATS, pivot_table
 
@@ -55,6 +58,11 @@ def runs(tmp_path: Path) -> Path:
 COLOURED = {"NO_COLOR": "", "FORCE_COLOR": "1", "TERM": "xterm-256color"}
 
 
+def run_with(*keys: str, **others: object) -> Run:
+    config: Any = {**dict.fromkeys(keys, 1), **others}
+    return Run(folder=Path("run"), state="done", identity="", config=config, seed=0)
+
+
 def only(root: Path, pivot: str, **options: object) -> Matrix:
     (matrix,) = matrices(compare([root], pivot=pivot, **options))  # type: ignore[arg-type]
     return matrix
@@ -75,7 +83,7 @@ def only(root: Path, pivot: str, **options: object) -> Matrix:
     ],
 )
 def test_a_pivot_is_two_keys_joined_by_an_x(text: str, keys: tuple[str, str]) -> None:
-    assert pivot_keys(text, KEYS) == keys
+    assert pivot_keys(text, [run_with(*KEYS)]) == keys
 
 
 @pytest.mark.parametrize(
@@ -92,15 +100,22 @@ def test_a_pivot_is_two_keys_joined_by_an_x(text: str, keys: tuple[str, str]) ->
 )
 def test_what_is_no_pair_of_keys(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        pivot_keys(text, KEYS)
+        pivot_keys(text, [run_with(*KEYS)])
     assert message in str(caught.value)
 
 
 def test_an_x_that_can_be_read_in_two_ways_needs_spaces() -> None:
-    known = ["a", "b", "axb"]
     with pytest.raises(ConfigError, match="2 ways"):
-        pivot_keys("axbxb", ["a", "axb", "b", "bxb"])
-    assert pivot_keys("axb x b", [*known, "bxb"]) == ("axb", "b")
+        pivot_keys("axbxb", [run_with("a", "axb", "b", "bxb")])
+    assert pivot_keys("axb x b", [run_with("a", "b", "axb", "bxb")]) == ("axb", "b")
+
+
+def test_of_keys_that_end_alike_the_one_that_differs_is_meant() -> None:
+    sweep = [run_with("norm.name", "eval.batch_size", **{"data.batch_size": size}) for size in (4, 16)]
+    assert pivot_keys("norm x batch_size", sweep) == ("norm.name", "data.batch_size")
+    assert where_of(["batch_size=16"], sweep) == sweep[1:]
+    with pytest.raises(ConfigError, match="batch_size: more than one key ends so"):
+        where_of(["batch_size=16"], sweep[1:])
 
 
 def test_cells_are_the_means_and_intervals_over_seeds(runs: Path) -> None:

@@ -160,7 +160,7 @@ def test_fail_fast_and_retries(place: Path) -> None:
     done = bnlab("resume", "runs/sweep", "seed=0,1,2,3,4", "--fail-fast", cwd=place, **faults(s1=["raise", 3]))
     assert done.returncode == 1
     assert states(place) == ["done", "failed", "killed", "done", "queued"]
-    assert "1 of 5 jobs: was not started" in done.stderr
+    assert "1 of 5 jobs: not started" in done.stderr
     marks = place / "marks"
     marks.mkdir()
     once = json.dumps({"1": ["raise", 3, str(marks)], "2": ["kill", 3, str(marks)]})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bnlab.claims.language import Difference, Exact, Expression, Largest, Quantity, Rate, Ratio, Slope
-from bnlab.compare.arms import NOT_COMPARED, arms_of, distinct, find_key, text_of, where_of
+from bnlab.compare.arms import NOT_COMPARED, arms_of, distinct, key_of, text_of, where_of
 from bnlab.compare.slopes import FEWEST_LEVELS
 from bnlab.errors import ConfigError
 from bnlab.metrics import BENCH, metrics
@@ -30,7 +30,7 @@ def arm_of(quantity: Quantity, runs: Sequence[Run], free: Sequence[str] = ()) ->
         raise ConfigError(f"{quantity}: no training run is here, only benches")
     try:
         kept = where_of(quantity.cell, kept)
-        keys = {find_key(word, {key: None for run in kept for key in run.config}) for word in free}
+        keys = {key_of(word, kept) for word in free}
     except ConfigError as error:
         raise ConfigError(f"{quantity}: {str(error).removeprefix('--where ')}") from error
     apart = NOT_COMPARED | keys
@@ -53,7 +53,7 @@ def arm_of(quantity: Quantity, runs: Sequence[Run], free: Sequence[str] = ()) ->
 
 def full_key(word: str, runs: Sequence[Run]) -> str:
     """Return the key of a configuration that `word` means. Errors: ConfigError."""
-    return find_key(word, {key: None for run in runs for key in run.config})
+    return key_of(word, runs)
 
 
 def check_cells(expression: Expression, runs: Sequence[Run], best_of: Sequence[str] = ()) -> None:

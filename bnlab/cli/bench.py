@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
@@ -129,7 +130,10 @@ def _bench_steps(
     rows = [figures(item, arm) for item in times for arm in item.arms]
     if scale == "data":
         rows = [row for part, item in zip(grown, times, strict=True) for row in growth_rows(part[0].section, item)]
-    show(format, _tables(times, grown, scale), {"record": str(folder)}, rows)
+    tables = _tables(times, grown, scale)
+    if len(times) == 1 and not layers and scale is None:  # of several a table each tells more
+        tables = itertools.chain([partial(_answer, folder)], tables)
+    show(format, tables, {"record": str(folder)}, rows)
     messages().say(f"recorded in {folder}" + ("" if layers else f"; bnlab compare {name_of(folder)}"))
     end_by_gates(gates, read_runs([folder])[0], format)
 
@@ -190,6 +194,18 @@ def timed(limits: BenchConfig, contests: Sequence[Callable[[], Contest | None]])
                 left = max(left - times[-1].seconds, 0.0)
                 del ready  # its data and models, before the next are built
     return times
+
+
+def _answer(folder: Path, out: Terminal) -> Group:
+    """Return what a record comes to in words, as `bnlab compare` has it."""
+    from rich.console import Group
+
+    from bnlab.compare.comparison import compare
+    from bnlab.report.table import joined
+    from bnlab.report.verdicts import answers
+
+    said = itertools.chain(*answers(compare([folder])))
+    return Group(*(line for sentence in said for line in joined([sentence], out, "bold")))
 
 
 def _tables(

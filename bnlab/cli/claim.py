@@ -35,7 +35,7 @@ Budget = Annotated[
 ]
 
 
-@app.command("list")
+@app.command("list", short_help="List claims: their last verdicts and questions.")
 def list_claims(
     words: Annotated[Optional[list[str]], typer.Argument(metavar="WORD...", hidden=True)] = None,
     source: Annotated[
@@ -75,7 +75,7 @@ def list_claims(
         out.emit(TIDY_FORMATS[format]({}, rows_of(pairs)))
 
 
-@app.command()
+@app.command(short_help="Show a claim: its rule, plan and last verdict.")
 def show(
     words: Annotated[list[str], typer.Argument(metavar="NAME [KEY=VALUE]", autocompletion=complete_name, hidden=True)],
     budget: Budget = None,
@@ -131,9 +131,7 @@ def run(
     from bnlab.runner.claims import Wish
     from bnlab.runner.supervisor import JobOptions
 
-    names = [word for word in words if "=" not in word]
-    if not names:
-        raise ConfigError("name a claim, or all\n`bnlab claim list` names them")
+    names = _names_among(words)
     launch = hydra_lines([word for word in words if "=" in word])
     wish = Wish(budget, seeds, tuple(word for word in words if "=" in word and word not in launch), tuple(launch))
     wish.check()
@@ -141,6 +139,13 @@ def run(
     if dry_run:
         return _show_plans(claims, wish)
     raise typer.Exit(_run(claims, wish, JobOptions(timeout, retries, inline=inline), expect))
+
+
+def _names_among(words: Sequence[str]) -> list[str]:
+    """Return the words that are no override. Errors: ConfigError where there is none."""
+    if names := [word for word in words if "=" not in word]:
+        return names
+    raise ConfigError("name a claim, or all\n`bnlab claim list` names them")
 
 
 def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str | None) -> int:
@@ -234,7 +239,7 @@ def _show_plans(claims: Sequence[Claim], wish: Wish) -> None:
     show_rows(("claim", "trainings", "there", "benches", "checks", "looks"), rows)
 
 
-@app.command()
+@app.command(short_help="Write the scorecard of all verdicts.")
 def report(
     names: Names = None,
     budget: Budget = None,
@@ -272,23 +277,30 @@ def report(
         messages().say(f"written: {out_file}")
 
 
-@app.command()
+@app.command(short_help="Check the file of a claim.")
 def check(
-    names: Annotated[list[str], typer.Argument(metavar="FILE", autocompletion=complete_name, hidden=True)],
+    words: Annotated[
+        list[str], typer.Argument(metavar="FILE... [KEY=VALUE]...", autocompletion=complete_name, hidden=True)
+    ],
 ) -> None:
-    """Check claims, by file or name: keys, sentences, and that each cell of a rule is one arm. Runs nothing."""
+    """Check claims, by file or name: keys, sentences, and that each cell of a rule is one arm. Runs nothing.
+
+    KEY=VALUE, such as data.root=FOLDER, is what `bnlab claim run` will be given.
+    """
     from bnlab.claims.claim import find_claims
     from bnlab.report.console import messages, results
     from bnlab.runner.claims import Wish, plan_of
     from bnlab.runner.supervisor import JobOptions
     from bnlab.runner.sweep import runner_for
 
-    claims = find_claims(names)
+    claims, more = find_claims(_names_among(words)), tuple(word for word in words if "=" in word)
+    quick, full = Wish(more=more), Wish("full", more=more)
+    quick.check()
     with runner_for(JobOptions()) as runner:
         for claim in claims:
-            plan = plan_of(claim, Wish(), runner.preflight)
+            plan = plan_of(claim, quick, runner.preflight)
             try:
-                plan_of(claim, Wish("full"), runner.preflight)
+                plan_of(claim, full, runner.preflight)
             except DataError as error:
                 messages().say(f"the full budget is not checked: {error}")
             counts = {"training": plan.num_trainings, "bench": len(plan.benches), "check": len(plan.checks)}
@@ -296,7 +308,7 @@ def check(
             results().say(f"{claim.path}: right; at most {needs}")
 
 
-@app.command()
+@app.command(short_help="Begin a claim of your own.")
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
     origin: Annotated[

@@ -46,14 +46,15 @@ def explain(
 ) -> None:
     """Explain a key, a metric or an option: what it is, range, default, where it is used, an example.
 
-    WORD is one such as norm.momentum, acc_gap or ghost; `bnlab list` names them all.
+    WORD is one such as norm.momentum, acc_gap or ghost, or the title of a column; `bnlab list` names them all.
     """
     from bnlab.config.messages import meant_by
     from bnlab.report.listing import show_options
 
     told: dict[str, Mapping[str, str]] = {}
     for word in words:
-        found = dict(_told("_".join(word.split())))
+        key, _, option = word.partition("=")  # as a command line has it
+        found = {name: facts for name, facts in _told(option) if name == word} or dict(_told("_".join(key.split())))
         for other in () if found else meant_by(word):
             found |= dict(_told(other))
         if not found:
@@ -89,11 +90,14 @@ def _told(word: str) -> Iterator[tuple[str, dict[str, str]]]:
     for group, options in (*known.items(), ("measure", meter_lines())):
         if word in options:
             yield f"{group}={word}", _option(group, word, options[word])
-    if metric := metrics.get(word):
+    column = re.sub(r" [\d.]+ %$", " target", word.replace("_", " ")).removesuffix(" %")  # as a table has it
+    for metric in metrics.values():
+        if word != metric.name and column.lower() != metric.title.lower():
+            continue
         better = {"higher": ", more is better", "lower": ", less is better", None: ""}[metric.better]
         facts = {"what": metric.meaning, "unit": (metric.unit or "count") + better}
         evaluated = " --evaluated" if "recalibrate" in metric.by else ""  # which is a run beside the run
-        yield word, facts | {"example": f"bnlab compare --metric {word}{evaluated}"}
+        yield metric.name, facts | {"example": f"bnlab compare --metric {metric.name}{evaluated}"}
 
 
 def _key(word: str) -> dict[str, str]:

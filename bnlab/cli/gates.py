@@ -68,7 +68,8 @@ def end_by_gates(gates: Sequence[Part], runs: Sequence[Run], format: str) -> Non
         verdicts.append(part.verdict)
         figures = figures_of(part)
         seen = f"looks at {', '.join(map(str, looks))} seeds" if len(looks) > 1 else ""
-        after = "; ".join(text for text in (figures, part.because, seen) if text)
+        wider = "the interval is widened by that of the second copy" if "step_ratio" in part.text else ""
+        after = "; ".join(text for text in (figures, part.because, wider, seen) if text)
         out.say(f"gate {words[part.verdict]}: {part.text}: {after}")
     if "refuted" in verdicts:
         raise typer.Exit(NOT_MET)

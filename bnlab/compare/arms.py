@@ -217,6 +217,20 @@ def find_key(word: str, keys: Iterable[str]) -> str:
     raise ConfigError(f"{word}: no run has such a key{did_you_mean(word, [*known, *map(_short, known)])}")
 
 
+def key_of(word: str, runs: Sequence[Run]) -> str:
+    """Return the full key of runs that `word` means; of several that end so the only one in which the runs differ.
+
+    Errors: ConfigError.
+    """
+    try:
+        return find_key(word, {key: None for run in runs for key in run.config})
+    except ConfigError:
+        told = [key for key in differing_keys(runs) if key.endswith(f".{word}")]
+        if len(told) == 1:  # which is the name that a table gives it
+            return told[0]
+        raise
+
+
 def split_list(text: str) -> list[str]:
     """Split at commas that are not inside brackets: `[32,64],[16]` -> two values."""
     return [part.strip() for part in re.split(r",(?![^\[\]]*\])", text)]
@@ -242,7 +256,7 @@ def where_of(conditions: Iterable[str], runs: Sequence[Run]) -> list[Run]:
         word, equals, wanted = condition.partition("=")
         if not equals or not wanted:
             raise ConfigError(f"--where {condition}: must be KEY=VALUE or KEY=VALUE,VALUE")
-        key = find_key(word.strip(), {k: None for run in runs for k in run.config})
+        key = key_of(word.strip(), runs)
         texts = split_list(wanted)
         met = [run for run in kept if key in run.config and any(is_value(run.config[key], t) for t in texts)]
         if not met:

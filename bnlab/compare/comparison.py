@@ -23,7 +23,7 @@ from bnlab.compare.arms import (
     NOT_COMPARED,
     arms_of,
     data_names,
-    find_key,
+    key_of,
     sections_of,
     shared_settings,
     where_of,
@@ -93,12 +93,11 @@ def compare(
     runs = trained(found)
     runs += [each for run in runs for each in evaluated(run)] if with_evaluated else []
     kept = where_of(where, runs) if runs else []
-    known = {key: None for run in runs for key in run.config}
-    axes = pivot_keys(pivot, known) if pivot is not None and runs else None
-    keys = [find_key(word, known) for word in by] if runs else []
+    axes = pivot_keys(pivot, runs) if pivot is not None and runs else None
+    keys = [key_of(word, runs) for word in by] if runs else []
     plan = _Plan(
         by=list(dict.fromkeys([*(axes or ()), *keys])) if keys else [],
-        best_of=list(dict.fromkeys(find_key(word, known) for word in best_of)) if runs else [],
+        best_of=list(dict.fromkeys(key_of(word, runs) for word in best_of)) if runs else [],
         axes=axes,
         baseline=baseline,
         target=target,

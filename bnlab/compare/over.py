@@ -20,7 +20,7 @@ from bnlab.compare.arms import (
     arms_of,
     data_names,
     differing_keys,
-    find_key,
+    key_of,
     sections_of,
     shared_settings,
     short_names,
@@ -79,8 +79,7 @@ def compare_over(
     kept = [run for run in where_of(where, runs) if not run.is_bench] if runs else []
     if not kept:
         raise ConfigError(f"--over {word}: there is no training here")
-    known = {key: None for run in kept for key in run.config}
-    key, keys = find_key(word, known), [find_key(each, known) for each in by]
+    key, keys = key_of(word, kept), [key_of(each, kept) for each in by]
     if key in NOT_COMPARED or key in keys or key == DATA:
         why = "data sets stand beside one another with --pivot" if key == DATA else "give another key"
         raise ConfigError(f"--over {word}: {key} is no factor that arms can be compared over\n{why}")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bnlab.compare.arms import MISSING, distinct, find_key, short_names, sort_key, text_of
+from bnlab.compare.arms import MISSING, distinct, key_of, short_names, sort_key, text_of
 from bnlab.compare.notes import named
 from bnlab.compare.result import Comparison, Row, Section
 from bnlab.errors import ConfigError
@@ -50,20 +50,19 @@ def check_pivot(text: str, baseline: str | None, sort: str | None, metrics: Sequ
         )
 
 
-def pivot_keys(text: str, known: Iterable[str]) -> tuple[str, str]:
+def pivot_keys(text: str, runs: Sequence[Run]) -> tuple[str, str]:
     """Return the full keys of the rows and the columns: `text` split at the one `x` that has a key on either side.
 
     Errors: ConfigError where there is none or more than one, and where both keys are the same.
     """
-    known = list(known)
     parts = re.split(r"\s+x\s+", text.strip())
     split = [(text[:i].strip(), text[i + 1 :].strip()) for i, char in enumerate(text) if char == "x"]
     pairs = [(parts[0], parts[1])] if len(parts) == 2 else [(row, column) for row, column in split if row and column]
-    readings = {(find_key(r, known), find_key(c, known)) for r, c in pairs if _is_key(r, known) and _is_key(c, known)}
+    readings = {(key_of(r, runs), key_of(c, runs)) for r, c in pairs if _is_key(r, runs) and _is_key(c, runs)}
     if not readings:
         for row, column in pairs:
-            if len(pairs) == 1 or _is_key(row, known) or _is_key(column, known):
-                find_key(row, known), find_key(column, known)  # one of them says what is wrong
+            if len(pairs) == 1 or _is_key(row, runs) or _is_key(column, runs):
+                key_of(row, runs), key_of(column, runs)  # one of them says what is wrong
         raise ConfigError(f"--pivot {text}: names no two keys\ngive ROWxCOL, such as --pivot normxmodel")
     if len(readings) > 1:
         raise ConfigError(f"--pivot {text}: can be read in {len(readings)} ways\nput spaces around the x: 'ROW x COL'")
@@ -143,9 +142,9 @@ def _unequal(settings: Sequence[Mapping[str, object]], known: set[str]) -> list[
     return [f"The data sets were not trained alike: {named(differing)}."] if differing else []
 
 
-def _is_key(word: str, known: Sequence[str]) -> bool:
+def _is_key(word: str, runs: Sequence[Run]) -> bool:
     try:
-        find_key(word, known)
+        key_of(word, runs)
     except ConfigError:
         return False
     return True

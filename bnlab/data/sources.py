@@ -83,7 +83,10 @@ class Source:
         there = self.status(root)
         if there.state == "present":
             return
-        advice = f"get it with `bnlab data fetch {name} --root {root}`, or use data=digits, which needs no download"
+        advice = (
+            f"get it with `bnlab data fetch {name} --root {root}`, say with data.root=FOLDER where it is, or use "
+            "data=digits, which needs no download"
+        )
         if there.state == "damaged":
             path, fault = next(pair for pair in there.faults if pair[1] != "missing")
             raise DataError(f"{name}: file {root / path}: {fault}\n{advice}")

@@ -331,9 +331,12 @@ def _points_and_nats(accuracy: float, loss: float) -> str:
 
 
 def _size(total: Term, split: str) -> str:
-    came = _points_and_nats(total.accuracy.value, total.loss.value)
+    accuracy, loss = total.accuracy, total.loss
+    points = f" ± {100 * accuracy.half:.2f}" if accuracy.half < math.inf else ""
+    nats = f" ± {loss.half:.4f}" if loss.half < math.inf else ""
+    came = f"{100 * accuracy.value:+z.2f}{points} points and {loss.value:+z.4f}{nats} nats"
     figures = f"{came} in training mode on {split}, {brief(100 * total.flips)} % flips"
-    small = _is_small(total.accuracy.value, total.loss.value)
+    small = _is_small(accuracy.value, loss.value)
     return f"The gap is small: {figures}." if small else f"There is a gap: {figures}."
 
 

@@ -71,6 +71,7 @@ def _style() -> Iterator[None]:
 def figure_of(pictures: Sequence[Picture], width: float = WIDTH, *, captioned: bool = False) -> Figure:
     """Return all pictures below one another in one figure, with one legend; `captioned` by what their signs mean."""
     rows = [row for picture in pictures for row in picture.rows]
+    wide = [max(map(len, picture.rows)) for picture in pictures for _ in picture.rows]
     heights = [max(LINES if panel.over else FRAME + DOT * len(panel.series) for panel in row) for row in rows]
     arms = {series.label: series for row in rows for panel in row if panel.over for series in panel.series}
     looks = map(_look, arms.values())
@@ -87,10 +88,13 @@ def figure_of(pictures: Sequence[Picture], width: float = WIDTH, *, captioned: b
         if caption:
             figure.suptitle("\n".join(caption), x=0.01, ha="left", fontsize="small")
         parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False, facecolor="none")
-        for part, row in zip(parts[:, 0], rows, strict=True):
-            for axes, panel in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+        for part, row, most in zip(parts[:, 0], rows, wide, strict=True):
+            places = part.subplots(1, most if row[0].over else len(row), squeeze=False)[0]  # lines are as wide as above
+            for axes in places[len(row) :]:
+                axes.set_visible(False)
+            for axes, panel in zip(places, row, strict=False):
                 axes.set_facecolor("none")
-                _draw_lines(axes, panel, 6 if len(row) < 3 else 3) if panel.over else _draw_dots(axes, panel)
+                _draw_lines(axes, panel, 6 if len(places) < 3 else 3) if panel.over else _draw_dots(axes, panel)
                 if axes is not part.axes[0] and not panel.over and _labels(panel) == _labels(row[0]):
                     axes.tick_params(labelleft=False)
         if len(entries) > 1:

@@ -14,7 +14,7 @@ from bnlab.compare.result import Row, Section
 from bnlab.compare.statistics import estimate_mean
 from bnlab.errors import RecordError
 from bnlab.interval import Interval
-from bnlab.metric import Metric
+from bnlab.metric import ANY, Metric
 from bnlab.metrics import metrics
 from bnlab.record.read import Run
 from bnlab.report.curves import finite, mapping, numbers
@@ -24,7 +24,7 @@ MOST_FIGURES = 3  # of a meter, side by side
 MOST_BANDS = 4  # arms whose bands are drawn
 FARTHEST = 300.0  # the logarithm of the ends of an axis, at most: 2e130
 NOT_DRAWN = ("step", "converged")
-WORDS = {"gradient": "length of the gradient", "weight": "length of the weights"}  # of layers, which are no metrics
+WORDS = {"gradient": "gradient length", "weight": "weight length"}  # of layers, which are no metrics
 PERCENTILES = ("p15", "p50", "p85")
 Track = Mapping[float, float]  # place -> value, of one run
 LayerRows = Mapping[tuple[str, str, str, float, str], Mapping[float, float]]
@@ -130,6 +130,8 @@ def _panel(figure: str, over: str, tracks: Tracks, section: Section, when: str =
 
     A place where most seeds have a value is drawn: few readings of a curvature below 0 take no arm away.
     """
+    metric = metrics.get(figure)
+    bounds = ANY if metric is None else metric.bounds
     values = [value for _, _, by_seed in tracks for track in by_seed.values() for value in track.values()]
     log = bool(values) and min(values) > 0
     series = []
@@ -138,21 +140,20 @@ def _panel(figure: str, over: str, tracks: Tracks, section: Section, when: str =
         for place, value in (each for track in by_seed.values() for each in track.items()):
             at.setdefault(place, []).append(value)
         places = sorted(place for place, read in at.items() if 2 * len(read) > len(by_seed))
-        means = [_mean(at[place], log) for place in places]
+        means = [_mean(at[place], log, bounds) for place in places]
         if len(places) > 1:
             variant = variant_of(row, section)
             series.append(Series(name_of(row, section), means, colour, places, variant=variant))
-    metric = metrics.get(figure)
     title = WORDS.get(figure, figure.replace("_", " ")) if metric is None else metric.title
     unit, scale = ("", 1.0) if metric is None else (metric.unit, metric.scale)
     title = ", ".join(filter(None, (title, unit, when)))
     return [Panel(title, series, over, scale, axis="log" if log else "linear")] if series else []
 
 
-def _mean(values: Sequence[float], log: bool) -> Interval:
+def _mean(values: Sequence[float], log: bool, bounds: tuple[float, float]) -> Interval:
     """Return the mean with its interval, the geometric one on a log scale."""
     if not log:
-        return estimate_mean(values)
+        return estimate_mean(values, bounds)
     of_logs = estimate_mean([math.log(value) for value in values])
     low, high = (
         None if end is None else math.exp(min(max(end, -FARTHEST), FARTHEST)) for end in (of_logs.low, of_logs.high)

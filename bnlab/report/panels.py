@@ -266,10 +266,12 @@ def depth(section: Section) -> Picture | None:
             for layer in (layer for run in finished(row) for layer in layers_of(run.summary or {})):
                 by_depth.setdefault(layer.depth, []).append(getattr(layer, figure))
             places = sorted(by_depth)
-            means = [estimate_mean(by_depth[place]) for place in places]
+            means = [estimate_mean(by_depth[place], metrics[figure].bounds) for place in places]
             variant = variant_of(row, section)
             series += [Series(name_of(row, section), means, colour, places, variant=variant)] if places else []
-        panels += [Panel(metrics[figure].title, series, "depth", reference=0.0)] if series else []
+        about = [each.label for each in series if len(series) == 1 < len(section.rows)]  # a legend names several
+        title = ": ".join([*about, metrics[figure].title])
+        panels += [Panel(title, series, "depth", reference=0.0)] if series else []
     remark = (
         "running statistics against those of the test probe, median channel of each layer: "
         "mean z is |running mean - mean| / sigma, log std ratio is log(running sigma / sigma)"

@@ -50,6 +50,7 @@ def recalibration_tables(report: Recalibrated, out: Terminal) -> Group:
         [_HOW[result.stats], over, f"{count_of(len(result.gaps_before), 'layer')} recalibrated"], out, "dim"
     )
     lines += joined([f"new file: {report.file}"], out, "dim")
+    lines += [Text(""), *joined([in_words(result)], out, "bold")]
     about = ["evaluation mode, same weights and samples", "±: 95 % interval", *_SIGNS]
     lines += [Text(""), Text("Before and after", "bold"), *joined(about, out, "dim"), *_changes(result, out)]
     about = [
@@ -57,7 +58,6 @@ def recalibration_tables(report: Recalibrated, out: Terminal) -> Group:
         f"{result.samples:,}",
     ]
     lines += [Text(""), Text("How many samples it takes", "bold"), *joined(about, out, "dim"), *_curve(result, out)]
-    lines += [Text(""), *joined([in_words(result)], out, "bold")]
     return Group(*lines)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Group
 
-from bnlab.compare.arms import text_of
+from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.errors import count_of
 from bnlab.record.inventory import Entry
 from bnlab.record.latest import short_name
@@ -20,7 +20,8 @@ from bnlab.report.figures import Cell
 from bnlab.report.rows import Row
 from bnlab.report.table import Column, bullets, draw
 
-MOST_NORMS = 4  # named in a line
+MOST_NORMS = 4  # named in a line, and values of any other key
+MOST_KEYS = 3
 
 
 def runs_table(entries: Sequence[Entry], out: Terminal) -> Group:
@@ -86,8 +87,22 @@ def _what(entry: Entry) -> str:
     seeds = _values(entry, "seed")
     times = f"seed {seeds[0]}" if len(seeds) == 1 else count_of(len(seeds), "seed")
     kind = "bench" if entry.kind == "bench" else f"{named} × {times}" if len(entry.runs) > 1 else f"{named}, {times}"
-    parts = [named, kind] if kind == "bench" else [kind]
+    kind = " × ".join([kind, *_swept(entry)])
+    parts = [named, kind] if entry.kind == "bench" else [kind]
     return " · ".join(filter(None, [*parts, *_values(entry, "model.name"), *_values(entry, "data.name")]))
+
+
+def _swept(entry: Entry) -> list[str]:
+    """Return what tells its arms apart beside what is named anyway: each key with its values."""
+    arms, changed = arms_of(entry.runs) if len(entry.runs) > 1 else ([], [])
+    keys = [key for key in changed if key not in ("norm.name", "model.name", "data.name")]
+    if len(keys) > MOST_KEYS:
+        return [f"{len(keys)} keys"]
+    known = {key: list(dict.fromkeys(text_of(arm.values[key]) for arm in arms if key in arm.values)) for key in keys}
+    return [
+        f"{name} {', '.join(known[key])}" if len(known[key]) <= MOST_NORMS else f"{len(known[key])} values of {name}"
+        for key, name in short_names(keys).items()
+    ]
 
 
 def _values(entry: Entry, key: str) -> list[str]:

@@ -65,8 +65,9 @@ def shift_table(study: Study, out: Terminal) -> Group:
     width = max(len(at.shift) for at in study.conditions)
     names = [f"{at.shift:<{width}} {at.severity or ''}" for at in study.conditions]
     table = draw(_columns(study, names), out, split=True).lines
-    notes = bullets([*_verdicts(study), *_notes(study)], out)
-    return Group(*joined(about, out, "bold"), Text(""), *table, Text(""), *notes)
+    answer = [line for said in _answer(study) for line in joined([said], out, "bold")]
+    notes = bullets(list(_notes(study)), out)
+    return Group(*joined(about, out, "dim"), Text(""), *answer, Text(""), *table, Text(""), *notes)
 
 
 def _about(study: Study) -> list[str]:
@@ -102,13 +103,17 @@ def shift_sheet(study: Study) -> Sheet:
     remark = "by the statistics of evaluation; severity 0: the images as they are; band: 95% interval over images"
     return Sheet(
         f"What do shifted test images do to {name_of(Path(study.label))}, by the statistics it is evaluated with?",
-        list(_verdicts(study)) or [_one_choice(study)],
+        _answer(study),
         _about(study),
         _columns(study, [f"{at.shift} {at.severity or ''}".strip() for at in study.conditions]),
         ["±: 95% interval over images"],
         [Plate(f"Under {' and '.join(its)}", Picture([pair], remark)) for its, pair in zip(names, pairs, strict=True)],
         list(_notes(study)),
     )
+
+
+def _answer(study: Study) -> list[str]:
+    return list(_verdicts(study)) or [_one_choice(study)]
 
 
 def _one_choice(study: Study) -> str:

@@ -324,11 +324,12 @@ def _bench(section: Section) -> Iterator[str]:
         if row.is_baseline or ratio is None or math.isnan(ratio.value):
             continue
         if ratio.excludes(1.0):
-            told.append(f"{arm_name(row.label, section)} {cell.head} {' '.join(cell.interval.split())}".rstrip())
+            figure = " ".join([cell.head, *cell.interval.split()])
+            told.append(f"{figure} times as long with {arm_name(row.label, section)}")
         else:
             alike.append(row)
     against = baseline_name(section)
     if told:
-        yield f"A step takes so many times that of {against}: {named(told)}."
+        yield f"Beside {against}, a step takes {named(told)}."
     if alike:
         yield f"No difference in step time from {against} is seen for {_listed(alike, section)}."

@@ -46,7 +46,8 @@ def ending(folder: Path, state: str, reason: str) -> tuple[str, float | None]:
         summary = json.loads(read_plain(folder / "summary.json"))
         accuracy = float(summary["curve"]["test.accuracy"][-1])
         lost = f" ({NOT_LEARNED})" if _is_lost(summary) else ""
-        return f"test {100 * accuracy:.2f} %{lost}, {summary['train_seconds']:.1f} s", accuracy
+        times = f"{summary['wall_seconds']:.1f} s ({summary['train_seconds']:.1f} s training)"
+        return f"test {100 * accuracy:.2f} %{lost}, {times}", accuracy
     except (OSError, ValueError, LookupError, TypeError):
         return "", None
 

@@ -163,10 +163,12 @@ def _launch(
             if not dry_run and sweeper == "basic":
                 for job, tree, identity in zip(jobs, trees, identities, strict=True):
                     queue(job.folder, tree, compose.as_yaml(tree), identity, job.label)
+        rounds = None if plan is None else Rounds(place, plan, plan.looks, list(zip(jobs, trees, strict=True)))
         if dry_run:
+            if rounds is not None:
+                messages().say(rounds.sentence())
             show_jobs(jobs, [""] * len(jobs))
             return Launched(0)
-        rounds = None if plan is None else Rounds(place, plan, plan.looks, list(zip(jobs, trees, strict=True)))
         own, threads = tuple(shared), threads_of(trees)
         whole = Plan(place, jobs, multirun, threads, tuple(chosen), own, config_dir, launcher, sweeper, rounds)
         return Launched(carry_out(whole, runner, options), place)
@@ -223,7 +225,7 @@ def carry_out(plan: Plan, runner: JobRunner, options: JobOptions) -> int:
         except Exception as error:  # a launcher gave up; what its jobs did is on the disk
             failure = error
     waits = stopped and plan.launcher in ELSEWHERE
-    absent = "may still wait in the queue" if waits else "was not started"
+    absent = "may still wait in the queue" if waits else "not started"
     trouble = monitor.summarize(plan.folder, plan.multirun, absent, failure, ended)
     if plan.rounds is not None and plan.rounds.compared is not None:
         for line in verdict_lines(plan.rounds.compared):

@@ -92,8 +92,13 @@ class Rounds:
             before = look
 
     def sentence(self) -> str:
-        """Return which arms the next round is for."""
-        return f"undecided: {named([self._arms[i].label for i in sorted(self._undecided(0))])}"
+        """Return which arms the next round is for, what they are compared with, and by which plan."""
+        arms = [self._arms[i] for i in sorted(self._undecided(0))]
+        bases = dict.fromkeys(self._arms[arm.baseline].label for arm in arms if arm.baseline is not None)
+        plan = [f"looks at {', '.join(map(str, self.looks))} seeds"]
+        plan += [] if self.plan.margin is None else [f"margin {self.plan.margin:g}"]
+        against = f"{self.plan.metric} against {named(list(bases))}"
+        return f"{against}, {', '.join(plan)}; undecided: {named([arm.label for arm in arms])}"
 
     def _look(self) -> None:
         """Read what is decided by now, and mark the jobs that are not needed for it."""

@@ -75,8 +75,21 @@ def question(section: Section) -> str:
     margin = ""
     if section.margin is not None:
         margin = f", where differences below {_margin(section)} do not matter"
+    if (crossed := _crossed(rows, section)) and len(bases) > 1:
+        arms, against = crossed[0], f"{against} at each {crossed[1]}"
     verb = "Does" if len(rows) == 1 else "Do"
     return f"{verb} {arms} differ from {against} in {_title(section)}{where}{margin}?"
+
+
+def _crossed(rows: Sequence[Row], section: Section) -> tuple[str, str] | None:
+    """Return the values of the one key in which arms differ from their baselines, and the names of the others."""
+    arms, names = {row.label: row.arm for row in section.rows}, short_names(section.changed)
+    apart = {key for row in rows for key in names if row.arm.get(key) != arms[row.against].get(key)}
+    if len(apart) != 1:
+        return None
+    (key,) = apart
+    values = dict.fromkeys(arm_name(f"{names[key]}={text_of(row.arm.get(key))}", section) for row in rows)
+    return _and(list(values)), _and([name for each, name in names.items() if each != key])
 
 
 def answer(section: Section) -> list[str]:
@@ -132,9 +145,9 @@ def _maybe_less(rows: Sequence[Row], section: Section) -> str:
 
 
 def arm_name(label: str, section: Section) -> str:
-    """Return an arm's label, of a number with what it is a value of: `lr=0.1`."""
+    """Return an arm's label, of a number with what it is a value of: `lr=0.1`, `ghost size=8`."""
     keys = list(short_names(section.changed).values())
-    return f"{keys[0]}={label}" if len(keys) == 1 and keys != ["norm"] else label
+    return f"{keys[0]}={label}" if len(keys) == 1 and keys != ["norm"] else label.removeprefix("norm=")
 
 
 def _title(section: Section) -> str:

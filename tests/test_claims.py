@@ -412,6 +412,12 @@ def test_swapping_the_arms_swaps_the_verdict(tmp_path: Path) -> None:
     write(tmp_path, runs | {"rule": f"{short} - {long} > 10"}, "short")
     assert bnlab("claim", "run", "long", "short", "--inline", cwd=tmp_path).returncode == 0
     assert [verdict_of(tmp_path, name).verdict for name in ("long", "short")] == ["confirmed", "refuted"]
+    for form, star in (("html", r"\w\*</td>"), ("md", r"\w\\\* \|")):
+        told = bnlab("claim", "report", "-f", form, cwd=tmp_path).stdout
+        stand = re.search(r"(\d) of those decided by seeds stand", told)
+        assert stand, told
+        assert len(re.findall(star, told)) == int(stand[1]) > 0, told
+    assert "Holm" not in bnlab("claim", "report", "long", cwd=tmp_path).stdout  # one decided claim needs none
 
 
 def test_a_rule_that_is_changed_after_runs_were_seen_is_exploratory(tmp_path: Path) -> None:

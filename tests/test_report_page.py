@@ -391,7 +391,7 @@ def test_of_many_arms_each_strategy_is_drawn_in_its_colour_by_dashes_of_its_own(
     for line in axes.lines:
         norm = str(line.get_label()).partition(" ")[0]
         looks.setdefault(norm, []).append((line.get_color(), line.get_linestyle(), line.get_marker()))
-    assert {norm: len(each) for norm, each in looks.items()} == {"norm=none": 4, "norm=batch": 4, "norm=layer": 4}
+    assert {norm: len(each) for norm, each in looks.items()} == {"none": 4, "batch": 4, "layer": 4}
     assert all(len(set(each)) == 4 and len({colour for colour, *_ in each}) == 1 for each in looks.values())
     assert len({each[0][0] for each in looks.values()}) == 3
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -149,7 +148,7 @@ def _names_among(words: Sequence[str]) -> list[str]:
 
 
 def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str | None) -> int:
-    from bnlab.cli.train import handle_signals
+    from bnlab.cli.train import handle_signals, stopped
     from bnlab.report.claim_report import card
     from bnlab.report.console import messages, results
     from bnlab.report.progress import make_progress
@@ -172,10 +171,8 @@ def _run(claims: Sequence[Claim], wish: Wish, options: JobOptions, expect: str |
                     messages().say(line)
                 trained += outcome.num_trained
                 trouble |= bool(outcome.failed) or (expect is not None and outcome.verdict.verdict != expect)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Terminated as stop:
-        return int(stop.code or 1)
+    except (KeyboardInterrupt, Terminated) as stop:
+        return stopped(stop)
     messages().say(f"{count_of(trained, 'run')} trained; `bnlab claim report` shows all verdicts")
     return int(trouble)
 

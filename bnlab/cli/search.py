@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -67,7 +66,7 @@ def search(
     """
     from bnlab.claims.ladder import Levels
     from bnlab.cli.sheet_page import check_out
-    from bnlab.cli.train import handle_signals
+    from bnlab.cli.train import handle_signals, stopped
     from bnlab.config.compose import hydra_lines
     from bnlab.record.latest import POOL, runs_folder
     from bnlab.record.run_folder import held
@@ -98,10 +97,8 @@ def search(
             runner.callback = progress
             with held(runs_folder() / POOL):
                 num_trained, failed = climb(ladders, pool, Launch(runner, options, tuple(launch)))
-    except KeyboardInterrupt:
-        raise typer.Exit(128 + signal.SIGINT) from None
-    except Terminated as stop:
-        raise typer.Exit(int(stop.code or 1)) from None
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise typer.Exit(stopped(stop)) from None
     _answer(key, arms, levels, format, out, force)
     for line in failed.values():
         messages().say(line)

@@ -110,3 +110,11 @@ def handle_signals() -> None:
     signal.signal(signal.SIGTERM, terminated)
     if "SLURM_JOB_ID" in os.environ:
         signal.signal(signal.SIGUSR2, terminated)
+
+
+def stopped(stop: BaseException) -> int:
+    """Say how what keeps its runs in the pool goes on after Ctrl-C or SIGTERM, and return the exit code."""
+    from bnlab.report.console import messages
+
+    messages().say("stopped; the same command goes on from here")
+    return int(getattr(stop, "code", 0) or 128 + signal.SIGINT)

@@ -225,7 +225,7 @@ def key_of(word: str, runs: Sequence[Run]) -> str:
     try:
         return find_key(word, {key: None for run in runs for key in run.config})
     except ConfigError:
-        told = [key for key in differing_keys(runs) if key.endswith(f".{word}")]
+        told = [k for k in differing_keys(runs) if k.endswith(f".{word}") and len(distinct(k, runs)) > 1]
         if len(told) == 1:  # which is the name that a table gives it
             return told[0]
         raise

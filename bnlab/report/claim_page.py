@@ -23,6 +23,7 @@ from bnlab.report.claim_report import (
     meanings,
     n_text,
     rule_text,
+    stars_of,
     summary_line,
 )
 from bnlab.report.console import clean
@@ -37,6 +38,7 @@ _TICKS, _APART = 5, 24  # values of its scale, and how far from a threshold they
 
 def page(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE, summary: str = "") -> str:
     """Return the page: claims with a verdict, confirmed ones first, then the questions of the others."""
+    stars = {claim.name: star for (claim, _), star in zip(pairs, stars_of(pairs), strict=True)}
     decided = [(claim, verdict) for word in VERDICTS for claim, verdict in pairs if verdict and verdict.verdict == word]
     runs = runs_of(decided)
     return render(
@@ -44,7 +46,7 @@ def page(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE, summary: s
         title="claims and verdicts",
         summary=summary or summary_line(pairs),
         chance=chance_line(pairs),
-        claims=[_claim(claim, verdict, runs) for claim, verdict in decided],
+        claims=[_claim(claim, verdict, runs) | {"star": stars[claim.name]} for claim, verdict in decided],
         meanings=[each.split(": ", 1) for each in sorted({each for claim, _ in decided for each in meanings(claim)})],
         width=_WIDTH,
         not_run=[{"name": claim.name, "question": clean(claim.question)} for claim, verdict in pairs if not verdict],

@@ -264,6 +264,11 @@ def _stands(pairs: Sequence[Pair]) -> list[bool]:
     return [p is not None and p <= 0.05 for p in holm(strengths)]
 
 
+def stars_of(pairs: Sequence[Pair]) -> list[str]:
+    """Return the star of each verdict that stands, where `chance_line` says what it means."""
+    return ["*" * (stands and bool(chance_line(pairs))) for stands in _stands(pairs)]
+
+
 def age(made: float) -> str:
     """Return how long ago that was: `3 h`."""
     seconds = max(0.0, time.time() - made)
@@ -291,7 +296,7 @@ def summary_line(pairs: Sequence[Pair]) -> str:
 def chance_line(pairs: Sequence[Pair]) -> str:
     """Return how many verdicts may be wrong by chance, and how many stand after Holm's correction."""
     decided = sum(verdict is not None and verdict.verdict != "undecided" for _, verdict in pairs)
-    if not decided:
+    if decided < 2:  # of one its interval says so
         return ""
     by_chance = max(1, math.floor(0.05 * decided))
     return (
@@ -305,7 +310,7 @@ def claims_table(
 ) -> Group:
     """Return the list of claims, and what is out of scope; `summary` takes the place of the line of counts."""
     rows = rows_of(pairs)
-    words = [row["verdict"] + ("*" if row["stands"] else "") for row in rows]
+    words = [row["verdict"] + star for row, star in zip(rows, stars_of(pairs), strict=True)]
     columns = [
         Column("claim", [row["claim"] for row in rows], left=True, is_name=True),
         Column("verdict", words, left=True, styles=[STYLES[row["verdict"]] for row in rows]),
@@ -345,7 +350,9 @@ def as_md(pairs: Sequence[Pair], outside: Sequence[Outside] = OUTSIDE, summary: 
     """Return the scorecard as Markdown: a line of counts, a table, each claim's parts, and what is out of scope."""
     head = {"claims": summary or summary_line(pairs), "chance": chance_line(pairs) or None}
     keys = ("claim", "source", "question", "verdict", "figures", "expected", "budget")
-    text = as_markdown(head, [{key: row[key] for key in keys} for row in rows_of(pairs)])
+    starred = zip(rows_of(pairs), stars_of(pairs), strict=True)
+    rows = [{key: row[key] for key in keys} | {"verdict": row["verdict"] + star} for row, star in starred]
+    text = as_markdown(head, rows)
     for claim, verdict in pairs:
         if verdict is not None:
             text += f"\n## {escaped(claim.name)}\n\n{escaped(claim.question)} **{verdict.verdict}**\n\n"

@@ -134,7 +134,7 @@ def html_grid(section: Section) -> tuple[list[str], list[list[str]]]:
 def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]:
     """Return titles and rows of text: arm, n, states, then each metric, behind the main one what it differs by.
 
-    States that are all `done` are left out, unless it is `plain`.
+    States that say no more than n are left out, unless it is `plain`.
     `plain` takes full keys and metric names, and aligns the figures.
     """
     rows, short = section.rows, short_names(section.changed)
@@ -146,7 +146,7 @@ def _grid(section: Section, *, plain: bool) -> tuple[list[str], list[list[str]]]
     for key, name in short_names(section.chosen).items():
         columns.append((f"best {key if plain else name}", [text_of(row.best.get(key, "")) for row in rows]))
     columns.append(("n", [str(_seeds_of(row, section)) for row in rows]))
-    if plain or any(set(row.states) != {"done"} or row.num_unlearned for row in rows):
+    if plain or any(_ended(row) != f"done={_seeds_of(row, section)}" for row in rows):
         columns.append(("states", [_ended(row) for row in rows]))
     measured = [name for name in metrics if any(name in row.metrics for row in rows)]
     for name in sorted(measured, key=lambda name: name != section.main):

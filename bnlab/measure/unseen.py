@@ -79,31 +79,31 @@ def misread(model: nn.Module, images: Tensor) -> tuple[str, str] | None:
     and how far they are off; None: there is none. A layer is given its input twice, with other statistics in it: what
     is left of their difference tells its momentum, and so what it averages.
     """
-    given: dict[nn.Module, tuple[Any, ...]] = {}
+    found: dict[nn.Module, str] = {}
     layers = [each for each in learners(model) if not isinstance(each, RunningLayer)]
 
-    def keep(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        given.setdefault(layer, (inputs, named, (*inputs, *named.values())[0].clone()))
+    def look(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if layer not in found:  # at its first call, so that no input has to be kept
+            found[layer] = _off(layer, inputs, named)
 
     with preserved(model), ExitStack() as stack:
         for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(keep, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_pre_hook(look, with_kwargs=True).remove)
         model.train()
         model(images)
-        for name, layer in model.named_modules():
-            if layer in given and (off := _off(model, layer, *given[layer])):
-                return f"{name} ({type(layer).__name__})", off
-    return None
+    names = {layer: name for name, layer in model.named_modules()}
+    return next(((f"{names[each]} ({type(each).__name__})", off) for each, off in found.items() if off), None)
 
 
-def _off(model: nn.Module, layer: Any, inputs: tuple[Any, ...], named: Mapping[str, Any], x: Tensor) -> str:
+def _off(layer: Any, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str:
+    x = (*inputs, *named.values())[0]
     if layer.running_mean.dtype not in (torch.float32, torch.float64) or count_per_channel(x) < FEWEST:
         return ""
     mean, var = statistics_of(layer, x)
     scale = (var + 1e-5).sqrt()
     of_torch = isinstance(layer, _NormBase)
     ends = []
-    with restored(model) as put_back:
+    with restored(layer) as put_back:
         for start in ((mean, var), (mean + scale, var + scale.square())):
             put_back()
             adopt(layer, *start)

@@ -37,6 +37,14 @@ def test_default_looks_have_the_level_of_the_simulation_that_the_design_was_chos
     assert crossing_probability(LOOKS, critical_level(LOOKS, 0.05)) == pytest.approx(0.05, rel=0.006)
 
 
+@for_each("looks", [(3, 5, 8), LOOKS])
+@for_each("alpha", [5e-4, 2e-4, 2e-5])
+def test_a_level_shared_among_many_parts_is_kept(looks: tuple[int, ...], alpha: float) -> None:
+    level = critical_level(looks, alpha)
+    assert alpha / len(looks) * 0.999 <= level
+    assert crossing_probability(looks, level) <= 1.05 * alpha  # the quadrature is that good
+
+
 def test_sequential_p_rises_with_p_between_p_and_bonferronis() -> None:
     ps = [10.0**e for e in np.linspace(-12, 0, 200)]
     corrected = [sequential_p(LOOKS, p) for p in ps]

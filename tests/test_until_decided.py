@@ -319,3 +319,16 @@ def test_a_killed_sweep_goes_on_with_its_plan(decided: tuple[Path, str, str], tm
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.splitlines()[-3:] == decided[1].splitlines()[-3:]
     assert seeds_by_arm(tmp_path) == seeds_by_arm(decided[0])
+
+
+def test_a_plan_by_signs_is_told_as_one(tmp_path: Path) -> None:
+    """Four pairs are too few for signs, and enough for t: whoever reads the folder is told which."""
+    plan = DecisionPlan("test_accuracy", "none", (6, 8), test="signs")
+    plan.write(tmp_path)
+    SweepRecord((), None, False, (8,), plan.sha256).write(tmp_path)
+    for seed in range(4):
+        for place, (norm, end) in enumerate((("none", 0.9), ("batch", 0.95))):
+            make_run(tmp_path / str(2 * seed + place), norm=norm, seed=seed, test_accuracy=[0.1, end + seed**2 / 900])
+    (section,) = compare([tmp_path]).sections
+    assert section.test == "signs"
+    assert any("fewer than 6 pairs" in note for note in section.notes)

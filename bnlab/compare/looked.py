@@ -19,7 +19,7 @@ from bnlab.record.sweep_record import SweepRecord
 class Looked:
     """What the sweeps' folders say of the looks at their runs; each folder is read once."""
 
-    test: Test | None = None  # asked for
+    test: Test | None = None  # asked for, or else planned
     margin: float | None = None  # asked for, in the unit of the main metric
     baseline: str | None = None  # asked for
     looks: dict[tuple[int, ...], None] = field(default_factory=dict)  # all that there were
@@ -33,7 +33,10 @@ class Looked:
     def plan_of(self, runs: Sequence[Run]) -> DecisionPlan | None:
         """Return the plan that all these runs are of; None without one."""
         folders = {run.folder.parent for run in runs}
-        return self._sweep(folders.pop())[1] if len(folders) == 1 else None
+        plan = self._sweep(folders.pop())[1] if len(folders) == 1 else None
+        if plan is not None:
+            self.test = self.test or plan.test
+        return plan
 
     def rule(self, sides: Sequence[Sequence[Run]], metric: Metric, is_main: bool) -> tuple[Rule, list[int] | None]:
         """Return the rule for an arm and its baseline, and of a planned sweep their seeds in its order."""

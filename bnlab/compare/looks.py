@@ -71,7 +71,10 @@ def critical_level(looks: Sequence[int], alpha: float) -> float:
     """Return c: the two-sided level of each look at which all of them together have the level `alpha`."""
     if len(looks) == 1:
         return alpha
-    return math.exp(float(np.interp(math.log(alpha), _table(tuple(looks)), LOG_PS)))
+    table = _table(tuple(looks))
+    if alpha < math.exp(table[0]):
+        return alpha / len(looks)  # Bonferroni's bound, as in `sequential_p`
+    return math.exp(float(np.interp(math.log(alpha), table, LOG_PS)))
 
 
 def _crossing_next(r: Array, n: int, m: int, limit: float, later: Callable[[Array], Array]) -> Array:

@@ -46,7 +46,6 @@ __all__ = [
     "ANY",
     "BENCH",
     "CHECK",
-    "LEARNED",
     "MOST_INITIAL_SHARE",
     "Censored",
     "Direction",
@@ -58,6 +57,7 @@ __all__ = [
     "find_metric",
     "is_of_the_end",
     "metrics",
+    "not_learned",
     "share_left",
     "step_ratio_interval",
     "uses_running",
@@ -127,10 +127,19 @@ def learned(run: Summary) -> float | None:
     if run.get("state") in ("diverged", "refused"):
         return 0.0
     accuracy = final(run, "train.accuracy")
+    return None if accuracy is None else float(accuracy >= _least(run))
+
+
+def _least(run: Summary) -> float:
     environment = run.get("environment")
     classes = of_part(environment, "data", "classes") if isinstance(environment, Mapping) else None
-    least = max(LEARNED, 1.5 / classes) if classes else LEARNED  # of two classes a guess has 50 % right
-    return None if accuracy is None else float(accuracy >= least)
+    return max(LEARNED, 1.5 / classes) if classes else LEARNED  # of two classes a guess has 50 % right
+
+
+def not_learned(run: Summary) -> str:
+    """Return what to say of a run that came to its end and did not learn, with what that means; of others nothing."""
+    is_lost = run.get("state") == "done" and metrics["learned"].derive(run, None) == 0.0
+    return f"not learned: under {100 * _least(run):g} % in training" if is_lost else ""
 
 
 @metric("gen gap", "points", "lower", scale=100, bounds=(-1.0, 1.0))

@@ -526,8 +526,8 @@ def test_data_fetch_offline_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_run_at_chance_is_not_done_without_a_word(tmp_path: Path) -> None:
     lost = bnlab("train", *QUICK, "optim.lr=1e-9", cwd=tmp_path).stderr
-    assert " % (not learned), " in lost
-    assert lost.splitlines()[-2].endswith(" s of training, not learned")
+    assert " % (not learned: under 50 % in training), " in lost
+    assert lost.splitlines()[-2].endswith(" s of training, not learned: under 50 % in training")
     assert "not learned" not in bnlab("train", *QUICK, "optim.lr=0.5", "trainer.steps=200", cwd=tmp_path).stderr
 
 

@@ -21,7 +21,7 @@ from bnlab.compare.statistics import (
 )
 from bnlab.errors import brief, count_of
 from bnlab.interval import Interval
-from bnlab.metrics import MOST_INITIAL_SHARE, Metric, share_left, uses_running
+from bnlab.metrics import MOST_INITIAL_SHARE, Metric, not_learned, share_left, uses_running
 from bnlab.record.read import Run
 
 MOST_NAMED = 6  # arms or values listed in a sentence
@@ -131,6 +131,9 @@ def _states(evidence: Evidence) -> Iterator[str]:
             f"Runs not finished: {totals.total() - totals['done']} of {totals.total()} ({', '.join(unfinished)}); "
             f"means are over finished runs only (†), which flatters an arm that loses some. {named(arms, by='. ')}."
         )
+    if any(row.num_unlearned for row in evidence.rows):
+        meaning = dict.fromkeys(filter(None, (not_learned(run.summary or {}) for run in evidence.runs)))
+        yield f"{'; '.join(meaning).capitalize()}."
     if evidence.num_duplicates:
         runs = count_of(evidence.num_duplicates, "run")
         better = "a better measured" if evidence.runs[0].is_bench else "a later or finished"

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bnlab.compare.arms import text_of
 from bnlab.errors import brief, count_of
-from bnlab.metrics import LEARNED, warnings_of
+from bnlab.metrics import not_learned, warnings_of
 from bnlab.record.inventory import note_of
 from bnlab.report.chart import Axis
 from bnlab.report.console import Terminal
@@ -136,9 +136,7 @@ def _outcome(summary: Mapping[str, Any]) -> Iterable[tuple[str, Iterable[str]]]:
     last = {name: values[-1] for name, values in curve.items() if isinstance(values, list) and values}
     for what, show in (("accuracy", _percent), ("loss", lambda value: significant(finite(value)))):
         yield what, [f"{split} {show(last[f'{split}.{what}'])}" for split in SPLITS if f"{split}.{what}" in last]
-    trained = finite(last.get("train.accuracy"))
-    if trained is not None and trained < LEARNED:
-        yield "", [f"not learned: below {100 * LEARNED:g} % of the training images"]
+    yield "", [not_learned(summary)]
     yield "train-eval", _gap(last)
     yield "momentum", _momentum(mapping(summary.get("initial_share")))
     yield "bench", _bench(mapping(summary.get("bench")))

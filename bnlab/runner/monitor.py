@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from bnlab.compare.arms import arms_of, short_names, text_of
 from bnlab.errors import RecordError
-from bnlab.metrics import metrics, warnings_of
+from bnlab.metrics import metrics, not_learned, warnings_of
 from bnlab.record.latest import name_of
 from bnlab.record.plain_files import read_plain
 from bnlab.record.read import Run, read_runs, refusals, started
@@ -27,7 +27,6 @@ from bnlab.training.callbacks import Callback
 from bnlab.training.job import Job, JobResult, ResultState
 
 GONE = "is not there any more, it was moved or removed while its jobs ran"
-NOT_LEARNED = "not learned"
 LOOK_SECONDS = 0.25
 SHARE = 0.05  # of the time, at most, for looking
 HEADLINE = {  # metrics, and how a sentence has them
@@ -45,15 +44,11 @@ def ending(folder: Path, state: str, reason: str) -> tuple[str, float | None]:
     try:
         summary = json.loads(read_plain(folder / "summary.json"))
         accuracy = float(summary["curve"]["test.accuracy"][-1])
-        lost = f" ({NOT_LEARNED})" if _is_lost(summary) else ""
+        lost = f" ({said})" if (said := not_learned(summary)) else ""
         times = f"{summary['wall_seconds']:.1f} s ({summary['train_seconds']:.1f} s training)"
         return f"test {100 * accuracy:.2f} %{lost}, {times}", accuracy
     except (OSError, ValueError, LookupError, TypeError):
         return "", None
-
-
-def _is_lost(summary: Mapping[str, Any]) -> bool:
-    return metrics["learned"].derive(summary, None) == 0.0
 
 
 def tell_end(job: Job, status: Mapping[str, Any], callback: Callback) -> None:
@@ -212,8 +207,8 @@ def summarize(
         done = sum(run.state == "done" for run in runs)
         err.say(f"{done} of {total} jobs done{without}; bnlab compare {name_of(folder)}")
     elif runs and runs[0].state == "done":
-        lost = [NOT_LEARNED] if _is_lost(runs[0].summary or {}) else []
-        err.say(", ".join([*(HEADLINE[name].format(figure) for name, figure in _figures(runs[0])), *lost]))
+        figures = [HEADLINE[name].format(figure) for name, figure in _figures(runs[0])]
+        err.say(", ".join(filter(None, [*figures, not_learned(runs[0].summary or {})])))
         err.say(f"curves: bnlab show {name_of(folder)}; the gap by its causes: bnlab probe {name_of(folder)}")
     if missing or gone or any(run.state != "diverged" for run in bad):
         err.say(f"to finish: bnlab resume {name_of(folder)}")

@@ -277,7 +277,7 @@ def test_a_headline_says_how_many_parts_a_rule_needs(how: str, parts: int, said:
         ([{"": 0.001}, {"": 0.03}], 2),
         ([{"": 0.03}, {"": 0.03}], 0),  # 2 x 0.03
         ([{"": 0.001, "exact": None}, {"exact": None}], 1),  # what is exact hangs on no chance, and is no test
-        ([{"": 0.001, "rate": None}], 0),  # of a part that has to hold it is not known
+        ([{"": 0.001, "rate": None}, {"": 0.06}], 0),  # of a part that has to hold it is not known
     ],
 )
 def test_a_star_is_for_what_stands_after_holms_correction(

@@ -63,6 +63,7 @@ def notes_on(evidence: Evidence) -> list[str]:
         *_states(evidence),
         *_equal(evidence),
         *_rates(evidence),
+        *_unlearned(evidence),
         *_hidden(evidence),
         *_pooled(evidence),
         *_initial(evidence),
@@ -118,6 +119,13 @@ def _bench(evidence: Evidence) -> Iterator[str]:
         yield f"A second copy of the baseline took {took} of it{doubt}: {finer}."
 
 
+def _unlearned(evidence: Evidence) -> Iterator[str]:
+    """Say what the table means by runs that did not learn."""
+    if any(row.num_unlearned for row in evidence.rows):
+        meaning = dict.fromkeys(filter(None, (not_learned(run.summary or {}) for run in evidence.runs)))
+        yield f"{'; '.join(meaning).capitalize()}."
+
+
 def _states(evidence: Evidence) -> Iterator[str]:
     totals = states_of(evidence.rows)
     unfinished = [f"{count} {state}" for state, count in totals.items() if state != "done"]
@@ -131,9 +139,6 @@ def _states(evidence: Evidence) -> Iterator[str]:
             f"Runs not finished: {totals.total() - totals['done']} of {totals.total()} ({', '.join(unfinished)}); "
             f"means are over finished runs only (†), which flatters an arm that loses some. {named(arms, by='. ')}."
         )
-    if any(row.num_unlearned for row in evidence.rows):
-        meaning = dict.fromkeys(filter(None, (not_learned(run.summary or {}) for run in evidence.runs)))
-        yield f"{'; '.join(meaning).capitalize()}."
     if evidence.num_duplicates:
         runs = count_of(evidence.num_duplicates, "run")
         better = "a better measured" if evidence.runs[0].is_bench else "a later or finished"

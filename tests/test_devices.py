@@ -440,7 +440,7 @@ def test_doctor_says_which_gpu_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- the command line, with devices that only pretend
 
 PRETEND = """
-import importlib.abc, importlib.machinery, os, sys, time
+import glob, importlib.abc, importlib.machinery, os, sys, time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -460,7 +460,11 @@ def patch(worker):
         with really(*given) as device:
             busy = os.path.join(os.environ["BUSY"], str(device.index))
             os.close(os.open(busy, os.O_CREAT | os.O_EXCL))  # fails where another is at work
-            time.sleep(1.5)
+            logs = os.path.join(os.path.dirname(os.environ["BUSY"]), "runs", "*", "*", "run.log")
+            for _ in range(600):  # until a third job waits, however slow the machine is
+                if any("waiting:" in open(log).read() for log in glob.glob(logs)):
+                    break
+                time.sleep(0.05)
             yield torch.device("cpu")
             os.rename(busy, f"{busy}.{time.monotonic_ns()}")
 

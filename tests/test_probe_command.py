@@ -240,6 +240,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return place, [line.split()[0] for line in done.stdout.splitlines()]
 
 
+def test_a_page_names_the_run_and_not_the_latest(runs: tuple[Path, list[str]]) -> None:
+    """What is the latest when a page is made is not when somebody reads it."""
+    place, (first, _) = runs
+    done = bnlab("probe", "latest/0", "--quick", "--out", "page.html", "trainer.device=cpu", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert f"bnlab probe {first} --quick" in (place / "page.html").read_text()
+
+
 def test_a_run_of_batch_norm_is_taken_apart(runs: tuple[Path, list[str]]) -> None:
     place, (batch, _) = runs
     done = bnlab("probe", batch, *PROBE, "--format", "json", cwd=place)

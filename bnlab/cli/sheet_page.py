@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnlab.errors import ConfigError
+from bnlab.record.latest import LATEST, find_run
 
 if TYPE_CHECKING:
     from bnlab.report.sheet import Sheet
@@ -37,6 +38,7 @@ def write_sheet(out: Path, sheet: Sheet, environment: Mapping[str, Any], force: 
     from bnlab.report.console import messages
     from bnlab.report.page import sheet_page, write_own
 
-    again = shlex.join(["bnlab", *sys.argv[1:]])
+    words = (str(find_run(word)) if word.partition("/")[0] == LATEST else word for word in sys.argv[1:])
+    again = shlex.join(["bnlab", *words])  # the latest is soon another
     write_own(out, sheet_page(sheet, environment, again).encode(), force)
     messages().say(f"written: {out}")

@@ -266,7 +266,8 @@ def _stands(pairs: Sequence[Pair]) -> list[bool]:
 
 def stars_of(pairs: Sequence[Pair]) -> list[str]:
     """Return the star of each verdict that stands, where `chance_line` says what it means."""
-    return ["*" * (stands and bool(chance_line(pairs))) for stands in _stands(pairs)]
+    is_told = bool(chance_line(pairs))
+    return ["*" * (stands and is_told) for stands in _stands(pairs)]
 
 
 def age(made: float) -> str:

@@ -3,33 +3,43 @@
 Started with the number of a listening socket. Each connection asks for one command: JSON, with the files for
 stdin, stdout and stderr beside it; the answers, four bytes each, are its process id and, once it has ended, the status
 that `wait` gave.
-A command is a process with its own environment, streams, signals and exit code, as the shell's would be. The server
-ends with its stdin.
+A command is a process with its own environment, streams, signals and exit code, as the shell's would be, and so is
+the worker that it gives its jobs to. The server ends with its stdin.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import json
 import os
 import pkgutil
+import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any, NoReturn
 
 import typer
 
 import bnlab
 from bnlab.config import compose
 from bnlab.report import display
+from bnlab.runner import supervisor, worker_main
 
 LIBRARIES = ("scipy.stats", "pandas", "sklearn.datasets", "torchvision.datasets", "shellingham")
+FAULTS = str(Path(__file__).with_name("faults") / "sitecustomize.py")  # an interpreter runs it at its start
 LONGEST = 1 << 20  # bytes of one command: arguments and environment
+_kept: list[object] = []  # streams that a worker never ends
 
 
 def serve(listener: socket.socket) -> None:
@@ -82,6 +92,8 @@ def _become(command: dict[str, Any], files: list[int]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = ["bnlab", *command["arguments"]]
         sys.path.insert(0, command["cwd"])
+        if "BNLAB_TEST_FAULTS" in os.environ:
+            runpy.run_path(FAULTS)
         importlib.import_module("bnlab.cli").main()
         code = 0
     except SystemExit as end:
@@ -108,6 +120,65 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
+class Worker:
+    """The process of a supervisor, forked from it instead of started: what it needs of `subprocess.Popen`."""
+
+    def __init__(self, command: Sequence[str], *, stdout: IO[Any], cwd: str | None, pass_fds: Sequence[int], **_: Any):
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            _work(pass_fds[0], stdout.fileno(), cwd)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("worker", timeout)
+            time.sleep(0.005)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _work(pipe: int, output: int, cwd: str | None) -> NoReturn:
+    """Be the worker: what a start leaves of signals, files and streams, then its `main`."""
+    try:
+        os.setpgid(0, 0)
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        if cwd is not None:
+            os.chdir(cwd)
+        for file in (1, 2):
+            os.dup2(output, file)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for file in {int(name) for name in os.listdir("/dev/fd")} - {1, 2, pipe, nothing}:
+            with contextlib.suppress(OSError):  # of the listing itself
+                os.fstat(file)
+                os.dup2(nothing, file)  # a closed number would be taken again, and closed by its old owner
+        _kept.extend([sys.stdout, sys.stderr])  # with what the command has not written yet
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", 1, closefd=False)  # noqa: SIM115
+        worker_main.main(pipe)
+    except (EOFError, OSError):  # as there: the supervisor is gone
+        os._exit(1)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _end(1)
+
+
 def preload() -> None:
     """Import what any command may need; Hydra finds its plug-ins once."""
     for name in LIBRARIES:
@@ -121,6 +192,8 @@ def preload() -> None:
     whole = group.make_context("bnlab", ["list", "norms"])
     group.commands["list"].make_context("list", ["norms"], parent=whole)  # what typer loads for the first command line
     typer.main.get_command = lambda _: group  # it looks through all of them for every command line
+    starts = SimpleNamespace(Popen=Worker, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired)
+    supervisor.subprocess = starts  # type: ignore[assignment]
     display.LINE_SECONDS = 3600.0  # what long work says in between depends on how busy the machine is
 
 

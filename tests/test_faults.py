@@ -3,7 +3,7 @@
 Rows are those of the project's list of faults. Most tests stand beside what they are about; here are those of runs and
 folders, in test_faults_input.py those of wrong input, in test_faults_output.py those of streams and hostile text.
 
- 1  test_launchers.py::test_a_job_that_harms_its_process_costs_itself_only
+ 1  test_launchers.py::test_jobs_that_harm_their_process_cost_themselves_only_and_are_finished
  2  test_launchers.py::test_a_killed_command_line_leaves_no_process
     test_resume_kills.py::test_kills_of_the_sweep_at_random_moments
  3  test_resume.py::test_a_signal_leaves_a_checkpoint_and_one_line_on_how_to_go_on
@@ -51,7 +51,7 @@ folders, in test_faults_input.py those of wrong input, in test_faults_output.py 
     test_record.py::test_runs_are_in_order_though_the_clock_goes_back
 31  test_faults_output.py::test_no_cell_is_a_formula_and_no_cell_is_markup
     test_claims.py::test_the_page_is_one_file_that_needs_nothing
-32  test_launchers.py::test_a_job_that_harms_its_process_costs_itself_only
+32  test_launchers.py::test_jobs_that_harm_their_process_cost_themselves_only_and_are_finished
 33  test_faults.py::test_a_wheel_in_an_empty_environment
 34  test_cli.py::test_help_is_quick_because_nothing_heavy_is_loaded
     other versions of Python and Hydra are for CI: one process has one of each

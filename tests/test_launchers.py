@@ -9,12 +9,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers_cli import BNLAB, ROOT
+from helpers_cli import BNLAB, ROOT, Done, bnlab
 from helpers_launchers import QUICK, run, settings
 from helpers_training import train
 
@@ -53,28 +52,25 @@ def wait(what: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 class Swept(NamedTuple):
-    place: Path
-    environment: dict[str, str]
     first: subprocess.CompletedProcess[str]
     resumed: subprocess.CompletedProcess[str]
 
 
+def swept(place: Path, known: dict[str, str], launcher: str, run: Callable[..., Done]) -> Swept:
+    """Run a sweep under a launcher whose jobs do harm to their processes, and resume it."""
+    faults = {seed: [kind, 5, str(place)] for seed, kind in FAULTS.items()}
+    known |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/faults'}", "BNLAB_TEST_FAULTS": json.dumps(faults)}
+    chosen = f"hydra/launcher={launcher}"
+    first = run(place, known, "train", "-m", "--timeout", "4", chosen, "seed=range(7)", *QUICK)
+    (folder,) = place.glob("runs/2*")
+    return Swept(first, run(place, known, "resume", str(folder.relative_to(place)), chosen))
+
+
 @pytest.fixture(scope="session")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Swept]:
-    """A sweep under a launcher whose jobs do harm to their processes, and the same resumed."""
-
-    @cache
-    def sweep(launcher: str) -> Swept:
-        place = tmp_path_factory.mktemp(launcher)
-        faults = {seed: [kind, 5, str(place)] for seed, kind in FAULTS.items()}
-        known = settings(place, BNLAB_TEST_FAULTS=json.dumps(faults))
-        known["PYTHONPATH"] += f":{ROOT / 'tests/faults'}"
-        chosen = f"hydra/launcher={launcher}"
-        first = run(place, known, "train", "-m", "--timeout", "4", chosen, "seed=range(7)", *QUICK)
-        (folder,) = place.glob("runs/2*")
-        return Swept(place, known, first, run(place, known, "resume", str(folder.relative_to(place)), chosen))
-
-    return sweep
+def basic(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """What the others must come to, by a command line that was forked."""
+    place = tmp_path_factory.mktemp("basic")
+    return swept(place, {}, "basic", lambda cwd, known, *words: bnlab(*words, cwd=cwd, supervised=True, **known))
 
 
 def lines(printed: str) -> list[str]:
@@ -84,12 +80,28 @@ def lines(printed: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_job_that_harms_its_process_costs_itself_only(swept: Callable[[str], Swept], launcher: str) -> None:
-    found = swept(launcher)
-    assert found.first.returncode == 1, found.first.stderr
-    states = [line.split()[1] for line in found.first.stdout.splitlines()]
-    assert states == ["done", "failed", "failed", "killed", "killed", "killed", "done"], found.first.stderr
-    assert lines(found.first.stdout) == lines(swept("basic").first.stdout)
+def test_jobs_that_harm_their_process_cost_themselves_only_and_are_finished(
+    launcher: str, basic: Swept, tmp_path: Path
+) -> None:
+    known = settings(tmp_path)
+    found = swept(tmp_path, known, launcher, run)
+    check_states(found.first, basic.first)
+    check_nothing_else_is_said(found.first.stderr)
+    assert not list(Path(known["HOME"]).iterdir())
+    wait(lambda: not left(known))
+    assert found.resumed.returncode == 0, found.resumed.stderr
+    assert found.resumed.stdout.count("  done  ") == 7
+    assert lines(found.resumed.stdout) == lines(basic.resumed.stdout)
+    assert "5 jobs" in found.resumed.stderr.splitlines()
+    if launcher == "submitit_local":
+        check_submitits_folders(next(tmp_path.glob("runs/2*")))
+
+
+def check_states(found: Done, basic: Done) -> None:
+    assert found.returncode == 1, found.stderr
+    states = [line.split()[1] for line in found.stdout.splitlines()]
+    assert states == ["done", "failed", "failed", "killed", "killed", "killed", "done"], found.stderr
+    assert lines(found.stdout) == lines(basic.stdout)
     for words in (
         "1 failed: RuntimeError: a fault of the test",
         "2 failed: called sys.exit(7)",
@@ -99,38 +111,21 @@ def test_a_job_that_harms_its_process_costs_itself_only(swept: Callable[[str], S
         "2 of 7 jobs done; bnlab compare ",
         "to finish: bnlab resume ",
     ):
-        assert words in found.first.stderr
+        assert words in found.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_what_is_left_of_a_sweep_is_finished(swept: Callable[[str], Swept], launcher: str) -> None:
-    found = swept(launcher)
-    assert found.resumed.returncode == 0, found.resumed.stderr
-    assert found.resumed.stdout.count("  done  ") == 7
-    assert lines(found.resumed.stdout) == lines(swept("basic").resumed.stdout)
-    assert "5 jobs" in found.resumed.stderr.splitlines()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_launchers_say_nothing_themselves(swept: Callable[[str], Swept], launcher: str) -> None:
+def check_nothing_else_is_said(stderr: str) -> None:
     """Each end of a job is told once, in its own words; what else comes is the summary."""
-    found = swept(launcher)
-    told = [line for line in found.first.stderr.splitlines() if re.match(r"\d/7 seed=\d: ", line)]
+    told = [line for line in stderr.splitlines() if re.match(r"\d/7 seed=\d: ", line)]
     assert sorted(line.partition(":")[0] for line in told) == [f"{i + 1}/7 seed={i}" for i in range(7)]
     assert any(re.match(r"1/7 seed=0: done, test \d\d\.\d\d %, ", line) for line in told)
-    rest = set(found.first.stderr.splitlines()) - set(told)
+    rest = set(stderr.splitlines()) - set(told)
     ours = re.compile(r"7 jobs$|warning: |runs/\S+ (failed|killed): |2 of 7 jobs done|to finish: ")
     assert [line for line in rest if not ours.match(line)] == []
-    assert not list(Path(found.environment["HOME"]).iterdir())
-    wait(lambda: not left(found.environment))
 
 
-@pytest.mark.slow
-def test_submitits_folder_is_new_each_time(swept: Callable[[str], Swept]) -> None:
-    """What lies in it is unpickled, and a sweep's folder may come from anywhere."""
-    (sweep,) = swept("submitit_local").place.glob("runs/2*")
+def check_submitits_folders(sweep: Path) -> None:
+    """Each is new: what lies in it is unpickled, and a sweep's folder may come from anywhere."""
     own = list(sweep.glob(".submitit*"))
     assert len(own) == 2  # of train, and of resume
     assert all(re.fullmatch(r"\.submitit-.{8}", path.name) and path.stat().st_mode & 0o777 == 0o700 for path in own)

@@ -75,5 +75,7 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-if FAULTS:
+if FAULTS and "bnlab.experiment.run" in sys.modules:  # of a forked command line
+    patch(sys.modules["bnlab.experiment.run"])
+elif FAULTS:
     sys.meta_path.insert(0, Finder())

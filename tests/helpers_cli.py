@@ -101,9 +101,11 @@ class Command:
         return self.returncode
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
-        """Wait for its end and return stdout and stderr."""
+        """Wait for its end, return stdout and stderr, and close what held them."""
         self.wait(timeout)
-        return self._texts()
+        texts = self._texts()
+        self._close()
+        return texts
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -118,6 +120,9 @@ class Command:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self.poll(10)
+        self._close()
+
+    def _close(self) -> None:
         for opened in (self._out, self._err, self._server):
             opened.close()
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import subprocess
 from pathlib import Path
 
-from helpers_cli import BNLAB, ROOT, environment
+from helpers_cli import ROOT, Done, bnlab, environment
 
 QUICK = ["model=mlp", "model.widths=[16]", "data.batch_size=32", "eval.every=0.25", "eval.probe_samples=256",
          "trainer.device=cpu", "trainer.threads=1", "trainer.steps=30"]  # fmt: skip
@@ -22,5 +21,6 @@ def settings(place: Path, **more: str) -> dict[str, str]:
     return environment(PATH=path, FAKE_SLURM=slurm, HOME=home, BNLAB_TEST_TAG=secrets.token_hex(8), **more)
 
 
-def run(place: Path, known: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*BNLAB, *words], cwd=place, env=known, capture_output=True, text=True, timeout=300)
+def run(place: Path, known: dict[str, str], *words: str) -> Done:
+    """Run a command line; what its launcher starts begins as a shell has it."""
+    return bnlab(*words, cwd=place, supervised=True, **known)

@@ -62,12 +62,12 @@ def test_ctrl_c_at_any_moment_is_quiet(tmp_path: Path) -> None:
         whole = time.monotonic()
         assert bnlab(*arguments, cwd=tmp_path, fresh=True).returncode in (0, 1)
         whole = time.monotonic() - whole
-        for _ in range(4):
+        for part in range(2):
             shutil.rmtree(tmp_path / "export", ignore_errors=True)
             with subprocess.Popen(
                 [*BNLAB, *arguments], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
             ) as process:
-                time.sleep(draw.uniform(0.1, whole))
+                time.sleep(max(0.1, draw.uniform(part * whole / 2, (part + 1) * whole / 2)))
                 process.send_signal(signal.SIGINT)
                 _, err = process.communicate(timeout=120)
             assert process.returncode in (0, 1, 130, -signal.SIGINT), (arguments, err)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import pytest
 from helpers_cli import BNLAB, ROOT, Done, bnlab
-from helpers_launchers import QUICK, run, settings
+from helpers_launchers import QUICK, settings
+from helpers_launchers import run as forked
 from helpers_training import train
 
 from bnlab.config.compose import compose
@@ -56,6 +57,10 @@ class Swept(NamedTuple):
     resumed: subprocess.CompletedProcess[str]
 
 
+def run(place: Path, known: dict[str, str], *words: str) -> Done:
+    return bnlab(*words, cwd=place, fresh=True, **known)
+
+
 def swept(place: Path, known: dict[str, str], launcher: str, run: Callable[..., Done]) -> Swept:
     """Run a sweep under a launcher whose jobs do harm to their processes, and resume it."""
     faults = {seed: [kind, 5, str(place)] for seed, kind in FAULTS.items()}
@@ -70,7 +75,7 @@ def swept(place: Path, known: dict[str, str], launcher: str, run: Callable[..., 
 def basic(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """What the others must come to, by a command line that was forked."""
     place = tmp_path_factory.mktemp("basic")
-    return swept(place, {}, "basic", lambda cwd, known, *words: bnlab(*words, cwd=cwd, supervised=True, **known))
+    return swept(place, {}, "basic", forked)
 
 
 def lines(printed: str) -> list[str]:

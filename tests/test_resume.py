@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from helpers_cli import BNLAB, bnlab, environment
+from helpers_cli import Command, bnlab, start
 from helpers_resume import MLP, SHORT, TABLES, assert_equal, interrupted, plain_summary
 from helpers_training import train
 
@@ -285,12 +284,10 @@ LONG = ["model=mlp", "model.widths=[64]", "data.batch_size=32", "trainer.steps=2
 LONG += ["eval.probe_samples=256", "trainer.device=cpu", "trainer.threads=1", "model.dropout=0.1"]
 
 
-def started(place: Path, *arguments: str) -> subprocess.Popen[str]:
+def started(place: Path, *arguments: str) -> Command:
     """Start a command line and return once it has trained for some steps."""
     before = sum(path.stat().st_size for path in place.glob("runs/*/steps.csv"))
-    process = subprocess.Popen(
-        [*BNLAB, *arguments], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    process = start(*arguments, cwd=place, supervised=True)
     end = time.monotonic() + 300
     while sum(path.stat().st_size for path in place.glob("runs/*/steps.csv")) < before + 200:
         assert process.poll() is None, process.communicate()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import helpers_cli
 import pytest
-from helpers_cli import BNLAB, QUICK, ROOT, environment
+from helpers_cli import QUICK, ROOT, Command, start
 from helpers_training import train
 from PIL import Image
 
@@ -128,14 +128,7 @@ def test_a_dry_run_touches_nothing(place: Path) -> None:
 
 
 def test_from_scratch_leaves_checkpoints_aside(place: Path) -> None:
-    stopped = subprocess.Popen(
-        [*BNLAB, "resume", "runs/sweep"],
-        cwd=place,
-        env=environment(**faults(s2=["hang", 25])),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    stopped = start("resume", "runs/sweep", cwd=place, supervised=True, **faults(s2=["hang", 25]))
     wait_for(lambda: states(place)[2] == "running", stopped)
     time.sleep(0.5)  # it hangs and is killed after STOP_SECONDS
     stopped.send_signal(signal.SIGINT)
@@ -179,7 +172,7 @@ def test_one_job_of_a_sweep_can_be_resumed_alone(place: Path) -> None:
 # ---------------------------------------------------------------- what is refused
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: Command) -> None:
     end = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -188,15 +181,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 def test_the_second_of_two_resumes_is_refused(place: Path) -> None:
-    first = subprocess.Popen(
-        [*BNLAB, "resume", "runs/sweep"],
-        cwd=place,
-        env=environment(**faults(s1=["hang", 5])),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
+    with start("resume", "runs/sweep", cwd=place, supervised=True, **faults(s1=["hang", 5])) as first:
         wait_for(lambda: states(place)[1] == "running", first)
         time.sleep(1)
         before = left(place)
@@ -206,9 +191,6 @@ def test_the_second_of_two_resumes_is_refused(place: Path) -> None:
             assert f"{folder} is in use by another process" in second.stderr
             assert "Traceback" not in second.stderr
             assert left(place) == before
-    finally:
-        first.kill()
-        first.wait()
     end = time.monotonic() + 60
     while "in use" in (third := bnlab("resume", "runs/sweep", cwd=place)).stderr and time.monotonic() < end:
         time.sleep(0.1)  # the first one's worker notices a moment later

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from helpers_cli import Command, start
 from helpers_training import train
 
 pytestmark = pytest.mark.slow
@@ -26,21 +25,14 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     told.parent.mkdir()
     told.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\n')
     told.chmod(0o755)
-    return {**os.environ, "PATH": f"{told.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "OMP_NUM_THREADS": "1"}
+    return {"PATH": f"{told.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "OMP_NUM_THREADS": "1"}
 
 
-def start(place: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bnlab", "train", *LONG, *words],
-        cwd=place,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def begin(place: Path, environment: dict[str, str], *words: str) -> Command:
+    return start("train", *LONG, *words, cwd=place, supervised=True, **environment)
 
 
-def until_steps(place: Path, process: subprocess.Popen[str]) -> Path:
+def until_steps(place: Path, process: Command) -> Path:
     """Wait until a run has written steps; return its folder."""
     end = time.monotonic() + 300
     while time.monotonic() < end and process.poll() is None:
@@ -57,7 +49,7 @@ def until_steps(place: Path, process: subprocess.Popen[str]) -> Path:
     ids=["run", "sweep", "joblib"],
 )
 def test_a_requeued_job_goes_on_in_its_folder(tmp_path: Path, cluster: dict[str, str], words: list[str]) -> None:
-    first = start(tmp_path, cluster, *words)
+    first = begin(tmp_path, cluster, *words)
     folder = until_steps(tmp_path, first)
     first.send_signal(signal.SIGUSR2)
     _, said = first.communicate(timeout=300)
@@ -67,7 +59,7 @@ def test_a_requeued_job_goes_on_in_its_folder(tmp_path: Path, cluster: dict[str,
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
     assert (folder / "checkpoint.pt").exists()
 
-    second = start(tmp_path, cluster | {"SLURM_RESTART_COUNT": "1"}, *words)
+    second = begin(tmp_path, cluster | {"SLURM_RESTART_COUNT": "1"}, *words)
     printed, said = second.communicate(timeout=300)
     assert second.returncode == 0, said
     assert len(list(tmp_path.glob("runs/2*"))) == 1
@@ -83,7 +75,7 @@ def test_another_command_line_of_the_same_job_begins_anew(tmp_path: Path, cluste
     short = ["trainer.steps=5"]
     again = cluster | {"SLURM_RESTART_COUNT": "1"}
     for environment, seed in ((cluster, 1), (again, 2), (cluster | {"SLURM_JOB_ID": "78"}, 1), (again, 1)):
-        process = start(tmp_path, environment, f"seed={seed}", *short)
+        process = begin(tmp_path, environment, f"seed={seed}", *short)
         assert process.communicate(timeout=300)[1] is not None
         assert process.returncode == 0
     assert len(list(tmp_path.glob("runs/2*"))) == 3  # the last went on in the first one's, which was done
@@ -91,7 +83,7 @@ def test_another_command_line_of_the_same_job_begins_anew(tmp_path: Path, cluste
 
 def test_slurm_that_refuses_is_quoted(tmp_path: Path, cluster: dict[str, str]) -> None:
     (tmp_path / "bin/scontrol").write_text('#!/bin/sh\necho "Job is not requeueable" >&2; exit 1\n')
-    process = start(tmp_path, cluster)
+    process = begin(tmp_path, cluster)
     until_steps(tmp_path, process)
     process.send_signal(signal.SIGUSR2)
     _, said = process.communicate(timeout=300)

@@ -33,7 +33,7 @@ from bnlab.training.job import JobResult
 
 LONG = [word for word in QUICK if not word.startswith("trainer.steps")] + ["trainer.steps=100000"]
 COMMANDS = [["compare"], ["show", "runs/0"], ["export", "csv"], ["train", "--cfg", "job"], ["resume", "runs/0"]]
-COMMANDS += [["probe", "runs/0"], ["list"], ["data", "list"], ["guide"], ["doctor"], ["check"]]
+COMMANDS += [["probe", "runs/0"], ["list"], ["data", "list"], ["guide"], ["doctor"], ["check", "norm=layer"]]
 
 
 def until(true: Callable[[], object], seconds: float = 120) -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import atexit
-import copy
 import logging
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from helpers_cli import SHORT, bnlab, server
-from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig
-
-from bnlab.config import hydra_session
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,22 +28,6 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("numprocesses", None):
         server()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _composed_once() -> None:
-    """Remember what Hydra makes of a command line in this process, unless a folder of the user's is searched too."""
-    compose, kept = hydra_session.composed, {}
-
-    def composed(loader: ConfigLoader, overrides: Sequence[str], multirun: bool) -> DictConfig:
-        if hydra_session.ConfigDir.folder is not None:
-            return compose(loader, overrides, multirun)
-        key = (*overrides, multirun, os.getcwd())
-        if key not in kept:
-            kept[key] = compose(loader, overrides, multirun)
-        return copy.deepcopy(kept[key])
-
-    hydra_session.composed = composed
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,6 @@ SAME = [  # what these prove of the present Hydra holds for the next one
     "test_conf.py::test_a_sweep_is_taken_apart_into_its_jobs",
     "test_conf.py::test_glob_takes_every_strategy",
     "test_conf.py::test_configurations_of_ones_own",
-    "test_conf.py::test_the_jobs_of_a_sweep_are_what_hydra_composes_one_by_one",
     "test_conf.py::test_jobs_of_a_sweep_are_what_hydra_composes_for_each",
     "test_cli.py::test_mistakes_end_in_one_message",
     "test_cli.py::test_cfg_and_info_run_nothing",

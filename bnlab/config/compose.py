@@ -137,9 +137,10 @@ def planned(
     usual = None if is_plain else _usual_settings()
     with session(extra_dir) as loader:
         if not multirun:
+            if usual is None:
+                return [(list(overrides), copy.deepcopy(tree)) for tree in _each(loader, [overrides], None, False)]
             config = composed(loader, overrides, False)
-            if usual is not None:
-                _check_heeded(hydra_settings(config), usual, HEEDED_BY_RUNS)
+            _check_heeded(hydra_settings(config), usual, HEEDED_BY_RUNS)
             return [(list(overrides), plain(config))]
         jobs_lines, settings = _taken_apart(loader, overrides, is_plain)
         if usual is not None:
@@ -266,7 +267,7 @@ _OF_OWN_FILES: dict[tuple[str, ...], dict[str, Any] | None] = {}  # by options: 
 
 
 def _each(
-    loader: ConfigLoader, jobs_lines: Sequence[Sequence[str]], settings: Mapping[str, Any] | None
+    loader: ConfigLoader, jobs_lines: Sequence[Sequence[str]], settings: Mapping[str, Any] | None, multirun: bool = True
 ) -> Iterator[dict[str, Any]]:
     """Yield the configuration of each job; with `settings` none may have others of Hydra's own.
 
@@ -285,14 +286,14 @@ def _each(
     for lines in jobs_lines:
         options = tuple(line for line in lines if value_of(line) is None)
         if options not in trees:
-            config = composed(loader, options, True)
+            config = composed(loader, options, multirun)
             if settings is not None:
                 _check_heeded(hydra_settings(config), settings, (), " ".join(options))
             trees[options] = _literal(config)
         tree = trees[options]
         for override in filter(None, map(value_of, lines)):
             tree = None if tree is None else _with_plain_value(tree, override)
-        yield plain(composed(loader, lines, True)) if tree is None else tree
+        yield plain(composed(loader, lines, multirun)) if tree is None else tree
 
 
 def _literal(config: DictConfig) -> dict[str, Any] | None:

@@ -108,7 +108,7 @@ def refusing(overrides: Sequence[str], alone: Callable[[str], object]) -> Iterat
         raise
     except Exception as error:
         blamed = " ".join(overrides)
-        for line in overrides:
+        for line in overrides if len(overrides) > 1 else ():
             try:
                 alone(line)
             except Exception:

@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,8 +83,9 @@ for line in sys.stdin:  # a child a line: it saves until it is killed
 
 def killed_while_saving(folder: Path, times: int) -> None:
     """Kill a process that saves all the time at random moments; what is left must load each time."""
-    draw, reached = random.Random(0), []
+    draw, reached, began = random.Random(0), list[int](), time.monotonic()
     checkpoint.save(folder, state(0))
+    longest = max(0.03, 2 * (time.monotonic() - began))  # on a busy machine a save takes longer
     script = f"SAVING = {SAVING!r}\n{FORKING}"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -96,7 +98,7 @@ def killed_while_saving(folder: Path, times: int) -> None:
             said = {process.stdout.readline().strip(), process.stdout.readline().strip()}
             (child,) = said - {"ready"}
             with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(draw.uniform(0.0, 0.03))
+                process.wait(draw.uniform(0.0, longest))
             os.kill(int(child), signal.SIGKILL)
             assert process.stdout.readline() == "gone\n"
             loaded = checkpoint.load(folder, pytest.fail)

@@ -63,6 +63,19 @@ def verdict_of(place: Path, name: str = "mine", budget: str = "quick") -> ClaimV
     return found
 
 
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a claim was run; to be copied, not changed."""
+    write(place := tmp_path_factory.mktemp("claimed"))
+    assert bnlab("claim", "run", "mine", "--inline", cwd=place).returncode == 0
+    return place
+
+
+@pytest.fixture
+def claimed(first_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(first_run, tmp_path, dirs_exist_ok=True))
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -420,17 +433,15 @@ def test_swapping_the_arms_swaps_the_verdict(tmp_path: Path) -> None:
     assert "Holm" not in bnlab("claim", "report", "long", cwd=tmp_path).stdout  # one decided claim needs none
 
 
-def test_a_rule_that_is_changed_after_runs_were_seen_is_exploratory(tmp_path: Path) -> None:
-    write(tmp_path)
-    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
-    write(tmp_path, {"question": "Is it any better, then?"})  # no part of the rule
-    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
-    assert not verdict_of(tmp_path).exploratory
-    write(tmp_path, {"rule": "test_accuracy[norm=batch] - test_accuracy[norm=none] > -60"})
-    changed = bnlab("claim", "run", "mine", "--inline", cwd=tmp_path)
+def test_a_rule_that_is_changed_after_runs_were_seen_is_exploratory(claimed: Path) -> None:
+    write(claimed, {"question": "Is it any better, then?"})  # no part of the rule
+    assert bnlab("claim", "run", "mine", "--inline", cwd=claimed).returncode == 0
+    assert not verdict_of(claimed).exploratory
+    write(claimed, {"rule": "test_accuracy[norm=batch] - test_accuracy[norm=none] > -60"})
+    changed = bnlab("claim", "run", "mine", "--inline", cwd=claimed)
     assert "the rule was changed after runs were seen: exploratory" in changed.stdout
-    assert verdict_of(tmp_path).exploratory
-    (row,) = [r for r in json.loads(bnlab("claim", "report", "-f", "json", cwd=tmp_path).stdout)["claims"]
+    assert verdict_of(claimed).exploratory
+    (row,) = [r for r in json.loads(bnlab("claim", "report", "-f", "json", cwd=claimed).stdout)["claims"]
               if r["claim"] == "mine"]  # fmt: skip
     assert not row["stands"]
 
@@ -540,16 +551,15 @@ def test_under_a_launcher_verdicts_are_the_same_and_the_rest_is_refused(tmp_path
 # ---------------------------------------------------------------- the rest of the surface
 
 
-def test_what_lies_in_a_verdict_is_data(tmp_path: Path) -> None:
-    write(tmp_path)
-    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
-    path = tmp_path / "runs/claims/mine/quick/verdict.json"
+def test_what_lies_in_a_verdict_is_data(claimed: Path) -> None:
+    path = claimed / "runs/claims/mine/quick/verdict.json"
     whole = json.loads(path.read_text())
     (part,) = whole["parts"]
     damages: list[dict[str, Any]] = [{"parts": 3}, {"verdict": "yes"}, {"seeds": "many"}, {"schema": 9}]
     for damage in (*damages, {"parts": [{"verdict": "refuted"}]}, {"parts": [part | {"estimate": "x"}]}):
         path.write_text(json.dumps(whole | damage))
-        assert "not run" in bnlab("claim", "list", cwd=tmp_path).stdout
+        assert read_verdict(path.parent) is None
+    assert f"{(n := 1 + len(claim_files()))} claims: {n} not run" in bnlab("claim", "list", cwd=claimed).stdout
     wrong: list[dict[str, Any]] = [
         {"low": math.nan}, {"high": math.nan}, {"low": 5.0, "high": 4.0}, {"estimate": math.nan}, {"estimate": 10**400},
         {"n": None}, {"n": -1}, {"n": 2.5}, {"needed": True}, {"level": "x"}, {"region": "> x"}, {"region": ""},
@@ -564,14 +574,12 @@ def test_what_lies_in_a_verdict_is_data(tmp_path: Path) -> None:
     assert (found := read_verdict(path.parent)) is not None
     assert (found.parts[0].estimate, found.parts[0].thresholds) == (math.inf, (60.0,))
     path.write_text("[" * 100_000)
-    assert bnlab("claim", "report", cwd=tmp_path).returncode == 0
+    assert bnlab("claim", "report", cwd=claimed).returncode == 0
 
 
-def test_the_page_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
-    write(tmp_path)
-    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
-    assert bnlab("claim", "report", "--out", "page.html", cwd=tmp_path).returncode == 0
-    text = (tmp_path / "page.html").read_text()
+def test_the_page_is_one_file_that_needs_nothing(claimed: Path) -> None:
+    assert bnlab("claim", "report", "--out", "page.html", cwd=claimed).returncode == 0
+    text = (claimed / "page.html").read_text()
     for each in OUTSIDE:
         assert each.because in text
     for word in ("<script", "http:", "https:", "src=", "@import", "<b>", "\x1b"):
@@ -581,8 +589,8 @@ def test_the_page_is_one_file_that_needs_nothing(tmp_path: Path) -> None:
     assert f"{len(claim_files()) + 1} claims: 1 refuted, {len(claim_files())} not run" in text
     assert ("placement" in text, "How to read this." in text) == (False, True)
     assert "<dt><code>test_accuracy</code></dt><dd>accuracy on the test set" in text
-    assert f", quick budget, {time.strftime('%Y-%m-%d', time.localtime(verdict_of(tmp_path).made))}</dd>" in text
-    (run,) = read_runs([tmp_path / "runs/pool" / verdict_of(tmp_path).runs[0]])[0]
+    assert f", quick budget, {time.strftime('%Y-%m-%d', time.localtime(verdict_of(claimed).made))}</dd>" in text
+    (run,) = read_runs([claimed / "runs/pool" / verdict_of(claimed).runs[0]])[0]
     assert f" · {run.environment['cpu']} · torch {run.environment['torch']}" in text
     assert "<svg" in text
     assert "</text>" in text
@@ -655,11 +663,9 @@ def test_the_page_of_all_claims_stays_below_300_kb() -> None:
     assert len(page(pairs).encode()) < 300_000 - 29 * 1_400
 
 
-def test_a_page_has_confirmed_claims_first(tmp_path: Path) -> None:
-    write(tmp_path)
-    assert bnlab("claim", "run", "mine", "--inline", cwd=tmp_path).returncode == 0
-    found = verdict_of(tmp_path)
-    claim = read_claim(tmp_path / "claims/mine.yaml")
+def test_a_page_has_confirmed_claims_first(claimed: Path) -> None:
+    found = verdict_of(claimed)
+    claim = read_claim(claimed / "claims/mine.yaml")
     words = ("undecided", "refuted", "confirmed", None, "confirmed")
     pairs = [(replace(claim, name=f"c{n}"), replace(found, verdict=w) if w else None) for n, w in enumerate(words)]
     assert re.findall("<article id=.(c.)", page(pairs)) == ["c2", "c4", "c1", "c0"]

@@ -19,6 +19,7 @@ import pytest
 from helpers_cli import BNLAB, ROOT, bnlab, environment
 from helpers_runs import make_run
 
+from bnlab.cli import app
 from bnlab.compare.frames import EXACT
 from bnlab.metrics import metrics
 
@@ -241,16 +242,29 @@ def tracked(monkeypatch: pytest.MonkeyPatch) -> Tracked:
     return of
 
 
+@pytest.fixture
+def to_mlflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that exports in this process, where MLflow is loaded, and returns what is printed."""
+
+    def export(place: Path, *words: str) -> str:
+        monkeypatch.chdir(place)
+        app(["export", "mlflow", *words], standalone_mode=False)
+        return capsys.readouterr().out
+
+    return export
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what MLflow and its libraries say of each other
-def test_mlflow_has_every_run_once(home: Path, runs: list[Path], tracked: Tracked) -> None:
+def test_mlflow_has_every_run_once(
+    home: Path, runs: list[Path], tracked: Tracked, to_mlflow: Callable[..., str]
+) -> None:
     one = bnlab("export", "mlflow", str(runs[0].relative_to(home)), cwd=home)
     assert (one.returncode, one.stdout) == (0, "export/mlflow: 1 run added, 0 were there\n"), one.stderr
     assert one.stderr == "look at it with `mlflow ui --backend-store-uri sqlite:///export/mlflow/mlflow.db`\n"
     assert not list((home / "export").glob(".*"))
     for added, there in ((3, 1), (0, 4)):
-        again = bnlab("export", "mlflow", cwd=home)
-        assert (again.returncode, again.stdout) == (0, f"export/mlflow: {added} runs added, {there} were there\n")
+        assert to_mlflow(home) == f"export/mlflow: {added} runs added, {there} were there\n"
     client, found = tracked(home / "export" / "mlflow")
     assert set(found) == {str(run.relative_to(home)) for run in runs}
     for run in runs:
@@ -309,7 +323,9 @@ def test_mlflow_replaces_what_has_gone_on_and_what_was_left_half(tmp_path: Path,
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_an_odd_name_does_not_keep_runs_out_of_mlflow(tmp_path: Path, tracked: Tracked) -> None:
+def test_an_odd_name_does_not_keep_runs_out_of_mlflow(
+    tmp_path: Path, tracked: Tracked, to_mlflow: Callable[..., str]
+) -> None:
     from mlflow.utils.validation import _validate_metric_name, _validate_param_name
 
     from bnlab.export.tracking import _key
@@ -330,8 +346,7 @@ def test_an_odd_name_does_not_keep_runs_out_of_mlflow(tmp_path: Path, tracked: T
     summary = json.loads((strange / "summary.json").read_text())
     summary["config"]["../x"] = 1
     (strange / "summary.json").write_text(json.dumps(summary))
-    done = bnlab("export", "mlflow", "--out", "store", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "store: 2 runs added, 0 were there\n"), done.stderr
+    assert to_mlflow(tmp_path, "--out", "store") == "store: 2 runs added, 0 were there\n"
     _, found = tracked(tmp_path / "store")
     there = found["runs/1"].data
     assert there.params["__/x"] == "1"
@@ -342,11 +357,14 @@ def test_an_odd_name_does_not_keep_runs_out_of_mlflow(tmp_path: Path, tracked: T
 
 
 @pytest.mark.slow
-def test_mlflow_writes_nothing_beside_a_folder_of_an_odd_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_writes_nothing_beside_a_folder_of_an_odd_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to_mlflow: Callable[..., str]
+) -> None:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     make_run((home := tmp_path / "tägl iche%20 #?x") / "runs" / "0")
-    for said in ("1 run added, 0 were there", "0 runs added, 1 were there"):
-        assert said in bnlab("export", "mlflow", cwd=home).stdout
+    assert "1 run added, 0 were there" in bnlab("export", "mlflow", cwd=home).stdout
+    assert "0 runs added, 1 were there" in to_mlflow(home)
     assert [path.name for path in tmp_path.iterdir()] == [home.name]
     assert [path.name for path in (home / "export" / "mlflow").iterdir()] == ["mlflow.db"]
 

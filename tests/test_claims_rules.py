@@ -527,7 +527,7 @@ def _chance(rng: np.random.Generator, n: int, true: float) -> list[Run]:
 
 
 def _ladder(rng: np.random.Generator, n: int, true: float) -> list[Run]:
-    levels = [2.0**k for k in range(-3, 6)]
+    levels = [2.0**k for k in range(-2, 5)]
     limits = {"batch": np.exp(rng.normal(true, 0.3, n)), "none": np.exp(rng.normal(0, 0.3, n))}
     return [run_of(seed, {"train.accuracy": 0.9 if lr <= limit else 0.1}, norm__name=name, optim__lr=lr)
             for name, found in limits.items() for seed, limit in enumerate(found) for lr in levels]  # fmt: skip

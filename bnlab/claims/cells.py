@@ -34,7 +34,7 @@ def arm_of(quantity: Quantity, runs: Sequence[Run], free: Sequence[str] = ()) ->
     except ConfigError as error:
         raise ConfigError(f"{quantity}: {str(error).removeprefix('--where ')}") from error
     apart = NOT_COMPARED | keys
-    arms = {tuple(sorted((k, text_of(v)) for k, v in run.config.items() if k not in apart)) for run in kept}
+    arms = {frozenset((k, text_of(v)) for k, v in run.config.items() if k not in apart) for run in kept}
     if len(arms) > 1:
         there = [[f"{k}={text_of(v)}" for k, v in arm.values.items()] for arm in arms_of(kept, apart=sorted(keys))[0]]
         labels = ", ".join(map(" ".join, there[:12])) + (", …" if len(there) > 12 else "")
@@ -96,7 +96,11 @@ def _check_best(of: Quantity, runs: Sequence[Run], best_of: Sequence[str]) -> No
 
 def levels_of(of: Quantity, runs: Sequence[Run], word: str, best_of: Sequence[str]) -> dict[float, list[Run]]:
     """Return the runs of an arm at each level of a key, the smallest first. Errors: ConfigError."""
-    kept = arm_of(of, runs, [word, *best_of])
+    return by_level(of, arm_of(of, runs, [word, *best_of]), word)
+
+
+def by_level(of: Quantity, kept: Sequence[Run], word: str) -> dict[float, list[Run]]:
+    """Return what `levels_of` does, of the runs of the arm."""
     key = full_key(word, kept)
     levels = distinct(key, kept)
     numbers = [v for v in levels if isinstance(v, (int, float)) and not isinstance(v, bool)]

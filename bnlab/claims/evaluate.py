@@ -10,9 +10,10 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-from bnlab.claims.cells import DEPTH, arm_of, full_key, levels_of
+from bnlab.claims.cells import DEPTH, arm_of, by_level, full_key
 from bnlab.claims.evidence import Count, Evidence, Known, Sample, Timed, Undecidable
 from bnlab.claims.ladder import bracket
 from bnlab.claims.language import (
@@ -59,7 +60,8 @@ def evidence_of(
         is_bench = any(reader.arm(quantity)[0].is_bench for quantity in asked)
         over = "" if any(each.metric == "check_error" for each in asked) else "block" if is_bench else "seed"
         return Known(max(map(abs, by_seed.values())), len(by_seed), over)
-    of_bench = {q.metric: reader.arm(q, free_keys(expression))[0].is_bench for q in quantities(expression)}
+    free = dict.fromkeys(free_keys(expression))
+    of_bench = {q.metric: reader.arm(q, *free)[0].is_bench for q in quantities(expression)}
     if "step_ratio" in of_bench:
         return reader.timed(expression)
     if len(set(of_bench.values())) > 1:
@@ -94,15 +96,20 @@ def free_keys(expression: Expression) -> list[str]:
 
 
 class _Reader:
-    """The figures of one expression."""
+    """The figures of one expression, each found once: its value, scale and slack ask for the same ones."""
 
     def __init__(self, runs: Sequence[Run], best_of: Sequence[str], at_edge: bool) -> None:
-        self.runs, self.best_of, self.at_edge = runs, best_of, at_edge
+        self.best_of, self.at_edge = best_of, at_edge
         self.limits: list[float] | None = None  # of times to a target: when runs ended that did not arrive
+        self._arm = cache(lambda quantity, *free: arm_of(quantity, runs, [*free, *best_of]))
+        self.by_seed, self._ladder = cache(self._find_by_seed), cache(self._climb)
 
-    def arm(self, quantity: Quantity, free: Sequence[str] = ()) -> list[Run]:
+    def arm(self, quantity: Quantity, *free: str) -> list[Run]:
         """Return the runs of a cell at its best setting."""
-        return self._chosen(quantity, arm_of(quantity, self.runs, [*free, *self.best_of]))
+        return self._chosen(quantity, self._arm(quantity, *free))
+
+    def _levels(self, of: Quantity, word: str) -> dict[float, list[Run]]:
+        return by_level(of, self._arm(of, word), word)
 
     def _chosen(self, quantity: Quantity, runs: list[Run]) -> list[Run]:
         keys = [full_key(word, runs) for word in self.best_of]
@@ -138,7 +145,7 @@ class _Reader:
             raise Undecidable("unpaired", f"{quantity}: {lost} of {len(over)} runs ended without this figure")
         return observed
 
-    def by_seed(self, expression: Expression) -> dict[int, float]:
+    def _find_by_seed(self, expression: Expression) -> dict[int, float]:
         """Return one number a seed that all parts of the expression have. Errors: Undecidable."""
         match expression:
             case Quantity():
@@ -304,7 +311,7 @@ class _Reader:
                 if run.state == "done":
                     points[run.seed] = list(_by_depth(slope.of, run))
         else:
-            for level, runs in levels_of(slope.of, self.runs, slope.over, self.best_of).items():
+            for level, runs in self._levels(slope.of, slope.over).items():
                 values = self._numbers(slope.of, self._chosen(slope.of, runs))
                 for seed, value in values.items():
                     points.setdefault(seed, []).append((level, value))
@@ -313,11 +320,11 @@ class _Reader:
         except NoSlope as error:
             raise Undecidable("missing", f"{slope}: {error}") from error
 
-    def _ladder(self, largest: Largest) -> dict[int, tuple[float, float]]:
+    def _climb(self, largest: Largest) -> dict[int, tuple[float, float]]:
         """Return for each seed the middle between the last level that passed and the next, and half that step."""
         passed: dict[int, dict[float, bool]] = {}
         unfinished = set()
-        for level, runs in levels_of(largest.condition.of, self.runs, largest.key, self.best_of).items():
+        for level, runs in self._levels(largest.condition.of, largest.key).items():
             for run in _alone(largest.condition.of, runs):
                 if (value := figure_of(largest.condition.of, run)) is not None:
                     passed.setdefault(run.seed, {})[level] = largest.condition.holds(value)

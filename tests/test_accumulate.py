@@ -227,6 +227,7 @@ def test_in_bfloat16_the_parts_are_ghosts_too(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_compiled_the_parts_are_those_of_an_eager_run(tmp_path: Path) -> None:
     common = [*TINY, "data.last_batch=drop", "trainer.accumulate=2", "trainer.steps=4"]
+    common += ["model=mlp", "model.widths=[8]"]  # a network of convolutions is compiled in test_training.py
     train(common, tmp_path / "eager")
     train([*common, "trainer.compile=true"], tmp_path / "compiled")
     assert losses_of(tmp_path / "compiled") == pytest.approx(losses_of(tmp_path / "eager"), abs=2e-5)

@@ -33,6 +33,7 @@ from bnlab.training.evaluation import evaluation_steps
 from bnlab.training.optim import AdamW, Sgd
 
 SHORT = ("data.batch_size=32", "trainer.steps=30", "eval.every=0.5", "model.widths=[8,16]", "trainer.device=cpu")
+SHORT += ("eval.probe_samples=128",)
 
 
 def tree_of(*overrides: str) -> dict[str, Any]:
@@ -117,6 +118,7 @@ def test_the_loop_takes_the_steps_that_plain_torch_takes(
 @for_each("norm", list(strategies))
 def test_same_seed_same_bits(trained: Callable[..., Path], norm: str) -> None:
     more = (f"norm={norm}", "model.dropout=0.2", "data.shift=1", "data.flip=true")
+    more += ("trainer.steps=10", "eval.every=0.2")  # evaluated after 0, 8 and 10
     first, second, other = trained(*more), trained(*more), trained(*more, "seed=1")
     for table in ("steps.csv", "evals.csv", "layers.csv"):
         assert (first / table).read_bytes() == (second / table).read_bytes()
@@ -278,7 +280,8 @@ def test_bfloat16_trains(trained: Callable[..., Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs C++")
 def test_a_compiled_run_learns_the_same(trained: Callable[..., Path]) -> None:
-    eager, compiled = (summary_of(trained("trainer.steps=5", f"trainer.compile={c}")) for c in ("false", "true"))
+    short = ("trainer.steps=5", "model.widths=[8]")
+    eager, compiled = (summary_of(trained(*short, f"trainer.compile={c}")) for c in ("false", "true"))
     assert compiled["curve"]["test.loss"][-1] == pytest.approx(eager["curve"]["test.loss"][-1], rel=1e-3)
 
 
@@ -404,6 +407,7 @@ def test_calibration_error_by_hand() -> None:
 def test_strategies_without_statistics_have_no_gap_at_all(trained: Callable[..., Path], norm: str, stats: str) -> None:
     """Bit for bit: both modes see the same batches, though the split is evaluated in others."""
     more = ("model.dropout=0.3", f"eval.stats={stats}", "eval.batch_size=50", "eval.probe_samples=100")
+    more += ("trainer.steps=10",)
     summary = summary_of(trained(f"norm={norm}", *more))
     for name in ("acc_gap", "loss_gap", "flip_rate", "kl", "logit_rms"):
         assert set(summary["curve"][f"test.{name}"]) == {0.0}, name

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+import sys
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from bnlab.data.augment import Augment
 from bnlab.data.batches import Batches
 from bnlab.data.bundle import Split
+from bnlab.measure import decomposition
 from bnlab.measure.probe_batches import Probe
 
 HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks") or "_hooks_" in name]
@@ -40,6 +43,13 @@ def probe_of(images: Tensor, labels: Tensor, batch_size: int, augment: Augment |
     """Return a probe of whatever images; with `augment` training sees them augmented."""
     augmented = None if augment is None else Doubles(images, labels, augment)
     return Probe("test", Doubles(images, labels), augmented, batch_size, labels)
+
+
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a full probe take few draws and few sizes of batches: the same passes, less often."""
+    monkeypatch.setattr(decomposition, "DRAWS", 3)
+    monkeypatch.setattr(decomposition, "IMAGE_DRAWS", 2)
+    monkeypatch.setattr(sys.modules["bnlab.measure.probe_model"], "CURVE_SIZES", (1, 2, 4))
 
 
 def bits(tensor: Tensor) -> tuple[Any, ...]:

@@ -111,7 +111,7 @@ def state_of(model: nn.Module) -> Any:
 @for_each("norm", ["batch", "ghost", "population", "frozen", "none"])
 @for_each("spec", SPECS)
 def test_folded_is_evaluation(spec: str, norm: str, p: dict[str, Any]) -> None:
-    model = trained(spec, norm, **p, **({"size": 4} if norm == "ghost" else {}))
+    model = trained(spec, norm, 2, **p, **({"size": 4} if norm == "ghost" else {}))
     model.eval()
     before = state_of(model)
     merged = folded(model)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,6 @@ from bnlab.record.read import Run
 from bnlab.report.console import Terminal, clean
 from bnlab.report.pivot_report import PIVOT_FORMATS, pivot_table
 
-ROOT = Path(__file__).resolve().parents[1]
 KEYS = ["norm.name", "norm.momentum", "model.name", "optim.name", "optim.lr", "optim.momentum", "x.mixup", "seed"]
 MODELS, NORMS = ("cnn", "mlp"), ("none", "batch", "ghost")
 
@@ -342,10 +338,7 @@ def test_a_wide_matrix_is_broken_between_columns_and_at_last_into_blocks(tmp_pat
     ],
 )
 def test_mistakes_on_the_command_line(runs: Path, arguments: list[str], message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bnlab", "compare", *arguments] + ([str(runs)] if "x" not in arguments else []),
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = bnlab_compare(*arguments, *([str(runs)] if "x" not in arguments else []))
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
 

@@ -678,11 +678,11 @@ def test_a_model_has_a_page(command: list[str], question: str, tables: int, mode
 
 @pytest.mark.slow
 def test_cards_have_a_page(tmp_path: Path) -> None:
-    done = bnlab("check", "norm=ghost", "--out", "card.html", cwd=tmp_path)
+    done = bnlab("check", "norm=ghost", "--format", "json", "--out", "card.html", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     check_self_contained((tmp_path / "card.html").read_text())
     page = Page((tmp_path / "card.html").read_text())
-    card = json.loads(bnlab("check", "norm=ghost", "--format", "json", cwd=tmp_path).stdout)
+    card = json.loads(done.stdout)
     truth = {None: "–", True: "yes", False: "no"}
     assert [row[1:3] for row in page.tables[0][1:]] == [
         [truth[each["declared"]], truth[each["holds"]]] for each in card["properties"].values()

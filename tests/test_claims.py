@@ -97,7 +97,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "no question": ({"question": "It is better."}, "must end with a question mark"),
     "name": ({"claim": "../x"}, "claim=../x: must be mine"),
     "deep rule": ({"rule": {"all": [{"all": [{"all": ["test_loss > 1"]}]}]}}, "nested more than 2 levels"),
-    "huge": ({"caveats": ["x" * 2_000_000]}, "cannot be read: File too large"),
+    "huge": ({"caveats": ["x" * 2**20]}, "cannot be read: File too large"),
     "looks": ({"budget": {"quick": {"looks": [5, 3]}}}, "budget.quick.looks=[5, 3]: must be rising"),
     "many seeds": ({"budget": {"quick": {"looks": [10**9]}}}, "must be rising numbers"),
     "budget": ({"budget": {"slow": {}}}, "budget.slow: no such budget"),

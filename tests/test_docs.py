@@ -7,6 +7,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,23 @@ import torch
 from PIL import Image
 
 from bnlab.cli import main
+from bnlab.experiment.run import InProcess
+from bnlab.runner import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "bnlab" / "guide").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *GUIDES]
+TRAINED = ["trainer.steps=40", "trainer.threads=1", "eval.every=100", "eval.probe_samples=200", "model.widths=[8,16]"]
+BENCHED = ["bench.seconds=0.2", "bench.rounds=2", "model.widths=[8,16]"]
 SMALL = {  # what is added to a command so that it takes a moment
-    "train": ["trainer.epochs=2", "trainer.threads=1", "eval.every=100"],
-    "bench": ["bench.seconds=0.2"],
+    "train": TRAINED,
+    "bench": BENCHED,
+    "check --": [],
+    "check": ["norm=none,batch"],  # all of them in `test_check.py`
+    "claim run step-time-3-to-5": BENCHED,
+    "claim run instance-is-consistent": ["trainer.epochs=1", "model.widths=[4,8]"],
     "probe": ["--samples=64"],
-    "search": ["seed=0,1", "trainer.epochs=2", "trainer.threads=1", "eval.every=100", "--from=0.1"],
+    "search": [*TRAINED, "seed=0,1", "--from=0.1"],
 }
 MODULE = """
 from torch import nn
@@ -65,7 +74,7 @@ def examples(page: Path) -> list[Example]:
 
 
 def words(line: str) -> list[str]:
-    return [word.rstrip("s") for word in re.findall(r"[A-Za-z][\w-]*", line)]  # 1 thread, 2 threads
+    return [word.rstrip("s") for word in re.findall(r"(?<!\d)[A-Za-z][\w-]*", line)]  # 1 thread, 2 threads
 
 
 def shows(output: str, line: str) -> bool:
@@ -105,8 +114,11 @@ class Terminal:
         arguments = [
             {"data=mnist": "data=digits", "RUN": _latest_run(), "SWEEP": _latest_sweep()}.get(a, a) for a in arguments
         ]
-        small = [] if "--cfg" in arguments else SMALL.get(arguments[0] if arguments else "", [])
+        line = " ".join(arguments)
+        small = [] if "--cfg" in arguments else next((SMALL[words] for words in SMALL if line.startswith(words)), [])
         given = {argument.partition("=")[0] for argument in arguments}
+        given |= {"trainer.steps"} if "trainer.epochs" in given else set()
+        given |= {"model.widths"} if "model=resnet" in arguments else set()
         return arguments + [key for key in small if key.partition("=")[0] not in given]
 
     def _printed(self, arguments: list[str]) -> str:
@@ -166,6 +178,7 @@ def terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
         Image.effect_noise((8, 8), 100).save(place)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sweep, "runner_for", lambda _: nullcontext(InProcess()))
     for name, value in {**ALONE, "COLUMNS": "100"}.items():
         monkeypatch.setenv(name, value)
     for name in ("NO_COLOR", "FORCE_COLOR"):

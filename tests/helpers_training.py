@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,16 @@ def train(
 
 def queued(overrides: Sequence[str], folder: Path) -> Job:
     """Return the job that `overrides` come to, written into `folder`."""
-    (tree,) = compose.jobs(overrides, multirun=False)
-    known = identity(tree, bundle_of(parse_config(tree).data).fingerprint)
+    tree, known = _composed(tuple(overrides), os.getcwd())
     queue(folder, tree, compose.as_yaml(tree), known)
     return Job(folder)
+
+
+@cache
+def _composed(overrides: tuple[str, ...], _place: str) -> tuple[dict[str, Any], str]:
+    """Return the configuration and its identity: once for all the times that a test goes on with a run."""
+    (tree,) = compose.jobs(overrides, multirun=False)
+    return tree, identity(tree, bundle_of(parse_config(tree).data).fingerprint)
 
 
 def digits(samples: int) -> Split:

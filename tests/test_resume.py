@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_cli import Command, bnlab, start
+from helpers_probe import few_draws
 from helpers_resume import MLP, SHORT, TABLES, assert_equal, interrupted, plain_summary
 from helpers_training import train
 
@@ -27,6 +28,7 @@ from bnlab.training.optim import optimizers
 from bnlab.training.schedule import schedules
 
 CNN = ("model=cnn", "model.widths=[8,16]")
+SELDOM = ("eval.every=1.5",)  # after 0, 8, 15 and 17 steps: before the first stop, between the two, and after both
 
 # strategies with all the state that their parameters can give them
 MORE_STATE = {
@@ -57,6 +59,7 @@ class FailAt(Callback):
 @pytest.fixture(autouse=True)
 def every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "INTERVAL_SECONDS", 0.0)
+    few_draws(monkeypatch)
 
 
 def check(tmp_path: Path, overrides: Sequence[str], *stops: dict[str, int]) -> None:
@@ -97,10 +100,10 @@ def test_every_optimizer_and_schedule_goes_on_bit_for_bit(tmp_path: Path, optimi
         ("trainer.precision=bfloat16", "norm=renorm"),
         ("trainer.precision=bfloat16", "norm=population", "optim=adamw"),
         ("trainer.channels_last=false", "data.storage=uint8", "data.flip=true"),
-        pytest.param(("measure=full", "norm=batch"), marks=pytest.mark.slow),
-        pytest.param(("measure=full", "norm=online"), marks=pytest.mark.slow),
-        (f"measure=[{','.join(meters)}]", "measure_every=2", "norm=batch"),
-        pytest.param((f"measure=[{','.join(meters)}]", "norm=streaming"), marks=pytest.mark.slow),
+        pytest.param(("measure=full", "norm=batch", *SELDOM), marks=pytest.mark.slow),
+        pytest.param(("measure=full", "norm=online", *SELDOM), marks=pytest.mark.slow),
+        (f"measure=[{','.join(meters)}]", "measure_every=4", "norm=batch"),
+        pytest.param((f"measure=[{','.join(meters)}]", "norm=streaming", *SELDOM), marks=pytest.mark.slow),
         ("eval.stats=precise",),
         ("eval.stats=population",),
         ("eval.stats=mixed",),
@@ -252,14 +255,14 @@ class InEvaluation(Stop):
     "more",
     [
         ("norm=batch", "eval.stats=precise"),
-        ("norm=renorm", "measure=full", "norm.warmup=0"),
+        ("norm=renorm", "measure=full", "norm.warmup=0", "eval.probe_samples=16"),
         ("norm=population", "norm.every=3", "norm.samples=64"),
         ("norm=online", "eval.stats=batch", "trainer.precision=bfloat16"),
     ],
     ids=" ".join,
 )
 def test_stopped_inside_of_an_evaluation(tmp_path: Path, more: Sequence[str]) -> None:
-    few = [*PLAIN, *more, "trainer.steps=4", "eval.every=0.4", "eval.probe_samples=48"]  # evaluated after 0, 2, 4
+    few = [*PLAIN, "trainer.steps=4", "eval.every=0.4", "eval.probe_samples=48", *more]  # evaluated after 0, 2, 4
     counter = InEvaluation()
     assert train(few, tmp_path / "whole", counter).state == "done"
     assert counter.asked > 100

@@ -206,7 +206,11 @@ def recalibrated_file(
     out: Path | None,
     tell: Callable[[str], None],
 ) -> Recalibrated:
-    """Recalibrate a model into `out`, by default a usual name beside its `weights`; `tell` hears how far it is."""
+    """Recalibrate a model into `out`, by default a usual name beside its `weights`; `tell` hears how far it is.
+
+    Errors: ConfigError, as where the images are in another scale than those of its training and nobody said that they
+    should be.
+    """
     from bnlab.experiment.recalibrated import new_file, recalibrated, save
     from bnlab.record.new_weights import check_new_file
     from bnlab.report.console import messages
@@ -218,7 +222,10 @@ def recalibrated_file(
     if samples is not None and count < min(samples, len(trained.train)):
         of = f"whole batches of {trained.batch_size} are taken"
         messages().say(f"stats={stats}: {of}, {count} of the {samples} samples asked for")
-    warn_of_scale(trained)
+    if trained.is_scale_given:
+        warn_of_scale(trained)
+    elif scale := trained.other_scale():
+        raise ConfigError(f"{scale}\nnothing is written; model.input_norm=standardize takes the images as they are")
     tell(f"recalibrating {trained.label}")
     result = recalibrated(trained, stats, samples, plain=plain)
     save(file, trained, weights, result)
@@ -315,7 +322,7 @@ def examined(trained: TrainedModel, again: str, samples: int, quick: bool, tell:
         scale = trained.other_scale()
     said = verdict(result, again, of_own=trained.folder is None, scale=scale)
     *others, last = result.decompositions
-    each = (*(explained(gap, said) for gap in others), explained(last))
+    each = ("",) * len(result.decompositions) if scale else (*(explained(gap, said) for gap in others), explained(last))
     return Probed(trained.label, trained.about, trained.step, trained.batch_size, result, said, each)
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from helpers_cli import SHORT, bnlab
 from torch import Tensor, nn
 
-from bnlab.api import examined, warn_of_scale
+from bnlab.api import examined, recalibrated_file, warn_of_scale
 from bnlab.errors import BnlabError, ConfigError, RecordError
 from bnlab.experiment.shift_study import shift_study
 from bnlab.experiment.target import check_target
@@ -263,7 +264,7 @@ def test_statistics_of_images_in_another_scale_are_told(
     }
     found = of_module(taught(scales[trained_in], momentum), None, ["data=digits", *DATA, f"model.input_norm={norm}"])
     said = found.other_scale()
-    assert bool(said) == bool(way_out)
+    assert (bool(said), found.is_scale_given) == (bool(way_out), True)
     if said:
         given = "standardized" if norm == "standardize" else "in [0, 1]"
         figures = re.search(
@@ -275,6 +276,10 @@ def test_statistics_of_images_in_another_scale_are_told(
         assert said.endswith(f" Try model.input_norm={way_out}.")
         warn_of_scale(found)
         assert capsys.readouterr().err.startswith("warning: The images are not in the scale")
+        unsaid = replace(found, is_scale_given=False)
+        with pytest.raises(ConfigError, match=r"(?s)^The images are not .*\nnothing is written; model\.in"):
+            recalibrated_file(unsaid, None, "population", 64, False, place / "new.pt", lambda text: None)
+        assert not (place / "new.pt").exists()
         verdict = examined(found, "bnlab recalibrate", 64, True, lambda text: None).verdict
         assert verdict.startswith("The images are not in the scale of its training: ")
         assert "recalibrate" not in verdict.lower()
@@ -282,7 +287,7 @@ def test_statistics_of_images_in_another_scale_are_told(
 
 def test_weights_that_were_never_loaded_are_asked_for(place: Path) -> None:
     found = own("Net")
-    assert found.other_scale() == ""
+    assert (found.other_scale(), found.is_scale_given) == ("", False)
     probed = examined(found, "bnlab recalibrate", 64, True, lambda text: None)
     assert "never updated (mean 0, variance 1): check that the weights were loaded." in probed.verdict
     assert "updates (" not in probed.verdict

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bnlab.data.dataset import DataSpec
-from bnlab.errors import DataError
+from bnlab.errors import DataError, count_of
 from bnlab.seeding import generator
 
 SPLIT_SEED = 0  # a constant: who is in validation is a property of the data set, not of a run
@@ -74,6 +74,15 @@ class DataBundle:
     def num_classes(self) -> int:
         """Return the number of classes."""
         return len(self.classes)
+
+    @property
+    def counts(self) -> str:
+        """How many images there are of each split, of how many classes, and which classes the test split lacks."""
+        sizes = [f"{len(split):,} {name}" for name, split in (("training", self.train), ("validation", self.valid))]
+        there = set(self.test.labels.tolist())
+        absent = [name for label, name in enumerate(self.classes) if label not in there]
+        lacks = f", none of {', '.join(absent[:3])}{' and others' * (len(absent) > 3)} in test" if absent else ""
+        return f"{', '.join(sizes)} and {len(self.test):,} test images of {count_of(self.num_classes, 'class')}{lacks}"
 
     @property
     def mean(self) -> Tensor:

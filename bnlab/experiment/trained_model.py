@@ -47,6 +47,7 @@ class TrainedModel:
     place: Place  # of its weights in their file; of a module without one, its names in its own state dict
     module: UserModule | None = None
     is_untrained: bool = False  # a module without weights of its own
+    is_scale_given: bool = False  # of a module's images, by whoever names them
 
     @property
     def about(self) -> tuple[str, ...]:
@@ -56,7 +57,8 @@ class TrainedModel:
             return (data, f"norm={config.norm.name}", f"model={config.model.name}")
         images = "images in [0, 1]" if config.model.input_norm == "none" else "images standardized"
         said = ["weights as the factory makes them"] if self.is_untrained else self.place.about
-        return (data, type(self.model).__name__, images, *said, *(self.module.about if self.module else ()))
+        found = [self.bundle.counts] if self.bundle.about else []  # in a folder of the user's own
+        return (data, type(self.model).__name__, *found, images, *said, *(self.module.about if self.module else ()))
 
     @property
     def step(self) -> int | None:
@@ -204,6 +206,7 @@ def of_module(
         place,
         module,
         isinstance(source, str) and weights is None,
+        "model.input_norm" in keys_of_module(overrides),
     )
     with trained.examined():
         module.ready_for(next(trained.test.sequential(LOOKED))[0], bundle.num_classes)

@@ -30,7 +30,7 @@ from bnlab.record.evaluations import FILE, SETTINGS
 from bnlab.record.read import evaluated, flatten, read_runs
 
 TINY = ["data=digits", "model.widths=[4,4]", "trainer.steps=6", "trainer.device=cpu", "trainer.threads=1"]
-TINY += ["eval.probe_samples=70", "eval.every=0.1"]
+TINY += ["eval.probe_samples=70", "eval.every=9"]
 RULES = {"batch": "<= 0.000000001", "ghost": "> 0.1"}
 CHANGES: list[dict[str, Any]] = [
     *({"eval.stats": stats} for stats in ("precise", "population", "test", "none", "folded")),

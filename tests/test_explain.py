@@ -42,6 +42,10 @@ def test_the_example_of_a_metric_of_recalibrated_models_shows_them() -> None:
 
 
 def test_a_word_of_the_guides_leads_to_them() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^data\.mean: no key, metric or option\nset model\.input_norm, .* own-model"
+    ):
+        explain(["data.mean"])
     with pytest.raises(ConfigError, match=r"^holm: no key, metric or option\n.*`bnlab guide compare`.* speak of it$"):
         explain(["holm"])
     with pytest.raises(ConfigError, match=r"did you mean norm.momentum\?\n`bnlab list` names all$"):

@@ -48,7 +48,7 @@ def explain(
 
     WORD is one such as norm.momentum, acc_gap or ghost, or the title of a column; `bnlab list` names them all.
     """
-    from bnlab.config.messages import meant_by
+    from bnlab.config.messages import instead_of, meant_by
     from bnlab.report.listing import show_options
 
     told: dict[str, Mapping[str, str]] = {}
@@ -58,6 +58,8 @@ def explain(
         for other in () if found else meant_by(word):
             found |= dict(_told(other))
         if not found:
+            if way_out := instead_of(word):
+                raise ConfigError(f"{word}: no key, metric or option\n{way_out}")
             if guides := speaking_of(word)[:3]:
                 said = " and ".join(f"`bnlab guide {topic}`" for topic in guides)
                 raise ConfigError(f"{word}: no key, metric or option\n{said} speak{'s' * (len(guides) == 1)} of it")

@@ -56,6 +56,8 @@ INSTEAD = {
     "set trainer.device=cuda:0, or cuda for one that is free": "gpu gpus cuda",
     "set trainer.precision=bfloat16": "amp bf16 fp16 half mixed_precision use_amp",
     "set data.flip=true, data.crop=4 or data.shift=2": "aug augment augmentation augmentations transform transforms",
+    "set model.input_norm, to standardize, none or batch; a mean and deviation of your own stand in your own model, as "
+    "`bnlab guide own-model` shows": "mean std means stds normalize img_mean img_std",
     "images lie in memory and nothing loads them; trainer.threads=2 sets torch's threads": "num_workers workers "
     "pin_memory prefetch_factor persistent_workers",
     "add a preset as +experiment=card; `bnlab list experiments` names them": "exp preset config cfg config_name",

@@ -30,6 +30,11 @@ def pytest_configure(config: pytest.Config) -> None:
         server()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file of the longest tests, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_launchers.py")
+
+
 @pytest.fixture(autouse=True)
 def _process_left_as_it_was() -> Iterator[None]:
     threads, place, level = torch.get_num_threads(), os.getcwd(), logging.getLogger().level

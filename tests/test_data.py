@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bnlab.data.bundle import Split, hold_out, load, stratified_order
+from bnlab.data.bundle import DataBundle, Split, hold_out, load, stratified_order
 from bnlab.data.dataset import datasets
 from bnlab.data.sets import digits
 from bnlab.errors import ConfigError, DataError
@@ -335,3 +335,15 @@ def test_the_real_mnist():
     assert bundle.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     shares = torch.bincount(bundle.valid.labels) / 5000 - torch.bincount(bundle.train.labels) / 55_000
     assert shares.abs().max() < 3e-4
+
+
+def test_counts_name_what_the_test_split_lacks() -> None:
+    def split(*labels: int) -> Split:
+        return Split(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
+
+    def counts(*labels: int) -> str:
+        return DataBundle("folder", ("a", "b", "c", "d", "e"), split(0, 1, 2, 3, 4), split(), split(*labels), "").counts
+
+    assert counts(0, 1, 2, 3, 4) == "5 training, 0 validation and 5 test images of 5 classes"
+    assert counts(1, 2, 3, 4).endswith("of 5 classes, none of a in test")
+    assert counts(3).endswith("of 5 classes, none of a, b, c and others in test")

@@ -280,7 +280,9 @@ def test_statistics_of_images_in_another_scale_are_told(
         with pytest.raises(ConfigError, match=r"(?s)^The images are not .*\nnothing is written; model\.in"):
             recalibrated_file(unsaid, None, "population", 64, False, place / "new.pt", lambda text: None)
         assert not (place / "new.pt").exists()
-        verdict = examined(found, "bnlab recalibrate", 64, True, lambda text: None).verdict
+        probed = examined(found, "bnlab recalibrate", 64, True, lambda text: None)
+        assert set(probed.explained) == {""}  # one diagnosis, and no other below a table
+        verdict = probed.verdict
         assert verdict.startswith("The images are not in the scale of its training: ")
         assert "recalibrate" not in verdict.lower()
 
